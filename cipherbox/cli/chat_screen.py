@@ -16,6 +16,7 @@ from cipherbox.apps.chat.conversation import AT_HQ, LINE_BYTES, OPENED, REFUSED,
 from cipherbox.apps.chat.lines import ChatLines, KeptLines, Said
 from cipherbox.cli.output import print_json, safe, say
 from cipherbox.cli.stdout import output_failure
+from cipherbox.concurrency import Flag
 
 if TYPE_CHECKING:
     from cipherbox.client.events import Event
@@ -34,7 +35,7 @@ class Screen:
     def __init__(self, *, as_json: bool, interactive: bool) -> None:
         self._as_json, self._interactive = as_json, interactive
         self._newest: ChatLine | None = None
-        self._changed = trio.Event()
+        self._changed = Flag()
         self._away = False
 
     def begin(self, me: str, others: Sequence[str]) -> None:
@@ -98,7 +99,7 @@ class Screen:
         told: tuple[int, str] = (0, "")
         while self._interactive:
             await self._changed.wait()
-            self._changed = trio.Event()
+            self._changed.clear()
             await trio.sleep(TOGETHER_S)
             if self._newest is not None and self._newest.state == SEALED:
                 with trio.move_on_after(SLOW_S - TOGETHER_S):

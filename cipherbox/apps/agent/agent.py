@@ -37,6 +37,7 @@ from cipherbox.client.outbox.transfers import Transfers
 from cipherbox.client.publishing.files import OnProgress
 from cipherbox.client.receiving.handler import Handler, Handlers
 from cipherbox.client.receiving.receiver import Receiver
+from cipherbox.concurrency import Backoff, repeat
 from cipherbox.errors import CipherBoxError
 from cipherbox.portable import private_dir
 
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
 INCOMING = "incoming"
 LOOK_S = 1.0
 GUIDE_S = 600.0  # between looks for clients that joined meanwhile
+GUIDE_RETRY_S = 5.0  # while HQ cannot be asked for them
 EMPTY_TIMES = 6  # the settle time: then an empty folder from which everything was sent is removed
 ONE_LINE_EACH = 16  # files of one look; more are named as a run
 
@@ -112,22 +114,20 @@ class Agent:
     async def _guide(self) -> None:
         """A folder for each client that can be written to, those too that join later."""
         client = self.client
-        while True:
-            try:
-                await client.line.ready()
-                names = [
-                    str(row["name"])
-                    for row in await client.list("clients")
-                    if row["name"] != client.client_id
-                ]
-                if len(names) > guide.MOST_FOLDERS:
-                    names = [name for name in names if client.directory.pins.get(name) is not None]
-                reachable, _ = await client.directory.reachable(names)
-                await trio.to_thread.run_sync(guide.make_folders, self.folder / OUTGOING, reachable)
-                pause = GUIDE_S
-            except CipherBoxError:
-                pause = LOOK_S * 5
-            await trio.sleep(pause)
+
+        async def make() -> None:
+            await client.line.ready()
+            names = [
+                str(row["name"])
+                for row in await client.list("clients")
+                if row["name"] != client.client_id
+            ]
+            if len(names) > guide.MOST_FOLDERS:
+                names = [name for name in names if client.directory.pins.get(name) is not None]
+            reachable, _ = await client.directory.reachable(names)
+            await trio.to_thread.run_sync(guide.make_folders, self.folder / OUTGOING, reachable)
+
+        await repeat(make, GUIDE_S, backoff=Backoff(GUIDE_RETRY_S, GUIDE_RETRY_S))
 
     # -- one look ----------------------------------------------------------------------------------
 

@@ -23,7 +23,7 @@ from cipherbox.client.outbox.rows import ASIDE, CONFIRMED
 from cipherbox.client.receiving.pending_receipts import PendingReceipts
 from cipherbox.client.receiving.receipts import words
 from cipherbox.client.receiving.receiver import Receiver
-from cipherbox.concurrency import background
+from cipherbox.concurrency import Backoff, Signal, background, only, retry, supervise
 from cipherbox.envelope.outcomes import Outcome
 from cipherbox.errors import (
     BundleError,
@@ -95,7 +95,7 @@ class Chat:
         self._number = 0
         self._waiting: list[ChatLine] = []  # not yet with HQ
         self._unopened: list[ChatLine] = []
-        self._changed = trio.Event()
+        self._changed = Signal()
 
     @property
     def waiting(self) -> int:
@@ -155,7 +155,7 @@ class Chat:
                 if self._waiting:
                     await trio.sleep(_LOOK_S)
                 else:
-                    await self._until_any(news, self._changed)
+                    await self._until_any(news, self._changed.next())
             await self._look()
 
     @staticmethod
@@ -185,28 +185,33 @@ class Chat:
     def _tell(self, line: ChatLine) -> None:
         if self._on_state is not None:
             self._on_state(line)
-        self._changed.set()
-        self._changed = trio.Event()
+        self._changed.notify()
 
     # -- receiving ---------------------------------------------------------------------------------
 
     async def receive(self) -> None:
         """Records what comes while no other receiver of this home does, until cancelled."""
         receiver = Receiver(self.client)
-        while True:
-            try:
-                with receiver.locked():
-                    pass
-                await self._consume(receiver)
-            except StoreLocked:
-                await trio.sleep(_OTHER_S)
-            except CredentialsError:
-                raise
-            except CipherBoxError as error:
-                self.client.events.say(RECEIVER, f"{error}; going on in {_PAUSE_S:.0f} s")
-                await trio.sleep(_PAUSE_S)
+
+        async def unless_locked() -> None:
+            await retry(
+                lambda: self._consume(receiver),
+                Backoff(_OTHER_S, _OTHER_S),
+                transient=only(StoreLocked),
+            )
+
+        await supervise(
+            unless_locked,
+            Backoff(_PAUSE_S, _PAUSE_S),
+            transient=lambda error: not isinstance(error, CredentialsError),
+            on_failure=lambda error, pause_s: self.client.events.say(
+                RECEIVER, f"{error}; going on in {pause_s:.0f} s"
+            ),
+        )
 
     async def _consume(self, receiver: Receiver) -> None:
+        with receiver.locked():
+            pass
         owed = PendingReceipts(self.client)
         try:
             async with background() as nursery:

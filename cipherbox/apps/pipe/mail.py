@@ -9,23 +9,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-import trio
-
 from cipherbox.apps.pipe.frames import Frame, Kind, is_frame, read_frame
 from cipherbox.client.events import RECEIVER
 from cipherbox.client.receiving.consumer import Consumer
 from cipherbox.client.receiving.delivery import Delivery
 from cipherbox.client.receiving.pending_receipts import PendingReceipts
 from cipherbox.client.receiving.receiver import Receiver
-from cipherbox.concurrency import background
-from cipherbox.errors import CipherBoxError, EnvelopeError, MalformedEnvelope, NetworkError, Refused
+from cipherbox.concurrency import Backoff, background, retry
+from cipherbox.errors import EnvelopeError, MalformedEnvelope, NetworkError, Refused
 
 if TYPE_CHECKING:
     from cipherbox.client.client import Client
 
 Take = Callable[[Frame, bytes], bool]  # frame, envelope id -> whether it may be acknowledged
 _BYTES = 4 * 1024 * 1024
-_PAUSE_S = 1.0
+_PAUSE_S = 1.0  # while HQ has to be asked for the sender's keys
 
 
 async def arriving(
@@ -86,11 +84,4 @@ async def _sorted(
 
 
 async def _open(client: Client, delivery: Delivery) -> None:
-    while True:
-        try:
-            await client.open(delivery)
-            return
-        except CipherBoxError as error:
-            if not error.retryable:
-                raise
-            await trio.sleep(_PAUSE_S)  # HQ had to be asked for the sender's keys
+    await retry(lambda: client.open(delivery), Backoff(_PAUSE_S, _PAUSE_S))

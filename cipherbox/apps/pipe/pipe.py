@@ -28,7 +28,7 @@ from cipherbox.apps.pipe.frames import Frame, Kind
 from cipherbox.apps.pipe.mail import arriving
 from cipherbox.client.outbox.rows import ASIDE, WAITING, Row
 from cipherbox.client.receiving.receiver import Receiver
-from cipherbox.concurrency import background
+from cipherbox.concurrency import Signal, background
 from cipherbox.errors import (
     CipherBoxError,
     PeerGone,
@@ -84,7 +84,7 @@ class Pipe:
         self._began = trio.Event()
         self._over = trio.Event()
         self._failure: Exception | None = None
-        self._changed = trio.Event()
+        self._changed = Signal()
         self._turn = trio.Lock()
         self._nursery: trio.Nursery | None = None
         # from here to there
@@ -407,5 +407,4 @@ class Pipe:
         await self._post(Kind.BREAK, reason.encode()[:500], wait=True)
 
     def _wake(self) -> None:
-        self._changed.set()
-        self._changed = trio.Event()
+        self._changed.notify()

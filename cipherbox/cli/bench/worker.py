@@ -20,6 +20,7 @@ from cipherbox import clock
 from cipherbox.cli.bench import files
 from cipherbox.cli.bench.measured import measured, shares, tell
 from cipherbox.cli.exits import Exit
+from cipherbox.concurrency import Signal
 
 if TYPE_CHECKING:
     from cipherbox.client.client import Client
@@ -97,15 +98,15 @@ async def _send_presealed(client: Client, task: dict[str, Any]) -> None:
     ids = EnvelopeIds(lambda: now)
     bundles = [await client.bundles(group) for group in task["groups"]]
     settled = 0
-    moved = trio.Event()
+    moved = Signal()
 
     def done(item: PendingPublish) -> None:
-        nonlocal settled, moved
+        nonlocal settled
         if item.error is not None:
             raise item.error
         settled += 1
         if not window.full:
-            moved.set()
+            moved.notify()
 
     def sealed(number: int) -> PendingPublish:
         raw = seal(
@@ -130,20 +131,15 @@ async def _send_presealed(client: Client, task: dict[str, Any]) -> None:
             await trio.lowlevel.checkpoint()
 
     async def body() -> None:
-        nonlocal moved
         total = len(items)
         items.reverse()
         while settled < total:
             while items and not window.full:
                 window.add(items.pop())
-            moved = trio.Event()
             if settled < total:
                 await moved.wait()
 
-    def room_came() -> None:
-        moved.set()
-
-    window.room_listeners.append(room_came)
+    window.room_listeners.append(moved.notify)
     tell(**await measured(body))
 
 

@@ -25,6 +25,7 @@ from cipherbox.cli.demo.processes import DemoFailed, Stage, free_port, program
 from cipherbox.cli.exits import Exit
 from cipherbox.cli.prove.database import Database, another_hq
 from cipherbox.cli.prove.worker import CONFIRMED, LOG, read_content, read_log
+from cipherbox.concurrency import Flag
 from cipherbox.errors import CipherBoxError
 
 SETTLE_S, BROKEN_SETTLE_S = 60.0, 10.0
@@ -62,14 +63,13 @@ class Gate:
     def __init__(self, target: int) -> None:
         self._target = target
         self._open: set[trio.SocketStream] = set()
-        self._thawed = trio.Event()
-        self._thawed.set()
+        self._thawed = Flag(is_set=True)
 
     async def serve(self, port: int, *, task_status: trio.TaskStatus[object]) -> None:
         await trio.serve_tcp(self._pass, port, host="127.0.0.1", task_status=task_status)
 
     def freeze(self) -> None:
-        self._thawed = trio.Event()
+        self._thawed.clear()
 
     def thaw(self) -> None:
         self._thawed.set()
