@@ -18,6 +18,7 @@ from cipherbox.cli.home import command_here, home_of
 from cipherbox.cli.options import CLIENT_ID, DURATION, json_option
 from cipherbox.cli.outbox import _offline
 from cipherbox.cli.status import MessageId
+from cipherbox.envelope.suites import SUITE_NAMES
 from cipherbox.errors import NotFound
 
 if TYPE_CHECKING:
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from cipherbox.client.inbox.inspect import InboxInspection
 
 _SHOWN = 60  # characters of a text in a list
-SUITES = {1: "ed25519", 2: "ed25519+mldsa65"}
 last_option = click.option(
     "--last", type=click.IntRange(1, 100_000), default=50, show_default=True, help="So many."
 )
@@ -205,7 +205,7 @@ def _entries(ctx: click.Context, entries: Iterable[Entry], as_json: bool) -> Non
                 safe(one.sender_id),
                 safe(one.content_type.partition(";")[0]),
                 size_text(one.size),
-                SUITES.get(one.suite, "-"),
+                SUITE_NAMES.get(one.suite, "-"),
                 _what(one),
                 one.message_id,
             )
@@ -234,7 +234,7 @@ def _record(one: Entry) -> dict[str, object]:
         "received_at": one.received_at,
         "content_type": one.content_type,
         "bytes": one.size,
-        "signature": SUITES.get(one.suite, ""),
+        "signature": SUITE_NAMES.get(one.suite, ""),
         "filename": one.filename,
         "file": one.file,
         "kept": bool(one.kept),

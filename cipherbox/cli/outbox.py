@@ -57,9 +57,10 @@ class Wanted(NamedTuple):
 
 
 async def _listed(client: Client, wanted: Wanted) -> Listed:
-    from cipherbox.client.outbox.folder_files import FolderFiles, words
+    from cipherbox.client.outbox.folder_files import FolderFiles
     from cipherbox.client.outbox.rows import ASIDE, WAITING
     from cipherbox.client.outbox.transfers import SENT, Transfers
+    from cipherbox.envelope.outcomes import outcome_words
 
     post = client.outbox()
     kept = post.outbox
@@ -82,7 +83,9 @@ async def _listed(client: Client, wanted: Wanted) -> Listed:
     refused = {}
     for row in refusing:
         whys: Any = await post.store(kept.refusals, row.number)
-        refused[row.envelope_id] = "; ".join(f"{name}: {words(why)}" for name, why in whys.items())
+        refused[row.envelope_id] = "; ".join(
+            f"{name}: {outcome_words(why)}" for name, why in whys.items()
+        )
     if not everything:
         found = sorted([*found, *refusing], key=lambda row: row.number)
     files = [one for one in files if everything or one.state != SENT]
@@ -248,12 +251,16 @@ def outbox_show(ctx: click.Context, message_id: uuid.UUID, as_json: bool) -> Non
     from cipherbox.cli.output import print_json, record
 
     async def work(client: Client) -> dict[str, object]:
-        from cipherbox.client.receiving.receipts import words
+        from cipherbox.envelope.outcomes import outcome_words
 
         row, post = await _row(client, message_id), client.outbox()
         whys: Any = await post.store(post.outbox.refusals, row.number)
         refused = (
-            {row.envelope_id: "; ".join(f"{name}: {words(why)}" for name, why in whys.items())}
+            {
+                row.envelope_id: "; ".join(
+                    f"{name}: {outcome_words(why)}" for name, why in whys.items()
+                )
+            }
             if whys
             else {}
         )

@@ -16,6 +16,7 @@ from cipherbox.cli.home import command_here, suggesting
 from cipherbox.cli.options import CLIENT_ID, DURATION, EXCHANGE, KEY, json_option
 from cipherbox.cli.running import run
 from cipherbox.cli.send_files import in_parts, progress, send_all
+from cipherbox.envelope.stanza_types import STANZAS
 from cipherbox.errors import Queued, RecipientRefuses
 from cipherbox.limits import LIMITS
 
@@ -25,12 +26,7 @@ if TYPE_CHECKING:
 
 TEXT = "text/plain; charset=utf-8"
 BINARY = "application/octet-stream"
-WRAPS = {
-    "hpke": "hpke-mlkem768-x25519",
-    "hpke-x25519": "hpke-x25519",
-    "rsa": "rsa-oaep",
-    "ratchet": "ratchet",
-}
+WRAPS = {row.option: row.name for row in STANZAS.values()}
 
 
 @click.command()

@@ -45,6 +45,7 @@ from cipherbox.client.keys.strength import check_strength
 from cipherbox.config.proxies import LineSettings
 from cipherbox.config.settings import SIGNATURES, ClientConfig, write_client_config
 from cipherbox.envelope.bundle import decode_bundle
+from cipherbox.envelope.suites import SUITES
 from cipherbox.errors import (
     BundleNotCertified,
     CipherBoxError,
@@ -56,7 +57,7 @@ from cipherbox.errors import (
 from cipherbox.net import tls
 from cipherbox.portable import private_dir, read_private, write_atomic, write_private
 from cipherbox.sealing import key_file as keyfile
-from cipherbox.sealing.identity import SUITES, Identity
+from cipherbox.sealing.identity import Identity
 from cipherbox.wire import frames
 from cipherbox.wire.token import Token, decode_token
 

@@ -7,44 +7,39 @@ from collections.abc import Sequence
 import attrs
 
 from cipherbox.client.publishing.routes import BOXES, is_mailbox
-from cipherbox.envelope.stanza_types import STANZA_NAMES, StanzaType
-from cipherbox.envelope.suites import BodyCipher
+from cipherbox.envelope.stanza_types import BY_NAME, StanzaType
+from cipherbox.envelope.suites import BODY_CIPHERS, BodyCipher
 from cipherbox.errors import InvalidRequest
 from cipherbox.limits import LIMITS, check_client_id, check_name
-from cipherbox.sealing.stanzas import TYPES
 
 PARTIAL = 1  # flag of SEND
-STANZAS = {
-    STANZA_NAMES[StanzaType(kind)]: StanzaType(kind) for kind in (*TYPES, StanzaType.RATCHET)
-}
-CIPHERS = {"aes-256-gcm": BodyCipher.AES_256_GCM, "chacha20-poly1305": BodyCipher.CHACHA20_POLY1305}
 
 
 def stanza_type(value: int | str | None) -> StanzaType | None:
-    """The stanza type of this name or number; None leaves it to each recipient's preference."""
+    """Return the stanza type with this name or number; None leaves it to each recipient."""
     if value is None:
         return None
     found = (
-        STANZAS.get(value)
+        BY_NAME.get(value)
         if isinstance(value, str)
-        else next((s for s in STANZAS.values() if s == value), None)
+        else next((s for s in BY_NAME.values() if s == value), None)
     )
     if found is None:
-        raise InvalidRequest(f"a stanza is one of {', '.join(STANZAS)}, not {value!r}")
+        raise InvalidRequest(f"a stanza is one of {', '.join(BY_NAME)}, not {value!r}")
     return found
 
 
 def body_cipher(value: int | str | None) -> BodyCipher:
-    """The body cipher of this name or number; None is the default."""
+    """Return the body cipher with this name or number; None is the default."""
     if value is None:
         return BodyCipher.AES_256_GCM
     found = (
-        CIPHERS.get(value)
+        BODY_CIPHERS.get(value)
         if isinstance(value, str)
-        else next((c for c in CIPHERS.values() if c == value), None)
+        else next((c for c in BODY_CIPHERS.values() if c == value), None)
     )
     if found is None:
-        raise InvalidRequest(f"a body cipher is one of {', '.join(CIPHERS)}, not {value!r}")
+        raise InvalidRequest(f"a body cipher is one of {', '.join(BODY_CIPHERS)}, not {value!r}")
     return found
 
 

@@ -18,7 +18,7 @@ Map, written by `make generate`:
     layout            Where the parts of an envelope lie, and the one hash that runs over them.
     merkle_tree       The Merkle tree of RFC 9162, section 2.1: hashes, proofs of inclusion and of
                       consistency, and an append in O(log n).
-    outcomes          Outcomes: what a recipient says of an envelope or a message.
+    outcomes          The table of outcomes: what a recipient says of an envelope or a message.
     prefix            The prefix: everything HQ reads of an envelope, and all of it in clear.
     prekeys           Prekeys: the public keys a client leaves at HQ, so that others can begin a
                       session with it while it is away.
@@ -28,9 +28,10 @@ Map, written by `make generate`:
     rsa               RSA public keys in bundles: which are taken, and the one form they have there,
                       SubjectPublicKeyInfo in DER.
     signature         Checks of signatures made with a bundle's signing keys.
-    stanza_types      Stanza types: their numbers on the wire, names and sizes.
-    suites            Body ciphers, signature suites and the keys in bundles: their numbers on the
-                      wire and sizes.
+    stanza_types      The table of stanza types: how a recipient's copy of the content key may be
+                      wrapped.
+    suites            Tables of body ciphers, signature suites and signing keys: numbers on the
+                      wire, names and sizes.
     transparency_log  HQ's signed log: what one commit accepted, delivered, gave up and changed, as
                       one leaf of an append-only tree.
 """

@@ -25,14 +25,12 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PublicKey
-from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 
 from cipherbox import pki
-from cipherbox.envelope import rsa, signature
+from cipherbox.envelope import signature
 from cipherbox.envelope.labels import label
-from cipherbox.envelope.stanza_types import PUBLIC_KEY_SIZES, STANZA_NAMES, StanzaType, key_id
-from cipherbox.envelope.suites import SIGN_KEY_SIZES, KeyUsage, SignAlgorithm
+from cipherbox.envelope.stanza_types import IN_BUNDLES, STANZAS, key_id
+from cipherbox.envelope.suites import SIGN_KEYS, KeyUsage, SignAlgorithm
 from cipherbox.errors import (
     BundleDiscontinuous,
     BundleError,
@@ -59,8 +57,6 @@ CRITICAL_FLAGS = 0x0F
 _HEAD = struct.Struct(">4sBBQQQ32s")
 _KEY = struct.Struct(">BBH")
 _SIZE = struct.Struct(">H")
-_USABLE = frozenset({StanzaType.HPKE_MLKEM768_X25519, StanzaType.HPKE_X25519, StanzaType.RSA_OAEP})
-_PROBE = X25519PrivateKey.from_private_bytes(bytes(32))
 
 
 @attrs.frozen
@@ -251,8 +247,8 @@ def decode_bundle(raw: bytes) -> KeyBundle:
 
 
 _KEY_SIZES: dict[tuple[int, int], int] = {
-    **{(KeyUsage.ENCRYPT, kind): size for kind, size in PUBLIC_KEY_SIZES.items()},
-    **{(KeyUsage.SIGN, kind): size for kind, size in SIGN_KEY_SIZES.items()},
+    **{(KeyUsage.ENCRYPT, n): row.public_bytes for n, row in STANZAS.items() if row.public_bytes},
+    **{(KeyUsage.SIGN, n): row.public_bytes for n, row in SIGN_KEYS.items()},
 }
 
 
@@ -349,21 +345,15 @@ def _check_own_signature(bundle: KeyBundle) -> None:
 
 
 def _check_usable(entry: BundleKey) -> None:
-    """A key nobody can seal for would stop every sender of a route; so it is refused before it is
-    believed.
+    """Raise BundleMalformed for a key of a known type that nobody could seal for.
 
-    ML-KEM's own check of an encapsulation key is FIPS 203, section 7.2; an X25519 point of small
-    order makes zeros with every private key (RFC 7748, section 6.1), also with the fixed one here.
+    Such a key would stop every sender of a route, so it is refused before the bundle is believed.
     """
-    if entry.algorithm == StanzaType.RSA_OAEP:
-        rsa.load_public(entry.public)
-        return
-    if entry.algorithm not in PUBLIC_KEY_SIZES:
+    row = STANZAS.get(entry.algorithm)
+    if row is None or row.check_public is None:
         return
     try:
-        if entry.algorithm == StanzaType.HPKE_MLKEM768_X25519:
-            MLKEM768PublicKey.from_public_bytes(entry.public[:-32])
-        _PROBE.exchange(X25519PublicKey.from_public_bytes(entry.public[-32:]))
+        row.check_public(entry.public)
     except ValueError:
         raise BundleMalformed("an encryption key in the bundle is not one") from None
 
@@ -433,12 +423,12 @@ def fingerprint(bundle: KeyBundle) -> str:
 
 def best_key(bundle: KeyBundle, known: frozenset[int] | None = None) -> BundleKey:
     """The owner's preferred encryption key among the stanza types this program can wrap for."""
-    usable = known or _USABLE
+    usable = known or IN_BUNDLES
     for key in bundle.encrypt_keys:
         if key.algorithm in usable:
             return key
-    if known and known <= _USABLE:
-        names = " or ".join(STANZA_NAMES[StanzaType(kind)] for kind in known)
+    if known and known <= IN_BUNDLES:
+        names = " or ".join(STANZAS[kind].name for kind in known)
         raise BundleError(
             f"{bundle.client_id} has published no key for {names}; when no kind is asked for, "
             "its owner's preferred one is used"

@@ -1,4 +1,4 @@
-"""Outcomes: what a recipient says of an envelope or a message."""
+"""The table of outcomes: what a recipient says of an envelope or a message."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import enum
 
 
 class Outcome(enum.IntEnum):
-    """What became of an envelope or a message at its recipient; used in NACK and in receipts."""
+    """The numbers in NACK and in receipts; 0 is success."""
 
     OPENED = 0
     MALFORMED = 1
@@ -23,3 +23,20 @@ class Outcome(enum.IntEnum):
     COMMITMENT_CHANGED = 12
     NOT_ACCEPTED = 13
     OTHER = 255
+
+
+OUTCOME_CODES = {int(outcome): outcome.name.lower().replace("_", "-") for outcome in Outcome}
+
+
+def outcome_code(number: int) -> str:
+    """Return an outcome as programs read it, such as "key-missing".
+
+    A number that only newer programs know stands for itself.
+    """
+    return OUTCOME_CODES.get(number, str(number))
+
+
+def outcome_words(number: int) -> str:
+    """Return an outcome as it reads in a sentence, such as "key missing"."""
+    code = OUTCOME_CODES.get(number)
+    return f"outcome {number}" if code is None else code.replace("-", " ")

@@ -18,7 +18,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from cipherbox.envelope.ids import is_envelope_id
-from cipherbox.envelope.stanza_types import SEALED_KEY, STANZA_SIZES, StanzaType
+from cipherbox.envelope.stanza_types import STANZA_BOUNDS
 from cipherbox.envelope.suites import BodyCipher, HashSuite, SignatureSuite
 from cipherbox.errors import InvalidRequest, MalformedEnvelope, UnknownVersion
 from cipherbox.limits import LIMITS, check_client_id, check_name
@@ -34,16 +34,6 @@ RECIPIENT = struct.Struct(">16sBHB")
 _CIPHERS = frozenset(map(int, BodyCipher))
 _SUITES = frozenset(map(int, SignatureSuite))
 _SHA256 = int(HashSuite.SHA256)
-# a type's least and largest stanza; plain numbers, since enum members cost HQ time
-_STANZA_BOUNDS = {
-    **{int(kind): (size, size) for kind, size in STANZA_SIZES.items()},
-    int(StanzaType.RSA_OAEP): (
-        LIMITS.rsa_bits_least // 8 + SEALED_KEY,
-        LIMITS.rsa_bits_most // 8 + SEALED_KEY,
-    ),
-    int(StanzaType.RATCHET): (1, LIMITS.stanza_bytes),
-}
-
 # longer ends are read anew each time, which bounds what is remembered to some MB
 _KNOWN_BYTES = 1024
 _new = tuple.__new__  # a NamedTuple's own constructor takes three times as long
@@ -297,7 +287,7 @@ def _parties(
             raise MalformedEnvelope("the prefix ends inside its recipients")
         key_id, stanza_type, stanza_length, id_size = RECIPIENT.unpack_from(raw, at)
         at += RECIPIENT.size
-        bounds = _STANZA_BOUNDS.get(stanza_type)
+        bounds = STANZA_BOUNDS.get(stanza_type)
         if bounds is None:
             raise UnknownVersion(
                 f"the envelope uses stanza type {stanza_type}; update this program"

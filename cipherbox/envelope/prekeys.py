@@ -17,9 +17,9 @@ from typing import Any
 
 import attrs
 from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PublicKey
-from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 
 from cipherbox.envelope import signature
+from cipherbox.envelope.stanza_types import MLKEM768_BYTES, check_x25519
 from cipherbox.envelope.suites import SIGNATURE_SIZES, SignatureSuite
 from cipherbox.errors import (
     BundleForAnother,
@@ -32,12 +32,10 @@ from cipherbox.limits import check_client_id
 
 MAGIC, ONCE_MAGIC = b"CBXP", b"CBXO"
 VERSION = 1
-KEM_PUBLIC = 1184
 USE, ONCE_USE = "prekeys", "prekey-once"
 _HEAD = struct.Struct(">4sBBB")
-_SIGNED = struct.Struct(f">Q32sI32s{KEM_PUBLIC}sB")
-_ONCE = struct.Struct(f">32sI32s{KEM_PUBLIC}sB")
-_PROBE = X25519PrivateKey.from_private_bytes(bytes(32))
+_SIGNED = struct.Struct(f">Q32sI32s{MLKEM768_BYTES}sB")
+_ONCE = struct.Struct(f">32sI32s{MLKEM768_BYTES}sB")
 
 
 @attrs.frozen
@@ -149,6 +147,6 @@ def check(
     try:
         MLKEM768PublicKey.from_public_bytes(prekeys.kem)
         for key in (prekeys.identity, prekeys.prekey):
-            _PROBE.exchange(X25519PublicKey.from_public_bytes(key))
+            check_x25519(key)
     except ValueError:
         raise BundleMalformed("a prekey is not a key") from None

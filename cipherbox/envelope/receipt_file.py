@@ -18,6 +18,7 @@ from cryptography import x509
 from cipherbox import pki
 from cipherbox.envelope.bundle import KeyBundle, check_bundle, decode_bundle
 from cipherbox.envelope.ids import message_id, split_message_id
+from cipherbox.envelope.outcomes import outcome_code
 from cipherbox.envelope.receipt import Exported, decode_exported, encode_exported, verify_exported
 from cipherbox.errors import InvalidRequest, MalformedEnvelope, SignatureInvalid
 
@@ -84,7 +85,7 @@ def _words(exported: Exported, index: int) -> dict[str, Any]:
         "message_id": str(message_id(leaf.envelope_id, index)),
         "sender": leaf.sender,
         "recipient": exported.receipt.recipient,
-        "outcome": outcome.name.lower().replace("_", "-"),
+        "outcome": outcome_code(outcome),
         "signed_at": exported.receipt.at,
         "accepted_at": leaf.accepted_at,
         "envelope_sha256": leaf.envelope_hash.hex(),

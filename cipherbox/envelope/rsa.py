@@ -11,10 +11,10 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_der_public_key
 
-from cipherbox.envelope.stanza_types import SEALED_KEY
 from cipherbox.errors import BundleMalformed
 from cipherbox.limits import LIMITS
 
+SEALED_KEY_BYTES = 32 + 16  # of a stanza: the content key under AES-256-GCM
 _EXPONENT_LEAST = 65_537  # smaller ones have a history of attacks; OpenSSL makes this one
 # OpenSSL takes no larger one with a modulus above 3,072 bits, and each bit costs the sender
 _EXPONENT_MOST = 2**64 - 1
@@ -59,5 +59,5 @@ def load_public(raw: bytes) -> RSAPublicKey:
 
 
 def stanza_bytes(key: RSAPublicKey) -> int:
-    """How long a stanza for this key is."""
-    return key.key_size // 8 + SEALED_KEY
+    """Return the length of a stanza for this key, in bytes."""
+    return key.key_size // 8 + SEALED_KEY_BYTES

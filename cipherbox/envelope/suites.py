@@ -1,8 +1,13 @@
-"""Body ciphers, signature suites and the keys in bundles: their numbers on the wire and sizes."""
+"""Tables of body ciphers, signature suites and signing keys: numbers on the wire, names and sizes.
+
+The names are those of settings, of the API and of the command line.
+"""
 
 from __future__ import annotations
 
 import enum
+
+import attrs
 
 
 class BodyCipher(enum.IntEnum):
@@ -12,14 +17,10 @@ class BodyCipher(enum.IntEnum):
     CHACHA20_POLY1305 = 2
 
 
-class SignatureSuite(enum.IntEnum):
-    """Which signatures an envelope carries; all of a suite's signatures must verify."""
-
-    ED25519 = 1
-    ED25519_MLDSA65 = 2
-
-
-SIGNATURE_SIZES = {SignatureSuite.ED25519: 64, SignatureSuite.ED25519_MLDSA65: 64 + 3309}
+BODY_CIPHERS = {
+    "aes-256-gcm": BodyCipher.AES_256_GCM,
+    "chacha20-poly1305": BodyCipher.CHACHA20_POLY1305,
+}
 
 
 class HashSuite(enum.IntEnum):
@@ -42,4 +43,41 @@ class SignAlgorithm(enum.IntEnum):
     MLDSA65 = 2
 
 
-SIGN_KEY_SIZES = {SignAlgorithm.ED25519: 32, SignAlgorithm.MLDSA65: 1952}
+@attrs.frozen
+class SignKeyFormat:
+    """One row: a signing key's name, and the bytes of its public key and of its signatures."""
+
+    algorithm: SignAlgorithm
+    name: str
+    public_bytes: int
+    signature_bytes: int
+
+
+SIGN_KEYS: dict[int, SignKeyFormat] = {
+    row.algorithm: row
+    for row in (
+        SignKeyFormat(SignAlgorithm.ED25519, "ed25519", 32, 64),  # RFC 8032
+        SignKeyFormat(SignAlgorithm.MLDSA65, "mldsa65", 1952, 3309),  # FIPS 204, table 2
+    )
+}
+
+
+class SignatureSuite(enum.IntEnum):
+    """Which signatures an envelope carries; all of a suite's signatures must verify."""
+
+    ED25519 = 1
+    ED25519_MLDSA65 = 2
+
+
+# the keys of a suite, in the order of their signatures
+SUITE_KEYS: dict[int, tuple[SignAlgorithm, ...]] = {
+    SignatureSuite.ED25519: (SignAlgorithm.ED25519,),
+    SignatureSuite.ED25519_MLDSA65: (SignAlgorithm.ED25519, SignAlgorithm.MLDSA65),
+}
+SIGNATURE_SIZES = {
+    suite: sum(SIGN_KEYS[key].signature_bytes for key in keys) for suite, keys in SUITE_KEYS.items()
+}
+SUITE_NAMES = {
+    suite: "+".join(SIGN_KEYS[key].name for key in keys) for suite, keys in SUITE_KEYS.items()
+}
+SUITES = {name: SignatureSuite(suite) for suite, name in SUITE_NAMES.items()}

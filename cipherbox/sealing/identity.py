@@ -34,13 +34,10 @@ from cipherbox.envelope.bundle import (
 )
 from cipherbox.envelope.labels import label
 from cipherbox.envelope.signature import required_suite, signed_message
-from cipherbox.envelope.stanza_types import StanzaType, key_id
+from cipherbox.envelope.stanza_types import DEFAULT_TYPES, key_id
 from cipherbox.envelope.suites import KeyUsage, SignAlgorithm, SignatureSuite
 from cipherbox.errors import KeyMissing
-from cipherbox.sealing.stanzas import TYPES
-
-DEFAULT_STANZAS = (StanzaType.HPKE_MLKEM768_X25519, StanzaType.HPKE_X25519)
-SUITES = {"ed25519": SignatureSuite.ED25519, "ed25519+mldsa65": SignatureSuite.ED25519_MLDSA65}
+from cipherbox.sealing.stanzas import SCHEMES
 
 
 @attrs.frozen
@@ -57,7 +54,7 @@ class DecryptKey:
 
     @classmethod
     def from_seed(cls, algorithm: int, seed: bytes, retired_at: int = 0) -> DecryptKey:
-        kind = TYPES[algorithm]
+        kind = SCHEMES[algorithm]
         return cls(algorithm, seed, kind.public(seed), kind.load_private(seed), retired_at)
 
     @property
@@ -95,13 +92,13 @@ class Identity:
 
     @classmethod
     def generate(cls, client_id: str, suite: SignatureSuite = SignatureSuite.ED25519) -> Identity:
-        """Fresh keys for every stanza type of `DEFAULT_STANZAS`."""
+        """Return an identity with new keys, one for each default stanza type."""
         mldsa = (
             MLDSA65PrivateKey.generate().private_bytes_raw()
             if suite == SignatureSuite.ED25519_MLDSA65
             else None
         )
-        keys = [DecryptKey.from_seed(kind, TYPES[kind].generate()) for kind in DEFAULT_STANZAS]
+        keys = [DecryptKey.from_seed(kind, SCHEMES[kind].generate()) for kind in DEFAULT_TYPES]
         return cls(client_id, bytes(nacl.signing.SigningKey.generate()), mldsa, keys)
 
     @property

@@ -73,7 +73,7 @@ def choose_keys(
         raise InvalidRequest(
             f"an envelope has 1 to {LIMITS.recipients} recipients, not {len(recipients)}"
         )
-    if stanza is not None and stanza not in stanzas.TYPES:
+    if stanza is not None and stanza not in stanzas.SCHEMES:
         raise InvalidRequest(f"this program cannot wrap stanzas of type {stanza}")
     keys = [
         best_key(bundle, frozenset({StanzaType(stanza)}) if stanza else None)

@@ -1,4 +1,4 @@
-"""Stanzas: one recipient's wrapping of the content key.  A new type is one more row of `TYPES`.
+"""Stanzas: one recipient's wrapping of the content key.  A new type is one more row of `SCHEMES`.
 
 Every stanza is bound to its type's label, to the prefix and to its place: what was wrapped for one
 recipient of one envelope opens nowhere else.  HPKE (RFC 9180, base mode, single shot) takes that
@@ -25,19 +25,17 @@ from cryptography.hazmat.primitives.hpke import (
 )
 
 from cipherbox.envelope import rsa as rsa_keys
-from cipherbox.envelope.labels import label
-from cipherbox.envelope.stanza_types import STANZA_NAMES, STANZA_SIZES, StanzaType
+from cipherbox.envelope.stanza_types import MLKEM768_BYTES, STANZAS, StanzaType, stanza_label
 from cipherbox.errors import BundleMalformed, DecryptionFailed, KeyMissing
 from cipherbox.sealing import rsa
 from cipherbox.sealing.primitives import CONTENT_KEY_BYTES
 
 MLKEM_SEED = 64
-MLKEM_PUBLIC = 1184
 _NO_KEY = "an encryption key in the bundle is not one"
 
 
 @attrs.frozen
-class Kind:
+class Scheme:
     """How one stanza type makes keys, wraps and unwraps; private keys are seeds, as bytes."""
 
     info: bytes
@@ -69,30 +67,30 @@ def _hybrid_public(seed: bytes) -> bytes:
 
 def _hybrid_load_public(raw: bytes) -> MLKEM768X25519PublicKey:
     return MLKEM768X25519PublicKey(
-        MLKEM768PublicKey.from_public_bytes(raw[:MLKEM_PUBLIC]),
-        X25519PublicKey.from_public_bytes(raw[MLKEM_PUBLIC:]),
+        MLKEM768PublicKey.from_public_bytes(raw[:MLKEM768_BYTES]),
+        X25519PublicKey.from_public_bytes(raw[MLKEM768_BYTES:]),
     )
 
 
-TYPES: dict[int, Kind] = {
-    StanzaType.HPKE_MLKEM768_X25519: Kind(
-        label("stanza/" + STANZA_NAMES[StanzaType.HPKE_MLKEM768_X25519]),
+SCHEMES: dict[int, Scheme] = {
+    StanzaType.HPKE_MLKEM768_X25519: Scheme(
+        stanza_label(StanzaType.HPKE_MLKEM768_X25519),
         _hybrid_generate,
         _hybrid_public,
         _hybrid_load_public,
         lambda seed: MLKEM768X25519PrivateKey(*_hybrid_parts(seed)),
         Suite(KEM.MLKEM768_X25519, KDF.HKDF_SHA256, AEAD.AES_256_GCM),
     ),
-    StanzaType.HPKE_X25519: Kind(
-        label("stanza/" + STANZA_NAMES[StanzaType.HPKE_X25519]),
+    StanzaType.HPKE_X25519: Scheme(
+        stanza_label(StanzaType.HPKE_X25519),
         lambda: X25519PrivateKey.generate().private_bytes_raw(),
         lambda seed: X25519PrivateKey.from_private_bytes(seed).public_key().public_bytes_raw(),
         X25519PublicKey.from_public_bytes,
         X25519PrivateKey.from_private_bytes,
         Suite(KEM.X25519, KDF.HKDF_SHA256, AEAD.AES_256_GCM),
     ),
-    StanzaType.RSA_OAEP: Kind(
-        label("stanza/" + STANZA_NAMES[StanzaType.RSA_OAEP]),
+    StanzaType.RSA_OAEP: Scheme(
+        stanza_label(StanzaType.RSA_OAEP),
         rsa.generate,
         rsa.public,
         rsa_keys.load_public,
@@ -105,7 +103,7 @@ TYPES: dict[int, Kind] = {
 @lru_cache(maxsize=1024)
 def _public_key(stanza_type: int, raw: bytes) -> Any:
     try:
-        return TYPES[stanza_type].load_public(raw)
+        return SCHEMES[stanza_type].load_public(raw)
     except BundleMalformed:
         raise
     except Exception:  # the libraries differ in what they raise for a bad point or a bad length
@@ -113,23 +111,21 @@ def _public_key(stanza_type: int, raw: bytes) -> Any:
 
 
 def _info(stanza_type: int, prefix_hash: bytes, index: int) -> bytes:
-    return TYPES[stanza_type].info + prefix_hash + index.to_bytes(2, "big")
+    return SCHEMES[stanza_type].info + prefix_hash + index.to_bytes(2, "big")
 
 
 def size(stanza_type: int, public_key: bytes) -> int:
     """How long a stanza for this key is; BundleMalformed for a key that is none."""
     if stanza_type == StanzaType.RSA_OAEP:
         return rsa_keys.stanza_bytes(_public_key(stanza_type, public_key))
-    return STANZA_SIZES[StanzaType(stanza_type)]
+    return STANZAS[stanza_type].least
 
 
 def session_binding(prefix_hash: bytes, index: int) -> bytes:
     """The binding of a stanza of type `ratchet`, which a session seals and opens, not this
     module.
     """
-    return (
-        label("stanza/" + STANZA_NAMES[StanzaType.RATCHET]) + prefix_hash + index.to_bytes(2, "big")
-    )
+    return stanza_label(StanzaType.RATCHET) + prefix_hash + index.to_bytes(2, "big")
 
 
 def wrap(
@@ -142,7 +138,7 @@ def wrap(
     """
     key = _public_key(stanza_type, public_key)
     try:
-        return TYPES[stanza_type].suite.encrypt(
+        return SCHEMES[stanza_type].suite.encrypt(
             content_key, key, info=_info(stanza_type, prefix_hash, index)
         )
     except ValueError:
@@ -152,14 +148,14 @@ def wrap(
 def unwrap(
     stanza_type: int, private_key: Any, stanza: bytes, prefix_hash: bytes, index: int
 ) -> bytes:
-    """The content key; ``private_key`` as `Kind.load_private` made it.  DecryptionFailed if it
+    """The content key; ``private_key`` as `Scheme.load_private` made it.  DecryptionFailed if it
     does not open.
     """
-    kind = TYPES.get(stanza_type)
-    if kind is None:
+    scheme = SCHEMES.get(stanza_type)
+    if scheme is None:
         raise KeyMissing(f"this program cannot open stanzas of type {stanza_type}")
     try:
-        content_key = kind.suite.decrypt(
+        content_key = scheme.suite.decrypt(
             stanza, private_key, info=_info(stanza_type, prefix_hash, index)
         )
     except (InvalidTag, ValueError):

@@ -52,7 +52,7 @@ def main() -> None:
     wrap(True)
     measured("wrap and unwrap in a session", lambda: wrap(False))
     measured("the same, answered each time", lambda: wrap(True))
-    pair = DecryptKey.from_seed(1, stanzas.TYPES[1].generate())
+    pair = DecryptKey.from_seed(1, stanzas.SCHEMES[1].generate())
     measured(
         "wrap and unwrap hpke-mlkem768-x25519",
         lambda: stanzas.unwrap(

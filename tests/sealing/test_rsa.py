@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cipherbox.envelope import bundle as bundles
+from cipherbox.envelope import rsa as rsa_keys
 from cipherbox.envelope.layout import split
 from cipherbox.errors import (
     BundleError,
@@ -145,7 +146,7 @@ def test_the_secret_is_not_taken_for_another_label_or_type() -> None:
     key.
     """
     wrapped = rsa.RsaOaep().encrypt(
-        bytes(32), KEY.public_key(), stanzas.TYPES[2].info + b"h" * 32 + bytes(2)
+        bytes(32), KEY.public_key(), stanzas.SCHEMES[2].info + b"h" * 32 + bytes(2)
     )
     with pytest.raises(DecryptionFailed):
         stanzas.unwrap(3, KEY, wrapped, b"h" * 32, 0)
@@ -153,7 +154,7 @@ def test_the_secret_is_not_taken_for_another_label_or_type() -> None:
 
 @pytest.mark.parametrize("length", [0, 16, 31, 33, 64, 190])
 def test_a_secret_and_a_content_key_have_32_bytes(length: int) -> None:
-    info = stanzas.TYPES[3].info + b"h" * 32 + bytes(2)
+    info = stanzas.SCHEMES[3].info + b"h" * 32 + bytes(2)
     secret = os.urandom(length)
     short = KEY.public_key().encrypt(secret, rsa._OAEP)
     sealed_key = AESGCM(rsa.hkdf(secret, info, 32)).encrypt(bytes(12), bytes(32), None)
@@ -246,9 +247,9 @@ def test_a_bundle_with_an_rsa_key_nobody_may_seal_for_is_refused(what: str, publ
 def test_any_bytes_are_an_rsa_key_or_refused(raw: bytes, at: int, flip: int) -> None:
     good = rsa_key().public
     with pytest.raises(BundleMalformed):
-        bundles.rsa.load_public(raw)
+        rsa_keys.load_public(raw)
     try:
-        bundles.rsa.load_public(good[:at] + bytes([good[at] ^ flip]) + good[at + 1 :])
+        rsa_keys.load_public(good[:at] + bytes([good[at] ^ flip]) + good[at + 1 :])
     except BundleMalformed:
         pass  # else another modulus, whose owner has no key for it
 

@@ -83,7 +83,7 @@ def test_hpke_opens_what_was_published(kind: StanzaType, aead: int) -> None:
 
     X-Wing is published with ChaCha20-Poly1305 only; the next test brings it to our suite.
     """
-    suite: Any = stanzas.TYPES[kind].suite
+    suite: Any = stanzas.SCHEMES[kind].suite
     if aead != AES_256_GCM:
         kem = hpke.KEM.X25519 if kind == X25519 else hpke.KEM.MLKEM768_X25519
         suite = hpke.Suite(kem, hpke.KDF.HKDF_SHA256, hpke.AEAD.CHACHA20_POLY1305)
@@ -120,7 +120,7 @@ def test_stanzas_open_what_the_published_secrets_seal(kind: StanzaType) -> None:
     vectors = published(kind)
     others = [key_pair(kind, v) for v in vectors]
     for vector, own in zip(vectors, others, strict=True):
-        info = stanzas.TYPES[kind].info + PREFIX_HASH + INDEX.to_bytes(2, "big")
+        info = stanzas.SCHEMES[kind].info + PREFIX_HASH + INDEX.to_bytes(2, "big")
         key, nonce = schedule(KEM[kind], AES_256_GCM, bytes.fromhex(vector["shared_secret"]), info)
         stanza = bytes.fromhex(vector["enc"]) + AESGCM(key).encrypt(nonce, CONTENT_KEY, b"")
         assert stanzas.unwrap(kind, own.private, stanza, PREFIX_HASH, INDEX) == CONTENT_KEY
@@ -156,7 +156,7 @@ def test_x25519_against_rfc_7748() -> None:
     """Section 5.2; one row has a point whose unused bit is set, one multiplies the base point,
     as a public key does.
     """
-    kind, base = stanzas.TYPES[X25519], bytes([9]) + bytes(31)
+    kind, base = stanzas.SCHEMES[X25519], bytes([9]) + bytes(31)
     found = rows("asymmetric/X25519/rfc7748.txt")
     assert any(row.raw("INPUT_U") == base for row in found)
     for row in found:
@@ -209,10 +209,10 @@ def test_ml_kem_768_keys_are_checked() -> None:
     """FIPS 203, section 7.2: a number of a key is below 3329; each of the published keys with a
     larger one is none.
     """
-    x25519 = stanzas.TYPES[X25519].public(bytes([1] * 32))
+    x25519 = stanzas.SCHEMES[X25519].public(bytes([1] * 32))
     for row in rows(MLKEM)[:50]:
         key = row.raw("pk") + x25519
-        assert key == stanzas.TYPES[X_WING].public(mlkem_seed(row))
+        assert key == stanzas.SCHEMES[X_WING].public(mlkem_seed(row))
         _check_usable(BundleKey(KeyUsage.ENCRYPT, X_WING, key))
         assert len(stanzas.wrap(X_WING, key, CONTENT_KEY, PREFIX_HASH, INDEX)) == 1120 + 48
         for at in (0, 381, 1149):  # each three bytes hold two numbers

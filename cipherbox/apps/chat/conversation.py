@@ -21,10 +21,9 @@ from cipherbox.client.events import RECEIVER
 from cipherbox.client.outbox.queries import OutboxQueries
 from cipherbox.client.outbox.rows import ASIDE, CONFIRMED
 from cipherbox.client.receiving.pending_receipts import PendingReceipts
-from cipherbox.client.receiving.receipts import words
 from cipherbox.client.receiving.receiver import Receiver
 from cipherbox.concurrency import Backoff, Signal, background, only, retry, supervise
-from cipherbox.envelope.outcomes import Outcome
+from cipherbox.envelope.outcomes import Outcome, outcome_words
 from cipherbox.errors import (
     BundleError,
     CipherBoxError,
@@ -238,7 +237,7 @@ def _update(outbox: OutboxQueries, lines: Sequence[ChatLine], told: list[ChatLin
                 if outcome == Outcome.OPENED:
                     opened.append(recipient)
                 else:
-                    refused.append((recipient, words(outcome)))
+                    refused.append((recipient, outcome_words(outcome)))
         before = (line.state, line.opened, line.refused)
         line.opened, line.refused = tuple(sorted(opened)), tuple(refused)
         if any(row.state == ASIDE for row in rows):

@@ -91,8 +91,8 @@ def keys_show(ctx: click.Context, client_id: str | None, as_json: bool) -> None:
     from cipherbox.client.keys.pins import Pins
     from cipherbox.client.log.verifier import entry_of
     from cipherbox.envelope.bundle import fingerprint
-    from cipherbox.envelope.stanza_types import STANZA_NAMES
-    from cipherbox.envelope.suites import SignAlgorithm
+    from cipherbox.envelope.stanza_types import STANZAS
+    from cipherbox.envelope.suites import SIGN_KEYS
 
     home = home_of(ctx)
     pin = Pins(home).get(client_id) if client_id is not None else None
@@ -112,8 +112,8 @@ def keys_show(ctx: click.Context, client_id: str | None, as_json: bool) -> None:
     if pin is not None:
         thing |= {"pinned_at": pin.pinned_at, "pinned_by": pin.how, "compared_at": pin.compared_at}
         thing["log_entry"] = entry_of(Pins(home).proof(bundle.client_id))
-    kinds: dict[int, str] = {int(kind): name for kind, name in STANZA_NAMES.items()}
-    signs: dict[int, str] = {int(kind): kind.name.lower() for kind in SignAlgorithm}
+    kinds = {number: row.name for number, row in STANZAS.items()}
+    signs = {number: row.name for number, row in SIGN_KEYS.items()}
     parts: list[dict[str, object]] = [
         {
             "use": "open",

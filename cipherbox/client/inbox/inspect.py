@@ -22,7 +22,7 @@ from cipherbox.client.inbox.places import free_name, open_exclusive
 from cipherbox.client.inbox.schema import DATABASE, OLDEST, STEPS
 from cipherbox.client.local_database import open_database, translated
 from cipherbox.envelope.ids import message_id
-from cipherbox.envelope.outcomes import Outcome
+from cipherbox.envelope.outcomes import outcome_code
 from cipherbox.errors import FileError
 from cipherbox.portable import write_private
 
@@ -78,7 +78,7 @@ class InboxInspection:
                 (most,),
             ).fetchall()
         return [
-            RefusedEntry(str(message_id(envelope_id, 0)), sender, at, _outcome(outcome), reason)
+            RefusedEntry(str(message_id(envelope_id, 0)), sender, at, outcome_code(outcome), reason)
             for envelope_id, sender, at, outcome, reason in reversed(rows)
         ]
 
@@ -175,10 +175,3 @@ def looking(home: Home) -> Iterator[InboxInspection]:
 def find(look: InboxInspection, wanted: uuid.UUID, sender: str = "") -> Entry | None:
     """The message or file with this id."""
     return next((one for one in look.shelf.find(wanted) if sender in ("", one.sender_id)), None)
-
-
-def _outcome(number: int) -> str:
-    try:
-        return Outcome(number).name.lower().replace("_", "-")
-    except ValueError:
-        return str(number)

@@ -49,6 +49,7 @@ from cipherbox.client.home import (
 from cipherbox.client.keys.own import LOCK
 from cipherbox.client.local_database import translated
 from cipherbox.envelope.bundle import VERSION, decode_bundle, fingerprint
+from cipherbox.envelope.suites import SUITES
 from cipherbox.errors import (
     BundleError,
     BundleRefused,
@@ -61,7 +62,7 @@ from cipherbox.limits import LIMITS
 from cipherbox.pki.certificates import is_due
 from cipherbox.portable import lock_file, read_private, write_atomic, write_private
 from cipherbox.sealing import key_file as keyfile
-from cipherbox.sealing.identity import SUITES, Identity
+from cipherbox.sealing.identity import Identity
 from cipherbox.wire import frames
 
 if TYPE_CHECKING:

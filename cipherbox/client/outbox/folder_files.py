@@ -19,8 +19,8 @@ from cipherbox.client.outbox.origins import OVER, REFUSED, SENT, FolderFile, ins
 from cipherbox.client.outbox.outbox import Outbox
 from cipherbox.client.outbox.rows import ASIDE, CANCELLED, CONFIRMED, WAITING
 from cipherbox.client.outbox.transfers import SENDING, STOPPED
-from cipherbox.client.receiving.receipts import MOST_GENERATIONS, words
-from cipherbox.envelope.outcomes import Outcome
+from cipherbox.client.receiving.receipts import MOST_GENERATIONS
+from cipherbox.envelope.outcomes import Outcome, outcome_words
 
 _COLUMNS = (
     "f.number, f.file, f.path, f.recipients, f.size, f.modified_ns, f.changed_ns, f.inode, "
@@ -155,7 +155,7 @@ class FolderFiles:
                 outcome = messages[message] if message < len(messages) else Outcome.OPENED
             if outcome == Outcome.OPENED:
                 continue
-            why = f"{recipient} refused it: {words(outcome)}"
+            why = f"{recipient} refused it: {outcome_words(outcome)}"
             before = found.get(row[0])
             found[row[0]] = _claim(
                 row[:16], (CONFIRMED, why if before is None else f"{before.why}; {why}")
@@ -188,4 +188,4 @@ def _claim(row: Sequence[object], fate: tuple[int, str]) -> Claim:
     return Claim(*[*fields, *fate])  # type: ignore[arg-type]
 
 
-__all__ = ["OVER", "REFUSED", "SENT", "Claim", "FolderFiles", "words"]
+__all__ = ["OVER", "REFUSED", "SENT", "Claim", "FolderFiles"]

@@ -16,13 +16,13 @@ from cipherbox.client.outbox.folder_files import FolderFiles
 from cipherbox.client.outbox.receipts import another_entry
 from cipherbox.client.outbox.rows import ASIDE, CANCELLED, WAITING, Row
 from cipherbox.client.publishing.calls import PublishingCalls
-from cipherbox.client.receiving.receipts import MENDED, words
+from cipherbox.client.receiving.receipts import MENDED
 from cipherbox.client.topology import TopologyCalls
 from cipherbox.envelope import transparency_log as log
 from cipherbox.envelope.bundle import decode_bundle
 from cipherbox.envelope.group import decode_group
 from cipherbox.envelope.ids import message_id, split_message_id
-from cipherbox.envelope.outcomes import Outcome
+from cipherbox.envelope.outcomes import Outcome, outcome_words
 from cipherbox.envelope.receipt_file import make_file
 from cipherbox.errors import CipherBoxError, NetworkError, NotFound, RecipientRefuses
 from cipherbox.wire import frames
@@ -120,7 +120,9 @@ class Tracking(PublishingCalls, TopologyCalls):
             )
             opened = outcome == Outcome.OPENED
             text = (
-                f"opened by {recipient}" if opened else f"refused by {recipient}: {words(outcome)}"
+                f"opened by {recipient}"
+                if opened
+                else f"refused by {recipient}: {outcome_words(outcome)}"
             )
             what = "opened" if opened else "refused"
             other = await self._other_entry(receipt, leaf, proof)
@@ -202,7 +204,9 @@ class Tracking(PublishingCalls, TopologyCalls):
         if not isinstance(row, Row):
             return
         found: Any = await self.outbox().store(self.outbox().outbox.refusals, row.number)
-        if whys := [f"{name}: {words(why)}" for name, why in found.items() if why not in MENDED]:
+        if whys := [
+            f"{name}: {outcome_words(why)}" for name, why in found.items() if why not in MENDED
+        ]:
             shown = message_id(row.envelope_id, 0)
             raise RecipientRefuses(
                 f"message {shown} was refused by {'; '.join(whys)}",

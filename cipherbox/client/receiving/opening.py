@@ -24,7 +24,7 @@ from cipherbox.client.receiving.lookups import Lookups
 from cipherbox.client.receiving.refusals import Nack, Refusals
 from cipherbox.client.sessions.sessions import Sessions, in_sessions
 from cipherbox.envelope.bundle import KeyBundle
-from cipherbox.envelope.outcomes import Outcome
+from cipherbox.envelope.outcomes import Outcome, outcome_code
 from cipherbox.errors import (
     AnotherPlaintext,
     CipherBoxError,
@@ -218,7 +218,7 @@ class Opener:
         outcome = OUTCOMES.get(type(error), Outcome.OTHER) if outcome is None else outcome
         sender, name = _sender(delivery), _name(delivery)
         pause_s = min(2.0 ** min(delivery.attempt - 1, 6), PAUSE_MAX_S) if pause else 0.0
-        reason = escape_text(f"{outcome.name.lower().replace('_', '-')}: {error}")
+        reason = escape_text(f"{outcome_code(outcome)}: {error}")
         final = outcome in NEVER
         back = self.refusals.put(
             delivery,

@@ -27,7 +27,7 @@ from cipherbox.client.receiving.faults import Fault, fault_of, refusal
 from cipherbox.client.sessions.sessions import STEP_TYPE
 from cipherbox.envelope.group import TYPE, Group, decode_group, verify_group
 from cipherbox.envelope.ids import message_id
-from cipherbox.envelope.outcomes import Outcome
+from cipherbox.envelope.outcomes import Outcome, outcome_words
 from cipherbox.errors import CipherBoxError, EnvelopeError, SignatureInvalid
 
 if TYPE_CHECKING:
@@ -207,7 +207,8 @@ class ReceiptConsumer:
             elif one.outcome == Outcome.OPENED:
                 text = f"{one.recipient} opened {{}}; its receipt verifies"
             else:
-                text = f"{one.recipient} refused {{}}: {words(one.outcome)}; its receipt verifies"
+                why = outcome_words(one.outcome)
+                text = f"{one.recipient} refused {{}}: {why}; its receipt verifies"
             events.messages(SENDER, text, one.envelope_id, 1, mark=one.outcome == Outcome.OPENED)
 
     async def _mend(self, one: Signed) -> None:
@@ -220,11 +221,3 @@ class ReceiptConsumer:
             client.events.say(
                 SENDER, f"An envelope for {one.recipient} could not be sealed again: {error}"
             )
-
-
-def words(outcome: int) -> str:
-    """An outcome as people say it."""
-    try:
-        return Outcome(outcome).name.lower().replace("_", " ")
-    except ValueError:
-        return f"outcome {outcome}"
