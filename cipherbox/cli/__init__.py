@@ -38,19 +38,21 @@ Map, written by `make generate`:
                       and `agent`.
     install/          `install` and `uninstall`.
     keys/             `keys`: keys of this machine and of others.
-    main              The command `cipherbox`: its table of commands, and the one place where an
-                      error becomes words and an exit code.
+    main              The command `cipherbox`, and the one place where an error becomes words and an
+                      exit code.
     man_page          The man page, made from the commands: `cipherbox manual --man`.
     manual            `manual`: the pages inside the package, by kind, searched, and on a terminal
                       laid out for it and through the pager.
     operate           What an admin asks of the running HQ as a service, from any machine: `reload`
                       and `drain`.
-    options           What several commands share: option types, and running a piece of work with an
-                      open client.
+    options           What several commands share: option types, settings, and the question before
+                      what is final.
     outbox            `outbox`: what this machine has sealed and what became of it.
     output            How things look on the screen.
-    password          The password of a client's keys: where it comes from, and `keys password`,
-                      which sets, changes and removes it.
+    page_layout       A page of the manual on a terminal: text and tables as wide as it is, code as
+                      it stands, so that it can be copied.
+    password          The password of a client's keys, and where it comes from: a file, what systemd
+                      hands over, or the terminal, where it is not shown.
     pipe              `pipe`: standard input here to standard output there, and back.
     postgres_servers  PostgreSQL servers of our own for trials and tests: made, started, killed,
                       followed by standbys, promoted.

@@ -7,10 +7,19 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
+import attrs
 import click
 
 from cipherbox.cli.home import command_here, home_of, with_admin
-from cipherbox.cli.options import CLIENT_ID, DURATION, HQ_DIRECTORY, hq_settings, sure, yes_option
+from cipherbox.cli.options import (
+    CLIENT_ID,
+    DURATION,
+    HQ_DIRECTORY,
+    as_record,
+    hq_settings,
+    sure,
+    yes_option,
+)
 from cipherbox.cli.running import run
 from cipherbox.config.settings import SIGNATURES
 
@@ -21,6 +30,19 @@ if TYPE_CHECKING:
 LONGEST_TOKEN_S = 30 * 24 * 3600  # a secret that lies around longer is found
 _EMPTY = "The token is empty. The admin makes one with: cipherbox enroll CLIENT_ID"
 TOKEN_BYTES = 4096  # far above a token; a wrong file is not read whole
+
+
+@attrs.frozen
+class EnrollOptions:
+    """What `enroll` was told."""
+
+    client_id: str
+    role: str
+    approve: bool
+    valid: float  # seconds
+    replace: bool
+    output: Path | None
+    hq: Path | None
 
 
 @click.command()
@@ -53,16 +75,8 @@ TOKEN_BYTES = 4096  # far above a token; a wrong file is not read whole
     help="HQ's directory, while it does not run: when no admin's key is left.",
 )
 @click.pass_context
-def enroll(
-    ctx: click.Context,
-    client_id: str,
-    role: str,
-    approve: bool,
-    valid: float,
-    replace: bool,
-    output: Path | None,
-    hq: Path | None,
-) -> None:
+@as_record(EnrollOptions)
+def enroll(ctx: click.Context, options: EnrollOptions) -> None:
     """Make a one-time token for CLIENT_ID.  Hand it over by a way you trust; it works once.
 
     An id that a home has is refused, unless you say --replace: then the keys of CLIENT_ID begin
@@ -72,61 +86,84 @@ def enroll(
     With --hq no admin is needed, but the user HQ runs as, and HQ stopped: it is for a new admin
     alone, and HQ's signed log says that it was done.
     """
-    if hq is not None and (role != "admin" or approve):
+    if options.hq is not None and (options.role != "admin" or options.approve):
         raise click.UsageError(
             "--hq makes an admin, whom nobody has to approve: --role admin, without --approve."
         )
-    if not 60 <= valid <= LONGEST_TOKEN_S:
+    if not 60 <= options.valid <= LONGEST_TOKEN_S:
         raise click.UsageError("A token lives between 1m and 30d.")
-    from cipherbox.cli.output import next_step, say, warn
+    from cipherbox.cli.output import next_step, warn
+
+    if not _hand_over(_new_token(ctx, options), options):
+        return
+    if options.replace:
+        warn(f"When it is used, the home that is {options.client_id} now is cut off.")
+    next_step(*_steps_to_join(ctx, options))
+
+
+def _new_token(ctx: click.Context, options: EnrollOptions) -> str:
+    """Have HQ make the token, or make it in HQ's directory, with --hq."""
+    if options.hq is not None:
+        from cipherbox.server.operations.offline import admin_token
+
+        settings = hq_settings(options.hq)
+        return run(admin_token, settings, options.client_id, int(options.valid), options.replace)
+    return with_admin(
+        ctx,
+        lambda client: client.enrol(
+            options.client_id,
+            role=options.role,
+            approve=options.approve,
+            valid_s=max(1, int(options.valid)),
+            replace=options.replace,
+        ),
+    )
+
+
+def _hand_over(token: str, options: EnrollOptions) -> bool:
+    """Write or print the token; whether that could be done."""
+    from cipherbox.cli.output import say, warn
     from cipherbox.cli.stdout import output_failure
     from cipherbox.portable import write_private
 
-    if hq is not None:
-        from cipherbox.server.operations.offline import admin_token
-
-        token = run(admin_token, hq_settings(hq), client_id, int(valid), replace)
-    else:
-        token = with_admin(
-            ctx,
-            lambda client: client.enrol(
-                client_id, role=role, approve=approve, valid_s=max(1, int(valid)), replace=replace
-            ),
-        )
+    name, output = options.client_id, options.output
     if output:
         write_private(output, f"{token}\n".encode())
-        say(f"The token for {client_id} is in {output}. It works once, until {_until(token)}.")
-    else:
-        warn(
-            f"The token for {client_id}. It works once, until {_until(token)}; anyone who has it "
-            "can enrol as it:"
-        )
-        say(token)
-        if output_failure() is not None:
-            warn(
-                "The token could not be printed. It ends by itself; make another: cipherbox "
-                f"enroll {client_id}"
-            )
-            return
-    if replace:
-        warn(f"When it is used, the home that is {client_id} now is cut off.")
+        say(f"The token for {name} is in {output}. It works once, until {_until(token)}.")
+        return True
+    warn(
+        f"The token for {name}. It works once, until {_until(token)}; anyone who has it can enrol "
+        "as it:"
+    )
+    say(token)
+    if output_failure() is None:
+        return True
+    warn(
+        f"The token could not be printed. It ends by itself; make another: cipherbox enroll {name}"
+    )
+    return False
+
+
+def _steps_to_join(ctx: click.Context, options: EnrollOptions) -> list[str]:
+    """What happens next, until the client has joined."""
+    name, output, hq = options.client_id, options.output, options.hq
     how = (
         f"join --token-file {shlex.quote(output.name)}"
         if output
         else "join   (it asks for the token)"
     )
-    steps = [f"on the machine of {client_id}: cipherbox {how}"]
+    steps = [f"on the machine of {name}: cipherbox {how}"]
     if hq is not None:
         steps = [
             f"start HQ: cipherbox serve {shlex.quote(str(hq))}",
             *steps,
             "from there revoke whom the lost key belongs to: cipherbox revoke CLIENT_ID",
         ]
-    if approve:
+    if options.approve:
         here = command_here(ctx)
         steps.append(f"see its short number: {here} clients --pending")
-        steps.append(f"compare it with what they see, then: {here} approve {client_id}")
-    next_step(*steps)
+        steps.append(f"compare it with what they see, then: {here} approve {name}")
+    return steps
 
 
 def _until(token: str) -> str:
@@ -187,10 +224,8 @@ def join(
     command, nobody who copies it can use them, and every command asks for the password.  Nobody can
     help who forgets it.
     """
-    from cipherbox.cli.output import next_step, safe, say, warn
     from cipherbox.cli.password import ask, named_password, new_password, prompt_for
     from cipherbox.client.enrol import join as join_hq
-    from cipherbox.client.keys.local_key import is_sealed
     from cipherbox.config.proxies import DIRECT, LineSettings, parse_proxy
     from cipherbox.errors import PasswordNeeded
 
@@ -211,15 +246,9 @@ def join(
     if protect and password is None:
         password = new_password("cipherbox --password-file FILE join")
 
-    def show_number(number: str, *, waiting: str = "") -> None:
-        if waiting:
-            warn(f"{waiting[:1].upper()}{waiting[1:]} ...")
-        else:
-            say(f"Number of this enrolment: {safe(number)}   (HQ shows the same; compare them)")
-
     async def attempt(password: Password | None) -> JoinReport:
         return await join_hq(
-            home, token, on_number=show_number, password=password, signatures=signatures, line=line
+            home, token, on_number=_show_number, password=password, signatures=signatures, line=line
         )
 
     try:
@@ -227,12 +256,29 @@ def join(
     except PasswordNeeded as nobody:  # an earlier attempt began with one
         begun_with = ask(prompt_for(home), nobody)
         report = run(attempt, begun_with)
+    _say_joined(ctx, home, report)
+
+
+def _show_number(number: str, *, waiting: str = "") -> None:
+    from cipherbox.cli.output import safe, say, warn
+
+    if waiting:
+        warn(f"{waiting[:1].upper()}{waiting[1:]} ...")
+    else:
+        say(f"Number of this enrolment: {safe(number)}   (HQ shows the same; compare them)")
+
+
+def _say_joined(ctx: click.Context, home: Path, report: JoinReport) -> None:
+    """Say that the client is enrolled, and what it may do next."""
+    from cipherbox.cli.output import next_step, say
+    from cipherbox.client.keys.local_key import is_sealed
+
     under = ", under your password," if is_sealed(home) else ""
     say(f"{report.client_id} is enrolled. Its keys are in {home}{under} and never leave it.")
-    if report.role == "admin":
-        next_step(f"see how HQ is: {command_here(ctx)} status")
-        return
     here = command_here(ctx)
+    if report.role == "admin":
+        next_step(f"see how HQ is: {here} status")
+        return
     if report.came_back:
         say("Its outbox, its pins and what it received are as they were; its keys are new.")
         next_step(

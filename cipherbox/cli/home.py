@@ -138,6 +138,22 @@ def with_client(ctx: click.Context, work: Callable[[Client], Awaitable[T]]) -> T
     return run(main)
 
 
+def with_client_offline(ctx: click.Context, work: Callable[[Client], Awaitable[T]]) -> T:
+    """As `with_client`, for work on this machine's own data, whether or not HQ can be reached."""
+    from cipherbox.client.client import open_client
+
+    home = load_here(ctx)
+
+    async def main() -> T:
+        async with (
+            open_client(home, keep_trying=True, renew=False) as client,
+            suggesting(ctx, client),
+        ):
+            return await work(client)
+
+    return run(main)
+
+
 def with_admin(ctx: click.Context, work: Callable[[Client], Awaitable[T]]) -> T:
     """As `with_client`, for what only an admin may do; Forbidden says so before HQ has to."""
 

@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cipherbox.cli.home import command_here, home_of
+from cipherbox.cli.home import command_here, home_of, with_client_offline
 from cipherbox.cli.options import CLIENT_ID, DURATION, json_option
-from cipherbox.cli.outbox import _offline
 from cipherbox.cli.status import MessageId
 from cipherbox.envelope.suites import SUITE_NAMES
 from cipherbox.errors import NotFound
@@ -150,7 +149,7 @@ def inbox_retry(ctx: click.Context, message_id: uuid.UUID | None) -> None:
         finally:
             handlers.close()
 
-    count = _offline(ctx, work)
+    count = with_client_offline(ctx, work)
     if message_id is not None and not count:
         raise NotFound(f"message {message_id} was not set aside in {home_of(ctx)}")
     explain(

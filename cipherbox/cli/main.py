@@ -1,6 +1,4 @@
-"""The command `cipherbox`: its table of commands, and the one place where an error becomes words
-and an exit code.
-"""
+"""The command `cipherbox`, and the one place where an error becomes words and an exit code."""
 
 from __future__ import annotations
 

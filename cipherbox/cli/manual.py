@@ -119,10 +119,14 @@ def manual(topic: str | None, word: str | None, no_pager: bool, man: bool) -> No
         _list()
     elif not sys.stdout.isatty():
         click.echo(pages[topic], nl=False)
-    elif no_pager:
-        click.echo(laid_out(pages[topic]), nl=False)
     else:
-        click.echo_via_pager(laid_out(pages[topic]))
+        from cipherbox.cli.page_layout import laid_out
+
+        page = laid_out(pages[topic], _WIDEST)
+        if no_pager:
+            click.echo(page, nl=False)
+        else:
+            click.echo_via_pager(page)
 
 
 def _list() -> None:
@@ -164,79 +168,6 @@ def _around(line: str, word: str) -> str:
     start = max(0, line.lower().index(word.lower()) - 50)
     end = start + 100
     return ("…" if start else "") + line[start:end] + ("…" if len(line) > end else "")
-
-
-def laid_out(page: str) -> str:
-    """The page for a terminal: text and tables as wide as it is, code as it stands so that it
-    can be copied.
-    """
-    import io
-    import re
-    import shutil
-    from typing import ClassVar
-
-    from rich.console import Console, ConsoleOptions, RenderResult
-    from rich.markdown import CodeBlock, Heading, Markdown, MarkdownElement, TableElement
-    from rich.table import Table
-    from rich.text import Text
-    from rich.theme import Theme
-
-    class Code(CodeBlock):
-        def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-            code = str(self.text).rstrip()
-            yield Text(
-                "\n".join(f"    {line}" for line in code.splitlines()),
-                no_wrap=True,
-                overflow="ignore",
-            )
-
-    class Title(Heading):
-        def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-            if self.tag != "h1":
-                yield Text("")
-            yield Text(str(self.text).upper() if self.tag == "h1" else str(self.text), style="bold")
-
-    class Rows(TableElement):
-        """Nothing of a cell is left out; what is looked up, in the first column, stays in one
-        piece, if it can.
-        """
-
-        def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-            for table in super().__rich_console__(console, options):
-                assert isinstance(table, Table)
-                for column in table.columns:
-                    column.overflow = "fold"
-                longest = max((len(str(cell)) for cell in table.columns[0].cells), default=0)
-                table.columns[0].no_wrap = longest <= options.max_width // 2
-                yield table
-
-    class Page(Markdown):
-        elements: ClassVar[dict[str, type[MarkdownElement]]] = {
-            **Markdown.elements,
-            "fence": Code,
-            "code_block": Code,
-            "heading_open": Title,
-            "table_open": Rows,
-        }
-
-    console = Console(
-        file=io.StringIO(),
-        force_terminal=True,
-        legacy_windows=False,
-        highlight=False,
-        width=min(shutil.get_terminal_size().columns, _WIDEST),
-        theme=Theme(
-            {
-                "markdown.code": "bold",
-                "markdown.table.border": "none",
-                "markdown.table.header": "underline",
-            }
-        ),
-    )
-    with console.capture() as capture:
-        console.print(Page(page, hyperlinks=False), crop=False)
-    lines = "\n".join(line.rstrip() for line in capture.get().splitlines())
-    return re.sub(r"\n{3,}", "\n\n", lines) + "\n"
 
 
 def manual_pages() -> dict[str, str]:

@@ -1,9 +1,11 @@
-"""What several commands share: option types, and running a piece of work with an open client."""
+"""What several commands share: option types, settings, and the question before what is final."""
 
 from __future__ import annotations
 
+import functools
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     from cipherbox.config.settings import DatabaseSettings, ServerConfig
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
@@ -69,6 +72,24 @@ EXCHANGE = Name("name of an exchange")
 QUEUE = Name("name of a queue")
 KEY = Name("routing key")
 DURATION = Duration()
+
+
+def as_record(
+    kind: Callable[..., R],
+) -> Callable[[Callable[[click.Context, R], T]], Callable[..., T]]:
+    """Decorate a command so that its parameters reach it as one record, an attrs class whose
+    fields are named like them.
+    """
+
+    def decorate(work: Callable[[click.Context, R], T]) -> Callable[..., T]:
+        @functools.wraps(work)
+        def command(ctx: click.Context, **given: object) -> T:
+            return work(ctx, kind(**given))
+
+        return command
+
+    return decorate
+
 
 yes_option = click.option("--yes", is_flag=True, help="Do not ask.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import click
 
 from cipherbox.cli.exits import Exit
-from cipherbox.cli.home import command_here, suggesting
+from cipherbox.cli.home import command_here, with_client_offline
 from cipherbox.cli.options import CLIENT_ID, DURATION, json_option, sure
-from cipherbox.cli.running import run, run_until_stopped
+from cipherbox.cli.running import run_until_stopped
 from cipherbox.cli.status import MessageId
 from cipherbox.errors import NotFound
 
@@ -124,18 +124,27 @@ def outbox_list(
     as_json: bool,
 ) -> None:
     """List what is not confirmed yet, or was refused; with --all everything, newest last."""
-    from cipherbox.cli.output import next_step, print_json, safe, size_text, table, time_text
-    from cipherbox.client.outbox.rows import ASIDE, WAITING
+    from cipherbox.cli.output import print_json
 
     since_ms = int((time.time() - since) * 1000) if since else 0
     wanted = Wanted(everything, last, to, since_ms)
-    rows, files, refused, folder, states = _offline(ctx, lambda client: _listed(client, wanted))
+    listed = with_client_offline(ctx, lambda client: _listed(client, wanted))
     if as_json:
-        of_files = [_file_record(one, states[one.id]) for one in files]
-        print_json(
-            [*(_record(row, refused) for row in rows), *of_files, *map(_refused_record, folder)]
-        )
+        of_files = [_file_record(one, listed.file_states[one.id]) for one in listed.files]
+        of_rows = (_record(row, listed.refused) for row in listed.rows)
+        print_json([*of_rows, *of_files, *map(_refused_record, listed.folder)])
         return
+    _show_messages(listed)
+    if listed.files:
+        _show_files(listed)
+    if listed.folder:
+        _show_refused_files(listed)
+    _advise(ctx, listed)
+
+
+def _show_messages(listed: Listed) -> None:
+    from cipherbox.cli.output import safe, size_text, table, time_text
+
     table(
         ("message", "more", "to", "sealed", "size", "state", "reason"),
         [
@@ -145,50 +154,66 @@ def outbox_list(
                 safe(", ".join(row.recipients)),
                 time_text(row.sealed_at),
                 size_text(row.size),
-                _state(row, refused),
-                safe(row.reason or refused.get(row.envelope_id, "")) or "-",
+                _state(row, listed.refused),
+                safe(row.reason or listed.refused.get(row.envelope_id, "")) or "-",
             )
-            for row in rows
+            for row in listed.rows
         ],
         empty="nothing waits, nothing was refused",
         drop=("more", "size", "sealed"),
     )
-    if files:
-        table(
-            ("file", "to", "size", "at HQ", "state", "reason"),
-            [
-                (
-                    safe(one.file),
-                    safe(", ".join(one.recipients)),
-                    size_text(one.size),
-                    size_text(one.done_bytes),
-                    states[one.id],
-                    safe(one.reason) or "-",
-                )
-                for one in files
-            ],
-            drop=("size", "at HQ"),
-        )
-    if folder:
-        table(
-            ("refused file", "to", "when", "reason", "it is in"),
-            [
-                (
-                    safe("/".join(one.path)),
-                    safe(", ".join(one.recipients)),
-                    time_text(one.changed_at),
-                    safe(one.reason),
-                    safe(one.place) or "-",
-                )
-                for one in folder
-            ],
-            drop=("when",),
-        )
-    if any(row.state == WAITING for row in rows) or any(one.state == 0 for one in files):
+
+
+def _show_files(listed: Listed) -> None:
+    from cipherbox.cli.output import safe, size_text, table
+
+    table(
+        ("file", "to", "size", "at HQ", "state", "reason"),
+        [
+            (
+                safe(one.file),
+                safe(", ".join(one.recipients)),
+                size_text(one.size),
+                size_text(one.done_bytes),
+                listed.file_states[one.id],
+                safe(one.reason) or "-",
+            )
+            for one in listed.files
+        ],
+        drop=("size", "at HQ"),
+    )
+
+
+def _show_refused_files(listed: Listed) -> None:
+    from cipherbox.cli.output import safe, table, time_text
+
+    table(
+        ("refused file", "to", "when", "reason", "it is in"),
+        [
+            (
+                safe("/".join(one.path)),
+                safe(", ".join(one.recipients)),
+                time_text(one.changed_at),
+                safe(one.reason),
+                safe(one.place) or "-",
+            )
+            for one in listed.folder
+        ],
+        drop=("when",),
+    )
+
+
+def _advise(ctx: click.Context, listed: Listed) -> None:
+    from cipherbox.cli.output import next_step
+    from cipherbox.client.outbox.rows import ASIDE, WAITING
+
+    if any(row.state == WAITING for row in listed.rows) or any(
+        one.state == 0 for one in listed.files
+    ):
         next_step(f"send what waits now: {command_here(ctx)} outbox send")
-    if any(row.state == ASIDE for row in rows):
-        aside = _first(next(r for r in rows if r.state == ASIDE))
-        next_step(f"try one again: {command_here(ctx)} outbox retry {aside}")
+    aside = next((row for row in listed.rows if row.state == ASIDE), None)
+    if aside is not None:
+        next_step(f"try one again: {command_here(ctx)} outbox retry {_first(aside)}")
 
 
 @outbox.command("send")
@@ -266,7 +291,7 @@ def outbox_show(ctx: click.Context, message_id: uuid.UUID, as_json: bool) -> Non
         )
         return _record(row, refused)
 
-    (print_json if as_json else record)(_offline(ctx, work))
+    (print_json if as_json else record)(with_client_offline(ctx, work))
 
 
 @outbox.command("retry")
@@ -302,12 +327,12 @@ def outbox_retry(ctx: click.Context, message_id: uuid.UUID, seal_again: bool) ->
                     break
         return True
 
-    if not _offline(ctx, work):
+    if not with_client_offline(ctx, work):
         raise NotFound(
             f"the bytes of message {message_id} are no longer here: its recipients have signed "
             "for it"
         )
-    row = _offline(ctx, lambda client: _row(client, message_id))
+    row = with_client_offline(ctx, lambda client: _row(client, message_id))
     say(f"{message_id}: {_state(row)}{f', {row.reason}' if row.reason else ''}")
     return Exit.OK if row.state == 1 else Exit.QUEUED if row.state == WAITING else Exit.REFUSED
 
@@ -330,7 +355,7 @@ def outbox_reseal(ctx: click.Context, client_id: str | None) -> int:
         await _settled(client)
         return found
 
-    done, errors = _offline(ctx, work)
+    done, errors = with_client_offline(ctx, work)
     for text in dict.fromkeys(str(error) for error in errors):
         fail(text)
     say(f"{done} envelope(s) are sealed again." if done else "Nothing was sealed again.")
@@ -348,7 +373,7 @@ def outbox_cancel(ctx: click.Context, message_id: uuid.UUID, yes: bool) -> None:
     from cipherbox.cli.output import say
     from cipherbox.client.outbox.rows import CANCELLED, CONFIRMED, Refused
 
-    row = _offline(ctx, lambda client: _row(client, message_id))
+    row = with_client_offline(ctx, lambda client: _row(client, message_id))
     if row.state == CONFIRMED:
         raise NotFound(f"HQ has confirmed message {message_id}; it can no longer be cancelled here")
     sure(f"Give up {row.messages} message(s) to {', '.join(row.recipients)}?", yes)
@@ -358,7 +383,7 @@ def outbox_cancel(ctx: click.Context, message_id: uuid.UUID, yes: bool) -> None:
         out = Refused(row.envelope_id, row.generation, 0, "cancelled", CANCELLED)
         await post.store(lambda: post.outbox.write(refused=[out]))
 
-    _offline(ctx, work)
+    with_client_offline(ctx, work)
     say(f"{message_id} will not be sent.")
 
 
@@ -381,23 +406,6 @@ async def _row(client: Client, message_id: uuid.UUID) -> Row:
             f"message {message_id} was not sent from this home, or its history was dropped"
         )
     return row
-
-
-def _offline(ctx: click.Context, work: Callable[[Client], Awaitable[T]]) -> T:
-    """Works on the outbox whether or not HQ can be reached."""
-    from cipherbox.cli.home import load_here
-    from cipherbox.client.client import open_client
-
-    home = load_here(ctx)
-
-    async def main() -> T:
-        async with (
-            open_client(home, keep_trying=True, renew=False) as client,
-            suggesting(ctx, client),
-        ):
-            return await work(client)
-
-    return run(main)
 
 
 def _file_record(one: Transfer, state: str) -> dict[str, object]:

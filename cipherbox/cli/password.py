@@ -1,7 +1,6 @@
-"""The password of a client's keys: where it comes from, and `keys password`, which sets, changes
-and removes it.
+"""The password of a client's keys, and where it comes from: a file, what systemd hands over, or the
+terminal, where it is not shown.
 
-It comes from a file, from what systemd hands over, or from the terminal, where it is not shown.
 Never from arguments or the environment: other users of the machine, and every program started from
 here, see those.
 """

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, BinaryIO
 import click
 
 from cipherbox.cli.exits import Exit
-from cipherbox.cli.home import home_of
+from cipherbox.cli.home import home_of, with_client_offline
 from cipherbox.cli.options import CLIENT_ID, json_option
-from cipherbox.cli.outbox import _offline
 from cipherbox.cli.status import MessageId
 from cipherbox.errors import ConfigError, NotFound
 
@@ -52,7 +51,7 @@ def receipt_export(
             )
         return {name: data for name, data in found.items() if name == recipient}
 
-    found = _offline(ctx, work)
+    found = with_client_offline(ctx, work)
     if not found:
         who = recipient or "nobody"
         text = f"{who} has not signed" if recipient else "nobody has signed"

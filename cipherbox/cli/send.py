@@ -7,13 +7,14 @@ from __future__ import annotations
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
+import attrs
 import click
 
 from cipherbox.cli.exits import Exit
 from cipherbox.cli.home import command_here, suggesting
-from cipherbox.cli.options import CLIENT_ID, DURATION, EXCHANGE, KEY, json_option
+from cipherbox.cli.options import CLIENT_ID, DURATION, EXCHANGE, KEY, as_record, json_option
 from cipherbox.cli.running import run
 from cipherbox.cli.send_files import in_parts, progress, send_all
 from cipherbox.envelope.stanza_types import STANZAS
@@ -22,11 +23,81 @@ from cipherbox.limits import LIMITS
 
 if TYPE_CHECKING:
     from cipherbox.client.client import Confirmation
+    from cipherbox.client.home import Home
     from cipherbox.sealing.body import Message
 
 TEXT = "text/plain; charset=utf-8"
 BINARY = "application/octet-stream"
 WRAPS = {row.option: row.name for row in STANZAS.values()}
+
+
+@attrs.frozen
+class SendOptions:
+    """What `send` was told."""
+
+    content: str | None
+    to: tuple[str, ...]
+    exchange: str | None
+    key: str | None
+    files: tuple[Path, ...]
+    compress: bool
+    copy: bool
+    content_type: str
+    headers: tuple[str, ...]
+    idempotency_key: str | None
+    expires: float | None  # seconds from now
+    wrap: str | None
+    partial: bool
+    until: str  # what to wait for
+    within: float  # seconds
+    verbose: bool
+    as_json: bool
+
+    @property
+    def stanza(self) -> str | None:
+        """The stanza type to seal with; None: the one each recipient prefers."""
+        return WRAPS[self.wrap] if self.wrap else None
+
+    @property
+    def whom(self) -> str:
+        """The recipients, or the route, in words."""
+        return ", ".join(self.to) if self.to else f"{self.exchange} with {self.key!r}"
+
+    def check(self, large: tuple[Path, ...]) -> None:
+        """Raise UsageError when options contradict each other; ``large`` are files in parts."""
+        if self.key and not self.exchange:
+            raise click.UsageError(
+                "--key is the routing key of an exchange: name it with --exchange NAME, or leave "
+                "--key out. Against sending twice: --idempotency-key TEXT."
+            )
+        if bool(self.to) == bool(self.exchange):
+            raise click.UsageError(
+                "Say who receives it: --to CLIENT_ID, or --exchange NAME with --key KEY."
+            )
+        if self.exchange and not self.key:
+            raise click.UsageError("A route needs its routing key: --key KEY.")
+        if self.content is not None and self.files:
+            raise click.UsageError("Give the content as an argument or as --file, not both.")
+        if self.wrap == "ratchet" and large:
+            raise click.UsageError(
+                "--wrap ratchet is for messages; large files go outside of sessions."
+            )
+        if self.idempotency_key is not None and large:
+            raise click.UsageError(
+                "--idempotency-key goes with messages, and files that fit into one."
+            )
+
+
+class Sent(NamedTuple):
+    """What became of it."""
+
+    confirmations: list[Confirmation]
+    arrived: bool  # where it was waited for
+    refused: RecipientRefuses | None
+
+    @property
+    def message_ids(self) -> list[str]:
+        return [str(one) for confirmation in self.confirmations for one in confirmation.message_ids]
 
 
 @click.command()
@@ -63,7 +134,6 @@ WRAPS = {row.option: row.name for row in STANZAS.values()}
 )
 @click.option(
     "--idempotency-key",
-    "once",
     metavar="TEXT",
     help="A name of your own for this message: sent again with it, the message goes once. "
     "[manual: howto-lab]",
@@ -103,26 +173,8 @@ WRAPS = {row.option: row.name for row in STANZAS.values()}
 )
 @json_option
 @click.pass_context
-def send(
-    ctx: click.Context,
-    content: str | None,
-    to: tuple[str, ...],
-    exchange: str | None,
-    key: str | None,
-    files: tuple[Path, ...],
-    compress: bool,
-    copy: bool,
-    content_type: str,
-    headers: tuple[str, ...],
-    once: str | None,
-    expires: float | None,
-    wrap: str | None,
-    partial: bool,
-    until: str,
-    within: float,
-    verbose: bool,
-    as_json: bool,
-) -> int:
+@as_record(SendOptions)
+def send(ctx: click.Context, options: SendOptions) -> int:
     """Seal CONTENT on this machine and send it: only the recipients can open it.
 
     \b
@@ -136,90 +188,90 @@ def send(
     stays in the outbox, goes out by itself later, and the exit code is 11.
     """
     from cipherbox.cli.home import load_here
-    from cipherbox.cli.output import next_step, print_event, print_json, print_keys, say, warn
+    from cipherbox.cli.output import print_json
 
-    if key and not exchange:
-        raise click.UsageError(
-            "--key is the routing key of an exchange: name it with --exchange NAME, or leave --key "
-            "out. Against sending twice: --idempotency-key TEXT."
-        )
-    if bool(to) == bool(exchange):
-        raise click.UsageError(
-            "Say who receives it: --to CLIENT_ID, or --exchange NAME with --key KEY."
-        )
-    if exchange and not key:
-        raise click.UsageError("A route needs its routing key: --key KEY.")
-    if content is not None and files:
-        raise click.UsageError("Give the content as an argument or as --file, not both.")
-    large = tuple(path for path in files if in_parts(path))
-    files = tuple(path for path in files if path not in large)
-    if wrap == "ratchet" and large:
-        raise click.UsageError(
-            "--wrap ratchet is for messages; large files go outside of sessions."
-        )
-    if once is not None and large:
-        raise click.UsageError("--idempotency-key goes with messages, and files that fit into one.")
-    messages = (
-        _messages(content, files, content_type, _headers(headers)) if files or not large else []
-    )
-    expires_at = int((time.time() + expires) * 1000) if expires else 0
-    stanza = WRAPS[wrap] if wrap else None
-
+    large = tuple(path for path in options.files if in_parts(path))
+    options.check(large)
+    small = tuple(path for path in options.files if path not in large)
+    messages = _messages(options, small) if small or not large else []
     home = load_here(ctx)
-
-    async def main() -> tuple[list[Confirmation], bool, RecipientRefuses | None]:
-        from cipherbox.client.client import open_client
-
-        done: list[Confirmation] = []
-        on_event = None if as_json else print_event if verbose else print_keys
-        async with (
-            open_client(home, on_event=on_event, keep_trying=True, renew=False) as client,
-            suggesting(ctx, client),
-        ):
-            where = {"to": list(to) or None, "exchange": exchange or "", "routing_key": key or ""}
-            if messages:
-                more = {
-                    "expires_at": expires_at,
-                    "partial": partial,
-                    "stanza": stanza,
-                    "wait": until != "queued",
-                    "key": once,
-                }
-                done.append(await client.publish(messages, **where, **more))  # type: ignore[arg-type]
-            if large:
-                recipients = list(to) or await client.readers(exchange or "", key or "")
-                with progress(quiet=as_json) as tell:
-                    done += await send_all(
-                        client,
-                        large,
-                        recipients,
-                        content_type,
-                        compress=compress,
-                        copy=copy,
-                        stanza=stanza,
-                        on_progress=tell,
-                    )
-            if until in ("queued", "confirmed"):
-                return done, True, None
-            envelopes = [envelope for one in done for envelope, _ in one.envelopes]
-            try:
-                return done, await client.wait_for(envelopes, until, within), None
-            except RecipientRefuses as error:
-                return done, False, error
-
     try:
-        confirmations, arrived, refused = run(main)
+        sent = run(_send, ctx, options, home, messages, large)
     except Queued as error:
-        if as_json:
+        if options.as_json:
             print_json({"message_ids": error.message_ids, "state": "queued", "reason": str(error)})
         raise
-    confirmation = confirmations[0]
-    ids = [str(message_id) for one in confirmations for message_id in one.message_ids]
-    if as_json:
+    _tell(ctx, options, sent)
+    if sent.refused is not None:
+        raise sent.refused
+    return Exit.OK if sent.arrived else Exit.QUEUED
+
+
+async def _send(
+    ctx: click.Context,
+    options: SendOptions,
+    home: Home,
+    messages: list[Message],
+    large: tuple[Path, ...],
+) -> Sent:
+    """Publish the messages, then the large files, and wait for what was asked for."""
+    from cipherbox.cli.output import print_event, print_keys
+    from cipherbox.client.client import open_client
+
+    done: list[Confirmation] = []
+    on_event = None if options.as_json else print_event if options.verbose else print_keys
+    async with (
+        open_client(home, on_event=on_event, keep_trying=True, renew=False) as client,
+        suggesting(ctx, client),
+    ):
+        exchange, key = options.exchange or "", options.key or ""
+        if messages:
+            expires = options.expires
+            confirmation = await client.publish(
+                messages,
+                to=list(options.to) or None,
+                exchange=exchange,
+                routing_key=key,
+                expires_at=int((time.time() + expires) * 1000) if expires else 0,
+                partial=options.partial,
+                stanza=options.stanza,
+                wait=options.until != "queued",
+                key=options.idempotency_key,
+            )
+            done.append(confirmation)
+        if large:
+            recipients = list(options.to) or await client.readers(exchange, key)
+            with progress(quiet=options.as_json) as tell:
+                done += await send_all(
+                    client,
+                    large,
+                    recipients,
+                    options.content_type,
+                    compress=options.compress,
+                    copy=options.copy,
+                    stanza=options.stanza,
+                    on_progress=tell,
+                )
+        if options.until in ("queued", "confirmed"):
+            return Sent(done, True, None)
+        envelopes = [envelope for one in done for envelope, _ in one.envelopes]
+        try:
+            return Sent(done, await client.wait_for(envelopes, options.until, options.within), None)
+        except RecipientRefuses as error:
+            return Sent(done, False, error)
+
+
+def _tell(ctx: click.Context, options: SendOptions, sent: Sent) -> None:
+    """Say what became of it, as JSON or in words."""
+    from cipherbox.cli.output import next_step, print_json, say, warn
+
+    confirmation, ids = sent.confirmations[0], sent.message_ids
+    state = options.until if sent.arrived else "confirmed"
+    if options.as_json:
         print_json(
             {
                 "message_ids": ids,
-                "state": until if arrived else "refused" if refused is not None else "confirmed",
+                "state": "refused" if sent.refused is not None else state,
                 "accepted_at": confirmation.accepted_at,
                 "queues": list(confirmation.queues),
                 "missing": list(confirmation.missing),
@@ -228,20 +280,21 @@ def send(
             }
         )
     else:
-        whom = ", ".join(to) if to else f"{exchange} with {key!r}"
-        say(_sentence(confirmation, ids, whom, until if arrived else "confirmed"))
-    if confirmation.missing and not as_json:
+        say(_sentence(confirmation, ids, options.whom, state))
+        if confirmation.missing:
+            warn(
+                "Not reached, for they have no queue or take no mail from you: "
+                f"{', '.join(confirmation.missing)}"
+            )
+    if sent.refused is not None:
+        return
+    if not sent.arrived:
         warn(
-            "Not reached, for they have no queue or take no mail from you: "
-            f"{', '.join(confirmation.missing)}"
+            f"HQ has it, but it was not {options.until} by all within {options.within:g} s; it "
+            "goes on by itself."
         )
-    if refused is not None:
-        raise refused
-    if not arrived:
-        warn(f"HQ has it, but it was not {until} by all within {within:g} s; it goes on by itself.")
-    if verbose and not as_json:
+    if options.verbose and not options.as_json:
         next_step(f"see where it is: {command_here(ctx)} status {ids[0]}")
-    return Exit.OK if arrived else Exit.QUEUED
 
 
 def _sentence(confirmation: Confirmation, ids: list[str], whom: str, state: str) -> str:
@@ -260,12 +313,12 @@ def _sentence(confirmation: Confirmation, ids: list[str], whom: str, state: str)
     return f"Sent to {whom}, {done}  {ids[0]}{more}"
 
 
-def _messages(
-    content: str | None, files: tuple[Path, ...], kind: str, headers: dict[str, str]
-) -> list[Message]:
+def _messages(options: SendOptions, files: tuple[Path, ...]) -> list[Message]:
+    """Return what goes as messages: files, the argument, or what standard input holds."""
     from cipherbox.client.file_types import guess_type
     from cipherbox.sealing.body import Message
 
+    headers, kind = _headers(options.headers), options.content_type
     if files:
         return [
             Message(
@@ -279,8 +332,8 @@ def _messages(
             )
             for path in files
         ]
-    if content is not None:
-        return [Message(content.encode(), kind or TEXT, headers)]
+    if options.content is not None:
+        return [Message(options.content.encode(), kind or TEXT, headers)]
     if sys.stdin.isatty():
         raise click.UsageError(
             "What shall be sent? Give it as an argument, with --file, or on standard input."

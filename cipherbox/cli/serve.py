@@ -7,17 +7,40 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import attrs
 import click
 
 from cipherbox.cli.home import command_here, home_of
-from cipherbox.cli.options import CLIENT_ID, HQ_DIRECTORY, database_settings
+from cipherbox.cli.options import CLIENT_ID, HQ_DIRECTORY, as_record, database_settings
 from cipherbox.cli.running import run
 from cipherbox.config.settings import DEFAULT_PORT, SERVER_FILE
 from cipherbox.errors import CipherBoxError, ConfigError
 
+if TYPE_CHECKING:
+    import trio
+
+    from cipherbox.config.settings import ServerConfig
+    from cipherbox.server.app import Served
+
 _DNS_S = 3.0
+
+
+@attrs.frozen
+class InitOptions:
+    """What `init` was told."""
+
+    directory: Path
+    address: str
+    listen: str | None
+    websocket_listen: str
+    name: str
+    admin_id: str
+    offline_ca: Path | None
+    org_ca: Path | None
+    org_issues: Path | None
+    url: str
 
 
 @click.command()
@@ -67,67 +90,73 @@ _DNS_S = 3.0
     "[default: SQLite]",
 )
 @click.pass_context
-def init(
-    ctx: click.Context,
-    directory: Path,
-    address: str,
-    listen: str | None,
-    websocket_listen: str,
-    name: str,
-    admin_id: str,
-    offline_ca: Path | None,
-    org_ca: Path | None,
-    org_issues: Path | None,
-    url: str,
-) -> None:
+@as_record(InitOptions)
+def init(ctx: click.Context, options: InitOptions) -> None:
     """Make HQ's data directory DIRECTORY, its certification authority and the first admin.
 
     The admin's certificate goes into --home, so that the admin's commands work on this machine at
     once.
     """
-    from cipherbox.cli.output import explain, next_step, say, warn
+    from cipherbox.cli.output import next_step, say, warn
     from cipherbox.server.operations.setup import init_hq
 
-    _check_address(address)
-    if sum(x is not None for x in (offline_ca, org_ca, org_issues)) > 1:
+    _check_address(options.address)
+    authorities = (options.offline_ca, options.org_ca, options.org_issues)
+    if sum(x is not None for x in authorities) > 1:
         raise click.UsageError("One of --offline-ca, --org-ca and --org-issues.")
-    options: dict[str, Any] = {
-        "address": address,
-        "name": name,
-        "listen": listen
-        if listen is not None
-        else _listen_for(address, websocket_only=bool(websocket_listen)),
-        "websocket_listen": websocket_listen,
-        "admin_id": admin_id,
-        "admin_home": home_of(ctx),
-        "database": database_settings(url) if url else None,
-    }
-    if (organization := org_ca or org_issues) is not None:
-        from cipherbox.server.ca.organization import ask
-
-        for path in ask(directory, org=organization, issues=org_issues is not None, **options):
-            explain(
-                "", f"{path}: let the organization's CA sign this request (cipherbox manual pki)."
-            )
-        here = f"{command_here(ctx)} ca import FILE.pem --hq {shlex.quote(str(directory))}"
-        next_step(f"with what it signed, and the CAs between it and the root: {here}")
+    settings = _settings_of(ctx, options)
+    directory = options.directory
+    if (organization := options.org_ca or options.org_issues) is not None:
+        _ask_organization(ctx, options, organization, settings)
         return
-    if why := run(_unknown_names, address):
+    if why := run(_unknown_names, options.address):
         warn(
             f"{why} Clients look for HQ there: every token carries this address. If it is wrong, "
             f"change [server] address in {directory / SERVER_FILE} before you make tokens."
         )
-    report = init_hq(directory, offline_ca=offline_ca, **options)
-    say(f"HQ {name!r} is ready in {directory}.")
-    say(f"Admin {admin_id!r}: certificate in {home_of(ctx)}.")
+    report = init_hq(directory, offline_ca=options.offline_ca, **settings)
+    say(f"HQ {options.name!r} is ready in {directory}.")
+    say(f"Admin {options.admin_id!r}: certificate in {home_of(ctx)}.")
     say(f"Root certificate, SHA-256: {report.root_fingerprint}")
-    if offline_ca:
-        warn(f"The CA's keys are in {offline_ca}. Carry this directory off this machine now.")
+    if options.offline_ca:
+        warn(
+            f"The CA's keys are in {options.offline_ca}. Carry this directory off this machine now."
+        )
     next_step(
         f"start HQ, here or under systemd:      cipherbox serve {shlex.quote(str(directory))}",
         f"then make a token for each client:    {command_here(ctx)} enroll CLIENT_ID   (its "
         "name, for example FL-LAB)",
     )
+
+
+def _settings_of(ctx: click.Context, options: InitOptions) -> dict[str, Any]:
+    """Return what is the same for both ways to make HQ."""
+    listen = options.listen
+    if listen is None:
+        listen = _listen_for(options.address, websocket_only=bool(options.websocket_listen))
+    return {
+        "address": options.address,
+        "name": options.name,
+        "listen": listen,
+        "websocket_listen": options.websocket_listen,
+        "admin_id": options.admin_id,
+        "admin_home": home_of(ctx),
+        "database": database_settings(options.url) if options.url else None,
+    }
+
+
+def _ask_organization(
+    ctx: click.Context, options: InitOptions, organization: Path, settings: dict[str, Any]
+) -> None:
+    """Make HQ's directory and the requests that an organization's CA has to sign."""
+    from cipherbox.cli.output import explain, next_step
+    from cipherbox.server.ca.organization import ask
+
+    issues = options.org_issues is not None
+    for path in ask(options.directory, org=organization, issues=issues, **settings):
+        explain("", f"{path}: let the organization's CA sign this request (cipherbox manual pki).")
+    here = f"{command_here(ctx)} ca import FILE.pem --hq {shlex.quote(str(options.directory))}"
+    next_step(f"with what it signed, and the CAs between it and the root: {here}")
 
 
 @click.command()
@@ -139,72 +168,98 @@ def serve(directory: Path, broken_store: bool) -> None:
 
     SIGHUP, like `cipherbox reload`, reads settings and certificates again.
     """
-    import trio
+    from cipherbox.config.settings import load_server_config
+    from cipherbox.ops.logs import setup_logging
 
-    from cipherbox.cli.output import next_step, say
-    from cipherbox.config.settings import ServerConfig, load_server_config
-    from cipherbox.ops.logs import get_logger, setup_logging
-    from cipherbox.ops.systemd import notify, reloading
-    from cipherbox.portable import can_ask, reload_signals, stop_signals
-    from cipherbox.server.app import Served
-    from cipherbox.server.app import serve as serve_hq
-
-    config: ServerConfig = load_server_config(directory)
+    config = load_server_config(directory)
     setup_logging(config.logging)
-    log = get_logger(__name__)
-    at_terminal = can_ask()
-    running: list[Served] = []
+    run(_Service(config, broken_store).run)
 
-    def waiting(why: str) -> None:
-        say(f"{config.server.name} waits: {why}. Ctrl-C stops it.")
-        notify("READY=1", f"STATUS=waiting: {why}")
 
-    async def main() -> None:
+class _Service:
+    """HQ as a process: what it prints, what it tells systemd, and the signals it obeys."""
+
+    def __init__(self, config: ServerConfig, broken_store: bool) -> None:
+        from cipherbox.ops.logs import get_logger
+        from cipherbox.portable import can_ask
+
+        self._config, self._broken_store = config, broken_store
+        self._log = get_logger(__name__)
+        self._at_terminal = can_ask()
+        self._served: Served | None = None  # once it listens
+
+    async def run(self) -> None:
+        """Serve until HQ has drained or a signal stops it."""
+        import trio
+
+        from cipherbox.portable import reload_signals, stop_signals
+
         with trio.open_signal_receiver(*stop_signals(), *reload_signals()) as signals:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(heed, signals, nursery.cancel_scope)
-
-                async def start(*, task_status: trio.TaskStatus[Served]) -> None:
-                    await serve_hq(
-                        config, broken_store=broken_store, waiting=waiting, task_status=task_status
-                    )
-                    nursery.cancel_scope.cancel()  # it ended by itself: it had drained
-
+                nursery.start_soon(self._obey, signals, nursery.cancel_scope)
                 try:
-                    served = await nursery.start(start)
+                    self._listening(await nursery.start(self._serve, nursery.cancel_scope))
                 except RuntimeError:
-                    if nursery.cancel_scope.cancel_called:
-                        return
-                    raise
-                listening = ", ".join(
-                    f"{host}:{port}" for host, port in [*served.addresses, *served.websocket]
-                )
-                say(f"{config.server.name} listens on {listening}. Ctrl-C stops it.")
-                if sys.stdout.isatty():
-                    next_step(
-                        "in another terminal: cipherbox enroll CLIENT_ID   (its name, for "
-                        "example FL-LAB)"
-                    )
-                notify("READY=1", f"STATUS=listening on {listening}")
-                running.append(served)
+                    if not nursery.cancel_scope.cancel_called:
+                        raise
 
-    async def heed(signals: AsyncIterator[int], scope: trio.CancelScope) -> None:
-        async for got in signals:
-            # its terminal was closed
-            if got not in reload_signals() or (at_terminal and not can_ask()):
+    async def _serve(
+        self, scope: trio.CancelScope, *, task_status: trio.TaskStatus[Served]
+    ) -> None:
+        from cipherbox.server.app import serve as serve_hq
+
+        await serve_hq(
+            self._config,
+            broken_store=self._broken_store,
+            waiting=self._waiting,
+            task_status=task_status,
+        )
+        scope.cancel()  # it has drained
+
+    def _waiting(self, why: str) -> None:
+        from cipherbox.cli.output import say
+        from cipherbox.ops.systemd import notify
+
+        say(f"{self._config.server.name} waits: {why}. Ctrl-C stops it.")
+        notify("READY=1", f"STATUS=waiting: {why}")
+
+    def _listening(self, served: Served) -> None:
+        from cipherbox.cli.output import next_step, say
+        from cipherbox.ops.systemd import notify
+
+        addresses = [*served.addresses, *served.websocket]
+        listening = ", ".join(f"{host}:{port}" for host, port in addresses)
+        say(f"{self._config.server.name} listens on {listening}. Ctrl-C stops it.")
+        if sys.stdout.isatty():
+            next_step(
+                "in another terminal: cipherbox enroll CLIENT_ID   (its name, for example FL-LAB)"
+            )
+        notify("READY=1", f"STATUS=listening on {listening}")
+        self._served = served
+
+    async def _obey(self, signals: AsyncIterator[int], scope: trio.CancelScope) -> None:
+        from cipherbox.ops.systemd import notify
+        from cipherbox.portable import can_ask, reload_signals
+
+        async for received in signals:
+            # SIGHUP stops an HQ whose terminal was closed
+            if received not in reload_signals() or (self._at_terminal and not can_ask()):
                 break
-            if running:
-                reloading()
-                with suppress(CipherBoxError):  # the log has it, and everything is as before
-                    running[0].reload()
-                notify("READY=1")
-            else:
-                log.info("HQ waits for its store; settings are read again once it serves")
-        log.info("Stopping")
+            self._reload()
+        self._log.info("Stopping")
         notify("STOPPING=1")
         scope.cancel()
 
-    run(main)
+    def _reload(self) -> None:
+        from cipherbox.ops.systemd import notify, reloading
+
+        if self._served is None:
+            self._log.info("HQ waits for its store; settings are read again once it serves")
+            return
+        reloading()
+        with suppress(CipherBoxError):  # the log has it, and everything is as before
+            self._served.reload()
+        notify("READY=1")
 
 
 def _check_address(address: str) -> None:

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from cipherbox.cli import output
-from cipherbox.cli.manual import laid_out
+from cipherbox.cli.page_layout import laid_out
 from cipherbox.client.events import Event
 
 from .conftest import Run

@@ -19,7 +19,7 @@ import click
 
 from cipherbox.cli.bench.work import LARGEST, STANDARD, Work, size_words
 from cipherbox.cli.exits import Exit
-from cipherbox.cli.options import json_option
+from cipherbox.cli.options import as_record, json_option
 from cipherbox.cli.running import run, run_until_stopped
 from cipherbox.cli.scratch import database_option, scratch
 from cipherbox.cli.send import WRAPS
@@ -60,6 +60,71 @@ class Batch(click.ParamType[int]):
         if not str(value).isdigit() or not 1 <= int(str(value)) <= 65_536:
             self.fail("a batch is auto, or 1 to 65536 messages", param, ctx)
         return int(str(value))
+
+
+@attrs.frozen
+class BenchOptions:
+    """What `bench` was told; None and False: not given."""
+
+    size: int | None
+    messages: int | None
+    batch: int | None
+    senders: int | None
+    receivers: int | None
+    recipients: int | None
+    presealed: bool
+    rate: float | None
+    directory: Path | None
+    wrap: str | None
+    files: bool
+    url: str
+    as_json: bool
+    worker: bool
+
+    @property
+    def names_one(self) -> bool:
+        """Whether one measurement was asked for, instead of the standard ones."""
+        counts = (self.size, self.messages, self.batch, self.senders, self.receivers)
+        given = (*counts, self.recipients, self.rate, self.wrap)
+        return self.presealed or self.files or any(value is not None for value in given)
+
+    def work(self) -> Work:
+        """Return the one measurement; UsageError when its options contradict each other."""
+        batch = self.batch
+        if batch is None:
+            batch = 1 if self.presealed or self.rate else 0
+        recipients = self.recipients or 1
+        receivers = self.receivers or recipients
+        if receivers % recipients:
+            raise click.UsageError(
+                "--receivers must be a multiple of --recipients: each message goes to one group."
+            )
+        if self.presealed and self.rate:
+            raise click.UsageError(
+                "--presealed measures how much HQ can take; it does not go with --rate."
+            )
+        if self.presealed and self.wrap:
+            raise click.UsageError(
+                "--presealed measures HQ, which sees no difference; it does not go with --wrap."
+            )
+        if self.files and (self.presealed or self.rate or batch or self.wrap):
+            raise click.UsageError(
+                "--files measures agents: it does not go with --presealed, --rate, --batch, --wrap."
+            )
+        if self.files and recipients > 1:
+            raise click.UsageError("--files goes with --recipients 1: each file is for one center.")
+        return Work(
+            size=self.size or 100,
+            messages=self.messages or 0,
+            batch=batch,
+            senders=self.senders or 1,
+            receivers=receivers,
+            recipients=recipients,
+            presealed=self.presealed,
+            rate=self.rate or 0.0,
+            wrap=self.wrap or "",
+            files=self.files,
+        )
 
 
 @click.command()
@@ -104,23 +169,8 @@ class Batch(click.ParamType[int]):
 @json_option
 @click.option("--worker", is_flag=True, hidden=True)
 @click.pass_context
-def bench(
-    ctx: click.Context,
-    size: int | None,
-    messages: int | None,
-    batch: int | None,
-    senders: int | None,
-    receivers: int | None,
-    recipients: int | None,
-    presealed: bool,
-    rate: float | None,
-    directory: Path | None,
-    wrap: str | None,
-    files: bool,
-    url: str,
-    as_json: bool,
-    worker: bool,
-) -> int:
+@as_record(BenchOptions)
+def bench(ctx: click.Context, options: BenchOptions) -> int:
     """Measure this machine: sender, HQ and receiver as processes of their own, always durable and
     end to end.
 
@@ -133,48 +183,12 @@ def bench(
     cipherbox bench --size 100 --batch 1 --rate 200
     cipherbox bench --files --messages 3000 --size 17
     """
-    if worker:
+    if options.worker:
         from cipherbox.cli.bench.worker import work
 
         return run(work, ctx.find_root().obj)
-    given = [size, messages, batch, senders, receivers, recipients, rate, wrap]
-    works: tuple[Work, ...] = STANDARD
-    if presealed or files or any(value is not None for value in given):
-        each = recipients or 1
-        many = receivers or each
-        if many % each:
-            raise click.UsageError(
-                "--receivers must be a multiple of --recipients: each message goes to one group."
-            )
-        if batch is None:
-            batch = 1 if presealed or rate else 0
-        if presealed and rate:
-            raise click.UsageError(
-                "--presealed measures how much HQ can take; it does not go with --rate."
-            )
-        if presealed and wrap:
-            raise click.UsageError(
-                "--presealed measures HQ, which sees no difference; it does not go with --wrap."
-            )
-        if files and (presealed or rate or batch or wrap):
-            raise click.UsageError(
-                "--files measures agents: it does not go with --presealed, --rate, --batch, --wrap."
-            )
-        if files and each > 1:
-            raise click.UsageError("--files goes with --recipients 1: each file is for one center.")
-        one = Work(
-            size or 100,
-            messages or 0,
-            batch,
-            senders or 1,
-            many,
-            each,
-            presealed,
-            rate or 0.0,
-            wrap or "",
-        )
-        works = (attrs.evolve(one, files=files),)
-    return _measure(works, directory, url, as_json)
+    works = (options.work(),) if options.names_one else STANDARD
+    return _measure(works, options.directory, options.url, options.as_json)
 
 
 def _measure(works: tuple[Work, ...], directory: Path | None, url: str, as_json: bool) -> int:

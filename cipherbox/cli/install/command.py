@@ -10,13 +10,15 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import attrs
 import click
 
 from cipherbox.cli.home import home_of
-from cipherbox.cli.options import sure, yes_option
+from cipherbox.cli.options import as_record, sure, yes_option
 
 if TYPE_CHECKING:
     from cipherbox.cli.install.places import Places
+    from cipherbox.cli.install.schemas import Finding
     from cipherbox.cli.install.steps import Step
 
 _root = click.option(
@@ -32,6 +34,31 @@ _client = click.option(
 _dry = click.option("--dry-run", is_flag=True, help="Show what would be done, and do nothing.")
 
 
+@attrs.frozen
+class InstallOptions:
+    """What `install` was told."""
+
+    client: bool
+    address: str
+    rollback: bool
+    no_systemd: bool
+    python: Path | None
+    root: Path
+    dry_run: bool
+
+
+@attrs.frozen
+class Version:
+    """The version to put in place: its directory's name and files, the steps that make it, and
+    what was found about the data of this machine.
+    """
+
+    name: str
+    files: dict[str, bytes]
+    steps: list[Step]
+    findings: list[Finding]
+
+
 @click.command()
 @_client
 @click.option(
@@ -45,16 +72,8 @@ _dry = click.option("--dry-run", is_flag=True, help="Show what would be done, an
 @_root
 @_dry
 @click.pass_context
-def install(
-    ctx: click.Context,
-    client: bool,
-    address: str,
-    rollback: bool,
-    no_systemd: bool,
-    python: Path | None,
-    root: Path,
-    dry_run: bool,
-) -> None:
+@as_record(InstallOptions)
+def install(ctx: click.Context, options: InstallOptions) -> None:
     """Install HQ on this machine, as root, or with --client the command and the agent's unit; again
     for an upgrade.
 
@@ -64,52 +83,33 @@ def install(
     """
     from cipherbox.cli.install import steps
     from cipherbox.cli.install.checks import base_python, check, runs_systemd
-    from cipherbox.cli.install.files import outside
-    from cipherbox.cli.install.places import AGENTS, CLIENT, SERVER, read_pointer
-    from cipherbox.cli.install.schemas import check_schemas, known_schemas
+    from cipherbox.cli.install.places import CLIENT, SERVER, read_pointer
     from cipherbox.cli.install.service import make_hq, start_service
     from cipherbox.cli.output import say, warn
-    from cipherbox.errors import ConfigError
 
-    places = _places(ctx, client, root)
-    if address and (client or not places.real):
+    client, dry_run = options.client, options.dry_run
+    places = _places(ctx, client, options.root)
+    if options.address and (client or not places.real):
         raise click.UsageError(
             "--address makes HQ on this machine; it does not go with --client or --root."
         )
     before = read_pointer(places.at(places.current))
-    current = steps.manifest_of(places.at(places.base) / before) if before else {}
     parts = steps.parts_of(places, CLIENT if client else SERVER)
     server = steps.is_server(parts)
-    systemd = not no_systemd and (not client or runs_systemd() or not places.real)
-    program = python or base_python()
+    systemd = not options.no_systemd and (not client or runs_systemd() or not places.real)
+    program = options.python or base_python()
     check(places, server=server, python=program, systemd=systemd)
-    base = places.at(places.base)
-    homes = [places.at(places.data), *(places.at(AGENTS).glob("*") if places.system else ())]
-    todo, told = [], []
-    if rollback:
-        name = read_pointer(places.at(places.previous))
-        older = steps.manifest_of(base / name) if name else {}
-        if not older:
-            raise ConfigError(
-                f"there is no version before the one in {places.base}; install an older file "
-                "instead"
-            )
-        told = check_schemas(
-            homes, older["schemas"], f"CipherBox {older['version']}", current.get("schemas", {})
-        )
-        files = steps.files_of(base / name)
-    elif current and Path(sys.argv[0]).resolve().is_relative_to(base.resolve()):
-        name, files = before, steps.files_of(base / before)
-    else:
-        file = Path(sys.argv[0]).absolute()
-        name = steps.taken_apart(file)
-        told = check_schemas(homes, known_schemas(), "this file", current.get("schemas", {}))
-        files = outside(places, parts, units=systemd)
-        todo.append(steps.tree_step(places, name, file, program, parts, files))
-    for one in told:
-        warn(one.text)
-    todo += [*steps.file_steps(places, name, files), *steps.pointer_steps(places, name)]
-    if not rollback:
+    version = (
+        _version_before(places, before)
+        if options.rollback
+        else _version_here(places, before, parts, program, systemd)
+    )
+    for finding in version.findings:
+        warn(finding.text)
+    name = version.name
+    todo = [*version.steps, *steps.file_steps(places, name, version.files)]
+    todo += steps.pointer_steps(places, name)
+    if not options.rollback:
         todo += steps.old_steps(places, name)
     if server:
         todo += steps.server_steps(places)
@@ -118,18 +118,68 @@ def install(
     if dry_run:
         return
     if server and places.real:
-        if address:
-            make_hq(places, address)
+        if options.address:
+            make_hq(places, options.address)
         if systemd:
-            ready = not any(one.outdated for one in told)
+            ready = not any(one.outdated for one in version.findings)
             done = {"changed": bool(changed), "moved": bool(moved), "first": not before}
-            start_service(places, ready=ready, start=bool(address), **done)
-    say(
-        f"CipherBox {name} is installed."
-        if changed + moved
-        else f"CipherBox {name} was installed already."
-    )
+            start_service(places, ready=ready, start=bool(options.address), **done)
+    done_before = "is installed." if changed + moved else "was installed already."
+    say(f"CipherBox {name} {done_before}")
     _advise(places, server, systemd)
+
+
+def _homes(places: Places) -> list[Path]:
+    """Return the directories whose data a version must be able to read."""
+    from cipherbox.cli.install.places import AGENTS
+
+    return [places.at(places.data), *(places.at(AGENTS).glob("*") if places.system else ())]
+
+
+def _schemas(places: Places, version: str) -> dict[str, int]:
+    from cipherbox.cli.install import steps
+
+    found = steps.manifest_of(places.at(places.base) / version) if version else {}
+    return dict(found.get("schemas", {}))
+
+
+def _version_before(places: Places, current: str) -> Version:
+    """Return the installed version before the current one; ConfigError if there is none."""
+    from cipherbox.cli.install import steps
+    from cipherbox.cli.install.places import read_pointer
+    from cipherbox.cli.install.schemas import check_schemas
+    from cipherbox.errors import ConfigError
+
+    base = places.at(places.base)
+    name = read_pointer(places.at(places.previous))
+    older = steps.manifest_of(base / name) if name else {}
+    if not older:
+        raise ConfigError(
+            f"there is no version before the one in {places.base}; install an older file instead"
+        )
+    title = f"CipherBox {older['version']}"
+    found = check_schemas(_homes(places), older["schemas"], title, _schemas(places, current))
+    return Version(name, steps.files_of(base / name), [], found)
+
+
+def _version_here(
+    places: Places, current: str, parts: list[str], python: Path, systemd: bool
+) -> Version:
+    """Return the version of this very file: the installed one, or one to unpack."""
+    from cipherbox.cli.install import steps
+    from cipherbox.cli.install.files import outside
+    from cipherbox.cli.install.schemas import check_schemas, known_schemas
+
+    base = places.at(places.base)
+    installed = bool(current and steps.manifest_of(base / current))
+    if installed and Path(sys.argv[0]).resolve().is_relative_to(base.resolve()):
+        return Version(current, steps.files_of(base / current), [], [])
+    file = Path(sys.argv[0]).absolute()
+    name = steps.taken_apart(file)
+    known = known_schemas()
+    found = check_schemas(_homes(places), known, "this file", _schemas(places, current))
+    files = outside(places, parts, units=systemd)
+    return Version(name, files, [steps.tree_step(places, name, file, python, parts, files)], found)
 
 
 @click.command()

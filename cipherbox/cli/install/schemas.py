@@ -22,7 +22,7 @@ from cipherbox.portable import as_user
 DATABASES = {"cipherbox.sqlite3": "hq", "inbox.sqlite3": "inbox", "outbox.sqlite3": "outbox"}
 
 
-class Told(NamedTuple):
+class Finding(NamedTuple):
     """What to tell the admin; ``outdated``: HQ must not start before its store is upgraded."""
 
     text: str
@@ -46,7 +46,7 @@ def known_schemas() -> dict[str, int]:
 
 def check_schemas(
     homes: list[Path], known: Mapping[str, int], whose: str, current: Mapping[str, int]
-) -> list[Told]:
+) -> list[Finding]:
     """SchemaTooNew when data that is here was written by a newer program than ``whose``.
 
     ``current`` is what the installed program knows: it stands for a PostgreSQL that cannot be
@@ -108,7 +108,9 @@ def _config(data: Path) -> ServerConfig | None:
         return None
 
 
-def _check_postgresql(config: ServerConfig, newest: int, whose: str, *, older: bool) -> list[Told]:
+def _check_postgresql(
+    config: ServerConfig, newest: int, whose: str, *, older: bool
+) -> list[Finding]:
     where = f"HQ's PostgreSQL ({config.database.hosts}, schema {config.database.schema})"
     try:
         written = as_user(USER, _ask, config)
@@ -123,7 +125,7 @@ def _check_postgresql(config: ServerConfig, newest: int, whose: str, *, older: b
             f"{where} cannot be asked for its schema: {error}. If it is newer than {whose} knows, "
             "HQ will not start"
         )
-        return [Told(f"{text}, and change nothing: install the newer file then", False)]
+        return [Finding(f"{text}, and change nothing: install the newer file then", False)]
     if written > newest:
         raise SchemaTooNew(
             f"{where} was written by a newer program (version {written}; {whose} knows {newest}): "
@@ -135,7 +137,7 @@ def _check_postgresql(config: ServerConfig, newest: int, whose: str, *, older: b
             "it is. Stop it"
         )
         command = f"sudo -u {USER} cipherbox store upgrade {config.directory}"
-        return [Told(f"{text} and any standby, then say: {command}; then start HQ", True)]
+        return [Finding(f"{text} and any standby, then say: {command}; then start HQ", True)]
     return []
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -10,8 +11,12 @@ from cipherbox import clock
 from cipherbox.cli.exits import Exit
 from cipherbox.cli.keys.rsa import import_private
 from cipherbox.cli.options import sure, yes_option
-from cipherbox.errors import BundleMalformed, InvalidRequest
+from cipherbox.errors import BundleError, BundleMalformed, InvalidRequest
 from cipherbox.limits import LIMITS
+
+if TYPE_CHECKING:
+    from cipherbox.client.keys.pins import Pin
+    from cipherbox.envelope.bundle import KeyBundle
 
 
 @click.command("import")
@@ -37,34 +42,31 @@ def keys_import(
     An RSA private key, a PEM file as OpenSSL writes it, becomes your RSA key as `keys generate
     --rsa` would make one.
     """
-
-    from cipherbox.cli.home import load_here
-    from cipherbox.cli.keys.verify import digits
-    from cipherbox.cli.output import fail, say
-    from cipherbox.client.keys.changes import change_of
-    from cipherbox.client.keys.pins import PERSON, Pins
-    from cipherbox.client.sessions.superseded import retire_sessions
-    from cipherbox.envelope.bundle import (
-        MAGIC,
-        check_bundle,
-        check_succession,
-        decode_bundle,
-        fingerprint,
-    )
-    from cipherbox.errors import BundleError
+    from cipherbox.envelope.bundle import MAGIC
     from cipherbox.sealing.rsa import PEM_BYTES, is_pem
 
     with file.open("rb") as opened:
         data = opened.read(max(LIMITS.bundle_bytes, PEM_BYTES) + 1)
-    if data[: len(MAGIC)] != MAGIC:
-        if not is_pem(data):
-            raise BundleMalformed(
-                f"{file} is neither a key bundle (keys export) nor a private key as PEM"
-            )
-        import_private(ctx, file, data, pem_password_file)
-        return Exit.OK
-    if pem_password_file is not None:
-        raise click.UsageError("A key bundle holds no secret, so it has no password.")
+    if data[: len(MAGIC)] == MAGIC:
+        if pem_password_file is not None:
+            raise click.UsageError("A key bundle holds no secret, so it has no password.")
+        return _import_bundle(ctx, data, heard, yes)
+    if not is_pem(data):
+        raise BundleMalformed(
+            f"{file} is neither a key bundle (keys export) nor a private key as PEM"
+        )
+    import_private(ctx, file, data, pem_password_file)
+    return Exit.OK
+
+
+def _import_bundle(ctx: click.Context, data: bytes, heard: str | None, yes: bool) -> int:
+    """Pin another's key bundle as compared, once a person has said that it is theirs."""
+    from cipherbox.cli.home import load_here
+    from cipherbox.cli.output import say
+    from cipherbox.client.keys.pins import PERSON, Pins
+    from cipherbox.client.sessions.superseded import retire_sessions
+    from cipherbox.envelope.bundle import check_bundle, check_succession, decode_bundle
+
     home = load_here(ctx)
     bundle = decode_bundle(data)
     check_bundle(bundle, bundle.client_id, home.root, clock.now_ms())
@@ -74,33 +76,15 @@ def keys_import(
         raise InvalidRequest(
             f"bundle {pin.bundle.sequence} of {name} is pinned, and this one is older"
         )
-    broken = False
-    try:
-        if pin is not None:
+    broken = False  # other keys are pinned, and they did not sign these
+    if pin is not None:
+        try:
             check_succession(pin.bundle, [bundle])
-    except BundleError:
-        assert pin is not None
-        broken = True
-        say(change_of(pin, [bundle]).text.replace("HQ shows: ", "This file:"))
-        if heard is None:
-            heard = click.prompt(
-                f"The fingerprint that {name} reads to you (bundle {bundle.sequence})", err=True
-            )
-        if digits(heard) != digits(fingerprint(bundle)):
-            fail(
-                f"They differ. The file has {fingerprint(bundle)} for {name}.",
-                f"Nothing was pinned. Ask {name}.",
-            )
-            return Exit.REFUSED
-    else:
-        say(f"{name}, bundle {bundle.sequence}: {fingerprint(bundle)}")
-        if heard is not None and digits(heard) != digits(fingerprint(bundle)):
-            fail(
-                "They differ: the file has another fingerprint than you gave.",
-                f"Nothing was pinned. Ask {name}.",
-            )
-            return Exit.REFUSED
-        sure(f"Did {name} give you this file, or say this fingerprint?", yes or heard is not None)
+        except BundleError:
+            broken = True
+    agreed = _compared(pin, bundle, heard) if broken and pin else _confirmed(bundle, heard, yes)
+    if not agreed:
+        return Exit.REFUSED
     if pin is not None and pin.bundle.hash == bundle.hash:
         pins.mark_verified(name)
     else:
@@ -109,3 +93,43 @@ def keys_import(
             retire_sessions(home.path, name)
     say(f"The keys of {name} are pinned as compared.")
     return Exit.OK
+
+
+def _compared(pin: Pin, bundle: KeyBundle, heard: str | None) -> bool:
+    """Whether the owner reads the fingerprint of keys that the pinned ones did not sign."""
+    from cipherbox.cli.keys.verify import digits
+    from cipherbox.cli.output import fail, say
+    from cipherbox.client.keys.changes import change_of
+    from cipherbox.envelope.bundle import fingerprint
+
+    name = bundle.client_id
+    say(change_of(pin, [bundle]).text.replace("HQ shows: ", "This file:"))
+    if heard is None:
+        heard = click.prompt(
+            f"The fingerprint that {name} reads to you (bundle {bundle.sequence})", err=True
+        )
+    if digits(heard) == digits(fingerprint(bundle)):
+        return True
+    fail(
+        f"They differ. The file has {fingerprint(bundle)} for {name}.",
+        f"Nothing was pinned. Ask {name}.",
+    )
+    return False
+
+
+def _confirmed(bundle: KeyBundle, heard: str | None, yes: bool) -> bool:
+    """Whether these are the owner's keys: by a fingerprint that was given, or by a yes."""
+    from cipherbox.cli.keys.verify import digits
+    from cipherbox.cli.output import fail, say
+    from cipherbox.envelope.bundle import fingerprint
+
+    name = bundle.client_id
+    say(f"{name}, bundle {bundle.sequence}: {fingerprint(bundle)}")
+    if heard is not None and digits(heard) != digits(fingerprint(bundle)):
+        fail(
+            "They differ: the file has another fingerprint than you gave.",
+            f"Nothing was pinned. Ask {name}.",
+        )
+        return False
+    sure(f"Did {name} give you this file, or say this fingerprint?", yes or heard is not None)
+    return True

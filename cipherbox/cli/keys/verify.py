@@ -43,8 +43,7 @@ def verify(ctx: click.Context, client_id: str, heard: str | None) -> int:
     what is on the screen now.
     """
     from cipherbox.cli.home import load_here
-    from cipherbox.cli.output import fail, next_step, say
-    from cipherbox.client.keys.changes import day
+    from cipherbox.cli.output import next_step, say
     from cipherbox.client.keys.pins import PERSON, Pins
     from cipherbox.client.sessions.superseded import retire_sessions
     from cipherbox.envelope.bundle import fingerprint
@@ -69,22 +68,7 @@ def verify(ctx: click.Context, client_id: str, heard: str | None) -> int:
             f"The fingerprint that {client_id} reads to you (bundle {bundle.sequence})", err=True
         )
     if digits(heard) != digits(shown):
-        old = next((b for b in offer.earlier if digits(fingerprint(b)) == digits(heard)), None)
-        if old is not None:
-            fail(
-                f"{client_id} reads the number of its key bundle {old.sequence}; HQ shows bundle "
-                f"{bundle.sequence}, made on {day(bundle.created_at)}. Nothing was marked as "
-                "compared.",
-                f"Ask {client_id} to run this now and to read again: cipherbox keys fingerprint. "
-                f"If it is still bundle {old.sequence}, somebody else made the newer one: send "
-                "nothing and tell the admin.",
-            )
-            return Exit.REFUSED
-        fail(
-            f"They differ. HQ shows {shown} for {client_id}, bundle {bundle.sequence}.",
-            "Read once more. If it still differs, send nothing and tell the admin: somebody "
-            "shows you a wrong key.",
-        )
+        _say_difference(client_id, offer, heard)
         return Exit.REFUSED
     if pin and pin.bundle.hash == bundle.hash:
         pins.mark_verified(client_id)
@@ -100,6 +84,31 @@ def verify(ctx: click.Context, client_id: str, heard: str | None) -> int:
             f"{client_id}"
         )
     return Exit.OK
+
+
+def _say_difference(client_id: str, offer: Offer, heard: str) -> None:
+    """Say that the numbers differ, and whether the other read that of an earlier bundle."""
+    from cipherbox.cli.output import fail
+    from cipherbox.client.keys.changes import day
+    from cipherbox.envelope.bundle import fingerprint
+
+    bundle = offer.bundle
+    old = next((b for b in offer.earlier if digits(fingerprint(b)) == digits(heard)), None)
+    if old is None:
+        fail(
+            f"They differ. HQ shows {fingerprint(bundle)} for {client_id}, bundle "
+            f"{bundle.sequence}.",
+            "Read once more. If it still differs, send nothing and tell the admin: somebody "
+            "shows you a wrong key.",
+        )
+        return
+    fail(
+        f"{client_id} reads the number of its key bundle {old.sequence}; HQ shows bundle "
+        f"{bundle.sequence}, made on {day(bundle.created_at)}. Nothing was marked as compared.",
+        f"Ask {client_id} to run this now and to read again: cipherbox keys fingerprint. "
+        f"If it is still bundle {old.sequence}, somebody else made the newer one: send "
+        "nothing and tell the admin.",
+    )
 
 
 async def _offer(client: Client, client_id: str) -> Offer:

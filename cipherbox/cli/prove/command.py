@@ -8,13 +8,34 @@ import secrets
 import sys
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import attrs
 import click
 
 from cipherbox.cli.exits import Exit
 from cipherbox.cli.home import home_of
-from cipherbox.cli.options import json_option
+from cipherbox.cli.options import as_record, json_option
 from cipherbox.cli.running import run, run_until_stopped
+
+if TYPE_CHECKING:
+    from cipherbox.cli.prove.play import Proof
+
+
+@attrs.frozen
+class ProveOptions:
+    """What `prove` was told."""
+
+    rounds: int
+    seconds: float
+    senders: int
+    receivers: int
+    seed: int | None
+    url: str
+    postgres_bin: Path | None
+    as_json: bool
+    worker: bool
+    broken_store: bool
 
 
 @click.command()
@@ -48,19 +69,8 @@ from cipherbox.cli.running import run, run_until_stopped
 @click.option("--worker", is_flag=True, hidden=True)
 @click.option("--broken-store", is_flag=True, hidden=True)
 @click.pass_context
-def prove(
-    ctx: click.Context,
-    rounds: int,
-    seconds: float,
-    senders: int,
-    receivers: int,
-    seed: int | None,
-    url: str,
-    postgres_bin: Path | None,
-    as_json: bool,
-    worker: bool,
-    broken_store: bool,
-) -> int:
+@as_record(ProveOptions)
+def prove(ctx: click.Context, options: ProveOptions) -> int:
     """Prove that no confirmed message is lost and none comes twice, whatever is killed.
 
     Starts an HQ, senders and receivers as processes here, puts them under load, kills them
@@ -69,51 +79,61 @@ def prove(
     if anything is wrong.  The same seed gives the same order of faults; the moments still differ a
     little.
     """
-    if worker:
+    if options.worker:
         from cipherbox.cli.prove.worker import work
 
         return run(work, home_of(ctx))
-    from cipherbox.cli.output import fail, print_json, say, warn
-    from cipherbox.cli.prove.database import database_for
-    from cipherbox.cli.prove.play import Proof, Trial
+    from cipherbox.cli.output import print_json
 
-    seed = secrets.randbelow(1_000_000) if seed is None else seed
-    shown = sys.stderr.isatty() and not as_json
+    proof = _trial(options)
+    if options.as_json:
+        print_json(attrs.asdict(proof))
+    else:
+        _say(proof, options.url)
+    return Exit.OK if proof.good else Exit.REFUSED
+
+
+def _trial(options: ProveOptions) -> Proof:
+    """Play the trial in a directory of its own; a line on the terminal says how far it is."""
+    from cipherbox.cli.prove.database import database_for
+    from cipherbox.cli.prove.play import Trial
+
+    shown = sys.stderr.isatty() and not options.as_json
 
     def tell(text: str) -> None:
         if shown:
             print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
 
     place = tempfile.TemporaryDirectory(prefix="cipherbox-prove-", ignore_cleanup_errors=True)
-    with place as directory, database_for(url, postgres_bin) as database:
+    with place as directory, database_for(options.url, options.postgres_bin) as database:
         trial = Trial(
             Path(directory),
-            senders=senders,
-            receivers=receivers,
-            rounds=rounds,
-            seconds=seconds,
-            seed=seed,
-            broken=broken_store,
+            senders=options.senders,
+            receivers=options.receivers,
+            rounds=options.rounds,
+            seconds=options.seconds,
+            seed=secrets.randbelow(1_000_000) if options.seed is None else options.seed,
+            broken=options.broken_store,
             say=tell,
             database=database,
         )
-        proof: Proof = run_until_stopped(trial.run)
+        proof = run_until_stopped(trial.run)
     tell("")
-    if as_json:
-        import attrs
+    return proof
 
-        print_json(attrs.asdict(proof))
-    else:
-        say(
-            f"confirmed {proof.confirmed}, lost {proof.lost}, duplicated {proof.duplicated}, "
-            f"unexpected {proof.unexpected}, recovered {proof.recovered}"
-        )
-        faults = f" and {proof.database_faults} faults of PostgreSQL" if url else ""
-        again = f"--seed {proof.seed}" + (f" --database '{url}'" if url else "")
-        warn(
-            f"{proof.kills} kills, {proof.cuts} cuts{faults} in {proof.rounds} rounds, "
-            f"{proof.seconds:g} s; again with: cipherbox prove {again}"
-        )
-        for example in proof.examples:
-            fail(example)
-    return Exit.OK if proof.good else Exit.REFUSED
+
+def _say(proof: Proof, url: str) -> None:
+    from cipherbox.cli.output import fail, say, warn
+
+    say(
+        f"confirmed {proof.confirmed}, lost {proof.lost}, duplicated {proof.duplicated}, "
+        f"unexpected {proof.unexpected}, recovered {proof.recovered}"
+    )
+    faults = f" and {proof.database_faults} faults of PostgreSQL" if url else ""
+    again = f"--seed {proof.seed}" + (f" --database '{url}'" if url else "")
+    warn(
+        f"{proof.kills} kills, {proof.cuts} cuts{faults} in {proof.rounds} rounds, "
+        f"{proof.seconds:g} s; again with: cipherbox prove {again}"
+    )
+    for example in proof.examples:
+        fail(example)
