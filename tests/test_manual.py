@@ -185,9 +185,7 @@ def test_every_adversary_of_the_threat_model_has_what_it_can_and_what_it_cannot(
     rows = [line for line in sections[0].splitlines() if line.startswith("| ")][2:]
     assert len(rows) > 5
     assert all("`tests/" in line for line in rows)
-    adversaries = [
-        s for s in sections if s.startswith(("A ", "An ", "Another ", "HQ's "))
-    ]
+    adversaries = [s for s in sections if s.startswith(("A ", "An ", "Another ", "HQ's "))]
     assert len(adversaries) == 8
     for section in adversaries:
         assert "| can |" in section
@@ -213,3 +211,11 @@ def test_examples_in_python_run(name: str, tmp_path: Path) -> None:
             cwd=ROOT,
             env={"PYTHONPATH": str(ROOT)},
         )
+
+
+def test_the_files_on_the_walk_of_the_architecture_exist() -> None:
+    """Whoever moves one of them changes the page with it."""
+    section = PAGES["architecture"].partition("## Through the files\n")[2].partition("\n## ")[0]
+    named = re.findall(r"`([a-z_]+(?:/[a-z_]+)+\.py)`", section)
+    assert len(set(named)) > 30
+    assert [file for file in named if not (ROOT / "cipherbox" / file).is_file()] == []

@@ -39,6 +39,7 @@ INDEX: dict[str, dict[str, str]] = {
         "permissions": "who may do what, and every limit",
         "python-api": "for programs",
         "store": "the database: tables, views, queries, retention",
+        "glossary": "every term, in a line",
     },
     "Formats: reference, to the byte": {
         "protocol": "frames between a client and HQ",
