@@ -23,6 +23,12 @@ if TYPE_CHECKING:
 _DIRECT = Way(None, "")
 
 
+class Receiving(Protocol):
+    """A stream to receive from."""
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray: ...
+
+
 class Framing(Protocol):
     """What turns bytes into frames: `wire.Connection`."""
 
@@ -33,7 +39,7 @@ class Framing(Protocol):
     def receive_data(self, data: bytes) -> None: ...
 
 
-async def fill(stream: trio.abc.ReceiveStream, framing: Framing) -> int:
+async def fill(stream: Receiving, framing: Framing) -> int:
     """One receive from ``stream`` into ``framing``, a large frame without a detour; how many
     bytes, 0 at the end.
     """

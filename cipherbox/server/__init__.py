@@ -11,7 +11,8 @@ Map, written by `make generate`:
                       may hold.
     directory/        Who is who: certificates, enrolments, key bundles, prekeys, revocation lists.
     engine            The one task that owns the broker.
-    hq                What one running HQ is made of, and the connections it has.
+    hq                What one running HQ is made of.
+    live_config       The settings in effect.
     log_statements    What HQ puts into its signed log beside commits: revocations and an admin's
                       word, each with its proof kept.
     operations/       Running HQ: set-up, checks, alerts, metrics, reload, drain, backup,

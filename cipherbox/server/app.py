@@ -184,9 +184,9 @@ async def _serve_until(hq: HQ, stop: trio.Event, task_status: trio.TaskStatus[Se
             handlers.start_soon(hq.engine.run)
             await hq.certificate.begin()
             await hq.engine.in_store(hq.trust.crl)
-            await hq.lists.obey()
+            await hq.revocations.apply()
             handlers.start_soon(hq.certificate.run)
-            handlers.start_soon(hq.lists.run)
+            handlers.start_soon(hq.revocations.run)
             handlers.start_soon(_keep_crl, hq)
             handlers.start_soon(_tick, hq)
             handlers.start_soon(keep_retention, hq)
@@ -221,12 +221,12 @@ async def _wind_down(hq: HQ) -> None:
     """
     hq.stopping = True
     with trio.move_on_after(hq.config.limits.stop_s):
-        for session in hq.sessions:
+        for session in hq.connections:
             session.quiet()
         await hq.engine.idle()
-        for session in list(hq.sessions):
+        for session in hq.connections:
             session.end(GoingAway())
-        await hq.deserted()
+        await hq.connections.all_closed()
         await hq.engine.idle()
 
 
@@ -241,7 +241,7 @@ async def _tick(hq: HQ) -> None:
         late, before = now - before > _LATE_S, now
         if late:  # HQ itself stood still: its peers have a turn before anybody is judged
             continue
-        for session in list(hq.sessions):
+        for session in hq.connections:
             session.tick(now)
         hq.memory.tick(now)
         hq.drain.tick(now)
@@ -259,7 +259,7 @@ async def _tell_systemd(hq: HQ) -> None:
         if turns != hq.engine.turns:
             turns = hq.engine.turns
             systemd.alive()
-        count = len(hq.sessions)
+        count = len(hq.connections)
         text = f"STATUS=serving {count} connection{'' if count == 1 else 's'}"
         if text != said and systemd.notify(text):
             said = text

@@ -1,45 +1,46 @@
-"""What one running HQ is made of, and the connections it has."""
+"""What one running HQ is made of."""
 
 from __future__ import annotations
 
 import os
 import ssl
-from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
-from cryptography import x509
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
 from cipherbox import clock
 from cipherbox.broker.usage import PREKEYS
-from cipherbox.concurrency import Signal
 from cipherbox.config.settings import ServerConfig, secret_key
 from cipherbox.config.toml_file import tables_of
-from cipherbox.errors import Busy, CipherBoxError, ConfigError, CredentialsError, HqRevoked, Revoked
+from cipherbox.errors import CipherBoxError, ConfigError
 from cipherbox.ops.logs import get_logger
 from cipherbox.server.ca.credentials import Credentials
 from cipherbox.server.ca.exchange import CaExchange
 from cipherbox.server.ca.own_certificate import OwnCertificate
+from cipherbox.server.connection.admission import Admission
 from cipherbox.server.connection.backpressure import BackPressure
 from cipherbox.server.connection.budget import Budgets, Rate
-from cipherbox.server.connection.session import Session
+from cipherbox.server.connection.registry import ConnectionRegistry
+from cipherbox.server.connection.session import Session, Shared, Stream
 from cipherbox.server.connection.unauthenticated import UnauthenticatedConnections
 from cipherbox.server.directory.bundles import Directory
 from cipherbox.server.directory.enrolment import Enrolments
 from cipherbox.server.directory.prekeys import PrekeyService
+from cipherbox.server.directory.revocation_enforcer import RevocationEnforcer
 from cipherbox.server.directory.revocation_lists import RevocationLists
 from cipherbox.server.directory.trust import Trust
 from cipherbox.server.engine import Engine
+from cipherbox.server.live_config import LiveConfig
 from cipherbox.server.operations.drain import Drain
-from cipherbox.server.operations.reload import Difference, reload
+from cipherbox.server.operations.reload import Difference, log_differences, read_again
+from cipherbox.server.requests.dispatch import Requests
 from cipherbox.server.transparency_log import KEY_FILE, TransparencyLog, certified, load_key
 from cipherbox.store.port import Store
 
 log = get_logger(__name__)
 _KEY_CHECK = "database_key_check"
-_ANONYMOUS_SHARE = 4  # of all connections, those without a certificate may hold one in so many
 
 
 def _check_key(store: Store, key: bytes, file: Path) -> None:
@@ -67,7 +68,8 @@ class HQ:
     def __init__(
         self, config: ServerConfig, store: Store, clock_ms: Callable[[], int] = clock.now_ms
     ) -> None:
-        self.config = config
+        limits = config.limits
+        self.live = LiveConfig(config)
         self.store = store
         self.clock_ms = clock_ms
         self.trust = Trust(config, store)
@@ -77,46 +79,89 @@ class HQ:
         self._log_signer = log_key
         self.log_key = certified(log_key, self.trust.server_key)
         self.context = self.trust.material.context()
-        self.engine = Engine(store, config.limits, clock_ms, audit=TransparencyLog(log_key))
+        self.engine = Engine(store, limits, clock_ms, audit=TransparencyLog(log_key))
         key = secret_key(config.encryption.database_key_file)
         _check_key(store, key, config.encryption.database_key_file)
         self.directory = Directory(store, self.trust, key, self.engine)
-        self.enrolments = Enrolments(
-            store, self.engine, self.trust, config.limits, config.server.address
+        self.enrolments = Enrolments(store, self.engine, self.trust, limits, config.server.address)
+        self.memory = BackPressure(limits)
+        self.budgets = Budgets(limits)
+        self.lobby = UnauthenticatedConnections(limits.greeting_per_address, limits.greeting)
+        self.connections: ConnectionRegistry[Session] = ConnectionRegistry(
+            limits, self.engine, self.memory
         )
-        self.carried = CaExchange(self)
-        self.certificate = OwnCertificate(self)
-        self.lists = RevocationLists(self)
-        self.budgets = Budgets(config.limits)
+        self._make_certificates()
+        self._make_requests()
+        self.drain = Drain(self.engine)
+        self._tables = tables_of(config.file)  # to notice a file that is half written
+        self.stopping = False
+
+    def _make_certificates(self) -> None:
+        """What is done with revocation lists, HQ's own certificate, and a CA elsewhere."""
+        live, store, engine, trust = self.live, self.store, self.engine, self.trust
+        self.lists = RevocationLists(live, store, trust)
+        self.admission = Admission(engine, trust, self.lists)
+        self.certificate = OwnCertificate(live, store, engine, trust, self.lists, self.take_over)
+        self.revocations = RevocationEnforcer(
+            store=store,
+            engine=engine,
+            trust=trust,
+            lists=self.lists,
+            enrolments=self.enrolments,
+            connections=self.connections,
+            certificate=self.certificate,
+        )
+        self.ca_exchange = CaExchange(
+            live=live,
+            store=store,
+            engine=engine,
+            trust=trust,
+            enrolments=self.enrolments,
+            certificate=self.certificate,
+            revocations=self.revocations,
+        )
+
+    def _make_requests(self) -> None:
+        """What clients ask, the rates at which they may, and what their connections share."""
+        limits = self.config.limits
         self.key_requests = Rate(
-            config.limits.key_requests_per_minute, "requests for keys and certificates"
+            limits.key_requests_per_minute, "requests for keys and certificates"
         )
-        self.enrol_attempts = Rate(config.limits.enrol_attempts_per_minute, "enrolment attempts")
-        self.prekey_requests = Rate(
-            config.limits.prekey_requests_per_minute, "requests for prekeys"
-        )
-        of_one = Rate(config.limits.prekeys_of_one_per_minute, "one-time prekeys of one client")
+        self.enrol_attempts = Rate(limits.enrol_attempts_per_minute, "enrolment attempts")
+        self.prekey_requests = Rate(limits.prekey_requests_per_minute, "requests for prekeys")
+        of_one = Rate(limits.prekeys_of_one_per_minute, "one-time prekeys of one client")
         self.prekeys = PrekeyService(
-            store,
+            self.store,
             self.directory,
             self.trust,
             lambda client: self.engine.broker.state.totals.most(client, PREKEYS),
             of_one,
             self.engine.in_store,
         )
-        self.memory = BackPressure(config.limits)
-        self.lobby = UnauthenticatedConnections(
-            config.limits.greeting_per_address, config.limits.greeting
+        self._shared = Shared(
+            engine=self.engine,
+            limits=limits,
+            clock_ms=self.clock_ms,
+            memory=self.memory,
+            budgets=self.budgets,
+            admission=self.admission,
+            connections=self.connections,
+            requests=Requests(self),
         )
-        self.sessions: set[Session] = set()
-        self._per_client: Counter[str] = Counter()
-        self._deserted = Signal()
-        self.drain = Drain(self)
-        self.tables = tables_of(config.file)  # to notice a file that is half written
-        self.stopping = False
+
+    @property
+    def config(self) -> ServerConfig:
+        """The settings in effect."""
+        return self.live.now
+
+    def session(
+        self, stream: Stream, remote: str, log_key: bytes, authenticated: Callable[[], None]
+    ) -> Session:
+        """Return a session for a connection; ``authenticated`` is called when it is known whose."""
+        return Session(self._shared, stream, remote, log_key, authenticated)
 
     def unready(self) -> list[str]:
-        """Why HQ does not take everything now; empty when it does."""
+        """Return why HQ does not take everything now; empty when it does."""
         found = []
         if self.engine.away:
             found.append(f"the store does not answer: {self.engine.away}")
@@ -124,115 +169,33 @@ class HQ:
             found.append("the disk is full: publishes are refused")
         if self.engine.draining:
             found.append("HQ drains: it takes nothing new")
-        if why := self.lists.condemned or self.lists.refusal():
+        if why := self.lists.chain_revoked or self.lists.refusal():
             found.append(f"nobody is let in: {why}")
         if self.stopping:
             found.append("HQ stops")
         return found
 
     def reload(self) -> list[Difference]:
-        """Reads settings and certificates again; ConfigError says what is wrong, and then
-        nothing has changed.
+        """Read settings and certificates again; ConfigError says what is wrong, and then nothing
+        has changed.
         """
         try:
-            return reload(self)
+            new = read_again(self.config, self._tables, self.trust, self.lists)
         except CipherBoxError as error:
             log.error("Settings and certificates stay as they were", extra={"error": str(error)})
             raise
+        self.take_over(new.config, new.material, new.context)
+        self.lists.adopt(new.lists)
+        self._tables = new.tables
+        log_differences(new.differences)
+        return new.differences
 
     def take_over(
         self, config: ServerConfig, material: Credentials, context: ssl.SSLContext
     ) -> None:
-        """What a reload found; nothing here can fail."""
-        self.config, self.context = config, context
+        """Bring settings and certificates into effect; nothing here can fail."""
+        self.live.now, self.context = config, context
         self.trust.adopt(material)
-        self.lists.judge()
+        self.lists.check_chain()
         self.log_key = certified(self._log_signer, material.server_key)
         self.enrolments.address = config.server.address
-
-    def admit(self, certificate: x509.Certificate) -> tuple[str, str]:
-        """Client id and role of who shows this certificate; HqRevoked or CredentialsError; Busy:
-        not now.
-        """
-        if self.lists.condemned:
-            raise HqRevoked(self.lists.condemned)
-        client = self.trust.identify(certificate)
-        row = self.engine.broker.state.rights.clients.get(client)
-        if row is None or row.revoked_at:
-            raise CredentialsError("HQ does not know this client any more")
-        if why := self.lists.refusal():
-            raise Busy(f"HQ lets nobody in before it has a newer revocation list: {why}")
-        return client, "admin" if self.is_admin(client) else "client"
-
-    def end_certificates(self, serials: Mapping[str, str]) -> None:
-        """Connections that were opened with these certificates (serial -> client) end now."""
-        for session in [s for s in self.sessions if s.serial in serials]:
-            session.end(Revoked(f"the certificate of {session.client} was revoked"))
-
-    def end_all(self, why: CipherBoxError) -> None:
-        """Every client's connection ends for this reason."""
-        for session in [s for s in self.sessions if s.client]:
-            session.end(why)
-
-    def is_admin(self, client: str) -> bool:
-        """Whether a connection's client is an admin; nobody is one without a certificate."""
-        return bool(client) and self.engine.broker.state.rights.is_admin(client, -1)
-
-    def enter(self, session: Session) -> bool:
-        """A session begins; False when there is no room for it."""
-        limits = self.config.limits
-        if len(self.sessions) >= limits.connections:
-            return False
-        most = (
-            limits.connections_per_client
-            if session.client
-            else max(1, limits.connections // _ANONYMOUS_SHARE)
-        )
-        if self._per_client[session.client] >= most:
-            return False
-        if not session.client:
-            here = sum(not s.client and s.address == session.address for s in self.sessions)
-            if here >= limits.anonymous_per_address:
-                return False
-        session.connection = self.engine.attach(session)
-        self.sessions.add(session)
-        self.engine.counts.connections_opened += 1
-        self._per_client[session.client] += 1
-        return True
-
-    def leave(self, session: Session) -> None:
-        """A session ended, whether it had entered or not."""
-        if session in self.sessions:
-            self.sessions.discard(session)
-            self._per_client[session.client] -= 1
-            if not self._per_client[session.client]:
-                del self._per_client[session.client]
-                self.memory.forget(session.client)
-            self.engine.detach(session.connection)
-            if not self.sessions:
-                self._deserted.notify()
-
-    def tell_revoked(self, news: str, crl_number: int) -> None:
-        """Every connected client hears that somebody was revoked, and of the list that says so."""
-        for session in list(self.sessions):
-            session.tell(news, crl_number)
-
-    async def deserted(self) -> None:
-        """Waits until no session is left."""
-        while self.sessions:
-            await self._deserted.wait()
-
-    def connections(self) -> list[dict[str, object]]:
-        """Rows for LIST connections."""
-        found = sorted(self.sessions, key=lambda s: s.connection)
-        return [
-            {
-                "name": s.client,
-                "connection": s.connection,
-                "role": s.role,
-                "remote": s.remote,
-                "connected_at": s.connected_at,
-                "asked_at": s.asked_at,
-            }
-            for s in found
-        ]

@@ -9,7 +9,6 @@ from pathlib import Path
 from cipherbox import clock, pki
 from cipherbox.portable import write_private
 from cipherbox.sealing import key_file as keyfile
-from cipherbox.server.ca.exchange import HQ_NAME, HQ_ROLE, request_row, requests_document
 from cipherbox.server.ca.offline import (
     CA_KEY,
     ISSUING,
@@ -19,6 +18,7 @@ from cipherbox.server.ca.offline import (
     Vault,
     sign_offline,
 )
+from cipherbox.server.ca.requests_document import HQ_NAME, HQ_ROLE, request_row, requests_document
 from tests.golden import files
 
 PASSWORD = "the root of all"

@@ -91,7 +91,7 @@ async def test_a_publisher_that_ignores_its_window_is_held_by_tcp(tmp_path: Path
     async with running(tmp_path / "hq", limits=limits) as r:
         center = await r.person("CA-RC")
         lab = await r.client("FL-LAB")
-        (session,) = (s for s in r.hq.sessions if s.client == "FL-LAB")
+        (session,) = (s for s in r.hq.connections if s.client == "FL-LAB")
         raw = [r.people["FL-LAB"].seal(center, text="x" * 100_000).raw for _ in range(150)]
         most = 0
 
@@ -106,7 +106,7 @@ async def test_a_publisher_that_ignores_its_window_is_held_by_tcp(tmp_path: Path
                     nursery.start_soon(send)
                     await reached.wait()
                     for _ in range(50):
-                        most = max(most, len(session._unconfirmed))
+                        most = max(most, len(session._in_flight.unconfirmed))
                         await trio.sleep(0.005)
                 while confirmed < len(raw):
                     answer = await lab.next()
@@ -153,13 +153,13 @@ async def test_a_consumer_that_does_not_read_is_cut_and_holds_up_nobody(tmp_path
             raw = r.people["FL-LAB"].seal(r.people["STUCK"], text="x" * MIB).raw
             assert isinstance(await lab.publish(raw), frames.Confirm)
         stuck, _ = await opened(r, "STUCK")
-        (session,) = (s for s in r.hq.sessions if s.client == "STUCK")
+        (session,) = (s for s in r.hq.connections if s.client == "STUCK")
         session._out._deadline_s = 0.5
         await stuck.send(frames.Consume(1, 1, "box.STUCK", 1000, BIG))
         center = await r.client("CA-RC")
         await center.ask(frames.Consume, 1, "box.CA-RC", 10, BIG)
         with trio.fail_after(PATIENCE_S):
-            while session in r.hq.sessions:
+            while session in r.hq.connections:
                 assert isinstance(
                     await lab.publish(r.people["FL-LAB"].seal(r.people["CA-RC"]).raw),
                     frames.Confirm,
@@ -215,7 +215,7 @@ async def test_garbage_and_silence_in_numbers(tmp_path: Path) -> None:
                     await lab.publish(r.people["FL-LAB"].seal(r.people["CA-RC"]).raw),
                     frames.Confirm,
                 )
-        assert len(r.hq.sessions) == 1
+        assert len(r.hq.connections) == 1
 
 
 async def test_a_hundred_clients_declare_the_same_queue_at_once(tmp_path: Path) -> None:
@@ -314,7 +314,7 @@ async def test_a_large_envelope_that_comes_too_slowly_ends_its_connection(tmp_pa
         async with trio.open_nursery() as nursery:
             nursery.start_soon(trickle)
             for _ in range(int(PATIENCE_S * 20)):
-                if "FL-LAB" not in {s.client for s in r.hq.sessions}:
+                if "FL-LAB" not in {s.client for s in r.hq.connections}:
                     break
                 await trio.sleep(0.05)
             else:

@@ -200,10 +200,10 @@ async def test_an_answer_that_is_none_changes_nothing(tmp_path: Path) -> None:
         half = pki.pem(r.issuing.certificate)[:300]
         for document in (b"", b"{}", half, b"[1]", pki.pem(stranger.certificate)):
             with pytest.raises(InvalidRequest):
-                await r.hq.carried.take(document)
+                await r.hq.ca_exchange.take(document)
         leaf = pki.issue_client(r.issuing, pki.new_key().public_key(), "FL-LAB")
         with pytest.raises(Forbidden, match="signs by itself"):
-            await r.hq.carried.take(pki.pem(leaf))
+            await r.hq.ca_exchange.take(pki.pem(leaf))
         assert r.hq.config.tls.issuing.read_bytes() == before
         await alive(await r.client("FL-LAB"))
 

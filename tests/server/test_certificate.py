@@ -44,7 +44,7 @@ async def test_it_is_renewed_under_open_connections(tmp_path: Path) -> None:
     async with running(tmp_path / "hq") as r:
         old = make_due(r)
         lab, key = await r.client("FL-LAB"), r.hq.log_key
-        await r.hq.certificate.look()
+        await r.hq.certificate.renew_if_due()
         assert r.hq.trust.server != old
         assert not pki.is_due(r.hq.trust.server)
         new = await r.client("FL-LAB")
@@ -55,7 +55,7 @@ async def test_it_is_renewed_under_open_connections(tmp_path: Path) -> None:
             await alive(raw)
             await raw.publish(r.people["FL-LAB"].seal(r.people["CA-RC"]).raw)
         kept = r.hq.trust.server
-        await r.hq.certificate.look()  # once is enough
+        await r.hq.certificate.renew_if_due()  # once is enough
         assert r.hq.trust.server is kept
     async with running(tmp_path / "hq") as again:
         assert again.hq.trust.server == kept
@@ -93,13 +93,13 @@ async def test_what_is_in_the_way_is_said_and_the_old_one_serves(
         old = make_due(r)
         files = {p: p.read_bytes() for p in (r.hq.config.tls.certificate, r.hq.config.tls.key)}
         with trouble(r):  # type: ignore[attr-defined]
-            await r.hq.certificate.look()
+            await r.hq.certificate.renew_if_due()
             assert r.hq.certificate.trouble
             found = {a.name: a for a in alerts(r.hq)}
             assert "tried again" in found["certificate-renewal"].text
         assert {p: p.read_bytes() for p in files} == files
         assert shown(await r.client("FL-LAB")) == old.serial_number
-        await r.hq.certificate.look()
+        await r.hq.certificate.renew_if_due()
         assert not r.hq.certificate.trouble
         assert shown(await r.client("FL-LAB")) != old.serial_number
 
@@ -166,7 +166,7 @@ async def test_what_was_made_while_the_clock_was_ahead_is_made_again(tmp_path: P
             show(r, certificate, key)
         list_ahead = r.hq.trust.crl_ends
         r.hq.take_over(r.hq.config, read_material(r.hq.config), r.hq.context)
-        await r.hq.certificate.look()
+        await r.hq.certificate.renew_if_due()
         assert r.hq.trust.server.not_valid_before_utc < clock.now()
         r.hq.trust.crl()
         assert r.hq.trust.crl_ends != list_ahead

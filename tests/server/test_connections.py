@@ -163,7 +163,7 @@ async def test_a_client_that_asks_and_does_not_read_is_held_back_then_cut(tmp_pa
         async with trio.open_nursery() as nursery:
             nursery.start_soon(ask)
             with trio.fail_after(3 * PATIENCE_S):
-                while found := [s for s in r.hq.sessions if s.client == "FL-LAB"]:
+                while found := [s for s in r.hq.connections if s.client == "FL-LAB"]:
                     most = max(most, found[0]._out.size)
                     await trio.sleep(0.02)
             nursery.cancel_scope.cancel()
@@ -184,13 +184,13 @@ async def test_requests_in_flight_have_a_bound_and_all_are_answered(tmp_path: Pa
             await lab.stream.send_all(
                 b"".join(codec.encode(frames.List(i, "queues", "", "")) for i in range(1, 101))
             )
-            (session,) = [s for s in r.hq.sessions if s.client == "FL-LAB"]
+            (session,) = [s for s in r.hq.connections if s.client == "FL-LAB"]
             for _ in range(500):
-                if session._asked >= 5:
+                if session._in_flight.requests >= 5:
                     break
                 await trio.sleep(0.02)
             await trio.sleep(0.1)
-            assert session._asked == 5  # one too many stops the reader
+            assert session._in_flight.requests == 5  # one too many stops the reader
         assert [(await lab.next()).correlation for _ in range(100)] == list(range(1, 101))
 
 

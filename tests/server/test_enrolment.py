@@ -413,8 +413,8 @@ async def test_with_an_offline_ca_requests_and_renewals_wait_for_it(tmp_path: Pa
         key, next_key = pki.new_key(), pki.new_key()
         csr, renewal = pki.make_csr(key, "FL-LAB"), pki.make_csr(next_key, "FL-LAB")
         assert (await hq.enrolments.request("FL-LAB", token.secret, csr)).state == WAITS_FOR_CA
-        signed = sign_offline(open_vault(tmp_path / "ca"), await hq.carried.export())
-        assert await hq.carried.take(signed) == 2  # a certificate and a list
+        signed = sign_offline(open_vault(tmp_path / "ca"), await hq.ca_exchange.export())
+        assert await hq.ca_exchange.take(signed) == 2  # a certificate and a list
         issued = await hq.enrolments.request("FL-LAB", token.secret, csr)
         assert issued.state == ISSUED
         chain = [pki.load_der(c) for c in issued.chain]
@@ -424,9 +424,9 @@ async def test_with_an_offline_ca_requests_and_renewals_wait_for_it(tmp_path: Pa
         assert (waiting.state, waiting.chain) == (WAITS_FOR_CA, ())
         assert await hq.enrolments.renew("FL-LAB", renewal) == waiting
         assert [row["name"] for row in await hq.enrolments.pending()] == ["FL-LAB"]
-        signed = sign_offline(open_vault(tmp_path / "ca"), await hq.carried.export())
-        assert await hq.carried.take(signed) == 2
-        assert await hq.carried.take(signed) == 0
+        signed = sign_offline(open_vault(tmp_path / "ca"), await hq.ca_exchange.export())
+        assert await hq.ca_exchange.take(signed) == 2
+        assert await hq.ca_exchange.take(signed) == 0
         renewed = await hq.enrolments.renew("FL-LAB", renewal)
         assert renewed.state == ISSUED
         leaf = pki.load_der(renewed.chain[0])
@@ -438,7 +438,7 @@ async def test_with_an_offline_ca_requests_and_renewals_wait_for_it(tmp_path: Pa
         with pytest.raises(BundleRefused):  # a renewal is no admin's word that keys were lost
             await hq.directory.register("FL-LAB", anew.raw)
         with pytest.raises(InvalidRequest):
-            await hq.carried.take(b"{}")
+            await hq.ca_exchange.take(b"{}")
 
 
 async def test_what_another_ca_signed_is_not_believed(tmp_path: Path) -> None:
@@ -449,11 +449,13 @@ async def test_what_another_ca_signed_is_not_believed(tmp_path: Path) -> None:
                 await here.enrolments.token("FL-LAB", "client", approve=False, valid_s=0)
             )
             await here.enrolments.request("FL-LAB", token.secret, csr)
-        foreign = sign_offline(open_vault(tmp_path / "other" / "ca"), await other.carried.export())
+        foreign = sign_offline(
+            open_vault(tmp_path / "other" / "ca"), await other.ca_exchange.export()
+        )
         with pytest.raises(CipherBoxError):
-            await hq.carried.take(foreign)
+            await hq.ca_exchange.take(foreign)
         with pytest.raises(InvalidRequest, match="another CA"):
-            sign_offline(open_vault(tmp_path / "other" / "ca"), await hq.carried.export())
+            sign_offline(open_vault(tmp_path / "other" / "ca"), await hq.ca_exchange.export())
         assert [row["state"] for row in await hq.enrolments.pending()] == ["approved"]
 
 
@@ -479,13 +481,13 @@ async def test_requests_at_an_offline_ca_end_with_their_client(
                 )
             )
             assert (await hq.enrolments.request("FL-LAB", token.secret, csr)).state == WAITS_FOR_CA
-        carried = await hq.carried.export()
+        carried = await hq.ca_exchange.export()
         if how == "revoked":
             await hq.enrolments.revoke("FL-LAB", "stolen")
         else:
             await enrolled(hq, "FL-LAB", pki.new_key(), tmp_path, replaces=True)
         # the list alone
-        assert await hq.carried.take(sign_offline(vault, carried)) == int(how == "revoked")
+        assert await hq.ca_exchange.take(sign_offline(vault, carried)) == int(how == "revoked")
         if what == "renewal":
             with pytest.raises((Revoked, EnrolmentRefused)):
                 await hq.enrolments.renew("FL-LAB", csr)
@@ -499,7 +501,7 @@ async def test_requests_at_an_offline_ca_end_with_their_client(
         ]
         assert rows
         assert all(row.revoked_at for row in rows)
-        wanted = (await hq.carried.export()).decode()
+        wanted = (await hq.ca_exchange.export()).decode()
         assert all(row.serial in wanted for row in rows)
         assert bool(hq.trust.revoked_at("FL-LAB")) == (how == "revoked")
 
@@ -514,6 +516,9 @@ async def enrolled(
     csr = pki.make_csr(key, name)
     assert (await hq.enrolments.request(name, token.secret, csr)).state == WAITS_FOR_CA
     assert (
-        await hq.carried.take(sign_offline(open_vault(path / "ca"), await hq.carried.export())) >= 1
+        await hq.ca_exchange.take(
+            sign_offline(open_vault(path / "ca"), await hq.ca_exchange.export())
+        )
+        >= 1
     )
     assert (await hq.enrolments.request(name, token.secret, csr)).state == ISSUED

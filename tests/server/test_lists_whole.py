@@ -22,7 +22,7 @@ from cipherbox.errors import ConfigError, HqRevoked, Revoked
 from cipherbox.pki.revocation_lists import make_crl, read_crl
 from cipherbox.portable import write_private
 from cipherbox.server.ca.credentials import read_material
-from cipherbox.server.directory.revocation_lists import condemned, read_lists
+from cipherbox.server.directory.revocation_lists import read_lists, why_revoked
 from cipherbox.server.operations.alerts import alerts
 from cipherbox.server.operations.check import problems
 from cipherbox.wire import frames
@@ -97,7 +97,7 @@ async def test_hq_renews_its_own_certificate_when_it_is_revoked(r: Running, tmp_
         make_crl(r.issuing, [(pki.serial(before), clock.now())], 5)
     )
     await until(lambda: r.hq.trust.server != before)
-    assert not r.hq.lists.condemned
+    assert not r.hq.lists.chain_revoked
     await cut(lab)  # and comes again, to the new one
     raw = await r.hq.engine.in_store(r.hq.trust.crl)
     # what clients get from HQ
@@ -133,10 +133,10 @@ async def test_serial_numbers_of_two_cas_are_not_mixed_up(r: Running) -> None:
     root = pki.Authority(r.root, r.issuing.key)
     listed = attrs.make_class("Listed", ["ca", "says", "file"])
     says = attrs.make_class("Says", ["revoked"])
-    assert not condemned(
+    assert not why_revoked(
         [listed(root.certificate, says({pki.serial(material.server): 1}), "f")], material
     )
-    assert condemned(
+    assert why_revoked(
         [listed(material.issuing, says({pki.serial(material.server): 1}), "f")], material
     )
 
@@ -148,7 +148,7 @@ async def test_an_older_list_is_refused_after_a_start_too(tmp_path: Path) -> Non
         path.write_bytes(make_crl(issuing, [], 9))
         set_lists(r, path)
         r.hq.reload()
-        await r.hq.lists.obey()
+        await r.hq.revocations.apply()
     path.write_bytes(make_crl(issuing, [], 8))
     with pytest.raises(ConfigError, match="number 8; 9 was read before"):
         async with running(tmp_path / "hq"):

@@ -157,7 +157,7 @@ async def test_a_web_page_connects_only_if_its_origin_is_named(tmp_path: Path) -
         server = attrs.evolve(
             r.hq.config.server, websocket_origins="https://Lab.example, https://b.example:8443"
         )
-        r.hq.config = attrs.evolve(r.hq.config, server=server)
+        r.hq.live.now = attrs.evolve(r.hq.config, server=server)
         assert await handshake(r, "https://lab.example") == 101
         assert await handshake(r, "https://b.example:8443") == 101
         assert await handshake(r, "https://b.example") == 403

@@ -176,7 +176,7 @@ def test_names_are_those_of_the_field() -> None:
 
 async def test_only_the_deepest_queues_have_figures_of_their_own(tmp_path: Path) -> None:
     async with running(tmp_path / "hq") as r:
-        r.hq.config = attrs.evolve(r.hq.config, metrics=MetricsSettings(queues=2))
+        r.hq.live.now = attrs.evolve(r.hq.config, metrics=MetricsSettings(queues=2))
         lab = await r.client("FL-LAB")
         for count, name in ((1, "A"), (3, "B"), (2, "C")):
             person = await r.person(name)

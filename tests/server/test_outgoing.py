@@ -83,7 +83,7 @@ class Line:
             self.bodies,
             self.limits,
             self.memory.account("B"),
-            given_back=self._give_back,
+            requeue=self._give_back,
             drained=lambda: None,
             cut=self.cut.append,
         )

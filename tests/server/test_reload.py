@@ -266,7 +266,7 @@ async def test_a_drain_can_be_taken_back_and_has_an_end(tmp_path: Path) -> None:
 async def test_kicked_is_told_why_and_may_come_back(tmp_path: Path) -> None:
     async with running(tmp_path / "hq") as r:
         first, second, admin = await r.client("FL-LAB"), await r.client("FL-LAB"), await admin_of(r)
-        rows = {row["connection"]: row for row in r.hq.connections()}
+        rows = {row["connection"]: row for row in r.hq.connections.rows()}
         assert {row["name"] for row in rows.values()} == {"FL-LAB", "BOSS"}
         assert all(row["connected_at"] for row in rows.values())
         number = min(n for n, row in rows.items() if row["name"] == "FL-LAB")

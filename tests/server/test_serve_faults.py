@@ -111,7 +111,7 @@ async def test_a_client_that_does_not_read_holds_nobody_up(tmp_path: Path) -> No
                 assert isinstance(await ny.next(), Deliveries)
                 await ny.ask(frames.Ack, "box.NY-RC", [frames.Range(i // 4 + 1, 1)])
         with trio.fail_after(20):
-            while "CA-RC" in {s.client for s in r.hq.sessions}:
+            while "CA-RC" in {s.client for s in r.hq.connections}:
                 await lab.ask(frames.Ping)
         again = await r.client("CA-RC")
         answer = await again.ask(frames.Fetch, "box.CA-RC", 100, 1)

@@ -36,7 +36,7 @@ async def publishes(r: Running, lab: Raw) -> None:
 
 async def gone(r: Running, name: str) -> None:
     with trio.fail_after(PATIENCE_S):
-        while name in {s.client for s in r.hq.sessions}:
+        while name in {s.client for s in r.hq.connections}:
             await trio.sleep(0.02)
 
 
@@ -153,7 +153,7 @@ async def test_when_the_mark_closes_the_slowest_frame_is_cut_first(tmp_path: Pat
         for _ in range(2):  # what one read has brought is taken; then it waits
             await publishes(r, lab)
         assert r.hq.memory.cuts >= 1
-        left = {s.client for s in r.hq.sessions}
+        left = {s.client for s in r.hq.connections}
         assert "FL-LAB" in left
 
 

@@ -30,7 +30,7 @@ async def test_alive_while_the_engine_turns(
     told: list[str], autojump_clock: trio.testing.MockClock
 ) -> None:
     engine = SimpleNamespace(turns=0)
-    hq: Any = SimpleNamespace(engine=engine, sessions={1})
+    hq: Any = SimpleNamespace(engine=engine, connections={1})
     async with trio.open_nursery() as nursery:
         nursery.start_soon(app._tell_systemd, hq)
         await trio.sleep(0.5)

@@ -39,7 +39,6 @@ from cipherbox.errors import CipherBoxError, DiskFull, NetworkError, StoreUnavai
 from cipherbox.net import connecting as transport
 from cipherbox.sealing.local_secret_box import LocalSecretBox
 from cipherbox.server.app import _tick as tick
-from cipherbox.server.connection.session import Session
 from cipherbox.server.hq import HQ
 from cipherbox.store.copying import copy
 from cipherbox.store.postgres.store import PostgresStore
@@ -222,7 +221,7 @@ class World:
         near = SimStream(ours, self, hq.trust.material.server)
         far = SimStream(theirs, self, self.template.people[name].chain[0])
         self.streams += [near, far]
-        self.hq_nursery.start_soon(Session(hq, far, name, hq.log_key, lambda: None).run)  # type: ignore[arg-type]
+        self.hq_nursery.start_soon(hq.session(far, name, hq.log_key, lambda: None).run)  # type: ignore[arg-type]
         return near
 
     # -- clients -----------------------------------------------------------------------------------

@@ -115,7 +115,7 @@ def _keys(config: ServerConfig) -> Iterator[Finding]:
 
 def _certificates(config: ServerConfig) -> Iterator[Finding]:
     from cipherbox.server.ca.credentials import certificates_in, load_certificate, read_material
-    from cipherbox.server.directory.revocation_lists import Reading, look_at_lists
+    from cipherbox.server.directory.revocation_lists import Reading, inspect_lists
     from cipherbox.server.operations.check import certificates
 
     server = "HQ renews it when it starts, and while it runs; its log says why not"
@@ -138,7 +138,7 @@ def _certificates(config: ServerConfig) -> Iterator[Finding]:
             "certificates", what, one.not_valid_after_utc, one.not_valid_before_utc, advice, soon
         )
     try:
-        lists = look_at_lists(config, read_material(config, settle=False))
+        lists = inspect_lists(config, read_material(config, settle=False))
     except CipherBoxError:
         lists = Reading({}, [])  # why is said below
     for text in certificates(config):

@@ -44,7 +44,7 @@ from cipherbox.server.ca.credentials import (
     put_server,
     server_key,
 )
-from cipherbox.server.ca.exchange import HQ_NAME, HQ_ROLE, request_row, requests_document
+from cipherbox.server.ca.requests_document import HQ_NAME, HQ_ROLE, request_row, requests_document
 from cipherbox.server.ca.signed_responses import Signed, for_hq, issuing_chain, read_signed
 from cipherbox.server.operations.check import LOCK
 from cipherbox.server.operations.setup import (
@@ -266,7 +266,7 @@ def own_row(config: ServerConfig) -> Enrolment:
 
 
 def own_request(config: ServerConfig) -> bytes:
-    """As `Carried.export`, with HQ's own request alone and no list asked for: for an HQ that
+    """As `CaExchange.export`, with HQ's own request alone and no list asked for: for an HQ that
     cannot be reached.
     """
     fingerprint = pki.fingerprint(certificates_in(config.tls.root)[0])

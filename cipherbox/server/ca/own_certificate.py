@@ -12,21 +12,28 @@ was ahead.  And so is one that the CA's revocation list names.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import ssl
+from collections.abc import Callable
 
 import trio
 
 from cipherbox import clock, pki
+from cipherbox.config.settings import ServerConfig
 from cipherbox.errors import BundleNotCertified, CipherBoxError, ConfigError
 from cipherbox.ops.logs import get_logger
-from cipherbox.server.ca.credentials import dates, next_key, put_server, read_material
-
-if TYPE_CHECKING:
-    from cipherbox.server.hq import HQ
+from cipherbox.server.ca.credentials import Credentials, dates, next_key, put_server, read_material
+from cipherbox.server.ca.requests_document import HQ_NAME, HQ_ROLE, request_row
+from cipherbox.server.directory.revocation_lists import RevocationLists
+from cipherbox.server.directory.trust import Trust
+from cipherbox.server.engine import Engine
+from cipherbox.server.live_config import LiveConfig
+from cipherbox.store.port import Store
 
 log = get_logger(__name__)
 LOOK_S = 3600.0
 RETRY_S = 60.0
+# what a new certificate, or a reload, brings into effect; it cannot fail
+TakeOver = Callable[[ServerConfig, Credentials, ssl.SSLContext], None]
 
 
 class OwnCertificate:
@@ -34,18 +41,27 @@ class OwnCertificate:
     number, at the CA.
     """
 
-    def __init__(self, hq: HQ) -> None:
-        self._hq = hq
+    def __init__(
+        self,
+        live: LiveConfig,
+        store: Store,
+        engine: Engine,
+        trust: Trust,
+        lists: RevocationLists,
+        take_over: TakeOver,
+    ) -> None:
+        self._live, self._store, self._engine = live, store, engine
+        self._trust, self._lists, self._take_over = trust, lists, take_over
         self.trouble = self.waiting = ""
 
     async def begin(self) -> None:
         """Before HQ listens: ConfigError when by this clock its CA cannot be; renews what has
         ended.
         """
-        trust = self._hq.trust
+        trust = self._trust
         if wrong := dates(trust.material, clock.now()):
             raise ConfigError("\n".join(wrong))
-        await self.look()
+        await self.renew_if_due()
         if self.trouble and trust.server.not_valid_after_utc <= clock.now():
             raise ConfigError(
                 f"HQ's certificate has ended and could not be renewed: {self.trouble}"
@@ -58,25 +74,25 @@ class OwnCertificate:
     async def run(self) -> None:
         """Until cancelled."""
         while True:
-            due_s = (pki.renew_at(self._hq.trust.server) - clock.now()).total_seconds()
+            due_s = (pki.renew_at(self._trust.server) - clock.now()).total_seconds()
             await trio.sleep(
                 RETRY_S if self.trouble else min(LOOK_S, due_s) if due_s > 0 else LOOK_S
             )
-            await self.look()
+            await self.renew_if_due()
 
-    async def look(self) -> None:
+    async def renew_if_due(self) -> None:
         """Renews the certificate, or asks for one, if it is time."""
-        server, now = self._hq.trust.server, clock.now()
+        server, now = self._trust.server, clock.now()
         due = (
             pki.is_due(server, now)
             or now < server.not_valid_before_utc
-            or self._hq.lists.names_hq()
+            or self._lists.own_is_revoked()
         )
         if not due:
             self.trouble = self.waiting = ""
             return
         try:
-            if self._hq.trust.authority is not None:
+            if self._trust.authority is not None:
                 self._renew()
             else:
                 await self._ask()
@@ -88,13 +104,13 @@ class OwnCertificate:
 
     def adopt(self) -> None:
         """New connections see what the files hold now."""
-        hq = self._hq
-        material = read_material(hq.config)
+        config = self._live.now
+        material = read_material(config)
         material.try_out()
-        hq.take_over(hq.config, material, material.context())
+        self._take_over(config, material, material.context())
 
     def _renew(self) -> None:
-        config, authority = self._hq.config, self._hq.trust.authority
+        config, authority = self._live.now, self._trust.authority
         assert authority is not None
         key = next_key(config)
         certificate = pki.issue_server(authority, key.public_key(), config.server.name)
@@ -107,8 +123,11 @@ class OwnCertificate:
         )
 
     async def _ask(self) -> None:
-        csr = pki.make_csr(next_key(self._hq.config), self._hq.config.server.name)
-        number = await self._hq.carried.ask_for_hq(csr)
+        csr = pki.make_csr(next_key(self._live.now), self._live.now.server.name)
+        row = request_row(HQ_NAME, HQ_ROLE, csr, self._trust.root_fingerprint)
+        if await self._engine.in_store(self._store.enrolment, row.secret_hash) is None:
+            await self._engine.in_store(self._store.put_enrolment, row)
+        number = row.number
         if number != self.waiting:
             self.waiting = number
             log.warning("HQ's certificate waits for the CA", extra={"number": number})

@@ -2,9 +2,11 @@
 
 Map, written by `make generate`:
 
+    admission        Who may connect, by certificate; and who is an admin.
     backpressure     Back-pressure: memory HQ holds for its peers, by client, with a high and a low
                      water mark.
     budget           What each kind of frame costs, and what a client may spend in a minute.
+    in_flight        What one connection has asked and HQ has not answered yet.
     incoming         The frame that is coming in on one connection: its bytes are counted as they
                      come, and its pace is judged.
     listeners        Listeners: TCP, then TLS within a deadline and a bounded number at once, then
@@ -12,6 +14,8 @@ Map, written by `make generate`:
     outgoing         What waits to be sent to one peer, in order, and the task that sends it.
     peer             What the engine knows of those it serves: a connection as it sees it, a
                      question of its own, what all are told.
+    registry         The open connections: how many HQ accepts, from whom, and what all of them are
+                     told.
     session          One connection: a nursery with a reader and a writer; HQ's clock calls `tick`.
     unauthenticated  Connections that have not said who they are: bounded by address and in all,
                      before any TLS.

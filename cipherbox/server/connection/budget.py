@@ -18,17 +18,14 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import trio
 
 from cipherbox.errors import Throttled
+from cipherbox.limits import Limits
 from cipherbox.wire import frames as f
 from cipherbox.wire.connection import SendBatch
-
-if TYPE_CHECKING:
-    from cipherbox.limits import Limits
-    from cipherbox.server.connection.session import Session
 
 FLOW, REQUESTS, KEYS, PREKEYS, ENROLMENT, LOBBY = (
     "flow",
@@ -164,6 +161,14 @@ class Rate:
         self._spent = left
 
 
+class Spender(Protocol):
+    """Whose budget a frame is taken from."""
+
+    client: str
+    role: str
+    address: str
+
+
 class Budgets:
     """See the module."""
 
@@ -174,7 +179,7 @@ class Budgets:
         )
         self.throttled = 0  # requests refused
 
-    async def charge(self, session: Session, event: Any) -> Throttled | None:
+    async def charge(self, spender: Spender, event: Any) -> Throttled | None:
         """Takes what a frame costs: waits for a budget of the flow; of requests it is the
         refusal, if any.
         """
@@ -182,9 +187,9 @@ class Budgets:
         budget, points, _ = COSTS.get(kind, _UNKNOWN)
         more = _MORE.get(type(event))
         cost = points + (more(event) if more is not None else 0)
-        if session.role == "admin":
+        if spender.role == "admin":
             cost /= _ADMIN_SHARE
-        name = session.client or f"address {session.address}"
+        name = spender.client or f"address {spender.address}"
         if budget == FLOW:
             wait_s = self._flow.wait_s(name, cost)
             if wait_s:

@@ -14,17 +14,19 @@ import ssl
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
+from typing import Protocol
 
 import trio
 
 from cipherbox.concurrency import Backoff
+from cipherbox.config.settings import ServerConfig
 from cipherbox.config.toml_file import parse_origins
 from cipherbox.errors import CipherBoxError, ConfigError, HandshakeTimeout
 from cipherbox.net.tls import Cut, TlsStream
 from cipherbox.ops.logs import get_logger
-from cipherbox.server.connection.session import Session
-from cipherbox.server.connection.unauthenticated import Place, group_of
-from cipherbox.server.hq import HQ
+from cipherbox.server.connection.session import Session, Stream
+from cipherbox.server.connection.unauthenticated import Place, UnauthenticatedConnections, group_of
+from cipherbox.server.engine import Engine
 from cipherbox.server.operations.port_check import why_not
 
 log = get_logger(__name__)
@@ -68,10 +70,33 @@ def address_of(listener: trio.SocketListener) -> tuple[str, int]:
     return str(host), int(port)
 
 
+class Host(Protocol):
+    """What a listener needs of HQ: its credentials may change while it listens."""
+
+    @property
+    def config(self) -> ServerConfig: ...
+
+    @property
+    def context(self) -> ssl.SSLContext: ...
+
+    @property
+    def log_key(self) -> bytes: ...
+
+    @property
+    def engine(self) -> Engine: ...
+
+    @property
+    def lobby(self) -> UnauthenticatedConnections: ...
+
+    def session(
+        self, stream: Stream, remote: str, log_key: bytes, authenticated: Callable[[], None]
+    ) -> Session: ...
+
+
 class ConnectionAcceptor:
     """Takes connections, gets them through TLS, and hands them to sessions in ``handlers``."""
 
-    def __init__(self, hq: HQ, handlers: trio.Nursery) -> None:
+    def __init__(self, hq: Host, handlers: trio.Nursery) -> None:
         self._hq = hq
         self._handlers = handlers
         self._slots = trio.CapacityLimiter(hq.config.limits.handshakes_at_once)
@@ -164,7 +189,7 @@ class ConnectionAcceptor:
         self._slots.release_on_behalf_of(slot)
 
     async def _tls(self, tls: TlsStream, remote: str, log_key: bytes, place: Place) -> None:
-        await Session(self._hq, tls, remote, log_key, partial(self._lobby.leave, place)).run()
+        await self._hq.session(tls, remote, log_key, partial(self._lobby.leave, place)).run()
 
     async def _websocket(self, tls: TlsStream, remote: str, log_key: bytes, place: Place) -> None:
         from cipherbox.net.websocket import accept_websocket
@@ -175,9 +200,7 @@ class ConnectionAcceptor:
                 stream = await accept_websocket(nursery, tls, origins)
             if opening.cancelled_caught:
                 raise HandshakeTimeout("no WebSocket was opened")
-            await Session(
-                self._hq, stream, remote, log_key, partial(self._lobby.leave, place)
-            ).run()
+            await self._hq.session(stream, remote, log_key, partial(self._lobby.leave, place)).run()
             nursery.cancel_scope.cancel()
 
 

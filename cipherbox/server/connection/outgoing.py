@@ -85,7 +85,7 @@ class Ahead:
 class Outgoing:
     """See the module.
 
-    ``given_back(queue, entries)`` takes what did not fit into a FETCHED, ``drained`` is called
+    ``requeue(queue, entries)`` takes what did not fit into a FETCHED, ``drained`` is called
     after each send.
     """
 
@@ -96,7 +96,7 @@ class Outgoing:
         limits: Limits,
         account: Account,
         *,
-        given_back: Callable[[str, Sequence[Entry]], None],
+        requeue: Callable[[str, Sequence[Entry]], None],
         drained: Callable[[], None],
         cut: Callable[[str], None],
         counts: Counts | None = None,
@@ -113,7 +113,7 @@ class Outgoing:
         self._going: Transfer | None = None  # the frame that is being sent
         self._deadline_s = 2.0 * limits.heartbeat_s
         self._deliver_bytes = limits.deliver_frame_bytes
-        self._given_back = given_back
+        self._requeue = requeue
         self._drained = drained
         self._queue: deque[bytes | Pushed | FetchedEntries] = deque()
         self._ready = Flag()
@@ -248,7 +248,7 @@ class Outgoing:
             run = Pushed(0, head.queue, head.entries)
             entries = run.cut(self.frame_bytes - _FRAME_BYTES)
             if run.at < len(head.entries):
-                self._given_back(head.queue, head.entries[run.at :])
+                self._requeue(head.queue, head.entries[run.at :])
             self._queue.popleft()
         return head.queue, entries
 

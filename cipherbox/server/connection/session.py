@@ -12,14 +12,16 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
+import attrs
 import trio
+from cryptography import x509
 
 from cipherbox import __version__, pki
 from cipherbox.broker import model as m
-from cipherbox.broker.model import Answer, AnyCommand, Confirmed, Entry, Failed, FetchedEntries
-from cipherbox.concurrency import Signal, first_of
+from cipherbox.broker.model import Answer, AnyCommand, Entry, Failed, FetchedEntries
+from cipherbox.concurrency import first_of
 from cipherbox.errors import (
     CipherBoxError,
     Forbidden,
@@ -34,23 +36,23 @@ from cipherbox.errors import (
     TimedOut,
     TooManyConnections,
 )
+from cipherbox.limits import Limits
 from cipherbox.net.connecting import fill
 from cipherbox.ops.logs import get_logger
+from cipherbox.server.connection.admission import Admission
+from cipherbox.server.connection.backpressure import BackPressure
+from cipherbox.server.connection.budget import Budgets
+from cipherbox.server.connection.in_flight import InFlight
 from cipherbox.server.connection.incoming import IncomingFrame
 from cipherbox.server.connection.outgoing import Outgoing
 from cipherbox.server.connection.peer import STORE_AWAY, STORE_BACK, Proof
+from cipherbox.server.connection.registry import ConnectionRegistry
 from cipherbox.server.connection.unauthenticated import group_of
+from cipherbox.server.engine import Engine
 from cipherbox.server.requests import answers as encode
-from cipherbox.server.requests.dispatch import CALLS, COMMANDS, incoming
+from cipherbox.server.requests.dispatch import Requests, incoming
 from cipherbox.wire import codec, frames
 from cipherbox.wire.connection import SendBatch, WireConnection, negotiate
-
-if TYPE_CHECKING:
-    from cipherbox.net.tls import TlsStream
-    from cipherbox.net.websocket import WebSocketStream
-    from cipherbox.server.hq import HQ
-
-    Stream = TlsStream | WebSocketStream
 
 log = get_logger(__name__)
 LAST_WORD_S = 2.0  # for what is queued and the reason, when a connection ends
@@ -58,47 +60,74 @@ AWAY_PAUSE_MS = 1000  # what GOING_AWAY asks clients to wait
 _UNREAD_BYTES = 4 * 1024 * 1024  # of answers; above it nothing more is read from this peer
 
 
+class Stream(Protocol):
+    """TLS, or WebSocket over TLS."""
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray: ...
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None: ...
+
+    async def aclose(self) -> None: ...
+
+    def peer_certificate(self) -> x509.Certificate | None: ...
+
+
+@attrs.frozen(eq=False)
+class Shared:
+    """The parts of HQ that all connections use."""
+
+    engine: Engine
+    limits: Limits
+    clock_ms: Callable[[], int]
+    memory: BackPressure
+    budgets: Budgets
+    admission: Admission
+    connections: ConnectionRegistry[Session]
+    requests: Requests
+
+
 class Session:
     """See the module; also the engine's `Peer`."""
 
     def __init__(
-        self, hq: HQ, stream: Stream, remote: str, log_key: bytes, known: Callable[[], None]
+        self,
+        shared: Shared,
+        stream: Stream,
+        remote: str,
+        log_key: bytes,
+        authenticated: Callable[[], None],
     ) -> None:
-        self.hq = hq
-        self._known = known  # called when the peer has said who it is
+        self._shared = shared
+        self._engine = shared.engine
+        self._authenticated = authenticated  # called when the peer has said who it is
         self.client = self.serial = ""  # who, and by which certificate
         self._log_key = log_key
         self.role = "anonymous"
         self.remote, self.address = remote, group_of(remote.rpartition(":")[0])
-        self.connected_at = hq.clock_ms()
+        self.connected_at = shared.clock_ms()
         # `asked_at`: when its newest request came, ms since 1970
         self.connection = self.asked_at = 0
         self._stream = stream
-        self._limits = hq.config.limits
+        self._limits = shared.limits
         self._beat_s = self._limits.heartbeat_s
         self._wire = WireConnection("server", self._limits)
-        self._account = hq.memory.account("")  # what HQ holds for this client
+        self._account = shared.memory.account("")  # what HQ holds for this client
+        self._in_flight = InFlight(self._limits, self._account)
         self._out = Outgoing(
             stream,
-            hq.engine.bodies,
+            shared.engine.bodies,
             self._limits,
             self._account,
-            given_back=self._give_back,
-            drained=self._wake,
+            requeue=self._requeue,
+            drained=self._in_flight.changed.notify,
             cut=self._cut,
-            counts=hq.engine.counts,
+            counts=shared.engine.counts,
         )
         self._coming = IncomingFrame(
             self._wire, self._limits, self._account, self._cut, lambda news: self.tell(news, 0)
         )
         self._most_out = self._limits.credit_bytes + self._limits.publish_window_bytes
-        self._last_correlation = 0
-        self._unconfirmed: dict[int, int] = {}  # correlation -> bytes of SENDs
-        self._unconfirmed_bytes = 0
-        self._publishes = False  # this client has published
-        self._asked = 0  # other requests without an answer
         self._returning = False  # some answers are to our own NACKs, of correlation 0
-        self._changed = Signal()
         self._began = self._heard_at = trio.current_time()
         # `_waiting`: for the peer to say something
         self._quiet = self._told_away = self._waiting = False
@@ -121,15 +150,12 @@ class Session:
         finally:
             self._coming.whole()
             self._out.close()
-            self._account.add(-self._unconfirmed_bytes)
-            self._unconfirmed_bytes = 0
-            self.hq.leave(self)
+            self._in_flight.close()
+            self._shared.connections.leave(self)
             with trio.move_on_after(LAST_WORD_S) as scope:
                 scope.shield = True
                 await self._stream.aclose()
-            self.log(
-                "WireConnection closed", **({"reason": str(self._ended)} if self._ended else {})
-            )
+            self.log("Connection closed", **({"reason": str(self._ended)} if self._ended else {}))
 
     async def _write(self, nursery: trio.Nursery) -> None:
         try:
@@ -185,62 +211,42 @@ class Session:
                 if not data:
                     self._wire.receive_eof()
                     return False
-                self._wire.receive_data(data)
+                self._wire.receive_data(bytes(data))
         if scope.cancelled_caught:
             raise HandshakeTimeout
         hello: frames.Hello = events[0]
         version = negotiate(hello)
         certificate = self._stream.peer_certificate()
         if certificate is not None:
-            self.client, self.role = self.hq.admit(certificate)
+            self.client, self.role = self._shared.admission.admit(certificate)
             self.serial = pki.serial(certificate)
-        if not self.hq.enter(self):
+        if not self._shared.connections.enter(self):
             raise TooManyConnections
-        self._known()
-        self._account = self._out.account = self._coming.account = self.hq.memory.account(
-            self.client
-        )
+        self._authenticated()
+        self._account = self._shared.memory.account(self.client)
+        self._out.account = self._coming.account = self._in_flight.account = self._account
         limits = self._limits
         self._beat_s = min(limits.heartbeat_s, hello.heartbeat_s or limits.heartbeat_s)
         self._out.frame_bytes = max(hello.frame_bytes, limits.first_frame_bytes)
-        welcome = frames.Welcome(
-            version,
-            limits.frame_bytes,
-            limits.envelope_bytes,
-            self._beat_s,
-            limits.publish_window,
-            limits.publish_window_bytes,
-            limits.credit_envelopes,
-            limits.credit_bytes,
-            self.connection,
-            self.hq.clock_ms(),
-            self.hq.engine.broker.state.watermark,
-            self.client,
-            self.role,
-            f"cipherbox {__version__}",
-            self._log_key,
-            self.hq.engine.history,
-            frames.PREKEYS,
-            self.hq.engine.log_head(),
-            self.hq.engine.broker.state.rights.contacts_of(self.client).digest,
+        self._put(
+            self._wire.send(_welcome(self, self._shared, version, self._beat_s, self._log_key))
         )
-        self._put(self._wire.send(welcome))
         self.log("Client connected", software=hello.software[:80], remote=self.remote)
         return True
 
     # -- in ----------------------------------------------------------------------------------------
 
     async def _read(self) -> None:
-        wire, counts = self._wire, self.hq.engine.counts
+        wire, counts = self._wire, self._engine.counts
         while not self._quiet:
             if events := wire.events():
                 self._coming.whole()
             for event in events:
                 counts.frames_received += len(event.items) if type(event) is SendBatch else 1
-                await self._event(event, await self.hq.budgets.charge(self, event))
-                while self._full():
-                    await self._changed.wait()
-            await self._coming.count(publishes=self._publishes)
+                await self._event(event, await self._shared.budgets.charge(self, event))
+                while self._in_flight.full or self._out.size > _UNREAD_BYTES:
+                    await self._in_flight.changed.wait()
+            await self._coming.count(publishes=self._in_flight.published)
             size = await self._receive()
             if size is None:
                 break
@@ -268,15 +274,6 @@ class Session:
             return size
         return None
 
-    def _full(self) -> bool:
-        limits = self._limits
-        return (
-            len(self._unconfirmed) > limits.publish_window
-            or self._unconfirmed_bytes > limits.publish_window_bytes
-            or self._asked > limits.requests_in_flight
-            or self._out.size > _UNREAD_BYTES
-        )
-
     async def _event(self, event: Any, refusal: Throttled | None) -> None:
         if type(event) is SendBatch:
             await self._publish(event)
@@ -287,23 +284,24 @@ class Session:
         if isinstance(event, frames.Pong | frames.Error):
             return
         if isinstance(event, frames.Credit):
-            await self.hq.engine.submit(
+            await self._engine.submit(
                 m.Credit(self.connection, event.tag, event.envelopes, event.size)
             )
             return
-        self._next_correlation(event.correlation)
-        self.asked_at = self.hq.clock_ms()
+        self._in_flight.next_correlation(event.correlation)
+        self.asked_at = self._shared.clock_ms()
         try:
             if refusal is not None:
                 raise refusal
-            make = COMMANDS.get(type(event))
-            if make is not None:
-                await self.ask(make(self.connection, self.client, event))
+            requests = self._shared.requests
+            command = requests.command(self.connection, self.client, event)
+            if command is not None:
+                await self.ask(command)
                 return
             began = time.perf_counter()
-            answer = await CALLS[type(event)](self, event)
+            answer = await requests.answer(self, event)
             if answer is not None:
-                self.hq.engine.counts.requests["directory"].observe(time.perf_counter() - began)
+                self._engine.counts.requests["directory"].observe(time.perf_counter() - began)
         except CipherBoxError as error:
             if isinstance(error, ProtocolError | NetworkError):
                 raise
@@ -328,40 +326,29 @@ class Session:
             self._ended = self._ended or error
             self._finish(b"")
 
-    def _next_correlation(self, correlation: int) -> None:
-        if correlation <= self._last_correlation:
-            raise ProtocolError(
-                f"correlation ids rise by one; {correlation} came after {self._last_correlation}"
-            )
-        self._last_correlation = correlation
-
     async def _publish(self, batch: SendBatch) -> None:
-        items, failed, size = [], [], 0
-        self.asked_at = self.hq.clock_ms()
+        items, taken, failed = [], [], []
+        self.asked_at = self._shared.clock_ms()
         for item in batch.items:
-            self._next_correlation(item[0])
+            self._in_flight.next_correlation(item[0])
             try:
                 items.append(incoming(item, self.client, self._limits.envelope_bytes))
+                taken.append(item)
             except CipherBoxError as error:
                 failed.append(Failed(item[0], error))
-                continue
-            self._unconfirmed[item[0]] = len(item[3])
-            size += len(item[3])
-        self._unconfirmed_bytes += size
-        self._publishes = True
-        self._account.add(size)
+        size = self._in_flight.publish(taken)
         if failed:
             self._put(b"".join(encode.encode(failed)))
         if items:
-            await self.hq.engine.submit(m.Publish(self.connection, self.client, items), size)
+            await self._engine.submit(m.Publish(self.connection, self.client, items), size)
 
     async def ask(self, command: AnyCommand) -> None:
         """Hands a request to the engine; its answer comes through `answer` or `fetched`."""
-        self._asked += 1
-        await self.hq.engine.submit(command)
+        self._in_flight.requests += 1
+        await self._engine.submit(command)
 
     def need_admin(self) -> None:
-        if not self.hq.is_admin(self.client):
+        if not self._shared.admission.is_admin(self.client):
             raise Forbidden("only an admin may do that")
 
     # -- out: the engine's Peer --------------------------------------------------------------------
@@ -369,32 +356,24 @@ class Session:
     def answer(self, answers: Sequence[Answer], proof: Proof | None = None) -> None:
         if self._returning:
             answers = [a for a in answers if a.correlation]
-        unconfirmed, before = self._unconfirmed, self._unconfirmed_bytes
-        for answer in answers:
-            if type(answer) is Confirmed or answer.correlation in unconfirmed:
-                self._unconfirmed_bytes -= unconfirmed.pop(answer.correlation, 0)
-            else:
-                self._asked -= 1
-        self._account.add(self._unconfirmed_bytes - before)
-        self._changed.notify()
+        self._in_flight.answered(answers)
         for data in encode.encode(answers, proof):
             self._put(data)
         if log.isEnabledFor(logging.DEBUG):
-            self._log_answers(answers)
+            _log_refusals(self.client, self.connection, answers)
 
     def hand(self, tag: int, queue: str, entries: list[Entry]) -> None:
         self._out.push(tag, queue, entries)
 
     def fetched(self, answer: FetchedEntries) -> None:
-        self._asked -= 1
-        self._changed.notify()
+        self._in_flight.fetched()
         self._out.fetched(answer)
 
-    def _give_back(self, queue: str, entries: Sequence[Entry]) -> None:
+    def _requeue(self, queue: str, entries: Sequence[Entry]) -> None:
         """What a FETCH took and its answer has no room for returns to the queue."""
         self._returning = True
         for entry in entries:
-            self.hq.engine.post(
+            self._engine.post(
                 m.Nack(self.connection, self.client, 0, queue, entry.seq, True, 0, "")
             )
 
@@ -408,9 +387,6 @@ class Session:
         """A word from HQ that nobody asked for."""
         if self._ended is None and self.client:
             self._put(codec.encode(frames.Ping(0, news, crl_number)))
-
-    def _wake(self) -> None:
-        self._changed.notify()
 
     def tick(self, now: float) -> None:
         """Called twice a second: deadlines, and a sign of life when there was none."""
@@ -435,7 +411,7 @@ class Session:
                 f"this client reads too slowly: less than {limits.slowest_bytes_per_s} bytes a "
                 "second"
             )
-        elif self.role != "anonymous" and self.hq.engine.store_away(now) is not self._told_away:
+        elif self.role != "anonymous" and self._engine.store_away(now) is not self._told_away:
             self._told_away = not self._told_away
             self.tell(STORE_AWAY if self._told_away else STORE_BACK, 0)
         elif now - self._out.spoke_at >= beat / 2 and self._out.empty:
@@ -449,10 +425,39 @@ class Session:
             message, extra={"client": self.client or "-", "connection": self.connection, **more}
         )
 
-    def _log_answers(self, found: Sequence[Answer]) -> None:
-        extra = {"client": self.client, "connection": self.connection}
-        for answer in found:
-            if isinstance(answer, Failed):
-                log.debug(
-                    "Refused: %s", answer.error, extra={**extra, "correlation": answer.correlation}
-                )
+
+def _welcome(
+    session: Session, shared: Shared, version: int, heartbeat_s: int, log_key: bytes
+) -> frames.Welcome:
+    limits, engine = shared.limits, shared.engine
+    state = engine.broker.state
+    return frames.Welcome(
+        version,
+        limits.frame_bytes,
+        limits.envelope_bytes,
+        heartbeat_s,
+        limits.publish_window,
+        limits.publish_window_bytes,
+        limits.credit_envelopes,
+        limits.credit_bytes,
+        session.connection,
+        shared.clock_ms(),
+        state.watermark,
+        session.client,
+        session.role,
+        f"cipherbox {__version__}",
+        log_key,
+        engine.history,
+        frames.PREKEYS,
+        engine.log_head(),
+        state.rights.contacts_of(session.client).digest,
+    )
+
+
+def _log_refusals(client: str, connection: int, answers: Sequence[Answer]) -> None:
+    extra = {"client": client, "connection": connection}
+    for answer in answers:
+        if isinstance(answer, Failed):
+            log.debug(
+                "Refused: %s", answer.error, extra={**extra, "correlation": answer.correlation}
+            )

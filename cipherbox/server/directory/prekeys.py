@@ -10,18 +10,16 @@ last resort, so that nobody uses up another's prekeys quickly.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 from cipherbox.envelope import prekeys
 from cipherbox.envelope.bundle import KeyBundle
 from cipherbox.errors import BundleError, BundleRefused, InvalidRequest, Throttled
+from cipherbox.server.connection.budget import Rate
+from cipherbox.server.directory.bundles import Directory
+from cipherbox.server.directory.trust import Trust
 from cipherbox.store.port import Store
 from cipherbox.wire.frames import PrekeyAnswer
-
-if TYPE_CHECKING:
-    from cipherbox.server.connection.budget import Rate
-    from cipherbox.server.directory.bundles import Directory
-    from cipherbox.server.directory.trust import Trust
 
 T = TypeVar("T")
 

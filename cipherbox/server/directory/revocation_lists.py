@@ -23,7 +23,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import trio
 from cryptography import x509
@@ -31,14 +31,13 @@ from cryptography import x509
 from cipherbox import clock, pki
 from cipherbox.concurrency import Flag
 from cipherbox.config.settings import ServerConfig
-from cipherbox.errors import CipherBoxError, ConfigError, CredentialsError, GoingAway, HqRevoked
+from cipherbox.errors import ConfigError, CredentialsError
 from cipherbox.ops.logs import get_logger
 from cipherbox.pki.revocation_lists import RevocationList, issuer_of, lists_in, read_crl
 from cipherbox.server.ca.credentials import Credentials
-from cipherbox.server.log_statements import note_revocation
-
-if TYPE_CHECKING:
-    from cipherbox.server.hq import HQ
+from cipherbox.server.directory.trust import Trust
+from cipherbox.server.live_config import LiveConfig
+from cipherbox.store.port import Store
 
 log = get_logger(__name__)
 LOOK_S = 5.0
@@ -73,7 +72,7 @@ class Reading(NamedTuple):
     refused: list[str]
 
 
-def look_at_lists(config: ServerConfig, material: Credentials) -> Reading:
+def inspect_lists(config: ServerConfig, material: Credentials) -> Reading:
     """Reads every file; each is understood completely or refused."""
     reading = Reading({}, [])
     for file in files_of(config):
@@ -92,7 +91,7 @@ def look_at_lists(config: ServerConfig, material: Credentials) -> Reading:
 
 def read_lists(config: ServerConfig, material: Credentials) -> dict[bytes, Listed]:
     """The newest list of each CA, by its fingerprint; ConfigError names the file that is wrong."""
-    found, refused = look_at_lists(config, material)
+    found, refused = inspect_lists(config, material)
     if refused:
         raise ConfigError("\n".join(refused))
     return found
@@ -110,7 +109,7 @@ def _listed(der: bytes, material: Credentials, file: Path) -> Listed:
     raise CredentialsError(f"{file}: {why}")
 
 
-def condemned(found: Iterable[Listed], material: Credentials) -> str:
+def why_revoked(found: Iterable[Listed], material: Credentials) -> str:
     """Why nothing that HQ's chain certifies is accepted, or HQ itself; empty: nothing of the
     kind.
     """
@@ -133,16 +132,20 @@ def condemned(found: Iterable[Listed], material: Credentials) -> str:
 
 
 class RevocationLists:
-    """See the module.  ``trouble``: which files were refused, and why."""
+    """See the module.
 
-    def __init__(self, hq: HQ) -> None:
-        self._hq = hq
-        self.trouble = self.condemned = ""
-        cas = map(pki.fingerprint, (*hq.trust.material.chain, hq.trust.root))
+    ``trouble``: which files were refused, and why.  ``chain_revoked``: why nothing of HQ's chain is
+    accepted; empty: it is.
+    """
+
+    def __init__(self, live: LiveConfig, store: Store, trust: Trust) -> None:
+        self._live, self._store, self._trust = live, store, trust
+        self.trouble = self.chain_revoked = ""
+        cas = map(pki.fingerprint, (*trust.material.chain, trust.root))
         # the highest ever read
-        self._numbers = {ca: int(hq.store.get_setting(_setting(ca)) or b"0") for ca in cas}
-        self._changed = Flag()
-        self.adopt(self.read(hq.config, hq.trust.material))
+        self._numbers = {ca: int(store.get_setting(_setting(ca)) or b"0") for ca in cas}
+        self.changed = Flag()  # other lists count
+        self.adopt(self.read(live.now, trust.material))
 
     @property
     def ends(self) -> datetime | None:
@@ -158,7 +161,7 @@ class RevocationLists:
 
     def refusal(self) -> str:
         """Why nobody is let in for now; empty: somebody may be."""
-        return self.stale() if self._hq.config.ca.stale_lists == "refuse" else ""
+        return self.stale() if self._live.now.ca.stale_lists == "refuse" else ""
 
     def read(self, config: ServerConfig, material: Credentials) -> dict[bytes, Listed]:
         """What the files say; ConfigError when one is wrong, or older than what was read before."""
@@ -183,35 +186,29 @@ class RevocationLists:
         self._numbers.update(
             {ca: max(one.says.number, self._numbers.get(ca, 0)) for ca, one in found.items()}
         )
-        self.judge()
-        self._stamp = _stamp(self._hq.config)
-        self._changed.set()
+        self.check_chain()
+        self._stamp = _stamp(self._live.now)
+        self.changed.set()
 
-    def judge(self) -> None:
-        """Whether HQ's chain, as it is now, is on one of them."""
-        self.condemned = condemned(self.found.values(), self._hq.trust.material)
+    def check_chain(self) -> None:
+        """Look whether a certificate of HQ's chain, as it is now, is on one of them."""
+        self.chain_revoked = why_revoked(self.found.values(), self._trust.material)
 
-    async def run(self) -> None:
-        """Until cancelled: looks for files that were replaced, and does what the lists say."""
-        while True:
-            self._changed.clear()
-            try:
-                await self.obey()
-            except CipherBoxError as error:
-                log.error("Revocation lists could not be obeyed", extra={"error": str(error)})
-            while not self._changed.is_set():
-                with trio.move_on_after(LOOK_S):
-                    await self._changed.wait()
-                await self._look()
+    async def change(self) -> None:
+        """Wait until other lists count; meanwhile read files that were replaced."""
+        while not self.changed.is_set():
+            with trio.move_on_after(LOOK_S):
+                await self.changed.wait()
+            await self._reread()
 
-    async def _look(self) -> None:
-        stamp = _stamp(self._hq.config)
+    async def _reread(self) -> None:
+        stamp = _stamp(self._live.now)
         if stamp == self._stamp:
             return
-        material = self._hq.trust.material
+        material = self._trust.material
         # In a thread: a list of a hundred thousand entries takes a second or two.
-        found, refused = await trio.to_thread.run_sync(look_at_lists, self._hq.config, material)
-        if material is not self._hq.trust.material:
+        found, refused = await trio.to_thread.run_sync(inspect_lists, self._live.now, material)
+        if material is not self._trust.material:
             return  # of other CAs now; it is looked at again
         older = self._older(found)
         self.adopt({**self.found, **{ca: one for ca, one in found.items() if ca not in older}})
@@ -223,46 +220,23 @@ class RevocationLists:
                 "A revocation list was refused; what was known stays", extra={"error": self.trouble}
             )
 
-    async def obey(self) -> None:
-        """Ends what is revoked."""
-        hq = self._hq
+    def remember(self) -> None:
+        """Store the highest numbers; runs in the store's thread."""
         for ca in self.found:
-            await hq.engine.in_store(
-                hq.store.put_setting, _setting(ca), str(self._numbers[ca]).encode()
-            )
-        if self.names_hq() and hq.trust.authority is not None:
-            await self._replace_own()
-        elif self.names_hq():
-            await hq.certificate.look()
-        if self.condemned:
-            hq.end_all(HqRevoked(self.condemned))
-        own = self.found.get(pki.fingerprint(hq.trust.issuing))
-        if own is not None:
-            async with hq.enrolments.lock:
-                await obey_list(hq, own.says, own.der if hq.trust.authority is None else b"")
+            self._store.put_setting(_setting(ca), str(self._numbers[ca]).encode())
 
-    async def _replace_own(self) -> None:
-        """HQ has the CA's key: the list it makes names its certificate too, and it goes on with
-        another one.
-        """
-        hq, old = self._hq, self._hq.trust.server
-        at = self._own_says()[pki.serial(old)]
-        row = hq.trust.record(old)._replace(client="", revoked_at=at)  # no client's
-        await hq.engine.in_store(hq.store.put_certificate, row)
-        hq.trust.put(row)
-        await hq.engine.in_store(hq.trust.new_crl)
-        await hq.certificate.look()
-        if hq.trust.server != old:
-            hq.end_all(GoingAway("HQ has another certificate; connect again"))
+    def own(self) -> Listed | None:
+        """Return the newest list of the issuing CA."""
+        return self.found.get(pki.fingerprint(self._trust.issuing))
 
-    def _own_says(self) -> Mapping[str, int]:
+    def own_says(self) -> Mapping[str, int]:
         """Whom the issuing CA's list names."""
-        own = self.found.get(pki.fingerprint(self._hq.trust.issuing))
+        own = self.own()
         return own.says.revoked if own is not None else {}
 
-    def names_hq(self) -> bool:
+    def own_is_revoked(self) -> bool:
         """Whether HQ's own certificate is on the issuing CA's list."""
-        return pki.serial(self._hq.trust.server) in self._own_says()
+        return pki.serial(self._trust.server) in self.own_says()
 
 
 def _setting(ca: bytes) -> str:
@@ -279,36 +253,3 @@ def _stamp(config: ServerConfig) -> Stamp:
             continue
         found.append((str(file), of.st_ino, of.st_mtime_ns, of.st_size))
     return tuple(found)
-
-
-async def obey_list(hq: HQ, says: RevocationList, der: bytes) -> None:
-    """Ends what a list of the issuing CA names: records, connections, clients that have nothing
-    else; then the list.
-
-    The caller has the lock of the enrolments.
-
-    ``der`` is what clients get from now on, if it is newer than what they have; empty: HQ makes its
-    own.
-    """
-    rows = hq.trust.named_by(says.revoked)
-    for row in rows:
-        await hq.engine.in_store(hq.store.put_certificate, row)
-    hq.trust.put_revoked(rows)
-    for name in sorted({row.client for row in rows}):
-        await note_revocation(
-            hq.engine, hq.store, name, [row.serial for row in rows if row.client == name]
-        )
-    hq.end_certificates({row.serial: row.client for row in rows})
-    gone = [client for client in sorted({row.client for row in rows}) if not hq.trust.good(client)]
-    for client in gone:
-        await hq.enrolments.cut_off(client, "the CA's revocation list names its certificate")
-    if not der and rows:
-        await hq.engine.in_store(hq.trust.new_crl)
-    elif der and says.number > await hq.engine.in_store(hq.trust.crl_number):
-        await hq.engine.in_store(hq.trust.put_crl, der, says.number)
-    elif not rows:
-        return
-    number = await hq.engine.in_store(hq.trust.crl_number)
-    hq.tell_revoked(
-        f"revoked: {', '.join(gone)}; nothing is sealed for them any more" if gone else "", number
-    )

@@ -23,4 +23,5 @@ Map, written by `make generate`:
     reload      Settings and certificates read again while HQ runs: all or nothing, and no
                 connection notices.
     setup       `init`: HQ's directory, its CA, its first admin.
+    status      What figures, alerts and lists read of a running HQ.
 """

@@ -7,16 +7,13 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from typing import TYPE_CHECKING
 
 from cipherbox.alerting import CRITICAL, WARNING, Alert
 from cipherbox.broker.listing import oldest
 from cipherbox.ops.logs import get_logger
 from cipherbox.portable import free_bytes
 from cipherbox.server.operations.gauges import certificates
-
-if TYPE_CHECKING:
-    from cipherbox.server.hq import HQ
+from cipherbox.server.operations.status import HqStatus
 
 log = get_logger(__name__)
 # HQ renews its certificate and its list long before; what an offline CA makes is carried by hand,
@@ -34,7 +31,7 @@ _MOST = 20  # queues named one by one
 _DAY_S, _DAY_MS = 86_400, 86_400_000
 
 
-def alerts(hq: HQ) -> list[Alert]:
+def alerts(hq: HqStatus) -> list[Alert]:
     """The worst first."""
     found = [*_store(hq), *_certificates(hq), *_queues(hq)]
     if hq.engine.draining:
@@ -59,7 +56,7 @@ class Watch:
     lasts.
     """
 
-    def __init__(self, hq: HQ) -> None:
+    def __init__(self, hq: HqStatus) -> None:
         self._hq = hq
         self._said: dict[tuple[str, str], int] = {}  # (name, severity) -> when
 
@@ -83,7 +80,7 @@ class Watch:
         return found
 
 
-def _store(hq: HQ) -> list[Alert]:
+def _store(hq: HqStatus) -> list[Alert]:
     found = []
     if hq.engine.away:
         found.append(Alert("store", CRITICAL, f"the store does not answer: {hq.engine.away}"))
@@ -103,7 +100,7 @@ def _store(hq: HQ) -> list[Alert]:
     return found
 
 
-def _certificates(hq: HQ) -> list[Alert]:
+def _certificates(hq: HqStatus) -> list[Alert]:
     found = []
     for name, left_s in certificates(hq).items():
         days = left_s / _DAY_S
@@ -133,13 +130,13 @@ def _certificates(hq: HQ) -> list[Alert]:
                 f"a revocation list was refused; what was known stays: {lists.trouble}",
             )
         )
-    if lists.condemned:
-        what = "hq" if lists.names_hq() else "ca"
-        found.append(Alert(f"revoked-{what}", CRITICAL, f"nobody is let in: {lists.condemned}"))
+    if lists.chain_revoked:
+        what = "hq" if lists.own_is_revoked() else "ca"
+        found.append(Alert(f"revoked-{what}", CRITICAL, f"nobody is let in: {lists.chain_revoked}"))
     return found
 
 
-def _advice(hq: HQ, name: str) -> str:
+def _advice(hq: HqStatus, name: str) -> str:
     ca = hq.config.ca
     if name == "crl" or (name == "server" and ca.offline):
         return "carry the requests to the CA, and its answer back: cipherbox ca export"
@@ -158,7 +155,7 @@ def _advice(hq: HQ, name: str) -> str:
     )
 
 
-def _queues(hq: HQ) -> list[Alert]:
+def _queues(hq: HqStatus) -> list[Alert]:
     now, found = hq.clock_ms(), []
     for queue in hq.engine.broker.state.queues.values():
         if queue.depth and not queue.consumers:

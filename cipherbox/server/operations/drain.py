@@ -7,14 +7,10 @@ that takes nothing holds it up until the deadline.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import trio
 
 from cipherbox.ops.logs import get_logger
-
-if TYPE_CHECKING:
-    from cipherbox.server.hq import HQ
+from cipherbox.server.engine import Engine
 
 log = get_logger(__name__)
 MOST_S = 300
@@ -23,8 +19,8 @@ MOST_S = 300
 class Drain:
     """Whether HQ drains, and until when."""
 
-    def __init__(self, hq: HQ) -> None:
-        self._hq = hq
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
         self._until = 0.0
         self.done = trio.Event()
 
@@ -32,12 +28,12 @@ class Drain:
         """Envelopes that may still go out: in queues somebody consumes, or with somebody who
         fetched them.
         """
-        queues = self._hq.engine.broker.state.queues.values()
+        queues = self._engine.broker.state.queues.values()
         return sum(q.depth if q.consumers else len(q.out) for q in queues if q.depth)
 
     def begin(self, most_s: float, by: str) -> int:
         """From now on; again sets another deadline."""
-        self._hq.engine.draining = True
+        self._engine.draining = True
         self._until = trio.current_time() + (most_s or MOST_S)
         left = self.left()
         log.warning(
@@ -47,15 +43,15 @@ class Drain:
 
     def undo(self, by: str) -> None:
         """Takes publishes again."""
-        if self._hq.engine.draining and not self.done.is_set():
-            self._hq.engine.draining = False
+        if self._engine.draining and not self.done.is_set():
+            self._engine.draining = False
             log.warning("HQ drains no longer: it takes everything again", extra={"client": by})
 
     def tick(self, now: float) -> None:
         """HQ's clock."""
-        if not self._hq.engine.draining or self.done.is_set():
+        if not self._engine.draining or self.done.is_set():
             return
         left = self.left()
-        if not self._hq.engine.waiting and (not left or now >= self._until):
+        if not self._engine.waiting and (not left or now >= self._until):
             log.warning("HQ has drained and ends", extra={"left": left})
             self.done.set()

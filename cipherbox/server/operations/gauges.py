@@ -9,23 +9,20 @@ import os
 import time
 from collections import Counter
 from heapq import nlargest
-from typing import TYPE_CHECKING
 
 import cipherbox
 from cipherbox import clock
 from cipherbox.broker.listing import oldest
 from cipherbox.ops.metrics import Sample
 from cipherbox.portable import free_bytes, memory_bytes, open_files
-
-if TYPE_CHECKING:
-    from cipherbox.server.hq import HQ
+from cipherbox.server.operations.status import HqStatus
 
 _RECEIPTS = ".sys"  # mailboxes for them end so
 ROLES = ("client", "admin", "anonymous")
 _DAY_S = 86_400.0
 
 
-def samples(hq: HQ) -> list[Sample]:
+def samples(hq: HqStatus) -> list[Sample]:
     """Everything that HQ counts and measures."""
     return [
         *hq.engine.counts.samples(),
@@ -38,9 +35,9 @@ def samples(hq: HQ) -> list[Sample]:
     ]
 
 
-def _people(hq: HQ) -> list[Sample]:
-    roles = Counter(s.role for s in hq.sessions)
-    clients = {s.client for s in hq.sessions if s.client}
+def _people(hq: HqStatus) -> list[Sample]:
+    roles = Counter(s.role for s in hq.connections)
+    clients = {s.client for s in hq.connections if s.client}
     found = [Sample("cipherbox_connections", roles[role], (role,)) for role in ROLES]
     return [
         *found,
@@ -50,7 +47,7 @@ def _people(hq: HQ) -> list[Sample]:
     ]
 
 
-def _queues(hq: HQ) -> list[Sample]:
+def _queues(hq: HqStatus) -> list[Sample]:
     queues, now = hq.engine.broker.state.queues, hq.clock_ms()
     full = [q for q in queues.values() if q.depth]
     depth, out = sum(q.depth for q in full), sum(len(q.out) for q in full)
@@ -74,7 +71,7 @@ def _queues(hq: HQ) -> list[Sample]:
     return found
 
 
-def _totals(hq: HQ) -> list[Sample]:
+def _totals(hq: HqStatus) -> list[Sample]:
     found: list[Sample] = []
     for client, used in hq.engine.broker.state.totals.largest(hq.config.metrics.clients):
         found.append(Sample("cipherbox_client_bytes", used.size, (client,)))
@@ -82,14 +79,14 @@ def _totals(hq: HQ) -> list[Sample]:
     return found
 
 
-def _store(hq: HQ) -> list[Sample]:
+def _store(hq: HqStatus) -> list[Sample]:
     return [
         Sample("cipherbox_store_up", int(not hq.engine.away)),
         Sample("cipherbox_disk_free_bytes", free_bytes(hq.config.directory)),
     ]
 
 
-def _itself(hq: HQ) -> list[Sample]:
+def _itself(hq: HqStatus) -> list[Sample]:
     found = [
         Sample("cipherbox_build_info", 1, (cipherbox.__version__,)),
         Sample("cipherbox_ready", int(not hq.unready())),
@@ -109,7 +106,7 @@ def _itself(hq: HQ) -> list[Sample]:
     return found
 
 
-def certificates(hq: HQ) -> dict[str, float]:
+def certificates(hq: HqStatus) -> dict[str, float]:
     """Seconds until each of HQ's certificates ends, the revocation list, and the first of an
     organization's lists.
     """

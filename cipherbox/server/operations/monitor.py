@@ -16,8 +16,8 @@ import trio
 
 from cipherbox.ops.metrics import Sample
 from cipherbox.server.connection.unauthenticated import Place, UnauthenticatedConnections
-from cipherbox.server.hq import HQ
 from cipherbox.server.operations.gauges import process_samples, samples, started_at
+from cipherbox.server.operations.status import HqStatus
 
 STUCK_S = 60.0  # the engine begins a batch at least every second
 _HEAD_BYTES = 8192
@@ -48,7 +48,7 @@ class Monitor:
 
     def __init__(self) -> None:
         started_at()
-        self.hq: HQ | None = None
+        self.hq: HqStatus | None = None
         self.waiting = "HQ is starting"
         self._places = UnauthenticatedConnections(_AT_ONCE, _AT_ONCE)
         # answers of /metrics of this second, by what was accepted

@@ -69,25 +69,25 @@ async def admin_token(
 
 
 async def export(config: ServerConfig) -> bytes:
-    """As `Carried.export`, with HQ's own request whether it is due or not; that alone while HQ
+    """As `CaExchange.export`, with HQ's own request whether it is due or not; that alone while HQ
     is served.
     """
     try:
         async with closed(config) as hq:
-            return await hq.carried.export(own_row(config))
+            return await hq.ca_exchange.export(own_row(config))
     except (StoreLocked, StoreLeased):
         return own_request(config)
 
 
 async def take(config: ServerConfig, document: bytes) -> int:
-    """As `Carried.take`, for an HQ that cannot be reached: all of it, or what is for HQ itself
+    """As `CaExchange.take`, for an HQ that cannot be reached: all of it, or what is for HQ itself
     while it is served.
     """
     put = put_by_hand(config, document)
     try:
         if config.ca.offline:
             async with closed(config) as hq:
-                return put + await hq.carried.take(document)
+                return put + await hq.ca_exchange.take(document)
     except (StoreLocked, StoreLeased):
         pass
     if not put and any(not for_hq(leaf) for leaf in read_signed(document).leaves):

@@ -7,8 +7,9 @@ What only a start can change is named.
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import attrs
 
@@ -19,10 +20,9 @@ from cipherbox.config.toml_file import whole_tables
 from cipherbox.errors import CipherBoxError, ConfigError
 from cipherbox.ops.logs import get_logger, setup_logging
 from cipherbox.server.ca.credentials import Credentials, read_material
+from cipherbox.server.directory.revocation_lists import Listed, RevocationLists
+from cipherbox.server.directory.trust import Trust
 from cipherbox.server.operations.check import certificates, keys
-
-if TYPE_CHECKING:
-    from cipherbox.server.hq import HQ
 
 log = get_logger(__name__)
 NOW, AT_START = "now", "at the next start"
@@ -47,12 +47,23 @@ class Difference(NamedTuple):
     effect: str
 
 
-def reload(hq: HQ) -> list[Difference]:
-    """Takes over what is different.  ConfigError says what is wrong; then everything is as
-    before.
-    """
+class Reloaded(NamedTuple):
+    """What was read, checked as a whole: taking it over cannot fail."""
+
+    config: ServerConfig
+    material: Credentials
+    context: ssl.SSLContext
+    lists: dict[bytes, Listed]
+    tables: frozenset[str]
+    differences: list[Difference]
+
+
+def read_again(
+    current: ServerConfig, tables: frozenset[str], trust: Trust, lists: RevocationLists
+) -> Reloaded:
+    """Return what counts now; ConfigError says what is wrong, and then nothing has changed."""
     try:
-        return _reload(hq)
+        return _read_again(current, tables, trust, lists)
     except (CipherBoxError, OSError, ValueError) as error:
         # of a file that cannot be read as what it should be
         raise ConfigError(
@@ -60,28 +71,30 @@ def reload(hq: HQ) -> list[Difference]:
         ) from error
 
 
-def _reload(hq: HQ) -> list[Difference]:
-    config = load_server_config(hq.config.file)
-    tables = whole_tables(hq.config.file, hq.tables)
+def _read_again(
+    current: ServerConfig, tables: frozenset[str], trust: Trust, lists: RevocationLists
+) -> Reloaded:
+    config = load_server_config(current.file)
+    now = whole_tables(current.file, tables)
     if wrong := [*keys(config), *certificates(config)]:
         raise ConfigError("\n".join(dict.fromkeys(wrong)))
     material = read_material(config)
-    if pki.fingerprint(material.root) != hq.trust.root_fingerprint:
+    if pki.fingerprint(material.root) != trust.root_fingerprint:
         raise ConfigError(
             f"{config.tls.root} is another root CA: no client would be let in any more, or trust HQ"
         )
     material.try_out()
-    context, lists = material.context(), hq.lists.read(config, material)
-    found = [*_settings(hq.config, config), *_certificates(hq, material)]
-    if config.logging != hq.config.logging:
+    context, found = material.context(), lists.read(config, material)
+    differences = [*_settings(current, config), *_certificates(trust, material)]
+    if config.logging != current.logging:
         setup_logging(config.logging)  # the last that can fail
-    hq.take_over(_live(hq.config, config), material, context)
-    hq.lists.adopt(lists)
-    hq.tables = tables
+    return Reloaded(_live(current, config), material, context, found, now, differences)
+
+
+def log_differences(found: list[Difference]) -> None:
     for one in found:
         extra = {"setting": one.name, "was": one.was, "now": one.now, "effect": one.effect}
         log.info("Setting read again", extra=extra)
-    return found
 
 
 def _live(old: ServerConfig, new: ServerConfig) -> ServerConfig:
@@ -111,12 +124,12 @@ def _settings(old: ServerConfig, new: ServerConfig) -> Iterator[Difference]:
                 )
 
 
-def _certificates(hq: HQ, material: Credentials) -> Iterator[Difference]:
-    if (hq.trust.authority is None) != (material.authority is None):
+def _certificates(trust: Trust, material: Credentials) -> Iterator[Difference]:
+    if (trust.authority is None) != (material.authority is None):
         was, now = ("here", "elsewhere") if material.authority is None else ("elsewhere", "here")
         yield Difference("the issuing CA's key", was, now, NOW)
     for name in ("server", "issuing", "root"):
-        old, new = getattr(hq.trust, name), getattr(material, name)
+        old, new = getattr(trust, name), getattr(material, name)
         if pki.der(old) != pki.der(new):
             was, now = (
                 f"{pki.serial(c)}, until {c.not_valid_after_utc:%Y-%m-%d}" for c in (old, new)

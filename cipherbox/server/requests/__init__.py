@@ -10,4 +10,5 @@ Map, written by `make generate`:
                     the page `pki` has the rows.
     log             What clients ask of HQ's signed log: heads, proofs, cosignatures, and for admins
                     the entries themselves.
+    services        What requests use of HQ and of the connection that they came on.
 """

@@ -5,7 +5,6 @@ drain.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any
 
 import orjson
 
@@ -16,10 +15,8 @@ from cipherbox.ops.metrics import METRICS, Histogram, Sample
 from cipherbox.server.operations.alerts import alerts
 from cipherbox.server.operations.gauges import samples
 from cipherbox.server.requests.inventory import inventory
+from cipherbox.server.requests.services import Handler, Requester, Services
 from cipherbox.wire import frames as f
-
-if TYPE_CHECKING:
-    from cipherbox.server.connection.session import Session
 
 Rows = list[dict[str, object]]
 _REASON_CHARS = 200
@@ -36,39 +33,39 @@ def _row(sample: Sample) -> dict[str, object]:
     return {**row, "value": value}
 
 
-async def _connections(s: Session) -> Rows:
-    return s.hq.connections()
+async def _connections(hq: Services) -> Rows:
+    return hq.connections.rows()
 
 
-async def _pending(s: Session) -> Rows:
-    return await s.hq.enrolments.pending()
+async def _pending(hq: Services) -> Rows:
+    return await hq.enrolments.pending()
 
 
-async def _metrics(s: Session) -> Rows:
-    return [_row(sample) for sample in samples(s.hq)]
+async def _metrics(hq: Services) -> Rows:
+    return [_row(sample) for sample in samples(hq)]
 
 
-async def _alerts(s: Session) -> Rows:
-    return [one._asdict() for one in alerts(s.hq)]
+async def _alerts(hq: Services) -> Rows:
+    return [one._asdict() for one in alerts(hq)]
 
 
-async def _certificates(s: Session) -> Rows:
-    return await inventory(s.hq)
+async def _certificates(hq: Services) -> Rows:
+    return await inventory(hq)
 
 
-async def _totals(s: Session) -> Rows:
+async def _totals(hq: Services) -> Rows:
     """What each client has at HQ, and how much it may have."""
-    rights, totals = s.hq.engine.broker.state.rights, s.hq.engine.broker.state.totals
-    kept = await s.hq.engine.in_store(s.hq.store.counts)
+    rights, totals = hq.engine.broker.state.rights, hq.engine.broker.state.totals
+    kept = await hq.engine.in_store(hq.store.counts)
     found: Rows = []
     for name in sorted(rights.clients):
         used, (bundles, prekeys) = totals.of(name), kept.get(name, (0, 0))
         has = {
             BYTES: used.size,
             ENVELOPES: used.envelopes,
-            QUEUES: owned_queues(s.hq.engine.broker.state, name),
+            QUEUES: owned_queues(hq.engine.broker.state, name),
             BUNDLES: bundles,
-            CERTIFICATES: s.hq.trust.good_count(name),
+            CERTIFICATES: hq.trust.good_count(name),
             PREKEYS: prekeys,
         }
         row: dict[str, object] = {"name": name}
@@ -79,7 +76,7 @@ async def _totals(s: Session) -> Rows:
 
 
 # Lists that are not the core's.
-LISTS: dict[str, Callable[[Session], Awaitable[Rows]]] = {
+LISTS: dict[str, Callable[[Services], Awaitable[Rows]]] = {
     "connections": _connections,
     "pending": _pending,
     "metrics": _metrics,
@@ -89,10 +86,10 @@ LISTS: dict[str, Callable[[Session], Awaitable[Rows]]] = {
 }
 
 
-async def _kick(s: Session, x: f.Kick) -> object:
+async def _kick(hq: Services, s: Requester, x: f.Kick) -> object:
     s.need_admin()
     found = [
-        o for o in s.hq.sessions if o.client == x.client_id and x.connection in (0, o.connection)
+        o for o in hq.connections if o.client == x.client_id and x.connection in (0, o.connection)
     ]
     if not found:
         which = (
@@ -105,26 +102,26 @@ async def _kick(s: Session, x: f.Kick) -> object:
     for session in found:
         session.log("Connection cut by an admin", by=s.client, reason=reason)
         session.end(GoingAway(reason))
-    s.hq.engine.counts.kicked_connections += len(found)
+    hq.engine.counts.kicked_connections += len(found)
     return f.Ok(x.correlation, len(found))
 
 
-async def _reload(s: Session, x: f.Reload) -> object:
+async def _reload(hq: Services, s: Requester, x: f.Reload) -> object:
     s.need_admin()
     s.log("Reload asked for")
-    found = s.hq.reload()
+    found = hq.reload()
     return f.Listing(x.correlation, "", orjson.dumps([one._asdict() for one in found], default=str))
 
 
-async def _drain(s: Session, x: f.Drain) -> object:
+async def _drain(hq: Services, s: Requester, x: f.Drain) -> object:
     s.need_admin()
     if not x.begin:
-        s.hq.drain.undo(s.client)
+        hq.drain.undo(s.client)
         return f.Ok(x.correlation, 0)
-    return f.Ok(x.correlation, s.hq.drain.begin(x.most_s, s.client))
+    return f.Ok(x.correlation, hq.drain.begin(x.most_s, s.client))
 
 
-CALLS: dict[type, Callable[[Session, Any], Awaitable[object | None]]] = {
+CALLS: dict[type, Handler] = {
     f.Kick: _kick,
     f.Reload: _reload,
     f.Drain: _drain,

@@ -7,8 +7,8 @@ whether it ends.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 import orjson
 
@@ -35,12 +35,10 @@ from cipherbox.server.directory.bundles import Registered
 from cipherbox.server.directory.enrolment import Outcome
 from cipherbox.server.requests import administration
 from cipherbox.server.requests import log as logrequests
+from cipherbox.server.requests.services import Handler, Requester, Services
 from cipherbox.wire import frames as f
 from cipherbox.wire.codec import SendItem
 from cipherbox.wire.token import secret_hash
-
-if TYPE_CHECKING:
-    from cipherbox.server.connection.session import Session
 
 PARTIAL = 1
 _AS_SET, _MOST = (1 << 64) - 1, (1 << 63) - 1
@@ -169,16 +167,16 @@ COMMANDS: dict[type, Callable[[int, str, Any], AnyCommand]] = {
 }
 
 
-async def _register(s: Session, x: f.Register) -> object:
-    s.hq.key_requests.spend(s.client)
+async def _register(hq: Services, s: Requester, x: f.Register) -> object:
+    hq.key_requests.spend(s.client)
     # a home that is being replaced publishes nothing after its successor is let in
-    async with s.hq.enrolments.lock:
-        s.hq.trust.require(s.serial)
-        found = await s.hq.directory.register(s.client, x.bundle)
+    async with hq.enrolments.lock:
+        hq.trust.require(s.serial)
+        found = await hq.directory.register(s.client, x.bundle)
     s.log("Key bundle registered" if found else "Key bundle was registered before")
     if found is Registered.ANEW:
-        number = await s.hq.engine.in_store(s.hq.trust.crl_number)
-        s.hq.tell_revoked(
+        number = await hq.engine.in_store(hq.trust.crl_number)
+        hq.connections.tell_revoked(
             f"{s.client} was enrolled again and begins anew with keys that the ones before did "
             f"not sign; who pinned it compares: cipherbox keys verify {s.client}",
             number,
@@ -186,32 +184,32 @@ async def _register(s: Session, x: f.Register) -> object:
     return f.Ok(x.correlation, int(found is not Registered.AGAIN))
 
 
-async def _get_bundles(s: Session, x: f.GetBundles) -> object:
+async def _get_bundles(hq: Services, s: Requester, x: f.GetBundles) -> object:
     _many(len(x.clients) + len(x.hashes), "clients", _IDS)
-    s.hq.key_requests.spend(s.client)
-    answers, proofs = await s.hq.directory.answers(x, s.hq.config.limits.frame_bytes // 2)
+    hq.key_requests.spend(s.client)
+    answers, proofs = await hq.directory.answers(x, hq.config.limits.frame_bytes // 2)
     return f.Bundles(x.correlation, answers, proofs)
 
 
-async def _offer_prekeys(s: Session, x: f.OfferPrekeys) -> object:
-    s.hq.key_requests.spend(s.client)
-    s.hq.trust.require(s.serial)
+async def _offer_prekeys(hq: Services, s: Requester, x: f.OfferPrekeys) -> object:
+    hq.key_requests.spend(s.client)
+    hq.trust.require(s.serial)
     return f.Ok(
-        x.correlation, await s.hq.prekeys.offer(s.client, x.signed, x.once, replace=x.replace)
+        x.correlation, await hq.prekeys.offer(s.client, x.signed, x.once, replace=x.replace)
     )
 
 
-async def _get_prekeys(s: Session, x: f.GetPrekeys) -> object:
+async def _get_prekeys(hq: Services, s: Requester, x: f.GetPrekeys) -> object:
     _many(len(x.clients), "clients", LIMITS.recipients)
-    s.hq.prekey_requests.spend(s.client, max(1, len(x.clients)))
-    return f.Prekeys(x.correlation, [await s.hq.prekeys.take(s.client, name) for name in x.clients])
+    hq.prekey_requests.spend(s.client, max(1, len(x.clients)))
+    return f.Prekeys(x.correlation, [await hq.prekeys.take(s.client, name) for name in x.clients])
 
 
-async def _get_revocations(s: Session, x: f.GetRevocations) -> object:
-    return f.Revocations(x.correlation, await s.hq.engine.in_store(s.hq.trust.crl))
+async def _get_revocations(hq: Services, s: Requester, x: f.GetRevocations) -> object:
+    return f.Revocations(x.correlation, await hq.engine.in_store(hq.trust.crl))
 
 
-async def _status(s: Session, x: f.Status) -> object:
+async def _status(hq: Services, s: Requester, x: f.Status) -> object:
     """Unknown and not yours look the same, and so does a message that its envelope does not
     have.
     """
@@ -219,9 +217,9 @@ async def _status(s: Session, x: f.Status) -> object:
 
     envelope_id, index = split_message_id(UUID(bytes=x.message_id))
     sender = x.sender_id or s.client
-    report = await s.hq.engine.in_store(s.hq.store.trace, sender, envelope_id)
+    report = await hq.engine.in_store(hq.store.trace, sender, envelope_id)
     traces = list(report.traces) if report else []
-    if not (sender == s.client or s.hq.is_admin(s.client)):
+    if not (sender == s.client or hq.admission.is_admin(s.client)):
         traces = [t for t in traces if s.client in t.readers]
     if report is None or not traces or index >= report.messages:
         return f.StatusReport(x.correlation, False, sender, 0, [])
@@ -240,7 +238,7 @@ async def _status(s: Session, x: f.Status) -> object:
     return f.StatusReport(x.correlation, True, report.sender, report.accepted_at, rows)
 
 
-async def _list(s: Session, x: f.List) -> object | None:
+async def _list(hq: Services, s: Requester, x: f.List) -> object | None:
     """Connections, pending requests, metrics and alerts are HQ's, everything else the core
     lists.
     """
@@ -249,61 +247,59 @@ async def _list(s: Session, x: f.List) -> object | None:
         await s.ask(m.List(s.connection, s.client, x.correlation, x.what, x.name, x.after))
         return None
     s.need_admin()
-    rows = [r for r in await make(s) if x.name in ("", r["name"])]
+    rows = [r for r in await make(hq) if x.name in ("", r["name"])]
     return f.Listing(x.correlation, "", orjson.dumps(rows))
 
 
-async def _list_dead(s: Session, x: f.ListDead) -> object:
+async def _list_dead(hq: Services, s: Requester, x: f.ListDead) -> object:
     """Of one queue for its readers and owner; of all for admins.  Not yours and not there look
     the same.
     """
-    broker = s.hq.engine.broker
+    broker = hq.engine.broker
     queue = broker.state.queues.get(x.queue)
-    if not s.hq.is_admin(s.client) and (queue is None or not queue.is_reader(s.client)):
+    if not hq.admission.is_admin(s.client) and (queue is None or not queue.is_reader(s.client)):
         if not x.queue:
             raise Forbidden(
                 "the dead letters of all queues are an admin's; name a queue of yours, for example "
                 f"{MAILBOX}{s.client}"
             )
         raise NotFound(f"there is no queue {x.queue!r} whose dead letters you may see")
-    rows, after = await s.hq.engine.in_store(
-        s.hq.store.dead_letters, x.queue, x.after, _IDS, x.settled
-    )
+    rows, after = await hq.engine.in_store(hq.store.dead_letters, x.queue, x.after, _IDS, x.settled)
     # what was deleted may have left some
     if x.queue and queue is None and not rows and not x.after:
         raise NotFound(f"there is no queue {x.queue!r}; see: cipherbox queue list")
     return f.Listing(x.correlation, after, orjson.dumps(rows))
 
 
-async def _get_root(s: Session, x: f.GetRoot) -> object:
-    return f.Root(x.correlation, pki.der(s.hq.trust.root), pki.der(s.hq.trust.issuing))
+async def _get_root(hq: Services, s: Requester, x: f.GetRoot) -> object:
+    return f.Root(x.correlation, pki.der(hq.trust.root), pki.der(hq.trust.issuing))
 
 
 def _certificate(correlation: int, outcome: Outcome) -> f.Certificate:
     return f.Certificate(correlation, outcome.state, outcome.number, list(outcome.chain))
 
 
-async def _request_certificate(s: Session, x: f.RequestCertificate) -> object:
+async def _request_certificate(hq: Services, s: Requester, x: f.RequestCertificate) -> object:
     """A token that HQ knows has tries of its own; those with an unknown secret share their
     address's.
     """
-    known = await s.hq.enrolments.known(x.client_id, x.secret)
-    s.hq.enrol_attempts.spend(
+    known = await hq.enrolments.known(x.client_id, x.secret)
+    hq.enrol_attempts.spend(
         f"token {secret_hash(x.secret).hex()}" if known else f"address {s.address}"
     )
     if not known:
         raise TokenError("HQ does not know this token; ask the admin for a new one")
-    return _certificate(x.correlation, await s.hq.enrolments.request(x.client_id, x.secret, x.csr))
+    return _certificate(x.correlation, await hq.enrolments.request(x.client_id, x.secret, x.csr))
 
 
-async def _renew(s: Session, x: f.Renew) -> object:
-    s.hq.key_requests.spend(s.client)
-    return _certificate(x.correlation, await s.hq.enrolments.renew(s.client, x.csr, s.serial))
+async def _renew(hq: Services, s: Requester, x: f.Renew) -> object:
+    hq.key_requests.spend(s.client)
+    return _certificate(x.correlation, await hq.enrolments.renew(s.client, x.csr, s.serial))
 
 
-async def _enrol(s: Session, x: f.Enrol) -> object:
+async def _enrol(hq: Services, s: Requester, x: f.Enrol) -> object:
     s.need_admin()
-    text = await s.hq.enrolments.token(
+    text = await hq.enrolments.token(
         x.client_id,
         x.role or m.CLIENT,
         approve=x.approve,
@@ -315,30 +311,32 @@ async def _enrol(s: Session, x: f.Enrol) -> object:
     return f.Token(x.correlation, text)
 
 
-async def _approve(s: Session, x: f.Approve) -> object:
+async def _approve(hq: Services, s: Requester, x: f.Approve) -> object:
     s.need_admin()
-    return f.Ok(x.correlation, await s.hq.enrolments.approve(x.client_id, accept=x.accept))
+    return f.Ok(x.correlation, await hq.enrolments.approve(x.client_id, accept=x.accept))
 
 
-async def _revoke(s: Session, x: f.Revoke) -> object:
+async def _revoke(hq: Services, s: Requester, x: f.Revoke) -> object:
     s.need_admin()
-    count = await s.hq.enrolments.revoke(x.client_id, x.reason[:500], by=s.client)
-    number = await s.hq.engine.in_store(s.hq.trust.crl_number)
-    s.hq.tell_revoked(f"{x.client_id} was revoked; nothing is sealed for it any more", number)
+    count = await hq.enrolments.revoke(x.client_id, x.reason[:500], by=s.client)
+    number = await hq.engine.in_store(hq.trust.crl_number)
+    hq.connections.tell_revoked(
+        f"{x.client_id} was revoked; nothing is sealed for it any more", number
+    )
     return f.Ok(x.correlation, count)
 
 
-async def _export(s: Session, x: f.ExportRequests) -> object:
+async def _export(hq: Services, s: Requester, x: f.ExportRequests) -> object:
     s.need_admin()
-    return f.Requests(x.correlation, await s.hq.carried.export())
+    return f.Requests(x.correlation, await hq.ca_exchange.export())
 
 
-async def _import(s: Session, x: f.ImportCertificates) -> object:
+async def _import(hq: Services, s: Requester, x: f.ImportCertificates) -> object:
     s.need_admin()
-    return f.Ok(x.correlation, await s.hq.carried.take(x.document))
+    return f.Ok(x.correlation, await hq.ca_exchange.take(x.document))
 
 
-CALLS: dict[type, Callable[[Session, Any], Awaitable[object | None]]] = {
+CALLS: dict[type, Handler] = {
     f.Register: _register,
     f.GetBundles: _get_bundles,
     f.OfferPrekeys: _offer_prekeys,
@@ -358,3 +356,19 @@ CALLS: dict[type, Callable[[Session, Any], Awaitable[object | None]]] = {
     **administration.CALLS,
     **logrequests.CALLS,
 }
+
+
+class Requests:
+    """Turns frames into commands for the core, and answers what HQ answers without it."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+
+    def command(self, connection: int, client: str, frame: Any) -> AnyCommand | None:
+        """Return the command that a frame stands for; None if it is answered here."""
+        make = COMMANDS.get(type(frame))
+        return make(connection, client, frame) if make is not None else None
+
+    async def answer(self, requester: Requester, frame: Any) -> object | None:
+        """Return the answer to a frame; None if the engine answers it."""
+        return await CALLS[type(frame)](self._services, requester, frame)

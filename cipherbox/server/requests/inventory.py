@@ -4,22 +4,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from cryptography import x509
 
 from cipherbox import clock, pki
 from cipherbox.server.directory.enrolment import APPROVED, OPEN, WAITING
-
-if TYPE_CHECKING:
-    from cipherbox.server.hq import HQ
+from cipherbox.server.operations.status import HqStatus
 
 HERE, ELSEWHERE, OFFLINE, ORGANIZATION = "here", "taken off", "offline", "the organization's"
 _DAY_MS = 86_400_000
 Rows = list[dict[str, object]]
 
 
-async def inventory(hq: HQ) -> Rows:
+async def inventory(hq: HqStatus) -> Rows:
     """One row for each certificate and list of HQ, one for all clients, one for the requests
     that wait.
     """
@@ -79,7 +75,7 @@ def _certificate(name: str, certificate: x509.Certificate, key: str) -> dict[str
     }
 
 
-async def _own_list(hq: HQ) -> dict[str, object]:
+async def _own_list(hq: HqStatus) -> dict[str, object]:
     await hq.engine.in_store(hq.trust.crl)
     number = await hq.engine.in_store(hq.trust.crl_number)
     ends_at = pki.ms(hq.trust.crl_ends) if hq.trust.crl_ends is not None else 0

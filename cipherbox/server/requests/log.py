@@ -4,9 +4,9 @@ themselves.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import orjson
 
@@ -15,12 +15,10 @@ from cipherbox.envelope import transparency_log as format
 from cipherbox.envelope.checkpoint import decode_note, verify_checkpoint
 from cipherbox.errors import EnvelopeError, InvalidRequest
 from cipherbox.server.log_statements import LENGTH, REVOKED, note
+from cipherbox.server.requests.services import Handler, Requester, Services
 from cipherbox.server.transparency_log import TransparencyLog
 from cipherbox.store.port import Store
 from cipherbox.wire import frames as f
-
-if TYPE_CHECKING:
-    from cipherbox.server.connection.session import Session
 
 MOST = 256  # sizes, envelopes or serials of one request
 MOST_WITNESSES = 64
@@ -29,8 +27,8 @@ _MOST_RESTORED = 16
 _COSIGNED, _RESTORED = "cosigned/", "log-restored/"
 
 
-def _audit(s: Session) -> TransparencyLog:
-    audit = s.hq.engine.audit
+def _audit(hq: Services) -> TransparencyLog:
+    audit = hq.engine.audit
     if audit is None:
         raise InvalidRequest("this HQ keeps no signed log")
     return audit
@@ -39,13 +37,13 @@ def _audit(s: Session) -> TransparencyLog:
 # -- heads and witnesses ---------------------------------------------------------------------------
 
 
-async def _get_heads(s: Session, x: f.GetHeads) -> object:
-    audit, store = _audit(s), s.hq.store
+async def _get_heads(hq: Services, s: Requester, x: f.GetHeads) -> object:
+    audit, store = _audit(hq), hq.store
     if len(x.sizes) > MOST or any(a >= b for a, b in pairwise(x.sizes)):
         raise InvalidRequest(f"sizes rise, and one request holds at most {MOST}")
-    size, head = audit.newest(s.hq.clock_ms())
-    proofs = await s.hq.engine.in_store(_consistency, store, [*x.sizes, size], size)
-    return f.Heads(x.correlation, head, proofs, await s.hq.engine.in_store(_cosigned, store))
+    size, head = audit.newest(hq.clock_ms())
+    proofs = await hq.engine.in_store(_consistency, store, [*x.sizes, size], size)
+    return f.Heads(x.correlation, head, proofs, await hq.engine.in_store(_cosigned, store))
 
 
 def _consistency(store: Store, sizes: Sequence[int], most: int) -> list[bytes]:
@@ -70,10 +68,10 @@ def _cosigned(store: Store) -> list[bytes]:
     return [note for name in names if (note := store.get_setting(_COSIGNED + name))]
 
 
-async def _cosign(s: Session, x: f.Cosign) -> object:
+async def _cosign(hq: Services, s: Requester, x: f.Cosign) -> object:
     """Kept as it is: whether the cosignature holds is for those who know the witness's key."""
-    audit, store = _audit(s), s.hq.store
-    s.hq.key_requests.spend(s.client)
+    audit, store = _audit(hq), hq.store
+    hq.key_requests.spend(s.client)
     try:
         signed = verify_checkpoint(x.note, audit.public)
         signatures = decode_note(x.note).signatures
@@ -90,7 +88,7 @@ async def _cosign(s: Session, x: f.Cosign) -> object:
         )
     if signed.origin != audit.origin or signed.size > audit.size:
         raise InvalidRequest("this head is not one of this incarnation of HQ's store")
-    await s.hq.engine.in_store(_keep_cosigned, store, s.client, x.note)
+    await hq.engine.in_store(_keep_cosigned, store, s.client, x.note)
     return f.Ok(x.correlation, 1)
 
 
@@ -111,13 +109,13 @@ def _keep_cosigned(store: Store, client: str, note: bytes) -> None:
 # -- proofs ----------------------------------------------------------------------------------------
 
 
-async def _prove(s: Session, x: f.Prove) -> object:
-    audit, store = _audit(s), s.hq.store
+async def _prove(hq: Services, s: Requester, x: f.Prove) -> object:
+    audit, store = _audit(hq), hq.store
     if len(x.envelopes) > MOST or len(x.serials) > MOST:
         raise InvalidRequest(f"one request holds at most {MOST} envelopes and serials")
-    in_store = s.hq.engine.in_store
-    who = "" if s.hq.is_admin(s.client) else s.client
-    newest = audit.newest(s.hq.clock_ms())
+    in_store = hq.engine.in_store
+    who = "" if hq.admission.is_admin(s.client) else s.client
+    newest = audit.newest(hq.clock_ms())
     entry = _Entry()
     proofs = [
         await in_store(_acceptance_for, store, e.sender_id, e.envelope_id, who, newest, entry)
@@ -129,7 +127,7 @@ async def _prove(s: Session, x: f.Prove) -> object:
     ]
     statements = []
     if x.incarnation:
-        statements = await in_store(_begun, store, s.hq.engine.history, newest)
+        statements = await in_store(_begun, store, hq.engine.history, newest)
         for incarnation in (await in_store(_restored, store))[-_MOST_RESTORED:]:
             statements.append(
                 await in_store(_statement, store, _RESTORED + incarnation, format.RESTORED)
@@ -228,18 +226,18 @@ def _statement(store: Store, name: str, kind: int) -> f.LogStatement:
     return f.LogStatement(kind, raw[LENGTH:end], raw[end:])
 
 
-async def _attest_restore(s: Session, x: f.AttestRestore) -> object:
+async def _attest_restore(hq: Services, s: Requester, x: f.AttestRestore) -> object:
     """Who signed it, and whether that is an admin, is for the clients to look at; HQ keeps the
     newest of each incarnation: a client that was away saw one of long ago, or meets its heads in
     another's receipts.
     """
     s.need_admin()
-    audit = _audit(s)
+    audit = _audit(hq)
     if len(x.statement) > 64 * 1024:
         raise InvalidRequest("this statement is too long")
-    incarnation = s.hq.engine.history.hex()
-    await note(s.hq.engine, s.hq.store, format.RESTORED, x.statement, [_RESTORED + incarnation])
-    await s.hq.engine.in_store(_list_restored, s.hq.store, incarnation)
+    incarnation = hq.engine.history.hex()
+    await note(hq.engine, hq.store, format.RESTORED, x.statement, [_RESTORED + incarnation])
+    await hq.engine.in_store(_list_restored, hq.store, incarnation)
     return f.Ok(x.correlation, audit.size)
 
 
@@ -256,11 +254,11 @@ def _list_restored(store: Store, incarnation: str) -> None:
 # -- entries ---------------------------------------------------------------------------------------
 
 
-async def _read_log(s: Session, x: f.ReadLog) -> object:
+async def _read_log(hq: Services, s: Requester, x: f.ReadLog) -> object:
     s.need_admin()
-    store, in_store = s.hq.store, s.hq.engine.in_store
+    store, in_store = hq.store, hq.engine.in_store
     most = min(x.count, _LOG_ENTRIES)
-    size, head = _audit(s).newest(s.hq.clock_ms())
+    size, head = _audit(hq).newest(hq.clock_ms())
     if x.old:
         last = await in_store(store.last_old_log)
         rows = await in_store(store.old_log, x.after, most, _LOG_BYTES)
@@ -274,7 +272,7 @@ async def _read_log(s: Session, x: f.ReadLog) -> object:
     )
 
 
-CALLS: dict[type, Callable[[Session, Any], Awaitable[object | None]]] = {
+CALLS: dict[type, Handler] = {
     f.GetHeads: _get_heads,
     f.Cosign: _cosign,
     f.Prove: _prove,

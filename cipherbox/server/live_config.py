@@ -1,0 +1,14 @@
+"""The settings in effect."""
+
+from __future__ import annotations
+
+import attrs
+
+from cipherbox.config.settings import ServerConfig
+
+
+@attrs.define
+class LiveConfig:
+    """What a reload replaces as a whole: read `now` each time, never keep it."""
+
+    now: ServerConfig

@@ -1,0 +1,56 @@
+"""What figures, alerts and lists read of a running HQ."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from cipherbox.config.settings import ServerConfig
+from cipherbox.server.ca.own_certificate import OwnCertificate
+from cipherbox.server.connection.backpressure import BackPressure
+from cipherbox.server.connection.budget import Budgets
+from cipherbox.server.connection.registry import Connections
+from cipherbox.server.connection.unauthenticated import UnauthenticatedConnections
+from cipherbox.server.directory.revocation_lists import RevocationLists
+from cipherbox.server.directory.trust import Trust
+from cipherbox.server.engine import Engine
+from cipherbox.store.port import Store
+
+
+class HqStatus(Protocol):
+    """See the module; `HQ` is one."""
+
+    @property
+    def config(self) -> ServerConfig: ...
+
+    @property
+    def clock_ms(self) -> Callable[[], int]: ...
+
+    @property
+    def store(self) -> Store: ...
+
+    @property
+    def engine(self) -> Engine: ...
+
+    @property
+    def trust(self) -> Trust: ...
+
+    @property
+    def lists(self) -> RevocationLists: ...
+
+    @property
+    def certificate(self) -> OwnCertificate: ...
+
+    @property
+    def connections(self) -> Connections: ...
+
+    @property
+    def lobby(self) -> UnauthenticatedConnections: ...
+
+    @property
+    def memory(self) -> BackPressure: ...
+
+    @property
+    def budgets(self) -> Budgets: ...
+
+    def unready(self) -> list[str]: ...
