@@ -4,40 +4,45 @@ The names below are imported when they are first used.
 
 Map, written by `make generate`:
 
-    admin           Calls of an admin's client.
-    blocking        The client for programs that know nothing of trio: the same names, plain calls.
-    client          `open_client` and `Client`: everything a program does with HQ, behind one
-                    object.
-    comeback        Coming back: `join` in a home whose client was revoked, was replaced, or whose
-                    certificate ended.
-    connection/     The connection to HQ: one at a time, made again after each end, with its window
-                    of confirms.
-    enrol           Joining an HQ with a token.
-    events          The lines a client says while it works, as the predecessors said them.
-    file_names      Names of files made from other parties' texts: the only place where that is
-                    done.
-    file_types      Content types of files by their names, as laboratories use them, the same on
-                    every system.
-    home            The files of a client, as `join` (or HQ's `init`, for the first admin) made
-                    them.
-    inbox/          What this home receives: opened, recorded once, acknowledged, signed for.
-    keys/           This client's keys and certificate, and whose keys of others it believes.
-    local_database  A client's small databases: SQLite files of this user alone, durable at every
-                    commit, upgraded in a transaction.
-    log/            The transparency log, seen by a client: heads it has verified, proofs,
-                    contradictions, cosignatures.
-    options         What a caller chooses: to whom, by which route, and how it is sealed.
-    outbox/         What this home sends: kept on its disk, sent until HQ has it, kept until
-                    recipients have signed.
-    overview        How a client is: what waits here, what is at HQ, what was opened, refused or
-                    parked, and when HQ was last reached.
-    publishing/     From a program's messages to sealed envelopes: routes, keys, batches, files.
-    receiving/      From HQ's deliveries to recorded messages: look-ups, opening, refusals,
-                    receipts, handlers.
-    sessions/       Sessions of this home with other clients, and their prekeys.
-    suggest         What somebody may have meant who wrote a client id that nobody has.
-    topology        Calls of a client about exchanges, queues, bindings, and what HQ can show.
-    watch           Watch one home for what a person should look at, and send it as `[alerts]` says.
+    admin              Calls of an admin's client.
+    blocking           The client for programs that do not use trio: the same names, plain calls.
+    blocking_calls     The calls of the blocking client; written by `make generate` from those of
+                       `Client`.
+    blocking_contexts  The consumer and the publisher of the blocking client.
+    blocking_thread    A client in a thread of its own, for programs that know nothing of trio.
+    client             `open_client` and `Client`: everything a program does with HQ, behind one
+                       object.
+    comeback           Coming back: `join` in a home whose client was revoked, was replaced, or
+                       whose certificate ended.
+    connection/        The connection to HQ: one at a time, made again after each end, with its
+                       window of confirms.
+    enrol              Joining an HQ with a token.
+    events             The lines a client says while it works, as the predecessors said them.
+    file_names         Names of files made from other parties' texts: the only place where that is
+                       done.
+    file_types         Content types of files by their names, as laboratories use them, the same on
+                       every system.
+    home               The files of a client, as `join` (or HQ's `init`, for the first admin) made
+                       them.
+    inbox/             What this home receives: opened, recorded once, acknowledged, signed for.
+    keys/              This client's keys and certificate, and whose keys of others it believes.
+    local_database     A client's small databases: SQLite files of this user alone, durable at every
+                       commit, upgraded in a transaction.
+    log/               The transparency log, seen by a client: heads it has verified, proofs,
+                       contradictions, cosignatures.
+    options            What a caller chooses: to whom, by which route, and how it is sealed.
+    outbox/            What this home sends: kept on its disk, sent until HQ has it, kept until
+                       recipients have signed.
+    overview           How a client is: what waits here, what is at HQ, what was opened, refused or
+                       parked, and when HQ was last reached.
+    publishing/        From a program's messages to sealed envelopes: routes, keys, batches, files.
+    receiving/         From HQ's deliveries to recorded messages: look-ups, opening, refusals,
+                       receipts, handlers.
+    sessions/          Sessions of this home with other clients, and their prekeys.
+    suggest            What somebody may have meant who wrote a client id that nobody has.
+    topology           Calls of a client about exchanges, queues, bindings, and what HQ can show.
+    watch              Watch one home for what a person should look at, and send it as `[alerts]`
+                       says.
 """
 
 from __future__ import annotations

@@ -6,14 +6,20 @@ import re
 import threading
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, assert_type
 
 import pytest
 import trio
 
 import cipherbox.client
-from cipherbox.client.blocking import connect
+from cipherbox.client.blocking import BlockingClient, connect
+from cipherbox.client.client import Client
+from cipherbox.client.outbox.rows import Row
+from cipherbox.client.outbox.tracking import Timeline
+from cipherbox.client.publishing.publish import Confirmation
+from cipherbox.client.receiving.delivery import Delivery
 from cipherbox.errors import ConfigError, GoingAway, NotFound, UnknownRecipient
+from tests import blocking_calls
 
 MANUAL = Path(cipherbox.client.__file__).parent.parent / "manual" / "python-api.md"
 
@@ -62,6 +68,40 @@ async def test_the_same_calls_without_trio(hq: Any) -> None:
 
     await in_thread(work)
     assert [line["content"] for line in hq.lines("CA-RC")] == ["a", "b"]
+
+
+def test_its_calls_are_generated_from_those_of_the_client() -> None:
+    assert blocking_calls.generated() == blocking_calls.FILE.read_text("utf-8"), (
+        "run: make generate"
+    )
+    public = {name for name in dir(Client) if not name.startswith("_")}
+    assert public - set(dir(BlockingClient)) == blocking_calls.LEFT_OUT
+
+
+async def test_a_typed_program(hq: Any) -> None:
+    """`make check` compares its types."""
+
+    def work() -> None:
+        with connect(hq.home("FL-LAB")) as lab, connect(hq.home("CA-RC")) as center:
+            sent = assert_type(lab.publish("one", to=["CA-RC"]), Confirmation)
+            with center.consume_unopened() as deliveries:
+                (taken,) = assert_type(deliveries.batch(), list[Delivery])
+                assert not taken.opened
+                assert assert_type(center.open(taken), Delivery).messages[0].content == b"one"
+                assert assert_type(center.ack(taken), int) == 1
+            row = assert_type(lab.sent(sent.message_ids[0]), Row | None)
+            assert row is not None
+            assert assert_type(lab.timeline(sent.message_ids[0]), Timeline).recipients == ("CA-RC",)
+            assert assert_type(lab.wait_for([sent.envelope_id], "delivered", 20), bool)
+            assert assert_type(lab.readable_queues(), list[str]) == [
+                "box.FL-LAB",
+                "box.FL-LAB.bulk",
+            ]
+            assert assert_type(lab.mailbox, str) == "box.FL-LAB"
+            assert assert_type(lab.list("queues"), list[dict[str, Any]])
+            assert lab.hq is not None
+
+    await in_thread(work)
 
 
 async def test_close_from_another_thread_ends_who_waits(hq: Any) -> None:

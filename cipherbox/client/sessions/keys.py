@@ -22,6 +22,7 @@ from pathlib import Path
 import attrs
 
 from cipherbox.client.local_database import transaction, translated
+from cipherbox.concurrency import Signal
 from cipherbox.errors import KeyMissing
 from cipherbox.limits import LIMITS
 from cipherbox.sealing.identity import Identity
@@ -64,7 +65,7 @@ class SessionKeys:
         self._settings, self._clock_ms = settings, clock_ms
         # numbers that were given out, though not as far as this file knows
         self._unknown: dict[str, int] = {}
-        self.on_unknown: Callable[[], None] = lambda: None
+        self.unknown = Signal()  # somebody used a prekey that this file does not know
 
     def identity(self) -> bytes:
         """The private session identity key, made when first asked for."""
@@ -99,7 +100,7 @@ class SessionKeys:
     def _look_at(self, name: str, number: int) -> None:
         if 0 < number - int.from_bytes(self._fact(name) or b"", "big") <= _PLAUSIBLE:
             self._unknown[name] = number
-            self.on_unknown()
+            self.unknown.notify()
 
     def spent(self, once_id: int) -> tuple[str, tuple[int, int]]:
         """The statement for when a first message with this one-time prekey has opened."""

@@ -131,8 +131,7 @@ class Prekeys:
             try:
                 now = time.time_ns() // 1_000_000
                 keys = self.sessions.keys
-                self._unknown = trio.Event()
-                keys.on_unknown = self._unknown.set
+                self._unknown = keys.unknown.next()
                 supported = await self._supported()
                 due = not 0 <= now - keys.checked_at < CHECK_S * 1000
                 if supported and (due or keys.must_replace(self._history)):
