@@ -22,8 +22,8 @@ from typing import Any
 from cipherbox.client.blocking_calls import BlockingCalls
 from cipherbox.client.blocking_contexts import BlockingConsumer, BlockingPublisher
 from cipherbox.client.blocking_thread import ClientThread
-from cipherbox.client.receiving.held_inbox import OnLines
 from cipherbox.client.receiving.receiver import Receiver
+from cipherbox.client.receiving.recorder import OnLines
 
 
 class BlockingClient(BlockingCalls):

@@ -218,8 +218,8 @@ async def test_a_receiver_refuses_what_is_tampered_and_keeps_what_is_good(
                 (5, 1, now_ms(), sealed(lab, center, "too old", EnvelopeIds(lambda: 5).next())),
             )
             await until(lambda: len(scripted.acked) == 3)
-            assert receiver._inbox is not None
-            receiver._inbox.forget(1000)
+            assert receiver.loop is not None
+            receiver.loop.recorder.inbox.forget(1000)
             await scripted.deliver(
                 (6, 1, now_ms(), sealed(lab, center, "too old", EnvelopeIds(lambda: 6).next()))
             )

@@ -17,7 +17,8 @@ from cipherbox.apps.pipe import mail
 from cipherbox.cli.exits import advice
 from cipherbox.client.keys import pins, revocations
 from cipherbox.client.receiving.receiver import Receiver
-from cipherbox.client.receiving.supervised import PAUSE_MAX_S, PAUSE_S, lasting
+from cipherbox.client.receiving.recorder import Recorder
+from cipherbox.client.receiving.supervised import PAUSE_MAX_S, PAUSE_S, keep_running
 from cipherbox.errors import (
     CipherBoxError,
     Forbidden,
@@ -215,7 +216,7 @@ async def test_what_passes(
 
     async with client_on(scripted, center, tmp_path, monkeypatch) as client:
         with trio.move_on_after(100), nullcontext() if waits else pytest.raises(type(error)):
-            await lasting(work, client, passing)
+            await keep_running(work, client, passing)
     assert len(calls) == 1 + waits
 
 
@@ -250,13 +251,13 @@ async def test_trouble_of_this_machine_is_waited_out_only_when_asked_to(
     said: list[Any] = []
     async with client_on(scripted, center, tmp_path, monkeypatch, said) as client:
 
-        async def failing(receiver: Receiver, *arguments: Any) -> None:
+        async def failing(recorder: Recorder, *arguments: Any) -> Any:
             if len(_pauses(said)) < 2:
                 raise StoreError("no space left on device")
-            await record(receiver, *arguments)
+            return await record(recorder, *arguments)
 
-        record = Receiver._record
-        monkeypatch.setattr(Receiver, "_record", failing)
+        record = Recorder.record
+        monkeypatch.setattr(Recorder, "record", failing)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_deliver_at, scripted, 1, 1, sealed(lab, center))
             with pytest.raises(StoreError, match="no space left"):

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from cipherbox.client.overview import overview
 from cipherbox.client.publishing.files import send_file
 from cipherbox.client.publishing.parts import Manifest, manifest_message, part_message
 from cipherbox.client.receiving.delivery import Delivery
+from cipherbox.client.receiving.pending_receipts import PendingReceipts
 from cipherbox.client.receiving.receiver import Receiver
 from cipherbox.envelope.outcomes import Outcome
 from cipherbox.limits import LIMITS
@@ -197,11 +199,9 @@ async def test_a_clients_status_says_what_is_where_also_with_hq_away(hq: Any) ->
 
 async def test_what_is_no_envelope_is_on_the_list_of_refusals(hq: Any) -> None:
     async with hq.client("CA-RC") as center:
-        receiver = Receiver(center)
-        with receiver._opened():
-            assert receiver._owed is not None
+        with Receiver(center).locked(), closing(PendingReceipts(center)) as receipts:
             delivery = Delivery("box.CA-RC", (1, 1, 1 << 63, 1 << 63, b"no envelope"), None, None)
-            receiver._owed.refuse([(delivery, Outcome.MALFORMED, "too short")])
+            receipts.refuse([(delivery, Outcome.MALFORMED, "too short")])
     (row,) = json.loads(call(hq.home("CA-RC"), "inbox", "list", "--refused", "--json").stdout)
     assert (row["outcome"], row["reason"], row["sender_id"]) == ("malformed", "too short", "")
 

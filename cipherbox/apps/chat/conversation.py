@@ -219,7 +219,7 @@ class Chat:
                     try:
                         while True:
                             await receiver.take(await consumer.batch(256, 4 * 1024 * 1024))
-                            owed.came()
+                            owed.notify()
                     finally:
                         with trio.move_on_after(_FLUSH_S, shield=True):
                             await owed.flush()

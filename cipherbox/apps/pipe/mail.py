@@ -39,7 +39,7 @@ async def arriving(
                 try:
                     if others:
                         await receiver.take(others)
-                        owed.came()
+                        owed.notify()
                     await client.ack(frames)
                 except (NetworkError, Refused) as error:
                     client.events.say(

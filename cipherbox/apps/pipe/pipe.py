@@ -145,7 +145,7 @@ class Pipe:
     async def _run(self, begin: Callable[[], Awaitable[None]]) -> None:
         client = self.client
         receiver = Receiver(client)
-        await receiver.lock_free()
+        await receiver.wait_for_lock()
         with receiver.locked():
             await client.bundles([self.peer])  # an unknown one is said at once
             async with client.consume_unopened(envelopes=64, size=2 * WINDOW) as consumer:

@@ -26,7 +26,7 @@ class Completion:
     def __init__(self, inbox: Inbox, arrived: Callable[[list[Arrived]], None]) -> None:
         self._inbox, self._arrived = inbox, arrived
         self._turn = trio.Lock()  # the inbox takes one call at a time
-        self._came = trio.Event()
+        self._recorded = trio.Event()
         self.busy = False
 
     async def on_disk(self, call: Callable[..., R], *arguments: object) -> R:
@@ -34,21 +34,21 @@ class Completion:
         async with self._turn:
             return await trio.to_thread.run_sync(call, *arguments)
 
-    def came(self) -> None:
+    def notify(self) -> None:
         """Something was recorded: a file may be whole."""
-        self._came.set()
+        self._recorded.set()
 
     async def run(self) -> None:
         """Until cancelled, or until the inbox fails: StoreError."""
         tidied = float("-inf")
         while True:
-            self._came = trio.Event()
+            self._recorded = trio.Event()
             if trio.current_time() - tidied >= TIDY_S:
                 await self.on_disk(self._inbox.tidy)
                 tidied = trio.current_time()
             await self.complete()
             with trio.move_on_after(AGAIN_S if self._inbox.waits else TIDY_S):
-                await self._came.wait()
+                await self._recorded.wait()
 
     async def complete(self) -> None:
         """Until nothing is left that can be completed now."""

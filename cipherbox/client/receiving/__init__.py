@@ -5,7 +5,7 @@ Map, written by `make generate`:
     attempts          What becomes of a message that a handler did not take: it waits (*later*), or
                       it is *bad*.
     calls             The calls of `Client` that consume.
-    classify          From deliveries to what is to be recorded: known already, new, or refused.
+    classify          Classify deliveries: new, known or refused; and open what is new.
     consumer          Deliveries: what HQ pushes from a queue, and what this client says back.
     contacts          Whom this client takes mail from: everybody HQ's CA certified, until a person
                       says otherwise.
@@ -15,19 +15,23 @@ Map, written by `make generate`:
     faults            Whose fault an error is.
     handler           Handlers: a program's own function runs once for each message, in one
                       transaction with its result.
-    held_inbox        A home's inbox held open: its lock, what is written into it, and files that
-                      get their names beside.
+    inbox_lock        The lock of a home's inbox: one receiver at a time.
     lookups           Look-ups of senders' keys at HQ, beside the receiving: whoever waits for one
                       holds up nobody else.
+    loop              The receive loop: source -> classify -> open -> record -> acknowledge.
     opening           Verifies and opens deliveries, and says to HQ what cannot be.
     pending_receipts  Receipts this client owes: its signed word to each sender on what became of
                       the sender's envelopes.
     ports             What receiving needs of a client, as the smallest protocols.
+    progress          How far a receiver is: what it recorded, what it is writing, and what ended
+                      it.
     receipts          Receipts others sent this client: taken in from the mailbox `.sys` by whatever
                       command is running.
-    receiver          The receiver: every message once into ``data/received_messages.jsonl``,
-                      whatever is cut off or sent again.
+    receiver          The receiver: every message exactly once into
+                      ``data/received_messages.jsonl``, whatever is cut off or sent again.
+    recorder          Record opened envelopes in an open inbox, and complete files beside.
     refusals          What HQ is told about envelopes that were not taken in, beside the receiving.
-    supervised        What runs day and night: it is begun again after every error that may pass by
-                      itself.
+    refuser           Refuse what cannot be taken in: the receipt is recorded as pending before HQ
+                      is told.
+    supervised        Supervise a receiver: restart it after transient errors.
 """

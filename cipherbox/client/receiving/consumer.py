@@ -83,7 +83,7 @@ class Consumer:
         """Deliveries that HQ pushed and nobody has taken yet."""
         return len(self._waiting) + len(self._returned)
 
-    def again(self, deliveries: Sequence[Delivery]) -> None:
+    def requeue(self, deliveries: Sequence[Delivery]) -> None:
         """Puts back what was taken, to be taken next, in this order; what came over a link that
         ended is dropped.
         """

@@ -292,7 +292,7 @@ class Handlers:
             found = self.next()
             if found is not None:
                 await self.run(handler, *found)
-                receiver.owe()
+                receiver.receipts_due()
                 idle_since = trio.current_time()
                 await trio.lowlevel.checkpoint()
                 continue

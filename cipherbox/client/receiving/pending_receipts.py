@@ -73,7 +73,7 @@ class PendingReceipts:
     def close(self) -> None:
         self._db.close()
 
-    def came(self) -> None:
+    def notify(self) -> None:
         """Something was recorded."""
         self._idle = trio.Event()
         self._news.set()
@@ -121,7 +121,7 @@ class PendingReceipts:
                     "FROM refusals WHERE sender = ?1 ORDER BY refused_at DESC LIMIT 1 OFFSET ?2)",
                     (sender, REFUSALS),
                 )
-        self.came()
+        self.notify()
 
     async def run(self) -> None:
         """Signs and sends what is owed, until cancelled.  What HQ does not take now is tried

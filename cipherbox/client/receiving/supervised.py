@@ -1,45 +1,41 @@
-"""What runs day and night: it is begun again after every error that may pass by itself."""
+"""Supervise a receiver: restart it after transient errors."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING
-
-import trio
 
 from cipherbox.client.events import RECEIVER
+from cipherbox.client.receiving.ports import Connected
+from cipherbox.concurrency import Backoff, supervise
 from cipherbox.errors import CipherBoxError, CredentialsError
-
-if TYPE_CHECKING:
-    from cipherbox.client.receiving.ports import Connected
 
 PAUSE_S, PAUSE_MAX_S = 1.0, 30.0
 
 
-async def lasting(
+async def keep_running(
     work: Callable[[], Awaitable[object]],
     client: Connected,
-    passing: tuple[type[CipherBoxError], ...] = (),
+    also_transient: tuple[type[CipherBoxError], ...] = (),
 ) -> None:
-    """Until cancelled, or until ``work`` raises what does not pass: retryable errors are said and
-    waited out.
+    """Run ``work`` until it is cancelled or raises a permanent error; report transient ones.
 
-    So are those of ``passing``; but of what is wrong with this client's certificate only what is
-    retryable.
+    Errors of ``also_transient`` count as transient too, except those of this client's certificate.
     """
-    pause = PAUSE_S
-    while True:
-        began = trio.current_time()
-        try:
-            await work()
-        except CipherBoxError as error:
-            if not error.retryable and (
-                isinstance(error, CredentialsError) or not isinstance(error, passing)
-            ):
-                raise
-            if trio.current_time() - began > PAUSE_MAX_S:
-                pause = PAUSE_S
-            client.events.say(RECEIVER, f"{error}; going on in {pause:.0f} s")
-            await trio.sleep(pause)
-            pause = min(pause * 2, PAUSE_MAX_S)
+    failed = False
+
+    def transient(error: CipherBoxError) -> bool:
+        counted = isinstance(error, also_transient) and not isinstance(error, CredentialsError)
+        return error.retryable or counted
+
+    def report(error: CipherBoxError, pause_s: float) -> None:
+        nonlocal failed
+        failed = True
+        client.events.say(RECEIVER, f"{error}; going on in {pause_s:.0f} s")
+
+    async def attempt() -> None:
+        if failed:
             await client.line.ready()
+        await work()
+
+    backoff = Backoff(PAUSE_S, PAUSE_MAX_S, healthy_s=PAUSE_MAX_S)
+    await supervise(attempt, backoff, transient=transient, on_failure=report)

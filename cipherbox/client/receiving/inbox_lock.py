@@ -1,0 +1,48 @@
+"""The lock of a home's inbox: one receiver at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import trio
+
+from cipherbox.client.home import LOCK
+from cipherbox.errors import StoreLocked
+from cipherbox.portable import lock_file
+
+PATIENCE_S = 0.5
+
+
+class InboxLock:
+    """The lock of one home; reentrant within one object."""
+
+    def __init__(self, home: Path) -> None:
+        self._home = home
+        self._is_held = False
+
+    async def wait_until_free(self) -> None:
+        """Wait briefly while another program holds the lock: a conversation does so for a moment
+        at a time.
+        """
+        end = trio.current_time() + PATIENCE_S
+        while trio.current_time() < end:
+            try:
+                with self.held():
+                    return
+            except StoreLocked:
+                await trio.sleep(PATIENCE_S / 20)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Hold the lock; StoreLocked if another receiver uses this home."""
+        if self._is_held:
+            yield
+            return
+        with lock_file(self._home / LOCK, f"the inbox in {self._home}"):
+            self._is_held = True
+            try:
+                yield
+            finally:
+                self._is_held = False

@@ -1,0 +1,209 @@
+"""The receive loop: source -> classify -> open -> record -> acknowledge.
+
+Whatever receives into the inbox runs these steps: a subscription (`consume`), a fetch (`fetch`),
+and a program that hands in what it took itself (`take`).  While one batch is written to the disk
+the next one is opened, unless both are large.  So at most one batch is being written, and what it
+holds is neither new nor recorded: whoever meets an id of it, or has to ask the database, waits for
+it first.
+"""
+
+from __future__ import annotations
+
+import trio
+
+from cipherbox.client.events import RECEIVER
+from cipherbox.client.inbox.lines import Received
+from cipherbox.client.receiving.classify import Classifier
+from cipherbox.client.receiving.consumer import Consumer
+from cipherbox.client.receiving.delivery import Delivery
+from cipherbox.client.receiving.faults import Fault, fault_of, refusal
+from cipherbox.client.receiving.ports import ReceivingClient
+from cipherbox.client.receiving.progress import Progress
+from cipherbox.client.receiving.recorder import Recorder
+from cipherbox.client.receiving.refuser import Refuser
+from cipherbox.client.sessions.receiving_chains import Heard
+from cipherbox.errors import CipherBoxError
+
+FETCH_ENVELOPES = 256
+BATCH_BYTES = 4 * 1024 * 1024  # opened and recorded in one step
+ENVELOPES = 1024  # classified in one step: what there is no time for is classified again
+BULK_ENVELOPES = 16  # of files: then messages of others have their turn
+
+
+class ReceiveLoop:
+    """The steps on one open inbox."""
+
+    def __init__(self, client: ReceivingClient, recorder: Recorder, progress: Progress) -> None:
+        self.recorder = recorder
+        self._client, self._progress = client, progress
+        self._refuser = Refuser(client.opener, recorder.receipts, progress)
+        self._classifier = Classifier(
+            client.opener, recorder.inbox, self._refuser, progress, client.events
+        )
+        self._turn = trio.Lock()  # one batch at a time is opened, of whatever queue
+        self._opening = 0  # batches that were taken and are not opened yet
+        self._consumers: list[Consumer] = []
+
+    @property
+    def opening(self) -> bool:
+        """Whether something waits to be opened."""
+        waiting = any(consumer.waiting for consumer in self._consumers)
+        return waiting or self._opening > 0 or self._client.opener.lookups.busy
+
+    @property
+    def busy(self) -> bool:
+        """Whether something is being opened, recorded or acknowledged."""
+        progress = self._progress
+        recording = bool(progress.writing) or self.recorder.completing
+        return self.opening or recording or bool(progress.acks_open)
+
+    # -- what the receiver asks for itself ---------------------------------------------------------
+
+    async def fetch(self, queue: str) -> None:
+        """Receive what waits in a queue now, up to the limit."""
+        progress = self._progress
+        while not progress.limit_reached:
+            most = FETCH_ENVELOPES
+            if progress.limit is not None:
+                most = min(most, progress.limit - progress.received)
+            deliveries = await self._client.fetch_unopened(queue, most)
+            if not deliveries:
+                return
+            deliveries = await self._with_keys(deliveries)
+            while deliveries and not progress.limit_reached:
+                recorded, deliveries = await self._record_next(deliveries)
+                await self.recorder.complete_now()
+                if recorded:
+                    await self._client.ack(recorded)
+
+    async def take(self, deliveries: list[Delivery]) -> None:
+        """Record and acknowledge what a program took itself."""
+        acked: list[Delivery] = []
+        deliveries = await self._with_keys(deliveries)
+        while deliveries:
+            recorded, deliveries = await self._record_next(deliveries)
+            acked += recorded
+        await self.recorder.complete_now()
+        if acked:
+            await self._client.ack(acked)
+
+    async def _record_next(
+        self, deliveries: list[Delivery]
+    ) -> tuple[list[Delivery], list[Delivery]]:
+        """Record as many as there is time for; return what to acknowledge, and the rest."""
+        new, done, rest = await self._classifier.open_new(deliveries)
+        failed = await self.recorder.record(new, self._session_steps())
+        return self._refuser.without(done, failed), rest
+
+    async def _with_keys(self, deliveries: list[Delivery]) -> list[Delivery]:
+        """Look up the senders' keys; return what can be opened, refuse the rest."""
+        await self._client.revocations.ensure()
+        opener = self._client.opener
+        unknown = [delivery for delivery in deliveries if not opener.ready(delivery)]
+        wrong = {
+            id(delivery): error
+            for delivery, error in await opener.lookups.settle(unknown)
+            if error is not None
+        }
+        for delivery in deliveries:
+            error = wrong.get(id(delivery))
+            if error is not None:
+                if fault_of(error) is not Fault.SENDER:
+                    raise error
+                self._refuser.add(delivery, refusal(error))
+        self._refuser.send()
+        return [delivery for delivery in deliveries if id(delivery) not in wrong]
+
+    # -- what HQ pushes ----------------------------------------------------------------------------
+
+    async def consume(
+        self, queue: str, size: int, acks: trio.Nursery, task_status: trio.TaskStatus[None]
+    ) -> None:
+        """Receive from a queue until the limit is reached; ``acks`` holds the tasks that record
+        and acknowledge.
+        """
+        progress = self._progress
+        async with self._client.consume_unopened(queue, size=size) as consumer:
+            self._consumers.append(consumer)
+            task_status.started()
+            try:
+                while not progress.limit_reached:
+                    if progress.limits(0):  # if all that is under way is recorded
+                        await progress.changed.wait()
+                        continue
+                    taken = await self._next(consumer)
+                    self._opening += 1
+                    try:
+                        await self._receive(consumer, taken, acks)
+                    finally:
+                        self._opening -= 1
+            except CipherBoxError as error:
+                progress.fail(error)
+
+    async def _next(self, consumer: Consumer) -> list[Delivery]:
+        left = self._progress.left()
+        if left is not None:
+            return await consumer.batch(max(1, left), BATCH_BYTES)
+        # a part of a file may be far larger than its envelope
+        bulk = consumer.queue.endswith(".bulk")
+        return await consumer.batch(BULK_ENVELOPES if bulk else ENVELOPES, BATCH_BYTES)
+
+    async def _receive(self, consumer: Consumer, taken: list[Delivery], acks: trio.Nursery) -> None:
+        progress = self._progress
+        deliveries = await self._ready(consumer, taken)
+        if not deliveries:
+            return
+        async with self._turn:
+            if progress.writing_bytes + sum(one.size for one in deliveries) > 2 * BATCH_BYTES:
+                await progress.written()  # two large ones are never in memory side by side
+            new, done, rest = await self._classifier.open_new(deliveries)
+            consumer.requeue(rest)
+            await progress.written()
+            progress.begin_writing(new, sum(one.size for one in done))
+            progress.acks_open += 1
+            acks.start_soon(self._finish, new, done, self._session_steps())
+
+    async def _ready(self, consumer: Consumer, deliveries: list[Delivery]) -> list[Delivery]:
+        """Return those that can be opened now; the others return to the consumer when their
+        senders' keys were looked up.
+        """
+        await self._client.revocations.ensure()  # what is wrong with that is no sender's fault
+        opener = self._client.opener
+        ready = []
+        for delivery in deliveries:
+            if opener.ready(delivery):
+                ready.append(delivery)
+            else:
+                opener.lookups.park(delivery, consumer.looked_up)
+        return ready
+
+    async def _finish(self, new: list[Received], done: list[Delivery], heard: Heard | None) -> None:
+        """Record a batch and acknowledge it."""
+        progress = self._progress
+        try:
+            try:
+                failed = await self.recorder.record(new, heard)
+                done = self._refuser.without(done, failed)
+            except CipherBoxError as error:
+                progress.fail(error)
+                return
+            finally:
+                new.clear()
+                for one in done:
+                    one.drop_messages()
+                progress.end_writing()
+                progress.changed.notify()
+            if done:
+                await self._client.ack(done)
+        except CipherBoxError as error:
+            self._client.events.say(
+                RECEIVER,
+                f"HQ did not confirm an ACK: {error}; the messages are stored and come again",
+            )
+        finally:
+            progress.acks_open -= 1
+            progress.changed.notify()
+
+    def _session_steps(self) -> Heard | None:
+        sessions = self._client.sessions
+        return sessions.heard() if sessions is not None else None
