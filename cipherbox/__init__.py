@@ -29,6 +29,8 @@ Map, written by `make generate`:
     server/        HQ: trio around the pure core.
     client/        The client library on trio: publish, consume, receive, enrol.
     apps/          Programs that stand on the client; nothing below knows them.
+    harness/       The stage of demo, prove and bench: this program as several processes, and
+                   faults.
     cli/           The command line: the only place that prints and the only one that starts trio.
     __main__       Entry of the zipapp, of `python -m cipherbox` and of the installed command.
 """

@@ -16,8 +16,8 @@ from typing import Any
 
 import attrs
 
-from cipherbox.cli import postgres_servers
-from cipherbox.cli.postgres_servers import PAUSE
+from cipherbox.harness import postgres_servers
+from cipherbox.harness.postgres_servers import PAUSE
 from cipherbox.portable import other_user
 from cipherbox.store.postgres.driver import PostgresConnection
 from cipherbox.store.postgres.target import Target

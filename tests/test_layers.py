@@ -54,6 +54,11 @@ TABLE: dict[str, tuple[set[str], set[str]]] = {
         BASE | {"concurrency", "portable", "config", "envelope", "sealing", "client"},
         {"attrs", "trio", "orjson"},
     ),
+    # the built program as processes, for demo, prove and bench
+    "harness": (
+        BASE | {"concurrency", "portable", "ops", "store", "client"},
+        {"attrs", "trio", "orjson"},
+    ),
 }
 LAYERS = [*TABLE, "cli", "__main__"]  # from the ground up, as in the map of the whole package
 CLI_ONLY = {"click", "rich"}

@@ -54,8 +54,6 @@ Map, written by `make generate`:
     password          The password of a client's keys, and where it comes from: a file, what systemd
                       hands over, or the terminal, where it is not shown.
     pipe              `pipe`: standard input here to standard output there, and back.
-    postgres_servers  PostgreSQL servers of our own for trials and tests: made, started, killed,
-                      followed by standbys, promoted.
     prove/            `prove`: load, kills and cut lines, then every confirmed message is looked
                       for.
     python            `python`: programs with CipherBox's library where there is only the one file.

@@ -10,6 +10,7 @@ import enum
 import errno
 
 from cipherbox import errors
+from cipherbox.harness.failure import StageFailed
 
 
 class Exit(enum.IntEnum):
@@ -192,15 +193,9 @@ _SYSTEM_ADVICE = {
 }
 
 
-class Failed(Exception):
-    """What a command set out to do did not come to its end, and the text says why: exit code
-    REFUSED.
-    """
-
-
 def exit_code(error: BaseException) -> Exit:
     """The code for an error; what is no error of ours and not about files is a bug."""
-    if isinstance(error, Failed):
+    if isinstance(error, StageFailed):
         return Exit.REFUSED
     if isinstance(error, errors.CipherBoxError):
         return next((code for kind, code in _BY_ERROR if isinstance(error, kind)), Exit.BUG)

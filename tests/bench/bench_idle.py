@@ -20,8 +20,8 @@ from cipherbox import pki
 from cipherbox.broker import model as m
 from cipherbox.broker.broker import Broker
 from cipherbox.broker.model import Facts
-from cipherbox.cli.demo.processes import free_port
 from cipherbox.config.settings import load_server_config
+from cipherbox.harness.stage import free_port
 from cipherbox.net.connecting import connect
 from cipherbox.net.tls import client_context
 from cipherbox.portable import process_usage

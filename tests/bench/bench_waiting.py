@@ -17,7 +17,7 @@ import trio
 from cipherbox.broker import model as m
 from cipherbox.broker.broker import Broker
 from cipherbox.broker.model import Facts, Incoming
-from cipherbox.cli.demo.processes import free_port
+from cipherbox.harness.stage import free_port
 from cipherbox.limits import LIMITS
 from cipherbox.net.connecting import connect
 from cipherbox.portable import process_usage

@@ -11,8 +11,8 @@ import pytest
 import cipherbox as package
 from cipherbox import errors
 from cipherbox.cli import main as main_module
-from cipherbox.cli.demo.processes import DemoFailed
 from cipherbox.cli.exits import Exit
+from cipherbox.harness.failure import StageFailed
 
 from .conftest import Run
 
@@ -122,9 +122,9 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> Run:
         (errors.FrameTooLarge("4 GiB"), 9, "4 GiB"),
         (PermissionError(13, "Permission denied", "/srv/x"), 6, "/srv/x: Permission denied"),
         (ZeroDivisionError("division by zero"), 70, "CipherBox made a mistake (ZeroDivisionError"),
-        (DemoFailed("HQ did not start:\nno room"), 1, "no room"),
+        (StageFailed("HQ did not start:\nno room"), 1, "no room"),
         (
-            ExceptionGroup("", [ExceptionGroup("", [DemoFailed("R1 ended with 3")])]),
+            ExceptionGroup("", [ExceptionGroup("", [StageFailed("R1 ended with 3")])]),
             1,
             "Error: R1 ended with 3",
         ),

@@ -14,7 +14,7 @@ from types import ModuleType
 import attrs
 import pytest
 
-from cipherbox.cli.demo.processes import free_port
+from cipherbox.harness.stage import free_port
 
 LIMIT_S = 90.0
 PROJECT = Path(__file__).resolve().parent.parent.parent

@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 
 from cipherbox import pki
-from cipherbox.cli.demo.processes import free_port
 from cipherbox.cli.manual import manual_pages
 from cipherbox.config.settings import load_client_config, secret_key
+from cipherbox.harness.stage import free_port
 from cipherbox.pki.revocation_lists import make_crl
 from cipherbox.portable import write_private
 

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from cipherbox.cli.demo.processes import free_port
 from cipherbox.cli.exits import Exit
+from cipherbox.harness.stage import free_port
 
 from .conftest import ENVIRONMENT, LIMIT_S, PROGRAM, Hq, serving, shell
 

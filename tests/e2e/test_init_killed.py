@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from cipherbox.cli.demo.processes import free_port
+from cipherbox.harness.stage import free_port
 from tests.warm import FORKED
 
 from .conftest import ENVIRONMENT, LIMIT_S, shell

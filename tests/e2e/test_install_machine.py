@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from cipherbox.cli.demo.processes import free_port
 from cipherbox.cli.install.checks import usable_by_all
+from cipherbox.harness.stage import free_port
 from cipherbox.portable import ids_of, is_root
 
 from .conftest import ENVIRONMENT

@@ -16,7 +16,7 @@ from .conftest import ENVIRONMENT, PROGRAM, Hq, first_line, line_with, make_hq, 
 
 def test_from_nothing_to_a_received_message(tmp_path: Path) -> None:
     hq, admin, lab, center = (tmp_path / name for name in ("hq", "admin", "lab", "center"))
-    from cipherbox.cli.demo.processes import free_port
+    from cipherbox.harness.stage import free_port
 
     shown = shell("init", str(hq), "--address", f"127.0.0.1:{free_port()}", home=admin)
     assert shown.code == 0, shown.err

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from cipherbox.cli.demo.processes import free_port
+from cipherbox.harness.stage import free_port
 from tests import postgres
 
 from .conftest import ENVIRONMENT, LIMIT_S, PROGRAM, Hq, make_hq, serving, shell

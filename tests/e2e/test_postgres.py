@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from cipherbox.cli.demo.processes import free_port
 from cipherbox.cli.prove.database import another_hq
+from cipherbox.harness.stage import free_port
 from tests import postgres
 
 from .conftest import ENVIRONMENT, PROGRAM, Shown, first_line, serving, shell

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import trio
 
-from cipherbox.cli.demo import processes
-from cipherbox.cli.demo.processes import DemoFailed
 from cipherbox.cli.prove.database import Database
 from cipherbox.cli.prove.play import Trial
 from cipherbox.cli.scratch import Scratch
+from cipherbox.harness import stage
+from cipherbox.harness.failure import StageFailed
 from tests import soak
 
 from .conftest import shell
@@ -46,7 +46,7 @@ async def test_a_process_that_ends_by_itself_is_named(tmp_path: Path, name: str)
     )
     trial._stage.output(name).write_text("the last thing it said")
     trial._processes[name] = await _ended(3)
-    with pytest.raises(DemoFailed, match=rf"{name} ended with 3:\nthe last thing it said"):
+    with pytest.raises(StageFailed, match=rf"{name} ended with 3:\nthe last thing it said"):
         await trial._look_after()
 
 
@@ -75,10 +75,10 @@ async def test_an_hq_that_another_one_took_over_is_started_again(
     await trial._look_after()
     assert started == ["HQ"]
     trial._processes["R1"] = await _ended(0)
-    with pytest.raises(DemoFailed, match="R1 ended by itself"):
+    with pytest.raises(StageFailed, match="R1 ended by itself"):
         await trial._look_after()
     trial._processes["R1"] = await _ended(6)
-    with pytest.raises(DemoFailed, match="R1 ended with 6"):
+    with pytest.raises(StageFailed, match="R1 ended with 6"):
         await trial._look_after()
 
 
@@ -91,13 +91,13 @@ async def _ended(code: int) -> trio.Process:
 async def test_a_start_that_is_cancelled_leaves_no_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(processes, "program", lambda: [sys.executable, "-c"])
+    monkeypatch.setattr(stage, "program", lambda: [sys.executable, "-c"])
     note = tmp_path / "pid"
     written = f"open({str(note)!r}, 'w').write(str(os.getpid()) + '.')"
     silent = f"import os, threading; {written}; threading.Event().wait(600)"
     with trio.fail_after(30):
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(processes.Stage(tmp_path).start, "HQ", silent)
+            nursery.start_soon(stage.Stage(tmp_path).start, "HQ", silent)
             while not (note.exists() and note.read_text().endswith(".")):
                 await trio.sleep(0.01)
             nursery.cancel_scope.cancel()

@@ -20,8 +20,8 @@ from pathlib import Path
 
 import pytest
 
-from cipherbox.cli.demo.processes import free_port
 from cipherbox.cli.manual import manual_pages
+from cipherbox.harness.stage import free_port
 from cipherbox.ops.unpack import CACHE_VARIABLE
 
 from .conftest import ENVIRONMENT, LIMIT_S

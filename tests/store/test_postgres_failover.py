@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from cipherbox.cli import postgres_servers
 from cipherbox.errors import Fenced, StoreLeased, StoreUnavailable
+from cipherbox.harness import postgres_servers
 from cipherbox.store.port import HISTORY, Store
 from cipherbox.store.postgres import lease, schema
 from cipherbox.store.postgres import store as store_module

@@ -15,9 +15,9 @@ import pytest
 import trustme
 
 from cipherbox.broker.model import Changes, Cutoffs
-from cipherbox.cli import postgres_servers
 from cipherbox.config.settings import secret
 from cipherbox.errors import ConfigError, DiskFull, SchemaTooOld, StoreError, StoreUnavailable
+from cipherbox.harness import postgres_servers
 from cipherbox.store.port import HISTORY
 from cipherbox.store.postgres import driver, retention
 from cipherbox.store.postgres import schema as schema_module

@@ -4,7 +4,6 @@ they saw.
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -14,13 +13,12 @@ import attrs
 import orjson
 import trio
 
-from cipherbox.cli.demo.processes import DemoFailed, Stage, free_port, program
+from cipherbox.harness.stage import Stage, free_port
+from cipherbox.harness.worker import WorkerProcess
 from cipherbox.portable import process_usage
 
 if TYPE_CHECKING:
     from cipherbox.cli.bench.work import Work
-
-STALLED_S = 60.0  # a measurement in which nothing moves for so long has failed
 
 
 @attrs.frozen
@@ -48,51 +46,12 @@ class Result:
         }
 
 
-class Worker:
-    """A measured process: a task in, lines of JSON out."""
-
-    def __init__(self, name: str, process: trio.Process, log: Path) -> None:
-        self.name, self._process, self._log = name, process, log
-        self._rest = b""
-        self.last: dict[str, Any] = {}
-
-    async def tell(self, data: bytes) -> None:
-        assert self._process.stdin is not None
-        try:
-            await self._process.stdin.send_all(data + b"\n")
-        except trio.BrokenResourceError:
-            raise self._failed() from None
-
-    async def hear(self) -> dict[str, Any]:
-        """The next line."""
-        assert self._process.stdout is not None
-        while b"\n" not in self._rest:
-            with trio.move_on_after(STALLED_S) as scope:
-                piece = await self._process.stdout.receive_some(65536)
-            if scope.cancelled_caught or not piece:
-                raise self._failed()
-            self._rest += piece
-        line, _, self._rest = self._rest.partition(b"\n")
-        self.last = orjson.loads(line)
-        return self.last
-
-    async def end(self) -> None:
-        if self._process.poll() is None:
-            self._process.kill()
-        with trio.CancelScope(shield=True):
-            await self._process.wait()
-
-    def _failed(self) -> DemoFailed:
-        text = self._log.read_text("utf-8", "replace").strip().splitlines()
-        return DemoFailed("\n".join([f"{self.name} failed or stood still:", *text[-12:]]))
-
-
 async def play(directory: Path, work: Work, database: list[str]) -> Result:
     """Measures ``work`` in an empty directory; ``database`` are arguments for `init`."""
     stage = Stage(directory)
     names = [f"S{n + 1}" for n in range(work.senders)], [f"R{n + 1}" for n in range(work.receivers)]
     progress = Progress(work)
-    workers: list[Worker] = []
+    workers: list[WorkerProcess] = []
     progress.say("enrolling")
     address = f"127.0.0.1:{free_port()}"
     admin, hq = directory / "admin", directory / "hq"
@@ -110,7 +69,7 @@ async def play(directory: Path, work: Work, database: list[str]) -> Result:
     )
     server, _ = await stage.start("HQ", "serve", str(hq))
     try:
-        await _enrol(stage, directory, [*names[0], *names[1]])
+        await stage.enrol(admin, [directory / name for name in (*names[0], *names[1])])
         if work.wrap == "rsa":
             for name in names[1]:
                 await stage.run(name, "--home", str(directory / name), "keys", "generate", "--rsa")
@@ -121,11 +80,11 @@ async def play(directory: Path, work: Work, database: list[str]) -> Result:
         for name, task in tasks.items():
             workers.append(await _start(stage, directory, name, task))
         for worker in workers:
-            while "ready" not in await worker.hear():
+            while "ready" not in await worker.receive():
                 progress.say(f"sealing {worker.last['sealed']:,}")
         before = process_usage(server.pid)
         for worker in workers:  # receivers first
-            await worker.tell(b"go")
+            await worker.send(b"go")
         async with trio.open_nursery() as nursery:
             for worker in workers:
                 nursery.start_soon(_until_done, worker, workers, progress)
@@ -136,17 +95,6 @@ async def play(directory: Path, work: Work, database: list[str]) -> Result:
             await worker.end()
         await stage.stop(server)
     return _result(work, workers, before, after)
-
-
-async def _enrol(stage: Stage, directory: Path, names: list[str]) -> None:
-    from cipherbox.client.client import open_client
-
-    async def join(name: str, token: str) -> None:
-        await stage.run(name, "--home", str(directory / name), "join", stdin=token.encode())
-
-    async with open_client(directory / "admin") as admin, trio.open_nursery() as nursery:
-        for name in names:
-            nursery.start_soon(join, name, await admin.enrol(name))
 
 
 def _tasks(
@@ -182,28 +130,23 @@ def _tasks(
     return tasks
 
 
-async def _start(stage: Stage, directory: Path, name: str, task: dict[str, Any]) -> Worker:
-    with stage.output(name).open("ab") as log:
-        process = await trio.lowlevel.open_process(
-            [*program(), "--home", str(directory / name), "bench", "--worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=log,
-            env=stage.environment,
-        )
-    worker = Worker(name, process, stage.output(name))
-    await worker.tell(orjson.dumps(task))
+async def _start(stage: Stage, directory: Path, name: str, task: dict[str, Any]) -> WorkerProcess:
+    home = str(directory / name)
+    worker = await WorkerProcess.start(stage, name, "--home", home, "bench", "--worker")
+    await worker.send(orjson.dumps(task))
     return worker
 
 
-async def _until_done(worker: Worker, workers: list[Worker], progress: Progress) -> None:
-    while "ended" not in await worker.hear():
+async def _until_done(
+    worker: WorkerProcess, workers: list[WorkerProcess], progress: Progress
+) -> None:
+    while "ended" not in await worker.receive():
         progress.count(sum(w.last.get("received", 0) for w in workers))
 
 
 def _result(
     work: Work,
-    workers: list[Worker],
+    workers: list[WorkerProcess],
     before: tuple[float, int] | None,
     after: tuple[float, int] | None,
 ) -> Result:

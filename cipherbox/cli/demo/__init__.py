@@ -2,14 +2,12 @@
 
 Map, written by `make generate`:
 
-    blind      Has HQ any plaintext?
-    command    `demo`: the labs scenario with real processes over mutual TLS, and a check of
-               everything that was promised.
-    hostile    `demo --hostile-hq`: an HQ that breaks its word in front of the user, and the
-               commands that notice.
-    items      The labs scenario: who takes part, what is sent to whom, and the four files that the
-               demo makes.
-    processes  The demo's processes: this same program, started again and again, each ended by its
-               own pid.
-    report     What the demo found, and how it is shown.
+    blind    Has HQ any plaintext?
+    command  `demo`: the labs scenario with real processes over mutual TLS, and a check of
+             everything that was promised.
+    hostile  `demo --hostile-hq`: an HQ that breaks its word in front of the user, and the commands
+             that notice.
+    items    The labs scenario: who takes part, what is sent to whom, and the four files that the
+             demo makes.
+    report   What the demo found, and how it is shown.
 """

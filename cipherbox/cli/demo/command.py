@@ -13,7 +13,6 @@ import hashlib
 import shutil
 import tempfile
 import time
-from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,8 +31,8 @@ if TYPE_CHECKING:
     import trio
 
     from cipherbox.cli.demo.blind import Searched
-    from cipherbox.cli.demo.processes import Stage
     from cipherbox.cli.demo.report import Scene
+    from cipherbox.harness.stage import Stage
 
 SEED = 20251008
 START_TRIES = 3
@@ -94,7 +93,7 @@ def demo(keep: bool, directory: Path | None, hostile_hq: bool, url: str, as_json
 
 async def play(directory: Path, talk: bool, database: Scratch) -> Report:
     """The whole scenario below ``directory``, which is empty."""
-    from cipherbox.cli.demo.processes import Stage
+    from cipherbox.harness.stage import Stage
 
     def tell(text: str) -> None:
         if talk:
@@ -106,7 +105,7 @@ async def play(directory: Path, talk: bool, database: Scratch) -> Report:
     server = await _start_hq(stage, hq, admin, database)
     try:
         tell(f"{HQ} serves; its directory is {hq}")
-        await _enrol(stage, directory, admin, (*LABS, *QUEUES))
+        await stage.enrol(admin, [directory / name for name in (*LABS, *QUEUES)])
         tell(f"enrolled by token: {', '.join([*LABS, *QUEUES])}")
         await _topology(admin)
         tell(f"exchange {EXCHANGE}: {', '.join(f'{key} -> {queue}' for queue, key in BINDINGS)}")
@@ -140,7 +139,7 @@ async def play(directory: Path, talk: bool, database: Scratch) -> Report:
 async def play_hostile(directory: Path, talk: bool) -> list[Scene]:
     """An HQ that breaks its word, below ``directory``, which is empty."""
     from cipherbox.cli.demo.hostile import CLIENTS, hostile
-    from cipherbox.cli.demo.processes import Stage
+    from cipherbox.harness.stage import Stage
 
     def tell(text: str) -> None:
         if talk:
@@ -150,7 +149,7 @@ async def play_hostile(directory: Path, talk: bool) -> list[Scene]:
     stage, admin = Stage(directory), directory / "admin"
     server = await _start_hq(stage, directory / HQ, admin, Scratch(""))
     try:
-        await _enrol(stage, directory, admin, CLIENTS)
+        await stage.enrol(admin, [directory / name for name in CLIENTS])
         tell(f"{HQ} serves; enrolled by token: {', '.join(CLIENTS)}")
     except BaseException:
         await stage.stop(server)
@@ -162,8 +161,9 @@ async def play_hostile(directory: Path, talk: bool) -> list[Scene]:
 
 
 async def _start_hq(stage: Stage, hq: Path, admin: Path, database: Scratch) -> trio.Process:
-    from cipherbox.cli.demo.processes import DemoFailed, free_port
     from cipherbox.config.settings import LoggingSettings, load_server_config, write_server_config
+    from cipherbox.harness.failure import StageFailed
+    from cipherbox.harness.stage import free_port
 
     for attempt in range(1, START_TRIES + 1):
         address = f"127.0.0.1:{free_port()}"
@@ -176,7 +176,7 @@ async def _start_hq(stage: Stage, hq: Path, admin: Path, database: Scratch) -> t
         )
         try:
             process, _ = await stage.start(HQ, "serve", str(hq))
-        except DemoFailed:
+        except StageFailed:
             if attempt == START_TRIES:
                 raise
             shutil.rmtree(hq)  # somebody else took the port meanwhile
@@ -186,21 +186,6 @@ async def _start_hq(stage: Stage, hq: Path, admin: Path, database: Scratch) -> t
         else:
             return process
     raise AssertionError("the loop returns or raises")
-
-
-async def _enrol(stage: Stage, directory: Path, admin: Path, clients: Sequence[str]) -> None:
-    import trio
-
-    from cipherbox.client.client import open_client
-
-    async def join(client_id: str, token: str) -> None:
-        await stage.run(
-            client_id, "--home", str(directory / client_id), "join", stdin=token.encode()
-        )
-
-    async with open_client(admin) as client, trio.open_nursery() as nursery:
-        for client_id in clients:
-            nursery.start_soon(join, client_id, await client.enrol(client_id))
 
 
 async def _topology(admin: Path) -> None:

@@ -32,9 +32,9 @@ from cipherbox.cli.exits import Exit
 if TYPE_CHECKING:
     import trio
 
-    from cipherbox.cli.demo.processes import Stage
     from cipherbox.config.settings import ServerConfig
     from cipherbox.envelope.bundle import KeyBundle
+    from cipherbox.harness.stage import Stage
 
 LAB, NEWCOMER, CENTER = "FL-LAB", "MA-LAB", "CA-RC"
 CLIENTS = (LAB, NEWCOMER, CENTER)

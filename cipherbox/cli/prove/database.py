@@ -9,8 +9,8 @@ from pathlib import Path
 
 import attrs
 
-from cipherbox.cli.postgres_servers import PAUSE, Server, find_programs, new_server
 from cipherbox.cli.scratch import Scratch, scratch
+from cipherbox.harness.postgres_servers import PAUSE, Server, find_programs, new_server
 
 LOCAL = "local"
 CUT, KILL, FAILOVER = "cutting sessions", "killing PostgreSQL", "failing over to the standby"

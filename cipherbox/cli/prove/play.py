@@ -2,15 +2,14 @@
 connections cut.
 
 Everything is real: processes of this program, mutual TLS, disks, SIGKILL.  Clients reach HQ through
-a gate here, which can cut or freeze what passes.  At the end the faults stop, everything gets the
-time to settle, and what the senders wrote down as confirmed is compared with what the receivers'
-files hold.
+a proxy here, which can cut or freeze their connections.  At the end the faults stop, everything
+gets the time to settle, and what the senders wrote down as confirmed is compared with what the
+receivers' files hold.
 """
 
 from __future__ import annotations
 
 import random
-import subprocess
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
@@ -21,12 +20,13 @@ import attrs
 import orjson
 import trio
 
-from cipherbox.cli.demo.processes import DemoFailed, Stage, free_port, program
 from cipherbox.cli.exits import Exit
 from cipherbox.cli.prove.database import Database, another_hq
 from cipherbox.cli.prove.worker import CONFIRMED, LOG, read_content, read_log
-from cipherbox.concurrency import Flag
 from cipherbox.errors import CipherBoxError
+from cipherbox.harness.failure import StageFailed
+from cipherbox.harness.fault_proxy import FaultProxy
+from cipherbox.harness.stage import Stage, free_port, kill
 
 SETTLE_S, BROKEN_SETTLE_S = 60.0, 10.0
 _CALM_S = (0.2, 1.2)  # between two faults
@@ -57,53 +57,6 @@ class Proof:
         return not (self.lost or self.duplicated or self.unexpected) and self.confirmed > 0
 
 
-class Gate:
-    """Passes TCP on to HQ; may cut what passes, or let nothing through for a while."""
-
-    def __init__(self, target: int) -> None:
-        self._target = target
-        self._open: set[trio.SocketStream] = set()
-        self._thawed = Flag(is_set=True)
-
-    async def serve(self, port: int, *, task_status: trio.TaskStatus[object]) -> None:
-        await trio.serve_tcp(self._pass, port, host="127.0.0.1", task_status=task_status)
-
-    def freeze(self) -> None:
-        self._thawed.clear()
-
-    def thaw(self) -> None:
-        self._thawed.set()
-
-    async def cut(self) -> None:
-        for stream in list(self._open):
-            await trio.aclose_forcefully(stream)
-
-    async def _pass(self, client: trio.SocketStream) -> None:
-        self._open.add(client)
-        try:
-            hq = await trio.open_tcp_stream("127.0.0.1", self._target)
-            async with hq, trio.open_nursery() as nursery:
-                nursery.start_soon(self._pump, client, hq, nursery.cancel_scope)
-                nursery.start_soon(self._pump, hq, client, nursery.cancel_scope)
-        except* (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
-            pass
-        finally:
-            self._open.discard(client)
-            with trio.CancelScope(shield=True):
-                await trio.aclose_forcefully(client)
-
-    async def _pump(
-        self, source: trio.SocketStream, target: trio.SocketStream, scope: trio.CancelScope
-    ) -> None:
-        try:
-            while data := await source.receive_some(65536):
-                await self._thawed.wait()
-                await target.send_all(data)
-        except (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
-            pass
-        scope.cancel()
-
-
 class Trial:
     """See the module.  ``rounds`` faults, or as many as fit into ``seconds``."""
 
@@ -130,16 +83,16 @@ class Trial:
         # the second one waits for its turn
         self._hqs = ["HQ"] if database is None else ["HQ", "HQ2"]
         self._ports = {name: free_port() for name in self._hqs}
-        self._gate_ports = {name: free_port() for name in self._hqs}
-        self._gates = [Gate(self._ports[name]) for name in self._hqs]
+        self._proxy_ports = {name: free_port() for name in self._hqs}
+        self._proxies = [FaultProxy(self._ports[name]) for name in self._hqs]
         self._processes: dict[str, trio.Process] = {}
         self.proof = Proof(seed=seed)
 
     async def run(self) -> Proof:
         began = time.monotonic()
         async with trio.open_nursery() as nursery:
-            for gate, port in zip(self._gates, self._gate_ports.values(), strict=True):
-                await nursery.start(gate.serve, port)
+            for proxy, port in zip(self._proxies, self._proxy_ports.values(), strict=True):
+                await nursery.start(proxy.serve, port)
             try:
                 await self._begin()
                 await self._faults(began)
@@ -147,7 +100,7 @@ class Trial:
             finally:
                 with trio.CancelScope(shield=True):
                     for process in self._processes.values():
-                        await _kill(process)
+                        await kill(process)
             nursery.cancel_scope.cancel()
         self.proof.seconds = round(time.monotonic() - began, 1)
         self._compare()
@@ -156,12 +109,10 @@ class Trial:
     # -- processes ---------------------------------------------------------------------------------
 
     async def _begin(self) -> None:
-        from cipherbox.cli.bench.play import _enrol as enrol
-
         stage, directory = self._stage, self._directory
         self._say("enrolling")
         hq, admin = str(directory / "HQ"), str(directory / "admin")
-        address = ",".join(f"127.0.0.1:{port}" for port in self._gate_ports.values())
+        address = ",".join(f"127.0.0.1:{port}" for port in self._proxy_ports.values())
         addresses = ("--address", address, "--listen", f"127.0.0.1:{self._ports['HQ']}")
         database = self._database.arguments if self._database else []
         await stage.run("HQ", "--home", admin, "init", hq, *addresses, *database)
@@ -169,7 +120,8 @@ class Trial:
             another_hq(directory / "HQ", directory / name, f"127.0.0.1:{self._ports[name]}")
         for name in self._hqs:
             await self._start(name)
-        await enrol(stage, directory, [*self._senders, *self._receivers])
+        homes = [directory / name for name in (*self._senders, *self._receivers)]
+        await stage.enrol(directory / "admin", homes)
         for name in (*self._receivers, *self._senders):
             await self._start(name)
 
@@ -183,19 +135,12 @@ class Trial:
                         name, "serve", str(self._directory / name), *broken
                     )
                     return
-                except DemoFailed:
+                except StageFailed:
                     if attempt == 2:
                         raise
                     await trio.sleep(0.5)
         arguments = ["prove", "--worker"] if name in self._senders else ["receive", "--json"]
-        with stage.output(name).open("ab") as log:
-            process = await trio.lowlevel.open_process(
-                [*program(), *home, *arguments],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.DEVNULL,
-                stderr=log,
-                env=stage.environment,
-            )
+        process = await stage.open(name, *home, *arguments)
         self._processes[name] = process
         if name in self._senders:
             assert process.stdin is not None
@@ -228,15 +173,15 @@ class Trial:
                 f"round {proof.rounds}: {'killing ' if victim in self._processes else ''}{victim}"
             )
             if victim == "cut":
-                await self._each_gate(Gate.cut)
+                await self._each_proxy(FaultProxy.cut)
                 proof.cuts += 1
             elif victim == "freeze":
-                for gate in self._gates:
-                    gate.freeze()
+                for proxy in self._proxies:
+                    proxy.freeze()
                 await trio.sleep(chance.uniform(*_CALM_S))
-                await self._each_gate(Gate.cut)
-                for gate in self._gates:
-                    gate.thaw()
+                await self._each_proxy(FaultProxy.cut)
+                for proxy in self._proxies:
+                    proxy.thaw()
                 proof.cuts += 1
             elif self._database is not None and victim in self._database.faults:
                 await trio.to_thread.run_sync(
@@ -244,7 +189,7 @@ class Trial:
                 )
                 proof.database_faults += 1
             else:
-                await _kill(self._processes[victim])
+                await kill(self._processes[victim])
                 proof.kills += 1
                 await trio.sleep(chance.uniform(*_DOWN_S))
                 await self._start(victim)
@@ -264,9 +209,9 @@ class Trial:
                         return
                 await trio.sleep(_LOOK_S)
 
-    async def _each_gate(self, act: Callable[[Gate], Awaitable[None]]) -> None:
-        for gate in self._gates:
-            await act(gate)
+    async def _each_proxy(self, act: Callable[[FaultProxy], Awaitable[None]]) -> None:
+        for proxy in self._proxies:
+            await act(proxy)
 
     async def _settle(self) -> None:
         """No more faults: senders empty their outboxes, receivers take what waits."""
@@ -300,7 +245,7 @@ class Trial:
             if len(self._hqs) > 1 and name in self._hqs and process.poll() == Exit.STORE:
                 await self._start(name)
             elif name in self._receivers and process.poll() == Exit.OK:
-                raise DemoFailed(f"{name} ended by itself")
+                raise StageFailed(f"{name} ended by itself")
             else:
                 self._stage.check(name, process)
 
@@ -381,10 +326,3 @@ class Trial:
 
 def _lines(path: Path) -> list[dict[str, Any]]:
     return [orjson.loads(line) for line in path.read_bytes().splitlines()] if path.exists() else []
-
-
-async def _kill(process: trio.Process) -> None:
-    if process.poll() is None:
-        process.kill()
-    with trio.CancelScope(shield=True):
-        await process.wait()

@@ -1,4 +1,4 @@
-"""The demo's processes: this same program, started again and again, each ended by its own pid.
+"""The stage: this same program, started as several processes, each ended by its own pid.
 
 What a process prints goes into a file of its own; when it fails, the end of that file is in the
 error.
@@ -12,21 +12,18 @@ import socket
 import subprocess
 import sys
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import IO
 
 import trio
 
-from cipherbox.cli.exits import Exit, Failed
+from cipherbox.harness.failure import StageFailed
 from cipherbox.ops.unpack import CACHE_VARIABLE
 
 STOP_S = 15.0
 LIMIT_S = 120.0  # a command may take, on a machine that does much else
 LOWEST_PORT, PORTS = 12_000, 20_000
-
-
-class DemoFailed(Failed):
-    """A process of the demo failed; the text says which, and the end of what it printed."""
 
 
 def program() -> list[str]:
@@ -77,10 +74,10 @@ class Stage:
     async def run(
         self, name: str, *arguments: str, stdin: bytes = b"", limit_s: float = LIMIT_S
     ) -> str:
-        """Runs one command to its end; what it printed, or DemoFailed with the end of it."""
+        """Runs one command to its end; what it printed, or StageFailed with the end of it."""
         code, output = await self._ran(name, arguments, stdin, limit_s, both=False)
-        if code != Exit.OK:
-            raise DemoFailed(f"{name}: {' '.join(arguments)} ended with {code}{self._tail(name)}")
+        if code:
+            raise StageFailed(f"{name}: {' '.join(arguments)} ended with {code}{self._tail(name)}")
         return output
 
     async def ran(self, name: str, *arguments: str, limit_s: float = LIMIT_S) -> tuple[int, str]:
@@ -103,7 +100,7 @@ class Stage:
                     env=self.environment,
                 )
             if scope.cancelled_caught:
-                raise DemoFailed(
+                raise StageFailed(
                     f"{name}: {' '.join(arguments)} took longer than {limit_s:.0f} "
                     f"s{self._tail(name)}"
                 )
@@ -137,14 +134,38 @@ class Stage:
             raise
         if not line.endswith(b"\n"):
             await self.stop(process)
-            raise DemoFailed(f"{name} did not start{self._tail(name)}")
+            raise StageFailed(f"{name} did not start{self._tail(name)}")
         return process, line.decode().strip()
 
+    async def open(
+        self, name: str, *arguments: str, stdout: int = subprocess.DEVNULL
+    ) -> trio.Process:
+        """Start a command that is told on standard input what to do."""
+        with self.output(name).open("ab") as log:
+            return await trio.lowlevel.open_process(
+                [*program(), *arguments],
+                stdin=subprocess.PIPE,
+                stdout=stdout,
+                stderr=log,
+                env=self.environment,
+            )
+
+    async def enrol(self, admin: Path, homes: Iterable[Path]) -> None:
+        """Enrol a client for each home, named like it, with tokens of this admin's."""
+        from cipherbox.client.client import open_client
+
+        async def join(home: Path, token: str) -> None:
+            await self.run(home.name, "--home", str(home), "join", stdin=token.encode())
+
+        async with open_client(admin) as client, trio.open_nursery() as nursery:
+            for home in homes:
+                nursery.start_soon(join, home, await client.enrol(home.name))
+
     def check(self, name: str, process: trio.Process) -> None:
-        """DemoFailed if the process ended with an error."""
+        """StageFailed if the process ended with an error."""
         code = process.poll()
         if code:
-            raise DemoFailed(f"{name} ended with {code}{self._tail(name)}")
+            raise StageFailed(f"{name} ended with {code}{self._tail(name)}")
 
     async def stop(self, process: trio.Process) -> int:
         """Ends one process gracefully, then not; its exit code."""
@@ -160,3 +181,11 @@ class Stage:
     def _tail(self, name: str) -> str:
         text = self.output(name).read_text("utf-8", "replace") if self.output(name).exists() else ""
         return ":\n" + "\n".join(text.strip().splitlines()[-12:]) if text.strip() else ""
+
+
+async def kill(process: trio.Process) -> None:
+    """Kill a process, if it still runs, and wait for its end."""
+    if process.poll() is None:
+        process.kill()
+    with trio.CancelScope(shield=True):
+        await process.wait()
