@@ -323,10 +323,6 @@ def test_maps_are_true(path: Path) -> None:
 
 MOST_OF_A_CLASS, MOST_OF_A_FUNCTION = 350, 60
 TOO_LONG: set[str] = {  # still to be split; never add to it
-    "client/enrol.py join",
-    "client/log/verifier.py LogProofVerifier",
-    "envelope/prefix.py decode_prefix",
-    "sealing/seal.py seal",
     "server/ca/organization.py ask",
     "server/directory/enrolment.py Enrolments",
     "server/engine.py Engine",

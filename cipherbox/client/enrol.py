@@ -134,11 +134,7 @@ async def join(
         write_atomic(where / CERTIFICATE, pki.pem(*chain))
     context = tls.client_context(root, chain, key)
     async with open_link(token.address, context, timeout_s=timeout_s, line=line) as link:
-        role, hq = link.welcome.role, link.welcome.software
-        if link.welcome.client_id != token.client_id:
-            raise CredentialsError(
-                f"HQ takes this machine for {link.welcome.client_id!r}, not for {token.client_id}"
-            )
+        role, hq = _identified(link.welcome, token.client_id), link.welcome.software
         fresh = Identity.generate(token.client_id, SUITES[signatures]) if role != "admin" else None
         if before is not None:
             await come_back(link, before, fresh, chain, key, local_key, timeout_s)
@@ -147,14 +143,28 @@ async def join(
         other = await _other(link, token.client_id, timeout_s)
     known = before or ClientConfig(where, token.client_id, token.address, role)
     config = attrs.evolve(known, address=token.address, role=role, signatures=signatures, line=line)
-    if config != before:
-        write_client_config(config)
-    (where / PENDING).unlink(missing_ok=True)
-    home_with(config, local_key)
+    _finish(config, before, local_key)
     root_hex, back = token.root_fingerprint.hex(), before is not None
     return JoinReport(
         token.client_id, role, where, number, token.address, hq, root_hex, other, back
     )
+
+
+def _identified(welcome: frames.Welcome, client_id: str) -> str:
+    """Return the role that HQ gave; raise CredentialsError if it identified another client."""
+    if welcome.client_id != client_id:
+        raise CredentialsError(
+            f"HQ identified this client as {welcome.client_id!r}, expected {client_id}"
+        )
+    return welcome.role
+
+
+def _finish(config: ClientConfig, before: ClientConfig | None, local_key: bytes) -> None:
+    """Write `client.toml` last, and check that the home opens."""
+    if config != before:
+        write_client_config(config)
+    (config.home / PENDING).unlink(missing_ok=True)
+    home_with(config, local_key)
 
 
 async def _other(link: Connection, client_id: str, timeout_s: float) -> str:

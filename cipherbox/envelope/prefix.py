@@ -29,7 +29,11 @@ CRITICAL_FLAGS = 0xF0
 TAG_BYTES = 16
 COMMITMENT_BYTES = 32
 FIXED = struct.Struct(">4sBBIIQQ16sIIBBB32s32s32sHBBB")
-_FIXED_1 = struct.Struct(">4sBBIIQQ16sIIBB32s32sHBBB")
+# the same without magic, version, flags and hash suite: the first fields of `Prefix`, in its order,
+# then the number of recipients and the lengths of sender, exchange and routing key
+_READ = struct.Struct(">6xIIQQ16sIIBBx32s32s32sHBBB")
+_READ_1 = struct.Struct(">6xIIQQ16sIIBB32s32sHBBB")  # of version 1, without plain_commitment
+_HASH_SUITE_AT = 56
 RECIPIENT = struct.Struct(">16sBHB")
 _CIPHERS = frozenset(map(int, BodyCipher))
 _SUITES = frozenset(map(int, SignatureSuite))
@@ -49,7 +53,10 @@ class Recipient(NamedTuple):
 
 
 class Prefix(NamedTuple):
-    """The decoded prefix; times are ms since 1970, lengths are bytes."""
+    """The decoded prefix; times are ms since 1970, lengths are bytes.
+
+    Up to ``plain_commitment`` the fields are in the order of the bytes.
+    """
 
     prefix_length: int
     body_length: int
@@ -165,66 +172,27 @@ def version_of(raw: bytes) -> int:
 
 
 def decode_prefix(buf: bytes) -> Prefix:
-    """The prefix at the start of ``buf``; MalformedEnvelope or UnknownVersion, never another
-    error.
+    """Return the prefix at the start of ``buf``.
+
+    Raise MalformedEnvelope or UnknownVersion, and never another error.
     """
-    if len(buf) < _FIXED_1.size or buf[:4] != MAGIC:
+    if len(buf) < _READ_1.size or buf[:4] != MAGIC:
         raise MalformedEnvelope("these bytes do not begin like an envelope")
     version, flags = buf[4], buf[5]
-    if version == VERSION:
-        fixed = FIXED.size
-        if len(buf) < fixed:
-            raise MalformedEnvelope("the prefix does not fit into the bytes")
-        (
-            _,
-            _,
-            _,
-            length,
-            body_length,
-            sealed_at,
-            expires_at,
-            envelope_id,
-            generation,
-            count,
-            cipher,
-            suite,
-            hash_suite,
-            bundle_hash,
-            commitment,
-            plain_commitment,
-            recipient_count,
-            sender_size,
-            exchange_size,
-            key_size,
-        ) = FIXED.unpack_from(buf)
-        known = not flags & CRITICAL_FLAGS and hash_suite == _SHA256
+    if version != VERSION:
+        values = _READ_1.unpack_from(buf)
+        fixed, values = _READ_1.size, (*values[:11], b"", *values[11:])
+        known = version == FIRST_VERSION and not flags
+    elif len(buf) < FIXED.size:
+        raise MalformedEnvelope("the prefix does not fit into the bytes")
     else:
-        fixed = _FIXED_1.size
-        (
-            _,
-            _,
-            _,
-            length,
-            body_length,
-            sealed_at,
-            expires_at,
-            envelope_id,
-            generation,
-            count,
-            cipher,
-            suite,
-            bundle_hash,
-            commitment,
-            recipient_count,
-            sender_size,
-            exchange_size,
-            key_size,
-        ) = _FIXED_1.unpack_from(buf)
-        plain_commitment, known = b"", version == FIRST_VERSION and not flags
+        fixed, values = FIXED.size, _READ.unpack_from(buf)
+        known = not flags & CRITICAL_FLAGS and buf[_HASH_SUITE_AT] == _SHA256
     if not known:
         raise UnknownVersion(
             f"the envelope is of version {version} with flags {flags}; update this program"
         )
+    length, body_length, sealed_at, expires_at, envelope_id, _, count, cipher, suite = values[:9]
     if not fixed < length <= min(len(buf), LIMITS.prefix_bytes):
         raise MalformedEnvelope("the prefix does not fit into the bytes")
     if cipher not in _CIPHERS or suite not in _SUITES:
@@ -240,31 +208,13 @@ def decode_prefix(buf: bytes) -> Prefix:
         raise MalformedEnvelope("the prefix's id, message count or body length is not allowed")
     if expires_at and expires_at <= sealed_at:
         raise MalformedEnvelope("the envelope expires before it was sealed")
-    if not 1 <= recipient_count <= LIMITS.recipients:
+    recipients, sender_size, exchange_size, key_size = values[12:]
+    if not 1 <= recipients <= LIMITS.recipients:
         raise MalformedEnvelope(f"an envelope has 1 to {LIMITS.recipients} recipients")
     read = _known_parties if length <= _KNOWN_BYTES else _parties
-    parties = read(
-        buf[fixed:length], recipient_count, sender_size, exchange_size, key_size, bool(flags)
-    )
-    return _new(
-        Prefix,
-        (
-            length,
-            body_length,
-            sealed_at,
-            expires_at,
-            envelope_id,
-            generation,
-            count,
-            cipher,
-            suite,
-            bundle_hash,
-            commitment,
-            plain_commitment,
-            version,
-            *parties,
-        ),
-    )
+    end = buf[fixed:length]
+    parties = read(end, recipients, sender_size, exchange_size, key_size, bool(flags))
+    return _new(Prefix, (*values[:12], version, *parties))
 
 
 def _parties(

@@ -31,7 +31,7 @@ from cipherbox.limits import LIMITS
 from cipherbox.sealing import stanzas
 from cipherbox.sealing.body import LAYOUT
 from cipherbox.sealing.identity import Identity
-from cipherbox.sealing.primitives import CONTENT_KEY_BYTES, aead, commit_to, derive
+from cipherbox.sealing.primitives import CONTENT_KEY_BYTES, ContentKeys, aead, commit_to, derive
 
 SIGNATURE_USE = "envelope-signature"
 T = TypeVar("T")
@@ -135,34 +135,22 @@ def seal(
     allow_mixed: bool = False,
     speakers: Sequence[Speaker] | None = None,
 ) -> Sealed:
-    """Seals ``plain`` (`body.pack`) of ``count`` messages for ``recipients``, whose bundles the
+    """Seal ``plain`` (`body.pack`) of ``count`` messages for ``recipients``, whose bundles the
     caller has checked.
 
-    ``keys``: what `choose_keys` gave for the same recipients, which is where an unsafe mix is
-    refused; without it the keys are chosen here.  ``speakers``: a session with each recipient,
-    which take the place of keys and make stanzas of type `ratchet`.  InvalidRequest for what a
-    reader would refuse: such an envelope is not made.
+    ``keys`` are those `choose_keys` returned for the same recipients, which refuses an unsafe mix;
+    without it the keys are chosen here.  ``speakers``, a session with each recipient, take the
+    place of keys and make stanzas of type `ratchet`.  Raise InvalidRequest for an envelope that a
+    reader would refuse.
     """
     if identity.bundle is None:
         raise BundleError("this client has not published its keys yet")
-    if speakers is not None:
-        keys = ()
-    elif keys is None:
-        keys = choose_keys(recipients, allow_mixed=allow_mixed)
-    if len(keys if speakers is None else speakers) != len(recipients) or any(
-        k not in b.keys for b, k in zip(recipients, keys, strict=False)
-    ):
-        raise InvalidRequest("an envelope needs one key of each recipient's own bundle")
+    keys = _checked_keys(recipients, keys, speakers, allow_mixed)
     if plain[:1] != bytes([LAYOUT]) or plain[2:6] != count.to_bytes(4, "big"):
         raise InvalidRequest(f"the body does not hold {count} messages")
     content_key = os.urandom(CONTENT_KEY_BYTES)
-    body_key, nonce, commitment = derive(content_key)
-    try:
-        plain_commitment = commit_to(plain, sealed_at)
-    except OverflowError:
-        raise InvalidRequest(
-            "the time of sealing is in milliseconds since 1970, from 0 to 2^64 - 1"
-        ) from None
+    derived = derive(content_key)
+    plain_commitment = _commitment(plain, sealed_at)
     prefix = encode_prefix(
         body_length=len(plain) + TAG_BYTES,
         sealed_at=sealed_at,
@@ -173,7 +161,7 @@ def seal(
         body_cipher=cipher,
         signature_suite=identity.suite,
         bundle_hash=identity.bundle.hash,
-        commitment=commitment,
+        commitment=derived.commitment,
         plain_commitment=plain_commitment,
         sender=identity.client_id,
         exchange=exchange,
@@ -181,21 +169,68 @@ def seal(
         recipients=_entries(recipients, keys, speakers),
     )
     _check(prefix)
-    prefix_hash = hashlib.sha256(prefix).digest()
-    wrapped = [
-        speaker.wrap(content_key, stanzas.session_binding(prefix_hash, index))
-        for index, speaker in enumerate(speakers or ())
-    ]
-    for index, (bundle, key) in enumerate(zip(recipients, keys, strict=False)):
-        wrapped.append(_usable(bundle, stanzas.wrap, key, content_key, prefix_hash, index))
-    running = hashlib.sha256(prefix)
-    running.update(b"".join(wrapped))
-    body = aead(cipher, body_key).encrypt(nonce, plain, running.digest())
-    running.update(body)
-    envelope_hash = running.digest()
-    raw = b"".join([prefix, *wrapped, body, identity.sign(SIGNATURE_USE, envelope_hash)])
+    wrapped = _wrapped(prefix, content_key, recipients, keys, speakers)
+    raw, envelope_hash = _signed(identity, [prefix, *wrapped], plain, cipher, derived)
     if len(raw) > LIMITS.envelope_bytes:
         raise TooLarge(
             f"the envelope has {len(raw)} bytes; at most {LIMITS.envelope_bytes} are allowed"
         )
     return Sealed(raw, envelope_id, envelope_hash, plain_commitment, count, content_key)
+
+
+def _checked_keys(
+    recipients: Sequence[KeyBundle],
+    keys: Sequence[BundleKey] | None,
+    speakers: Sequence[Speaker] | None,
+    allow_mixed: bool,
+) -> Sequence[BundleKey]:
+    """Return a key for each recipient, or none at all when sessions take their place."""
+    if speakers is not None:
+        keys = ()
+    elif keys is None:
+        keys = choose_keys(recipients, allow_mixed=allow_mixed)
+    if len(keys if speakers is None else speakers) != len(recipients) or any(
+        k not in b.keys for b, k in zip(recipients, keys, strict=False)
+    ):
+        raise InvalidRequest("an envelope needs one key of each recipient's own bundle")
+    return keys
+
+
+def _commitment(plain: bytes, sealed_at: int) -> bytes:
+    try:
+        return commit_to(plain, sealed_at)
+    except OverflowError:
+        raise InvalidRequest(
+            "the time of sealing is in milliseconds since 1970, from 0 to 2^64 - 1"
+        ) from None
+
+
+def _wrapped(
+    prefix: bytes,
+    content_key: bytes,
+    recipients: Sequence[KeyBundle],
+    keys: Sequence[BundleKey],
+    speakers: Sequence[Speaker] | None,
+) -> list[bytes]:
+    """Return the stanzas, in the order of the recipients."""
+    prefix_hash = hashlib.sha256(prefix).digest()
+    if speakers is not None:
+        return [
+            speaker.wrap(content_key, stanzas.session_binding(prefix_hash, index))
+            for index, speaker in enumerate(speakers)
+        ]
+    return [
+        _usable(bundle, stanzas.wrap, key, content_key, prefix_hash, index)
+        for index, (bundle, key) in enumerate(zip(recipients, keys, strict=True))
+    ]
+
+
+def _signed(
+    identity: Identity, header: list[bytes], plain: bytes, cipher: BodyCipher, keys: ContentKeys
+) -> tuple[bytes, bytes]:
+    """Return the envelope and its envelope hash.  ``header``: the prefix and all stanzas."""
+    running = hashlib.sha256(b"".join(header))
+    body = aead(cipher, keys.body_key).encrypt(keys.nonce, plain, running.digest())
+    running.update(body)
+    envelope_hash = running.digest()
+    return b"".join([*header, body, identity.sign(SIGNATURE_USE, envelope_hash)]), envelope_hash

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import sqlite3
+import struct
 from typing import Any
 
 import pytest
@@ -14,13 +15,15 @@ from cipherbox.client.receiving.delivery import Delivery
 from cipherbox.client.receiving.receiver import Receiver
 from cipherbox.envelope.layout import split
 from cipherbox.envelope.outcomes import Outcome
-from cipherbox.envelope.prefix import _FIXED_1, FIXED
+from cipherbox.envelope.prefix import FIXED
 from cipherbox.sealing import seal as sealing
 from cipherbox.sealing.body import Message, pack, text_message
 from cipherbox.sealing.open import inspect, open_plain
 from cipherbox.sealing.primitives import aead, derive
 from tests.client.attacker import IDS, crafted, now_ms, refusal, submit
 from tests.client.real_hq import RealHq
+
+FIXED_1 = struct.Struct(">4sBBIIQQ16sIIBB32s32sHBBB")  # page envelope, version 1
 
 
 @pytest.fixture
@@ -105,7 +108,7 @@ def as_version_1(raw: bytes, content_key: bytes) -> bytes:
     fields = list(FIXED.unpack_from(raw))
     fields[1], fields[3], fields[4] = 1, at.stanzas_at - 33, at.prefix.body_length - 32
     del fields[15], fields[12]
-    head = _FIXED_1.pack(*fields) + raw[FIXED.size : at.body_at]
+    head = FIXED_1.pack(*fields) + raw[FIXED.size : at.body_at]
     keys = derive(content_key)
     body = aead(at.prefix.body_cipher, keys.body_key).encrypt(
         keys.nonce, b"\x01" + plain[1:6] + plain[38:], hashlib.sha256(head).digest()

@@ -16,7 +16,7 @@ from cipherbox.client import home as homes
 from cipherbox.client.connection.confirm_window import Confirmed
 from cipherbox.client.keys import lifecycle as keylife
 from cipherbox.client.keys.pins import LOG_KEY, PERSON, Pins
-from cipherbox.client.log import verifier
+from cipherbox.client.log.bundle_proofs import entry_of
 from cipherbox.config.settings import secret_key
 from cipherbox.envelope import merkle_tree as tree
 from cipherbox.envelope import transparency_log as log
@@ -97,7 +97,7 @@ async def test_bundles_of_an_earlier_version_are_named_before_they_leave(
         await hq.join("SF-RC")
     async with hq.client("FL-LAB") as lab:
         await lab.publish("x", to="SF-RC")
-        assert verifier.entry_of(lab.directory.pins.proof("SF-RC")) > 0
+        assert entry_of(lab.directory.pins.proof("SF-RC")) > 0
 
 
 @pytest.mark.parametrize("fault", ["none", "another bundle's", "another key's"])
@@ -201,10 +201,10 @@ async def test_a_swap_at_first_contact_shows_when_people_compare(
 async def test_a_person_pins_with_the_proof(hq: Any) -> None:
     async with hq.client("FL-LAB") as lab:
         bundle = await lab.directory.offered("CA-RC")
-        proof = lab.log.proof(bundle)
+        proof = lab.log.bundle_proofs.proof(bundle)
     pins = Pins(hq.home("FL-LAB"))
     pins.accept(bundle, PERSON, proof=proof)
-    assert verifier.entry_of(pins.proof("CA-RC")) > 0
+    assert entry_of(pins.proof("CA-RC")) > 0
     assert decode_bundle(bundle.raw) == bundle
 
 

@@ -89,7 +89,7 @@ def keys_show(ctx: click.Context, client_id: str | None, as_json: bool) -> None:
     """
     from cipherbox.cli.output import print_json, record, rows_table, say
     from cipherbox.client.keys.pins import Pins
-    from cipherbox.client.log.verifier import entry_of
+    from cipherbox.client.log.bundle_proofs import entry_of
     from cipherbox.envelope.bundle import fingerprint
     from cipherbox.envelope.stanza_types import STANZAS
     from cipherbox.envelope.suites import SIGN_KEYS

@@ -118,14 +118,14 @@ async def _offer(client: Client, client_id: str) -> Offer:
 
     directory = client.directory
     bundle = await directory.offered(client_id)
-    proof = directory.log.proof(bundle)
+    proof = directory.log.bundle_proofs.proof(bundle)
     pin = directory.pins.get(client_id)
     (answer,) = await directory.ask(
         [(client_id, pin.bundle.sequence if pin is not None else frames.NEWEST)]
     )
     found = [decode_bundle(raw) for raw in answer.bundles]
     change = (
-        change_of(pin, [*found, bundle], directory.log.entry(bundle))
+        change_of(pin, [*found, bundle], directory.log.bundle_proofs.entry(bundle))
         if pin is not None
         else Change()
     )

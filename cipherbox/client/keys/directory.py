@@ -224,7 +224,7 @@ class Directory(Senders):
             newest = max(later, key=lambda b: b.sequence)
             if role == SENDER:  # nobody is met by keys to which nothing may be sealed
                 check_bundle(newest, name, self._root, clock.now_ms(), ended_is_error=False)
-            pinned = self.pins.accept(newest, FIRST_USE, proof=self.log.proof(newest))
+            pinned = self.pins.accept(newest, FIRST_USE, proof=self.log.bundle_proofs.proof(newest))
             self._events.say(
                 role,
                 f"Key of {name} retrieved and pinned at first use; fingerprint "
@@ -235,11 +235,11 @@ class Directory(Senders):
             newest = check_succession(pin.bundle, later)
         except BundleDiscontinuous as error:
             shown = max(later, key=lambda b: b.sequence)
-            raise explained(pin, shown, str(error), self.log.entry(shown)) from None
+            raise explained(pin, shown, str(error), self.log.bundle_proofs.entry(shown)) from None
         if newest.hash == pin.bundle.hash:
             return pin
         between = tuple(b.hash for b in later)
-        pinned = self.pins.accept(newest, SUCCESSION, between, self.log.proof(newest))
+        pinned = self.pins.accept(newest, SUCCESSION, between, self.log.bundle_proofs.proof(newest))
         self._events.say(
             role,
             f"Key of {name} changed: bundle {pin.bundle.sequence} to {newest.sequence}, signed "
@@ -282,7 +282,7 @@ class Directory(Senders):
             newest = max(later, key=lambda b: b.sequence)
             if pin is not None and newest.hash != self._told.get(name):
                 self._told[name] = newest.hash
-                why = explained(pin, newest, str(error), self.log.entry(newest))
+                why = explained(pin, newest, str(error), self.log.bundle_proofs.entry(newest))
                 self._events.say(SENDER, f"WARNING: {why}")
         except BundleError:
             pass  # said when somebody sends to it

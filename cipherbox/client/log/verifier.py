@@ -30,17 +30,17 @@ from cipherbox import clock, pki
 from cipherbox.client.events import LINE, Events
 from cipherbox.client.home import Home
 from cipherbox.client.keys.pins import LOG_KEY, Pins
+from cipherbox.client.log.bundle_proofs import BundleProofs
 from cipherbox.client.log.heads import Head, Heads, first_wrong, is_gone, stopped
 from cipherbox.client.log.ports import Asks, Over, ShownLog
 from cipherbox.client.log.quorum import Quorum
 from cipherbox.client.log.restores import Ended, ended_origins, left_of
 from cipherbox.envelope import transparency_log as log
-from cipherbox.envelope.bundle import KeyBundle, decode_bundle
+from cipherbox.envelope.bundle import decode_bundle
 from cipherbox.envelope.checkpoint import Checkpoint, verify_checkpoint
 from cipherbox.envelope.evidence import Evidence, compare, make_file, words
 from cipherbox.envelope.merkle_tree import split_hashes
 from cipherbox.errors import (
-    BundleUnlogged,
     CipherBoxError,
     EnvelopeError,
     LogContradiction,
@@ -51,7 +51,6 @@ from cipherbox.errors import (
 from cipherbox.portable import write_atomic
 from cipherbox.wire import frames
 
-_PROOFS = 4096  # of key bundles in memory, until they are pinned
 _SIZES = 256  # heads HQ is asked about at once
 MOST_MET = 16_384  # heads that wait for HQ's proof, some 16 MB
 COVER_S = 1.0  # between looks for cosignatures, when they are demanded
@@ -80,7 +79,7 @@ class LogProofVerifier:
         self._met: dict[object, Head] = {}  # what HQ still has to prove
         for head in self.heads.met():
             self._meet(head)
-        self._proofs: dict[bytes, bytes] = {}
+        self.bundle_proofs = BundleProofs()
         self._link: ShownLog | None = None
         self.checked = trio.Event()  # replaced after each round
         self._contradiction: str | None = None
@@ -184,39 +183,9 @@ class LogProofVerifier:
         self._meet(Head(proven.head, log.proof_checkpoint(frame.proof)))
 
     def bundles(self, bundles: Sequence[bytes], proofs: Sequence[bytes]) -> None:
-        """BundleUnlogged unless HQ proves for each of these that its log names it."""
+        """Raise BundleUnlogged unless HQ proves for each of these that its log names it."""
         for raw, proof in zip(bundles, [*proofs, *[b""] * len(bundles)], strict=False):
-            self._bundle(decode_bundle(raw), proof)
-
-    def _bundle(self, bundle: KeyBundle, proof: bytes) -> None:
-        what = f"key bundle {bundle.sequence} of {bundle.client_id}"
-        if not proof:
-            raise BundleUnlogged(
-                f"HQ handed out {what} without a proof that its signed log names it. Either HQ "
-                "is older than this program, or it shows you a key that it hides from its log; "
-                "ask its admin, and send nothing till then"
-            )
-        try:
-            proven = log.verify_bundle_proof(
-                proof, bundle.client_id, bundle.sequence, bundle.hash, self._key
-            )
-        except EnvelopeError as error:
-            raise BundleUnlogged(
-                f"HQ's proof that its signed log names {what} does not hold: {error}. Send "
-                "nothing and tell the admin"
-            ) from None
-        if len(self._proofs) >= _PROOFS:
-            self._proofs.pop(next(iter(self._proofs)))
-        self._proofs[bundle.hash] = proof
-        self._meet(Head(proven.head, log.proof_checkpoint(proof)))
-
-    def proof(self, bundle: KeyBundle) -> bytes:
-        """HQ's proof for a bundle it handed out lately; empty if there is none."""
-        return self._proofs.get(bundle.hash, b"")
-
-    def entry(self, bundle: KeyBundle) -> int:
-        """The entry of HQ's log that names it; 0: not known."""
-        return entry_of(self.proof(bundle))
+            self._meet(self.bundle_proofs.check(decode_bundle(raw), proof, self._key))
 
     # -- heads -------------------------------------------------------------------------------------
 
@@ -436,11 +405,3 @@ class LogProofVerifier:
         if self._link is not None:
             self._link.end(error)
         raise error
-
-
-def entry_of(proof: bytes) -> int:
-    """The entry of HQ's log a proof leads to; 0 for none."""
-    try:
-        return log.proof_record(proof).index
-    except EnvelopeError:
-        return 0
