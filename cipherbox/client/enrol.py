@@ -42,6 +42,7 @@ from cipherbox.client.keys.local_key import (
     read_password,
 )
 from cipherbox.client.keys.strength import check_strength
+from cipherbox.concurrency import Backoff, only, retry
 from cipherbox.config.proxies import LineSettings
 from cipherbox.config.settings import SIGNATURES, ClientConfig, write_client_config
 from cipherbox.envelope.bundle import decode_bundle
@@ -68,7 +69,7 @@ WAITING = {
     WAITS_FOR_CA: "waiting until the requests were carried to the offline CA and back",
 }
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 2.0, 30.0
-NETWORK_TRIES = 3
+NETWORK_TRIES, NETWORK_PAUSE_S = 3, 0.5
 _ASKED = 4  # clients for an example
 # on_number(number) once, then on_number(number, waiting=text) when it has to wait
 OnNumber = Callable[..., None]
@@ -284,7 +285,7 @@ async def _certificate(
         )
         return answer
 
-    told = None
+    told, backoff = None, Backoff(pause_s, LONGEST_PAUSE_S, factor=1.5)
     while True:
         answer = await _connected(token, context, timeout_s, ask, line)
         if answer.number and answer.number != number:
@@ -305,8 +306,7 @@ async def _certificate(
             raise TokenError(
                 "the token ended while the enrolment was waiting; ask the admin for a new one"
             )
-        await trio.sleep(min(pause_s, left_s))
-        pause_s = min(pause_s * 1.5, LONGEST_PAUSE_S)
+        await trio.sleep(min(backoff.next(), left_s))
 
 
 def checked_chain(
@@ -366,12 +366,11 @@ async def _connected(
     line: LineSettings,
 ) -> Any:
     """One short connection and one request; tried again when the network fails."""
-    for attempt in range(1, NETWORK_TRIES + 1):
-        try:
-            async with open_link(token.address, context, timeout_s=timeout_s, line=line) as link:
-                return await ask(link)
-        except NetworkError:
-            if attempt == NETWORK_TRIES:
-                raise
-            await trio.sleep(0.5 * attempt)
-    raise AssertionError("the loop returns or raises")
+
+    async def once() -> Any:
+        async with open_link(token.address, context, timeout_s=timeout_s, line=line) as link:
+            return await ask(link)
+
+    return await retry(
+        once, Backoff(NETWORK_PAUSE_S), tries=NETWORK_TRIES, transient=only(NetworkError)
+    )

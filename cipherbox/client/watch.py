@@ -23,8 +23,9 @@ from cipherbox.client.outbox.rows import ASIDE
 from cipherbox.client.outbox.sender import OutboxSender
 from cipherbox.client.receiving.handler import Handlers
 from cipherbox.client.receiving.ports import Connected
+from cipherbox.concurrency import Backoff, only, repeat, supervise
 from cipherbox.envelope.ids import message_id
-from cipherbox.errors import CipherBoxError, StoreLocked
+from cipherbox.errors import StoreLocked
 from cipherbox.portable import free_bytes, lock_file
 
 LOCK = "alerts.lock"
@@ -54,15 +55,17 @@ async def watch(client: WatchedClient, lasting: bool, *, pause_s: float = LOOK_S
         config.home,
         lambda text, why: client.events.say(LINE, f"{text}: {why}"),
     )
-    while True:
-        with suppress(StoreLocked):  # another program of this home watches
-            with lock_file(config.home / LOCK, "the alerts of this home"):
-                while True:
-                    # what cannot be read now is read at the next look
-                    with suppress(CipherBoxError, OSError):
-                        await teller.look(await conditions(client))
-                    await trio.sleep(pause_s)
-        await trio.sleep(pause_s)
+
+    async def look() -> None:
+        with suppress(OSError):  # what cannot be read now is read at the next look
+            await teller.look(await conditions(client))
+
+    async def alone() -> None:
+        with lock_file(config.home / LOCK, "the alerts of this home"):
+            await repeat(look, pause_s)
+
+    # another program of this home watches while it holds the lock
+    await supervise(alone, Backoff(pause_s, pause_s), transient=only(StoreLocked))
 
 
 async def conditions(client: WatchedClient) -> list[Alert]:

@@ -24,7 +24,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from cipherbox import __version__
-from cipherbox.concurrency import background
+from cipherbox.concurrency import Flag, background
 from cipherbox.config.proxies import LineSettings
 from cipherbox.envelope.labels import label
 from cipherbox.errors import (
@@ -82,7 +82,7 @@ class Connection:
         self._handler = handler
         self._wire = WireConnection("client")
         self._out: list[bytes] = []
-        self._more = trio.Event()
+        self._more = Flag()
         self._pending: dict[int, Done] = {}
         self._correlation = 0
         self._welcomed = trio.Event()
@@ -208,7 +208,7 @@ class Connection:
         self._put_hello()
         while True:
             await self._more.wait()
-            self._more = trio.Event()
+            self._more.clear()
             while self._out:
                 pieces, self._out = self._out, []
                 await self._send_joined(pieces)

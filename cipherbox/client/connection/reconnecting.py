@@ -11,7 +11,6 @@ Everything else is tried again.
 
 from __future__ import annotations
 
-import random
 import ssl
 import time
 from collections.abc import Callable
@@ -27,6 +26,7 @@ from cipherbox.client.connection.confirm_window import (
 )
 from cipherbox.client.connection.connection import Connection, fresh, open_link
 from cipherbox.client.events import LINE, Events
+from cipherbox.concurrency import Backoff, Signal
 from cipherbox.config.proxies import LineSettings
 from cipherbox.config.settings import ClientConfig
 from cipherbox.errors import (
@@ -45,7 +45,8 @@ from cipherbox.wire import frames
 from cipherbox.wire.codec import DeliveredItem
 
 _SYSTEM_BYTES = 4 * 1024 * 1024  # what a system's socket takes at most
-FIRST_PAUSE_S = 0.1
+FIRST_PAUSE_S = 0.1  # a restart of HQ takes a second or two
+REQUEST_PAUSE_S = 0.4  # before a request that HQ could not take is repeated
 _STEP_S = 0.25
 AWAY_S = 5.0
 GOOD_S = 10.0  # a link that lived so long begins the pauses anew
@@ -54,7 +55,6 @@ GOOD_S = 10.0  # a link that lived so long begins the pauses anew
 NOT_LET_IN = (NetworkError, Revoked, Replaced, tls.NotAccepted)
 # no new connection mends these
 _LASTING = (CredentialsError, VersionMismatch, LogMissing, LogContradiction)
-_chance = random.SystemRandom()
 
 
 class ConnectionObserver:
@@ -130,7 +130,7 @@ class ReconnectingConnection:
         self._settings = settings
         self._subscribers: dict[int, Subscriber] = {}
         self._tag = 0
-        self._changed = trio.Event()
+        self._changed = Signal()
         self._nursery: trio.Nursery | None = None
 
     @classmethod
@@ -159,17 +159,15 @@ class ReconnectingConnection:
         ``observer`` is told of what happens; ``nursery`` runs what it does then.
         """
         self._nursery, self._observer = nursery, observer or self._observer
-        pause = FIRST_PAUSE_S
+        backoff = Backoff(
+            FIRST_PAUSE_S, max(self._pause_max_s, 0.001), jitter=0.5, healthy_s=GOOD_S
+        )
         while self.failure is None:
-            began = trio.current_time()
             error, away_s = await self._one_link()
             if isinstance(error, _LASTING) and not error.retryable:
                 self._fail(error)
                 return
-            if trio.current_time() - began > GOOD_S:
-                pause = FIRST_PAUSE_S
-            wait = max(away_s, _chance.uniform(pause / 2, pause))
-            pause = min(pause * 2, max(self._pause_max_s, 0.001))
+            wait = backoff.next(least_s=away_s)
             self._events.say(LINE, f"{error}; trying again in {wait:.1f} s")
             self.trouble = error
             self._wake()
@@ -234,8 +232,7 @@ class ReconnectingConnection:
         self._wake()
 
     def _wake(self) -> None:
-        self._changed.set()
-        self._changed = trio.Event()
+        self._changed.notify()
 
     def later(self, seconds: float, act: Callable[[], None]) -> None:
         """Calls it after a pause, if the line is still there."""
@@ -288,6 +285,7 @@ class ReconnectingConnection:
         """
         limit = self.timeout_s if timeout_s is None else timeout_s
         last: CipherBoxError = TimedOut(f"HQ did not answer within {limit:g} s")
+        backoff = Backoff(REQUEST_PAUSE_S, jitter=0.5)
         for attempt in range(1, self.tries + 1):
             began = trio.current_time()
             try:
@@ -305,7 +303,7 @@ class ReconnectingConnection:
                     raise
                 last = error
                 if attempt < self.tries and not error.closes:
-                    await trio.sleep(_chance.uniform(0.1, 0.2) * 2**attempt)
+                    await backoff.wait()
         raise last
 
     # -- subscriptions -----------------------------------------------------------------------------

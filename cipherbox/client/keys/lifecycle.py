@@ -48,6 +48,7 @@ from cipherbox.client.home import (
 )
 from cipherbox.client.keys.own import LOCK
 from cipherbox.client.local_database import translated
+from cipherbox.concurrency import Backoff, only, retry
 from cipherbox.envelope.bundle import VERSION, decode_bundle, fingerprint
 from cipherbox.envelope.suites import SUITES
 from cipherbox.errors import (
@@ -73,7 +74,7 @@ LOOK_S = 3600.0
 RETRY_S = 60.0
 # a program that lives so long asks what HQ hands out in its name; others save HQ the question
 LASTING_S = 10.0
-WAIT_S = 5.0
+WAIT_S, LOCK_LOOK_S = 5.0, 0.1
 _DAY_MS = 24 * 3600 * 1000
 OLD_KEY_DAYS = pki.OFFLINE_CRL_DAYS + LIMITS.watermark_ms // _DAY_MS + 1
 
@@ -371,17 +372,19 @@ class KeyLifecycle:
         steps are short.
         """
         self._local_key()
-        path, until = self._home.path / LOCK, trio.current_time() + WAIT_S
+        path = self._home.path / LOCK
         async with self._turn:
             with ExitStack() as stack:
-                while True:
-                    try:
-                        stack.enter_context(lock_file(path, f"the keys of {self._home.path}"))
-                        break
-                    except StoreLocked:
-                        if trio.current_time() >= until:
-                            raise
-                    await trio.sleep(0.1)
+
+                async def enter() -> None:
+                    stack.enter_context(lock_file(path, f"the keys of {self._home.path}"))
+
+                await retry(
+                    enter,
+                    Backoff(LOCK_LOOK_S, LOCK_LOOK_S),
+                    tries=round(WAIT_S / LOCK_LOOK_S),
+                    transient=only(StoreLocked),
+                )
                 yield
 
     def _say_once(self, text: str) -> None:

@@ -35,6 +35,7 @@ from cipherbox.client.log.heads import Head, Heads, first_wrong, is_gone, stoppe
 from cipherbox.client.log.ports import Asks, Over, ShownLog
 from cipherbox.client.log.quorum import Quorum
 from cipherbox.client.log.restores import Ended, ended_origins, left_of
+from cipherbox.concurrency import Flag
 from cipherbox.envelope import transparency_log as log
 from cipherbox.envelope.bundle import decode_bundle
 from cipherbox.envelope.checkpoint import Checkpoint, verify_checkpoint
@@ -73,7 +74,7 @@ class LogProofVerifier:
         self._pins, self._events, self.quorum = pins, events, quorum
         self.heads = Heads(home)
         self._key = pins.log_key()
-        self._work = trio.Event()
+        self._work = Flag()
         self._newest = self.heads.newest()
         self._ended = self.heads.ended()
         self._met: dict[object, Head] = {}  # what HQ still has to prove
@@ -81,7 +82,6 @@ class LogProofVerifier:
             self._meet(head)
         self.bundle_proofs = BundleProofs()
         self._link: ShownLog | None = None
-        self.checked = trio.Event()  # replaced after each round
         self._contradiction: str | None = None
 
     @classmethod
@@ -227,7 +227,7 @@ class LogProofVerifier:
         link, since = self._link, trio.current_time()
         while True:
             if not self._met:
-                self._work = trio.Event()
+                self._work.clear()
                 with trio.move_on_after(COVER_S if self.quorum.demanded else float("inf")):
                     await self._work.wait()
                 link, since = self._link, trio.current_time()
@@ -323,8 +323,6 @@ class LogProofVerifier:
         if met:
             self.heads.settle(head for _, head in met)
         self._newest, self._ended = self.heads.newest(), self.heads.ended()
-        self.checked.set()
-        self.checked = trio.Event()
         return newest.checkpoint
 
     async def _check_part(

@@ -14,11 +14,11 @@ from collections.abc import Callable
 from contextlib import suppress
 
 import nacl.signing
-import trio
 
 from cipherbox.client.client import Client
 from cipherbox.client.home import Home
 from cipherbox.client.log.heads import Head
+from cipherbox.concurrency import repeat
 from cipherbox.envelope.checkpoint import (
     COSIGNATURE,
     Note,
@@ -28,7 +28,7 @@ from cipherbox.envelope.checkpoint import (
     verify_checkpoint,
 )
 from cipherbox.envelope.merkle_tree import is_consistent, split_hashes
-from cipherbox.errors import CipherBoxError, LogContradiction, LogUnproven
+from cipherbox.errors import LogContradiction, LogUnproven
 from cipherbox.portable import read_private, write_private
 from cipherbox.wire import frames
 
@@ -67,18 +67,17 @@ class Witness:
         """Cosigns every new head, until cancelled; LogContradiction when HQ shows one that must
         not be signed.
         """
-        while True:
-            try:
-                head = await self.once()
-            except LogContradiction:
-                raise
-            except CipherBoxError as error:
-                if not error.retryable:
-                    raise
-            else:
-                if head is not None:
-                    cosigned(head)
-            await trio.sleep(EVERY_S)
+
+        async def cosign() -> None:
+            head = await self.once()
+            if head is not None:
+                cosigned(head)
+
+        await repeat(
+            cosign,
+            EVERY_S,
+            transient=lambda error: error.retryable and not isinstance(error, LogContradiction),
+        )
 
     async def once(self) -> Head | None:
         """Looks at HQ's newest head, cosigns it and hands it over; None if it is the one of last

@@ -35,6 +35,7 @@ from cipherbox.client.outbox.rows import Confirmed, Proven, Refused, Row
 from cipherbox.client.publishing.routes import is_mailbox
 from cipherbox.client.sessions.sending_chains import Turned
 from cipherbox.client.sessions.sessions import Sessions
+from cipherbox.concurrency import Flag, Signal
 from cipherbox.envelope.layout import split
 from cipherbox.envelope.prefix import VERSION, version_of
 from cipherbox.errors import (
@@ -86,9 +87,7 @@ class OutboxSender(Resealing):
         self._steps: list[_Step] = []
         self._turn = trio.Lock()  # the outbox takes one call at a time
         self._one_at_a_time = trio.Lock()  # is sealed again
-        self._work = trio.Event()
-        self._look = trio.Event()
-        self._written = trio.Event()
+        self._work, self._look, self._written = Flag(), Flag(), Signal()
         # HQ's history was looked at: nothing it may have lost counts as confirmed
         self.compared = trio.Event()
         self.opened_ms = clock.now_ms()
@@ -156,9 +155,7 @@ class OutboxSender(Resealing):
         self.compared.set()
 
     async def _compare(self, history: bytes) -> None:
-        waiting = self._work
         await self._write()  # what the old one confirmed is in the outbox before it is doubted
-        waiting.set()  # the writing task may wait for the event that was replaced
         count = await self.store(self.outbox.rewound, history)
         if count:
             news = (
@@ -191,11 +188,11 @@ class OutboxSender(Resealing):
 
     async def _until_fresh(self) -> None:
         while not self._fresh and not self._steps:
-            self._work = trio.Event()
+            self._work.clear()
             await self._work.wait()
 
     async def _write(self) -> None:
-        self._work = trio.Event()
+        self._work.clear()
         fresh, self._fresh = self._fresh, []
         confirmed, self._confirmed = self._confirmed, []
         refused, self._refused = self._refused, []
@@ -226,8 +223,7 @@ class OutboxSender(Resealing):
             return
         finally:
             self._fresh_bytes -= sum(len(item.raw) for item in fresh)
-            self._written.set()
-            self._written = trio.Event()
+            self._written.notify()
         for one in batch:
             if any(step.session_id in moved for step in _turned(one)):
                 self._unkept(one, SessionMoved())
@@ -269,6 +265,7 @@ class OutboxSender(Resealing):
         """Sends what was left behind, then looks now and then for more of it."""
         before = self.opened_ms
         while True:
+            self._look.clear()
             with suppress(CipherBoxError):  # the line has failed for good: what waits, waits
                 await self._left_behind(before)
             behind, self._behind = self._behind, None
@@ -276,7 +273,6 @@ class OutboxSender(Resealing):
                 self._send(item)
             if behind is not None:
                 self._window.tell_room()
-            self._look = trio.Event()
             with trio.move_on_after(LOOK_S):
                 await self._look.wait()
             now = clock.now_ms()

@@ -27,7 +27,7 @@ from cipherbox.client.publishing.parts import Entry, Manifest, manifest_message,
 from cipherbox.client.publishing.publish import Confirmation
 from cipherbox.client.publishing.sealer import ResolvedRoute
 from cipherbox.client.publishing.sources import Source, open_source
-from cipherbox.concurrency import background
+from cipherbox.concurrency import Signal, background
 from cipherbox.envelope.stanza_types import StanzaType
 from cipherbox.errors import (
     CipherBoxError,
@@ -75,7 +75,7 @@ class FileSender:
         self._done_bytes = 0
         self._hashes: dict[int, bytes] = {}
         self._failure: CipherBoxError | None = None
-        self._changed = trio.Event()
+        self._changed = Signal()
 
     async def run(self) -> Confirmation:
         """Until HQ has every part and the manifest; the manifest's confirmation.
@@ -284,8 +284,7 @@ class FileSender:
             self._on_progress(self._transfer, self._done_bytes)
 
     def _wake(self) -> None:
-        self._changed.set()
-        self._changed = trio.Event()
+        self._changed.notify()
 
 
 @checked

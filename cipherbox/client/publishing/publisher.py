@@ -25,6 +25,7 @@ from cipherbox.client.options import PublishOptions
 from cipherbox.client.outbox.sender import OutboxSender
 from cipherbox.client.publishing.sealer import ResolvedRoute, Sealer
 from cipherbox.client.publishing.splitting import Content, as_messages, cost, room_for
+from cipherbox.concurrency import Signal
 from cipherbox.errors import (
     Busy,
     CipherBoxError,
@@ -129,7 +130,7 @@ class Publisher:
         self._rerouting: list[tuple[Batch, PendingPublish | None]] = []  # and what HQ did not take
         self._open = 0  # partly filled and unconfirmed
         self._failure: CipherBoxError | None = None
-        self._changed = trio.Event()
+        self._changed = Signal()
 
     @property
     def unconfirmed(self) -> int:
@@ -350,8 +351,7 @@ class Publisher:
             self._refreshing = False
 
     def _wake(self) -> None:
-        self._changed.set()
-        self._changed = trio.Event()
+        self._changed.notify()
 
     async def _wait(self, done: Callable[[], bool]) -> None:
         await trio.lowlevel.checkpoint()
@@ -368,7 +368,7 @@ class Publisher:
                     f"HQ confirmed nothing within {line.tries} tries of {line.timeout_s:g} "
                     f"s{reason}; {self.unconfirmed} messages wait"
                 )
-            await patience.wait(self._changed)
+            await patience.wait(self._changed.next())
 
 
 def check_publisher(address: PublishOptions) -> PublishOptions:

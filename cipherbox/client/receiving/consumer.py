@@ -24,6 +24,7 @@ from cipherbox.client.events import RECEIVER
 from cipherbox.client.receiving.delivery import Delivery
 from cipherbox.client.receiving.faults import Fault, fault_of, refusal
 from cipherbox.client.receiving.opening import Opener
+from cipherbox.concurrency import Signal
 from cipherbox.errors import CipherBoxError, GoingAway, TimedOut
 from cipherbox.limits import LIMITS
 from cipherbox.wire import frames
@@ -55,7 +56,7 @@ class Consumer:
         self._failure: CipherBoxError | None = None
         # why HQ did not take the newest subscription, for now
         self._trouble: CipherBoxError | None = None
-        self._changed = trio.Event()
+        self._changed = Signal()
         self._link: Connection | None = None
         self.started = trio.Event()
 
@@ -225,5 +226,4 @@ class Consumer:
                     pass  # the end of the connection ends the subscription as well
 
     def _wake(self) -> None:
-        self._changed.set()
-        self._changed = trio.Event()
+        self._changed.notify()

@@ -7,12 +7,13 @@ twice; of several programs of one home each retries until HQ has what the file s
 
 from __future__ import annotations
 
-import trio
+from contextlib import suppress
 
 from cipherbox.client.connection.connection import Connection
 from cipherbox.client.events import LINE
 from cipherbox.client.receiving.contacts import Contacts
 from cipherbox.client.receiving.ports import Connected
+from cipherbox.concurrency import repeat
 from cipherbox.contact_lists import ContactLists
 from cipherbox.errors import CipherBoxError, CredentialsError, NetworkError
 from cipherbox.limits import LIMITS
@@ -61,16 +62,23 @@ class ContactsUploader:
 async def keep_uploaded(client: Connected) -> None:
     """Upload the lists after each connection and each change, until the connection fails."""
     uploader, reported = ContactsUploader(client), ""
-    while client.line.failure is None:
-        try:
-            await client.line.ready()
-            if await uploader.upload():
-                client.events.say(LINE, "HQ knows whom mail is taken from")
-            reported = ""
-        except CipherBoxError as error:
-            # The inbox applies the file regardless. Network and credential errors are reported by
-            # the connection itself.
-            if str(error) != reported and not isinstance(error, NetworkError | CredentialsError):
-                reported = str(error)
-                client.events.say(LINE, f"HQ was not told whom mail is taken from: {error}")
-        await trio.sleep(LOOK_S)
+
+    async def upload() -> None:
+        nonlocal reported
+        await client.line.ready()
+        if await uploader.upload():
+            client.events.say(LINE, "HQ knows whom mail is taken from")
+        reported = ""
+
+    def failed(error: CipherBoxError, pause_s: float) -> None:
+        nonlocal reported
+        # The inbox applies the file regardless. Network and credential errors are reported by the
+        # connection itself.
+        if str(error) != reported and not isinstance(error, NetworkError | CredentialsError):
+            reported = str(error)
+            client.events.say(LINE, f"HQ was not told whom mail is taken from: {error}")
+
+    with suppress(CipherBoxError):  # the connection failed permanently, and said so
+        await repeat(
+            upload, LOOK_S, transient=lambda _: client.line.failure is None, on_failure=failed
+        )

@@ -27,6 +27,7 @@ from cipherbox.client.events import RECEIVER, Events
 from cipherbox.client.keys.directory import Directory
 from cipherbox.client.receiving.delivery import Delivery
 from cipherbox.client.receiving.faults import Fault, fault_of
+from cipherbox.concurrency import Backoff
 from cipherbox.envelope.bundle import KeyBundle
 from cipherbox.errors import BundleUnknown, CipherBoxError, SenderNotValid, Throttled
 
@@ -112,7 +113,7 @@ class Lookups:
     # -- inside ------------------------------------------------------------------------------------
 
     async def _run(self) -> None:
-        pause = _PAUSE_S
+        backoff = Backoff(_PAUSE_S, _PAUSE_MAX_S)
         try:
             while self._parked:
                 if wait_s := self._all.take():
@@ -134,10 +135,9 @@ class Lookups:
                     self._events.say(
                         RECEIVER, f"Keys of senders cannot be looked up now: {error}; asking again"
                     )
-                    await trio.sleep(pause)
-                    pause = min(pause * 2, _PAUSE_MAX_S)
+                    await backoff.wait()
                     continue
-                pause = _PAUSE_S
+                backoff.reset()
                 self._tell(wanted, found)
         finally:
             self._running = False

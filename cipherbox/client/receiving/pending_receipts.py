@@ -29,6 +29,7 @@ from cipherbox.client.options import PublishOptions
 from cipherbox.client.receiving.opening import NEVER
 from cipherbox.client.receiving.receipts import MENDED
 from cipherbox.client.sessions.sessions import STEP_TYPE
+from cipherbox.concurrency import Flag
 from cipherbox.envelope.group import TYPE, USE, Unsigned
 from cipherbox.envelope.outcomes import Outcome
 from cipherbox.envelope.receipt import NO_COMMITMENT, Leaf
@@ -64,8 +65,7 @@ class PendingReceipts:
         self._client = client
         self._path = client.home.path / DATABASE
         self._db = open_database(self._path, STEPS, OLDEST)
-        self._news = trio.Event()
-        self._idle = trio.Event()
+        self._news, self._idle = Flag(), Flag()
         # senders with trouble: not before, and the pause
         self._later: dict[str, tuple[float, float]] = {}
         self.signed = 0  # envelopes signed for
@@ -75,7 +75,7 @@ class PendingReceipts:
 
     def notify(self) -> None:
         """Something was recorded."""
-        self._idle = trio.Event()
+        self._idle.clear()
         self._news.set()
 
     def refuse(self, refused: Sequence[tuple[Delivery, Outcome, str]]) -> None:
@@ -128,7 +128,7 @@ class PendingReceipts:
         again; a sender whose receipts meet trouble waits by itself.
         """
         while True:
-            self._news = trio.Event()
+            self._news.clear()
             now = trio.current_time()
             self._later = {
                 name: found

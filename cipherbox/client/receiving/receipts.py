@@ -25,6 +25,7 @@ from cipherbox.client.receiving.consumer import Consumer
 from cipherbox.client.receiving.delivery import Delivery
 from cipherbox.client.receiving.faults import Fault, fault_of, refusal
 from cipherbox.client.sessions.sessions import STEP_TYPE
+from cipherbox.concurrency import Backoff, Flag, Signal, any_error, supervise
 from cipherbox.envelope.group import TYPE, Group, decode_group, verify_group
 from cipherbox.envelope.ids import message_id
 from cipherbox.envelope.outcomes import Outcome, outcome_words
@@ -48,10 +49,9 @@ class ReceiptConsumer:
 
     def __init__(self, client: ReceiptSource) -> None:
         self._client = client
-        self.taken = trio.Event()  # replaced at each news
+        self.taken = Signal()  # receipts were taken in
         self._began = trio.Event()
-        self._idle = trio.Event()
-        self._idle.set()
+        self._idle = Flag(is_set=True)
         self._consumer: Consumer | None = None
 
     async def settle(self) -> None:
@@ -75,13 +75,14 @@ class ReceiptConsumer:
 
     async def run(self) -> None:
         """Until cancelled; errors end here, and what could not be taken comes again."""
-        while True:
-            try:
-                await self._consume()
-            except CipherBoxError:
-                self._consumer = None
-                self._idle.set()
-                await trio.sleep(_PAUSE_S)
+
+        def failed(error: CipherBoxError, pause_s: float) -> None:
+            self._consumer = None
+            self._idle.set()
+
+        await supervise(
+            self._consume, Backoff(_PAUSE_S, _PAUSE_S), transient=any_error, on_failure=failed
+        )
 
     async def _consume(self) -> None:
         client = self._client
@@ -93,7 +94,7 @@ class ReceiptConsumer:
             while True:
                 done = []
                 batch = await consumer.batch(64)
-                self._idle = trio.Event()
+                self._idle.clear()
                 client.opener.expect(batch)
                 for delivery in batch:
                     if await self._take(delivery):
@@ -158,8 +159,7 @@ class ReceiptConsumer:
         if not news:
             return
         self._say(news)
-        self.taken.set()
-        self.taken = trio.Event()
+        self.taken.notify()
         for one in news:
             if one.outcome in MENDED and one.generation < MOST_GENERATIONS:
                 await self._mend(one)

@@ -18,6 +18,7 @@ import trio
 
 from cipherbox.client.events import RECEIVER, Events
 from cipherbox.client.receiving.delivery import Delivery
+from cipherbox.concurrency import Flag, Signal
 from cipherbox.errors import CipherBoxError
 
 OF_SENDER = 256  # of one sender, waiting
@@ -44,9 +45,9 @@ class Refusals:
         self._due: list[_Due] = []
         self._waiting: Counter[str] = Counter()
         self._number = 0
-        self._news = trio.Event()
+        self._news = Flag()
         self._under_way = 0
-        self._idle = trio.Event()
+        self._idle = Signal()
         self._running = False
 
     def put(
@@ -90,7 +91,7 @@ class Refusals:
     async def _run(self) -> None:
         try:
             while True:
-                self._news = trio.Event()
+                self._news.clear()
                 now = trio.current_time()
                 ready: list[_Due] = []
                 while self._due and self._due[0].at <= now and len(ready) < AT_ONCE:
@@ -102,8 +103,7 @@ class Refusals:
                             nursery.start_soon(self._tell, one)
                     self._under_way = 0
                     continue
-                self._idle.set()
-                self._idle = trio.Event()
+                self._idle.notify()
                 with trio.move_on_at(self._due[0].at if self._due else float("inf")):
                     await self._news.wait()
         finally:
