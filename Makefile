@@ -14,7 +14,7 @@ MINUTES ?= 10
 
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test check fix generate pyz wheel everywhere bench sim soak fuzz clean lock
+.PHONY: help demo test check fix generate coverage mutate pyz wheel everywhere bench sim soak fuzz clean lock
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 
@@ -32,7 +32,7 @@ check: $(STAMP) ## Check style, types and the rules of tests/test_layers.py
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
-	$(RUN) -m mypy packaging/build.py packaging/lock.py packaging/platforms.py
+	$(RUN) -m mypy packaging/build.py packaging/lock.py packaging/platforms.py packaging/sbom.py
 	$(RUN) -m pytest tests/test_layers.py
 
 fix: $(STAMP) ## Format the code and fix what ruff can
@@ -42,10 +42,19 @@ fix: $(STAMP) ## Format the code and fix what ruff can
 generate: $(STAMP) ## Write manual pages, package maps and golden files (GOLDEN=envelopes: random ones)
 	$(RUN) -m tests.generate $(GOLDEN)
 
+coverage: $(STAMP) $(PYZ) ## Run all tests and print the branches they reach; TESTS=tests/wire for some
+	@rm -f .coverage .coverage.*
+	$(RUN) -m coverage run -m pytest -n $(JOBS) $(TESTS)
+	@$(RUN) -m coverage combine --quiet
+	$(RUN) -m coverage report
+
+mutate: $(STAMP) ## Change the code for MINUTES=10 and list what no test notices; MODULES=envelope.ids
+	$(RUN) -m tests.mutate --minutes $(MINUTES) $(MODULES)
+
 pyz: $(PYZ) ## Build dist/cipherbox.pyz: one file, for this system and Python
 
-wheel: $(STAMP) ## Build a wheel for pip, pipx and programs of your own
-	$(RUN) -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
+wheel: $(STAMP) ## Build a wheel for pip, pipx and programs of your own, and a source archive
+	$(RUN) -m build --no-isolation --outdir dist .
 
 everywhere: $(STAMP) ## Build dist/cipherbox-everywhere.pyz, for every system and Python
 	$(RUN) packaging/build.py --platform all dist/cipherbox-everywhere.pyz
@@ -68,6 +77,7 @@ lock: $(STAMP) ## Pin newer versions; review the difference before you commit it
 
 clean: ## Remove what the others made
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -f .coverage .coverage.*
 	find cipherbox tests packaging -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(STAMP): packaging/requirements-dev.txt pyproject.toml
@@ -77,5 +87,5 @@ $(STAMP): packaging/requirements-dev.txt pyproject.toml
 	$(RUN) -m pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
-$(PYZ): $(STAMP) packaging/build.py packaging/platforms.py packaging/requirements.txt systemd/* $(SOURCES)
+$(PYZ): $(STAMP) packaging/build.py packaging/platforms.py packaging/sbom.py packaging/requirements.txt systemd/* $(SOURCES)
 	$(RUN) packaging/build.py $@

@@ -1,4 +1,4 @@
-"""Builds dist/cipherbox.pyz: CipherBox and everything it needs beside Python, in one file.
+"""Build dist/cipherbox.pyz: CipherBox and everything it needs beside Python, in one file.
 
     make pyz                                         for this machine and this Python; quick
     python packaging/build.py --platform all [FILE]  for every machine and Python in platforms.py
@@ -9,6 +9,8 @@ platform by its tag and checks it against the pinned hashes, what differs betwee
 left out, and the archive is written in sorted order with one fixed time and plain modes.  Of the
 compiled parts for Linux the debugging information is left out, half of the file: what the system
 loads of them is the wheel's, byte for byte.
+
+Beside the file lies what it is made of, as an SBOM: `cipherbox.pyz` and `cipherbox.pyz.cdx.json`.
 """
 
 from __future__ import annotations
@@ -29,7 +31,9 @@ PROJECT = HERE.parent
 sys.path[:0] = [str(HERE), str(PROJECT)]
 
 from platforms import PYTHONS, SYSTEMS, TAGS  # noqa: E402
+from sbom import sbom  # noqa: E402
 
+from cipherbox import __version__  # noqa: E402
 from cipherbox.ops.unpack import ANY, BUILD_NAME, NATIVE, SITE, platform_name  # noqa: E402
 
 LARGEST = 60_000_000
@@ -47,6 +51,9 @@ NOTES = frozenset(
 )
 UNNEEDED = re.compile(
     r"trio/_tests/|zstandard/_cffi\.|.*\.pyi$|.*\.(c|h|pxd|pyx)$|[^/]+(\.data|\.dist-info/sboms)/"
+    # rich asks Pygments for the colours of source code, which CipherBox never shows: no lexers,
+    # formatters or styles, but what their packages hold themselves
+    r"|pygments/(lexers|formatters|styles)/(?!(__init__|_mapping)\.py$)"
 )
 Target = tuple[str, str]  # platform and Python: ("linux-x86_64", "cp311")
 Contents = dict[str, bytes]  # path -> bytes
@@ -171,7 +178,7 @@ def arranged(parts: dict[Target, Contents]) -> Contents:
 
 
 def build(target: Path, targets: list[Target] | None = None) -> str:
-    """Builds ``target`` and returns its SHA-256 in hexadecimal."""
+    """Build ``target`` and its SBOM; return the SHA-256 of ``target`` in hexadecimal."""
     target.parent.mkdir(parents=True, exist_ok=True)
     targets = targets or [(platform_name(), f"cp{sys.version_info[0]}{sys.version_info[1]}")]
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
@@ -186,6 +193,8 @@ def build(target: Path, targets: list[Target] | None = None) -> str:
             raise SystemExit(
                 f"{size:.1f} MB are more than {LARGEST / 1e6:.0f}: name fewer platforms"
             )
+        bill = sbom(final, __version__, [wheel for some in wheels for wheel in some])
+        target.with_name(f"{target.name}.cdx.json").write_text(bill, "utf-8")
         final.replace(target)
     return hashlib.sha256(target.read_bytes()).hexdigest()
 

@@ -4,6 +4,7 @@ not used.
 
 import re
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -70,6 +71,20 @@ def test_requirements_are_pinned_and_hashed() -> None:
         pinned = {re.match(r"([a-z0-9-]+)==[\w.]+", entry)[1] for entry in entries}  # type: ignore[index]
         assert pinned >= wanted, file
         assert all("--hash=sha256:" in entry for entry in entries), file
+
+
+def test_the_manual_needs_nothing_of_pygments_that_the_built_file_lacks() -> None:
+    program = (
+        "import sys\nfrom cipherbox.cli.manual import manual_pages\n"
+        "from cipherbox.cli.page_layout import laid_out\n"
+        "for page in manual_pages().values(): laid_out(page)\n"
+        "print(*(n for n in sys.modules if n.startswith('pygments.')))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120
+    )
+    loaded = {name for name in done.stdout.split() if name.count(".") == 2}
+    assert {name for name in loaded if name.rpartition(".")[2] != "_mapping"} == set()
 
 
 def test_every_line_of_the_unit_is_explained() -> None:

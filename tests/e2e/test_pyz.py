@@ -1,7 +1,9 @@
 """The one file: it builds twice to the same bytes, starts on its own, and plays the demo."""
 
+import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -27,7 +29,26 @@ def run(
 
 def test_two_builds_give_the_same_bytes(pyz: Path, tmp_path: Path) -> None:
     builder().build(tmp_path / "elsewhere" / "cipherbox.pyz")
-    assert (tmp_path / "elsewhere" / "cipherbox.pyz").read_bytes() == pyz.read_bytes()
+    for name in (pyz.name, f"{pyz.name}.cdx.json"):
+        assert (tmp_path / "elsewhere" / name).read_bytes() == pyz.with_name(name).read_bytes()
+
+
+def test_the_bill_of_materials_names_what_is_in_it(pyz: Path) -> None:
+    """Every package pinned for this system, the wheels, and what the wheels are made of."""
+    bill = json.loads(pyz.with_name(f"{pyz.name}.cdx.json").read_text("utf-8"))
+    own = bill["metadata"]["component"]
+    assert own["hashes"][0]["content"] == hashlib.sha256(pyz.read_bytes()).hexdigest()
+    pinned = builder().requirements(sys.platform)
+    found = {f"{one['name']}=={one['version']}" for one in bill["components"]}
+    assert found == set(re.findall(r"^([a-z0-9-]+==[\w.]+)", pinned, re.MULTILINE))
+    for one in bill["components"]:
+        [wheel] = [part for part in one["components"] if part["type"] == "file"]
+        assert f"sha256:{wheel['hashes'][0]['content']}" in pinned
+    inside = {part["name"] for one in bill["components"] for part in one["components"]}
+    assert "openssl" in inside
+    refs = {one["bom-ref"] for one in bill["components"]} | {"cipherbox"}
+    for row in bill["dependencies"]:
+        assert {row["ref"], *row["dependsOn"]} <= refs
 
 
 def test_it_holds_the_product_and_nothing_of_this_machine(pyz: Path) -> None:

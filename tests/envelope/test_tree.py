@@ -175,3 +175,7 @@ def test_what_lies_outside_is_refused() -> None:
         with pytest.raises(CipherBoxError):
             call()
     assert not tree.is_consistent(8, bytes(32), 7, bytes(32), ())
+
+
+def test_the_root_of_a_tree_without_leaves_is_the_hash_of_nothing() -> None:
+    assert tree.root_at(0, lambda ranges: []) == hashlib.sha256(b"").digest()

@@ -1,0 +1,89 @@
+"""`make mutate [MINUTES=10] [MODULES="envelope.ids wire"]`: change the code, and see who notices.
+
+mutmut changes one operator, constant or argument at a time in a copy of the tree and runs the tests
+that reach it.  A change after which every test still passes has survived: a test is missing, or the
+change means the same.  Survivors are printed as differences.  Without MODULES the four layers that
+compute are taken: broker, envelope, sealing, wire; what was tried before is not tried again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib.util
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+COPY = ROOT / "build" / "mutate"
+LAYERS = ("broker", "envelope", "sealing", "wire")
+COPIED = ("cipherbox", "tests", "packaging", "systemd", "pyproject.toml")
+ENDS_S = 20  # for mutmut to write down what it knows
+
+
+def prepare(modules: list[str]) -> None:
+    """Copy the tree and tell mutmut what to change and which tests to run."""
+    COPY.mkdir(parents=True, exist_ok=True)
+    for name in COPIED:
+        if (ROOT / name).is_dir():
+            shutil.rmtree(COPY / name, ignore_errors=True)
+            shutil.copytree(ROOT / name, COPY / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy2(ROOT / name, COPY / name)
+    paths = [f"cipherbox/{module.replace('.', '/')}" for module in modules]
+    only = [f"{path}/*" if (ROOT / path).is_dir() else f"{path}.py" for path in paths]
+    tests = sorted({f"tests/{module.split('.')[0]}" for module in modules})
+    with (COPY / "pyproject.toml").open("a", encoding="utf-8") as file:
+        file.write(
+            '\n[tool.mutmut]\nsource_paths = ["cipherbox"]\nalso_copy = ["packaging", "systemd"]\n'
+            "do_not_mutate_patterns = ['^ *raise ', '^ *f?\"']\n"  # texts of errors
+            'pytest_add_cli_args = ["-p", "no:randomly"]\n'
+            f"only_mutate = {only}\npytest_add_cli_args_test_selection = {tests}\n"
+        )
+
+
+def mutmut(*arguments: str, seconds: float | None = None) -> str:
+    """Run mutmut in the copy; return its output, or with a time limit let it print."""
+    command = [sys.executable, "-m", "mutmut", *arguments]
+    if seconds is None:
+        return subprocess.run(command, cwd=COPY, capture_output=True, text=True, check=True).stdout
+    with subprocess.Popen(command, cwd=COPY) as process:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(seconds)
+        if process.poll() is None:
+            process.send_signal(signal.SIGINT)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(ENDS_S)
+            process.kill()
+    return ""
+
+
+def survivors() -> list[str]:
+    """Return the names of the changes that no test noticed."""
+    rows = (line.strip().rpartition(": ") for line in mutmut("results").splitlines())
+    return [name for name, _, verdict in rows if verdict == "survived"]
+
+
+def main() -> None:
+    """Change, test, and print what survived."""
+    options = argparse.ArgumentParser(description="Mutation tests of the layers that compute.")
+    options.add_argument("--minutes", type=float, default=10)
+    options.add_argument(
+        "modules", nargs="*", default=LAYERS, help="for example: envelope.ids wire"
+    )
+    chosen = options.parse_args()
+    if importlib.util.find_spec("mutmut") is None:
+        raise SystemExit("mutmut is not installed; run: .venv/bin/pip install mutmut")
+    prepare(list(chosen.modules))
+    mutmut("run", seconds=chosen.minutes * 60)
+    found = survivors()
+    for name in found:
+        print(mutmut("show", name))
+    print(f"{len(found)} survived")
+
+
+if __name__ == "__main__":
+    main()
