@@ -1,7 +1,7 @@
 """Consumers and what they do: credit, deliveries, fetch, ack, nack, resend.
 
 Deliveries go round robin over the consumers of a queue that have credit.  The counter of deliveries
-rises when an entry is handed out; one that was delivered as often as the limit allows and waits
+rises when an entry is delivered; one that was delivered as often as the limit allows and waits
 again becomes a dead letter, as does one whose time is over.  An ack counts from any connection of
 any reader, before or after a restart: it names (queue, seq).  What an ack costs is bounded by what
 is unacknowledged, never by the numbers it names.
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from cipherbox.broker import model as m
 from cipherbox.broker.dead_letters import bury
-from cipherbox.broker.model import Acked, Done, Entry, Facts, FetchedEntries, Handed, Mark
+from cipherbox.broker.model import Acked, Delivery, Done, Entry, Facts, FetchedEntries, Mark
 from cipherbox.broker.queues import Consumer, Out, Queue
 from cipherbox.broker.rights import no_queue
 from cipherbox.broker.state import BrokerState
@@ -131,7 +131,7 @@ def _too_often(entry: Entry) -> str:
     return f"delivered {entry.attempts} times without an acknowledgement"
 
 
-# -- handing out -----------------------------------------------------------------------------------
+# -- delivering ------------------------------------------------------------------------------------
 
 
 def dispatch(state: BrokerState, queue: Queue) -> None:
@@ -147,7 +147,7 @@ def dispatch(state: BrokerState, queue: Queue) -> None:
         else:
             idle = 0
             room = 1 if len(consumers) > 1 else consumer.envelopes
-            taken, size = _hand(
+            taken, size = _take_ready(
                 state,
                 queue,
                 consumer.connection,
@@ -163,14 +163,14 @@ def dispatch(state: BrokerState, queue: Queue) -> None:
                 batches[key] += taken
             elif taken:
                 batches[key] = taken
-                state.effects.handed.append(
-                    Handed(consumer.connection, consumer.tag, queue.name, taken)
+                state.effects.deliveries.append(
+                    Delivery(consumer.connection, consumer.tag, queue.name, taken)
                 )
         consumers.rotate(-1)
     want_page(state, queue)
 
 
-def _hand(
+def _take_ready(
     state: BrokerState, queue: Queue, connection: int, tag: int, client: str, room: int, window: int
 ) -> tuple[list[Entry], int]:
     """Takes entries within ``room`` and ``window`` bytes, which the last one may pass; the
@@ -235,7 +235,7 @@ def fetch(state: BrokerState, c: m.Fetch) -> FetchedEntries:
     queue = readable(state, c.client, c.queue)
     limits = state.limits
     room, window = min(c.envelopes, limits.credit_envelopes), min(c.size, limits.credit_bytes)
-    taken, _ = _hand(state, queue, c.connection, 0, c.client, room, window)
+    taken, _ = _take_ready(state, queue, c.connection, 0, c.client, room, window)
     if taken:
         state.fetchers.setdefault(c.connection, set()).add(queue.name)
     want_page(state, queue)

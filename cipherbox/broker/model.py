@@ -640,8 +640,8 @@ class FetchedEntries(NamedTuple):
 Answer = Confirmed | Failed | Done | Acked | Routed | Listed | FetchedEntries
 
 
-class Handed(NamedTuple):
-    """Entries handed to one consumer in this batch."""
+class Delivery(NamedTuple):
+    """Entries delivered to one consumer in this batch."""
 
     connection: int
     tag: int
@@ -655,7 +655,7 @@ class Effects:
 
     changes: Changes = attrs.Factory(Changes)
     answers: dict[int, list[Answer]] = attrs.Factory(dict)  # connection -> in order
-    handed: list[Handed] = attrs.Factory(list)
+    deliveries: list[Delivery] = attrs.Factory(list)
     closed: dict[int, CipherBoxError] = attrs.Factory(dict)  # connections to end (revoked)
     # (queue, after seq): to bring as facts next time
     pages: list[tuple[str, int]] = attrs.Factory(list)

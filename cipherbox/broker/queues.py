@@ -100,7 +100,7 @@ class Queue:
         self.senders: set[str] = set()  # whose `used` changed
         self.fresh: list[int] = []  # envelope numbers of the entries that came, in order
         self.fresh_from = _NONE  # seq of the first of them
-        self.fresh_to: dict[int, str] = {}  # seq of those handed out already, and to whom
+        self.fresh_to: dict[int, str] = {}  # seq of those delivered already, and to whom
 
     def load(self, head: list[Entry], complete: bool) -> None:
         """The head as the store gave it; ``complete``: nothing waits behind it."""
@@ -151,10 +151,10 @@ class Queue:
 
     def new_entries(self, now: int) -> list[NewEntry]:
         """What came in this batch, for the store."""
-        handed = self.fresh_to.get
+        delivered_to = self.fresh_to.get
         rows = []
         for seq, number in enumerate(self.fresh, self.fresh_from):
-            client = handed(seq)
+            client = delivered_to(seq)
             rows.append(
                 NewEntry(self.name, seq, number, 0 if client is None else now, client or "")
             )

@@ -1,10 +1,10 @@
 """The bytes of envelopes between commit and delivery: a bounded cache, and the store behind it.
 
-Consumers that keep up cost no read: what was handed to one when it was committed stays in memory
-until it is gone, and what was not handed stays while there is plenty of room.  Everything else is
-read back just before it is sent, so what waits for a slow consumer is a list of numbers and not its
-bytes.  Making room for the new by dropping the old would serve nobody who lags: such a consumer
-wants the oldest next.  The store checks each body against its hash; one that is damaged becomes a
+Consumers that keep up cost no read: what was delivered when it was committed stays in memory
+until it is gone, and what was not stays while there is plenty of room. Everything else is read
+back just before it is sent, so what waits for a slow consumer is a list of numbers and not its
+bytes. Making room for the new by dropping the old would serve nobody who lags: such a consumer
+wants the oldest next. The store checks each body against its hash; one that is damaged becomes a
 dead letter and is never delivered.
 """
 
@@ -49,10 +49,10 @@ class BodyCache:
         """Bytes held now."""
         return self._size
 
-    def put(self, number: int, log_entry: int, body: bytes, *, handed: bool) -> None:
-        """``handed``: it is on its way to a consumer already."""
+    def put(self, number: int, log_entry: int, body: bytes, *, on_its_way: bool) -> None:
+        """Keep a body if there is room; ``on_its_way``: it is being delivered already."""
         self.drop(number)
-        if self._size + len(body) > self._most // 2 and (not handed or len(body) > self._most):
+        if self._size + len(body) > self._most // 2 and (not on_its_way or len(body) > self._most):
             return
         self._held[number] = Body(log_entry, body)
         self._size += len(body)

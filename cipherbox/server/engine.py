@@ -20,8 +20,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import trio
@@ -37,7 +36,7 @@ from cipherbox.broker.model import (
     FetchedEntries,
     Wanted,
 )
-from cipherbox.concurrency import Backoff, Flag, Signal, only, retry
+from cipherbox.concurrency import Backoff, Flag, only, retry
 from cipherbox.errors import (
     Busy,
     CipherBoxError,
@@ -51,9 +50,12 @@ from cipherbox.limits import Limits
 from cipherbox.ops.logs import get_logger
 from cipherbox.ops.metrics import Counts
 from cipherbox.server.body_cache import BodyCache
-from cipherbox.server.connection.peer import Call, Peer, Proof
-from cipherbox.server.operations.counting import count_batch, count_handed, count_requests
+from cipherbox.server.command_queue import Batch, CommandQueue
+from cipherbox.server.connection.peer import Peer, Proof
+from cipherbox.server.operations.counting import count_batch, count_delivered, count_requests
 from cipherbox.server.operations.event_log import EventLog
+from cipherbox.server.own_calls import OwnCalls
+from cipherbox.server.store_threads import Runner, StoreThreads
 from cipherbox.server.transparency_log import (
     NO_PROOFS,
     Proofs,
@@ -61,10 +63,9 @@ from cipherbox.server.transparency_log import (
     TransparencyLog,
     read_stored,
 )
-from cipherbox.store.port import HISTORY, Body, Store
+from cipherbox.store.port import INCARNATION, Store
 
 T = TypeVar("T")
-Runner = Callable[..., Awaitable[object]]
 log = get_logger(__name__)
 SWEEP_S = 1.0
 RECOVER_PAUSE_S = 1.0  # between tries to load again while the store does not answer
@@ -93,35 +94,30 @@ class Engine:
         self._proofs = NO_PROOFS  # of the newest commit
         self._limits = limits
         self._clock_ms = clock_ms
-        self._limiter = trio.CapacityLimiter(1)
-        self._reading = trio.CapacityLimiter(store.readers)
-        self._runner = runner
-        self._queue: deque[tuple[AnyCommand, int, float]] = deque()  # command, bytes, when it came
-        self._times: list[float] = []  # when the commands of the batch under way came
-        self._bytes = 0
-        self._work, self._room, self._idle = Flag(), Signal(), Flag()
+        self._threads = StoreThreads(store, runner)
+        self._queue = CommandQueue(limits)
+        self._idle = Flag()
         self._swept_at = 0.0
         self._pages: list[tuple[str, int]] = []
         self._peers: dict[int, Peer] = {}
         self._next_connection = 1
-        self._calls: dict[int, Call] = {}
-        self._next_call = 1
+        self._calls = OwnCalls(self.post)
         self._full_until = 0.0
         self._disk_full = False
         # trio time since when the store has not answered a write or a load
         self._store_since: float | None = None
         self.turns = 0  # of the task: at least one each second, unless a commit hangs
-        self._journal = EventLog()
+        self._event_log = EventLog()
         self.counts = Counts()
         self.draining = False  # publishes are refused, everything else goes on
         self.away = ""  # why the store is not there
         self.turned_at = time.monotonic()  # when the loop last began a batch
-        self.bodies = BodyCache(limits.body_cache_bytes, self._read_bodies, self._lost)
+        self.bodies = BodyCache(limits.body_cache_bytes, self._threads.read_bodies, self._lost)
         self.broker = Broker(store.load(limits.head_entries), limits)
-        self.history = store.get_setting(HISTORY) or os.urandom(16)
-        store.put_setting(HISTORY, self.history)
+        self.incarnation = store.get_setting(INCARNATION) or os.urandom(16)
+        store.put_setting(INCARNATION, self.incarnation)
         if audit is not None:
-            audit.load(read_stored(store), self.history)
+            audit.load(read_stored(store), self.incarnation)
             if audit.begins:
                 self._write(Effects(m.Changes(noted=1)))
 
@@ -142,26 +138,22 @@ class Engine:
 
     async def submit(self, command: AnyCommand, size: int = 0) -> None:
         """Hands a command over, waiting while there is no room."""
-        while (
-            len(self._queue) >= self._limits.engine_commands
-            or self._bytes > self._limits.engine_bytes
-        ):
-            await self._room.wait()
+        await self._queue.room()
         # not after its end: nobody would take it back
         if getattr(command, "connection", 0) in self._peers:
-            self._put(command, size)
+            self._queue.put(command, size)
 
     def post(self, command: AnyCommand) -> None:
         """Hands over a small command without waiting: for HQ's own follow-ups, never for what a
         peer sends.
         """
-        self._put(command, 0)
+        self._queue.put(command)
 
     async def call(self, make: Callable[[int], AnyCommand]) -> Answer:
         """Asks as HQ itself (connection 0); ``make`` gets the correlation id.  A refusal is
         raised.
         """
-        answer = (await self._called(make)).answer
+        answer = (await self._calls.call(make)).answer
         assert answer is not None
         return answer
 
@@ -176,29 +168,14 @@ class Engine:
 
     async def note(self, kind: int, payload: bytes) -> bytes:
         """Puts a group into the signed log; the proof of it, empty when no log is kept."""
-        call = await self._called(lambda n: m.Note(0, "", n, kind, payload))
+        call = await self._calls.call(lambda n: m.Note(0, "", n, kind, payload))
         return call.proof
-
-    async def _called(self, make: Callable[[int], AnyCommand]) -> Call:
-        number = self._next_call
-        self._next_call += 1
-        call = self._calls[number] = Call()
-        try:
-            self._put(make(number), 0)
-            await call.done.wait()
-        finally:
-            del self._calls[number]
-        if isinstance(call.answer, Failed):
-            raise call.answer.error
-        return call
 
     async def in_store(self, call: Callable[..., T], *args: object) -> T:
         """Runs one of the store's methods in its thread; it is not abandoned when the caller is
         cancelled.
         """
-        if self._runner is not None:
-            return await self._runner(call, *args)  # type: ignore[return-value]
-        return await trio.to_thread.run_sync(call, *args, limiter=self._limiter)
+        return await self._threads.run(call, *args)
 
     def store_away(self, now: float) -> bool:
         """Whether the store has been silent for so long that those who wait should know."""
@@ -219,18 +196,6 @@ class Engine:
         """Commands that wait for their batch."""
         return len(self._queue)
 
-    def _put(self, command: AnyCommand, size: int) -> None:
-        self._queue.append((command, size, time.perf_counter()))
-        self._bytes += size
-        self._work.set()
-
-    async def _read_bodies(self, numbers: list[int]) -> list[Body | None]:
-        if self._runner is not None:
-            return await self._runner(self._store.read_bodies, numbers)  # type: ignore[return-value]
-        return await trio.to_thread.run_sync(
-            self._store.read_bodies, numbers, limiter=self._reading
-        )
-
     def _lost(self, queue: str, seqs: list[int], reason: str) -> None:
         log.error(
             "Envelopes cannot be delivered and become dead letters",
@@ -248,17 +213,17 @@ class Engine:
             self.turns += 1
             await self._gather()
             self.turned_at = time.monotonic()
-            batch = self._take()
+            batch = self._queue.take()
             try:
-                effects = await self._commit(batch)
+                effects = await self._commit(batch.commands)
             except Busy as error:
-                await self._recover(batch, error)
+                await self._recover(batch.commands, error)
             except StoreError:
                 raise
             except Exception:
                 log.exception("HQ made a mistake and loads its state again")
                 await self._recover(
-                    batch,
+                    batch.commands,
                     StoreUnavailable("HQ made a mistake and starts over; nothing was recorded"),
                 )
             else:
@@ -268,27 +233,12 @@ class Engine:
         """Waits for work, at most until the next sweep."""
         if not self._queue and not self._pages:
             self._idle.set()
-            self._work.clear()
-            with trio.move_on_at(self._swept_at + SWEEP_S):
-                await self._work.wait()
+            await self._queue.work(self._swept_at + SWEEP_S)
         self._idle.clear()
         now = trio.current_time()
         if now >= self._swept_at + SWEEP_S:
             self._swept_at = now
-            self._put(m.Sweep(), 0)
-
-    def _take(self) -> list[AnyCommand]:
-        batch: list[AnyCommand] = []
-        size = 0
-        self._times = []
-        while self._queue and size <= self._limits.batch_commit_bytes:
-            command, cost, came = self._queue.popleft()
-            batch.append(command)
-            self._times.append(came)
-            size += cost
-        self._bytes -= size
-        self._room.notify()
-        return batch
+            self._queue.put(m.Sweep())
 
     async def _commit(self, batch: list[AnyCommand]) -> Effects:
         wanted = self.broker.wanted(batch)
@@ -311,7 +261,9 @@ class Engine:
         if need:
             self._note_disk(full=not room or trio.current_time() < self._full_until)
         if need and (self._disk_full or self.draining):
-            batch = self._refuse_publishes(batch, Draining() if self.draining else DiskFull())
+            publishes = [c for c in batch if isinstance(c, m.Publish)]
+            self._refuse(publishes, Draining() if self.draining else DiskFull())
+            batch = [c for c in batch if not isinstance(c, m.Publish)]
         effects = self.broker.handle(batch, facts, self._clock_ms())
         self._proofs = NO_PROOFS
         if effects.changes:
@@ -356,49 +308,46 @@ class Engine:
             wanted, self._limits.page_entries
         )
 
-    def _refuse_publishes(self, batch: list[AnyCommand], error: CipherBoxError) -> list[AnyCommand]:
-        """No room on the disk, or a drain: publishes are refused before they touch the core; all
-        else goes on.
-        """
-        for command in batch:
+    def _refuse(self, commands: Sequence[AnyCommand], error: CipherBoxError) -> None:
+        """Answer commands with an error before, or instead of, what the core says."""
+        for command in commands:
             if isinstance(command, m.Publish):
                 self._answer(
                     command.connection, [Failed(item.correlation, error) for item in command.items]
                 )
-        return [c for c in batch if not isinstance(c, m.Publish)]
+            elif isinstance(command, m.Command):
+                self._answer(command.connection, [Failed(command.correlation, error)])
 
-    def _distribute(self, effects: Effects, batch: Sequence[AnyCommand]) -> None:
+    def _distribute(self, effects: Effects, batch: Batch) -> None:
         """What a committed batch lets go; no await, so nothing can come between."""
         entry = effects.changes.log.index if effects.changes.log is not None else 0
         self._remember(effects, entry)
-        self._journal.committed(effects, batch)
+        self._event_log.committed(effects, batch.commands)
         count_batch(self.counts, effects)
-        count_requests(self.counts, batch, self._times)
-        self._journal.handed(effects)
-        for correlation, proof in self._proofs.notes.items():
-            if correlation in self._calls:
-                self._calls[correlation].proof = proof
+        count_requests(self.counts, batch.commands, batch.queued_at)
+        self._event_log.delivered(effects)
+        self._calls.prove(self._proofs.notes)
         for connection, answers in effects.answers.items():
             proofs = self._proofs.confirms.get(connection)
             self._answer(connection, answers, (entry, proofs) if proofs is not None else None)
-        for connection, tag, queue, entries in effects.handed:
+        for connection, tag, queue, entries in effects.deliveries:
             if connection in self._peers:
-                self._peers[connection].hand(tag, queue, entries)
+                self._peers[connection].deliver(tag, queue, entries)
         for connection, error in effects.closed.items():
             if connection in self._peers:
                 self._peers[connection].end(error)
 
     def _remember(self, effects: Effects, log_entry: int) -> None:
         changes = effects.changes
-        handed = (
-            {entry.number for run in effects.handed for entry in run.entries}
+        delivered = (
+            {entry.number for run in effects.deliveries for entry in run.entries}
             if changes.envelopes
             else set()
         )
         for number, _, _, incoming in changes.envelopes:
-            self.bodies.put(number, log_entry, incoming.body, handed=number in handed)  # type: ignore[arg-type]
+            self.bodies.put(number, log_entry, incoming.body, on_its_way=number in delivered)  # type: ignore[arg-type]
         for number, incoming in changes.replaced:
-            self.bodies.put(number, log_entry, incoming.body, handed=False)  # type: ignore[arg-type]
+            self.bodies.put(number, log_entry, incoming.body, on_its_way=False)  # type: ignore[arg-type]
         for number in changes.finished:
             self.bodies.drop(number)
 
@@ -406,11 +355,7 @@ class Engine:
         self, connection: int, answers: Sequence[Answer], proof: Proof | None = None
     ) -> None:
         if connection == 0:
-            for answer in answers:
-                call = self._calls.get(answer.correlation)
-                if call is not None:
-                    call.answer = answer
-                    call.done.set()
+            self._calls.answer(answers)
             return
         peer = self._peers.get(connection)
         if peer is None:
@@ -421,7 +366,7 @@ class Engine:
         if len(plain) < len(answers):
             for answer in answers:
                 if type(answer) is FetchedEntries:
-                    count_handed(self.counts, answer.entries)
+                    count_delivered(self.counts, answer.entries)
                     peer.fetched(answer)
 
     # -- after a failure ---------------------------------------------------------------------------
@@ -433,33 +378,25 @@ class Engine:
         self.counts.store_failures += 1
         if isinstance(error, DiskFull):
             self._full_until = trio.current_time() + FULL_PAUSE_S
-        for command in batch:
-            if isinstance(command, m.Publish):
-                self._answer(
-                    command.connection, [Failed(item.correlation, error) for item in command.items]
-                )
-            elif isinstance(command, m.Command):
-                self._answer(command.connection, [Failed(command.correlation, error)])
+        self._refuse(batch, error)
         away = GoingAway("HQ's store failed and HQ starts over; connect again")
         peers, self._peers = list(self._peers.values()), {}
         for peer in peers:
             peer.end(away)
         self.bodies.clear()
         self._pages = []
-        self._queue = deque(one for one in self._queue if getattr(one[0], "connection", 0) == 0)
-        self._bytes = sum(size for _, size, _ in self._queue)
-        self._room.notify()
+        self._queue.keep_own()
         self._store_since = self._store_since or trio.current_time()
-        snapshot, stored, history = await self._load()
+        snapshot, stored, incarnation = await self._load()
         self._store_since = None
         if self.audit is not None:
-            self.audit.load(stored, history)
-        if history != self.history:
+            self.audit.load(stored, incarnation)
+        if incarnation != self.incarnation:
             log.critical(
                 "The store went back in time: confirmed messages may be lost; clients send them "
                 "again"
             )
-            self.history = history
+            self.incarnation = incarnation
             for peer in self._peers.values():  # they came meanwhile, and were told the old one
                 peer.end(away)
             self._peers.clear()
@@ -472,8 +409,10 @@ class Engine:
         async def load() -> tuple[m.Snapshot, Stored, bytes]:
             self.turns += 1
             snapshot = await self.in_store(self._store.load, self._limits.head_entries)
-            history = await self.in_store(self._store.get_setting, HISTORY) or self.history
-            return snapshot, await self.in_store(read_stored, self._store), history
+            incarnation = (
+                await self.in_store(self._store.get_setting, INCARNATION) or self.incarnation
+            )
+            return snapshot, await self.in_store(read_stored, self._store), incarnation
 
         return await retry(
             load,

@@ -39,7 +39,7 @@ from cipherbox.store.copying import Row
 # A setting with random bytes: another value means that commits were lost (a backup was restored, or
 # a standby promoted that lagged behind), and that clients must send again what they cannot be sure
 # of.
-HISTORY = "history"
+INCARNATION = "history"
 
 
 class BundleRow(NamedTuple):

@@ -75,7 +75,7 @@ def measure(batch: int, exchange: str, key: str, *, waiting: int = 0) -> float:
             commands.append(m.Credit(2, 1, len(done), len(done) * SIZE))
         broker.wanted(commands)
         effects = broker.handle(commands, Facts(), NOW)
-        for handed in effects.handed:
+        for handed in effects.deliveries:
             held += [entry[0] for entry in handed.entries]
     spent = time.perf_counter() - start
     assert broker.state.queues["box.B"].depth == len(held)

@@ -50,7 +50,7 @@ def main() -> None:
                 commands.append(m.Ack(2, "B", 1, "box.B", [(held[0], len(held))]))
                 commands.append(m.Credit(2, 1, len(held), len(held) * SIZE))
             effects, thought, wrote = run(commands)
-            held = [e.seq for h in effects.handed for e in h.entries]
+            held = [e.seq for h in effects.deliveries for e in h.entries]
             core += thought
             commit += wrote
         each = 1e6 / ENVELOPES

@@ -245,7 +245,7 @@ def test_credit_in_envelopes_and_bytes() -> None:
     w.ok(m.Cancel(2, "B", w.next(), 1))
     effects = consumer(w, "B", "box.B", envelopes=100, size=150)
     assert seqs(effects) == [1, 2]  # the second passes the bytes, as one may
-    assert [e.attempts for h in effects.handed for e in h.entries] == [2, 2]
+    assert [e.attempts for h in effects.deliveries for e in h.entries] == [2, 2]
 
 
 def test_consumers_take_turns_and_what_returns_goes_to_the_front_in_order() -> None:
@@ -255,13 +255,13 @@ def test_consumers_take_turns_and_what_returns_goes_to_the_front_in_order() -> N
     consumer(w, "B", "box.B")
     w.run(m.Consume(second, "B", w.next(), 5, "box.B", 100, BIG))
     effects = w.run(m.Publish(1, "A", [w.item("A", ("B",)) for _ in range(4)]))
-    assert {h.connection: [e.seq for e in h.entries] for h in effects.handed} == {
+    assert {h.connection: [e.seq for e in h.entries] for h in effects.deliveries} == {
         2: [1, 3],
         second: [2, 4],
     }
     assert [e.delivered_at > 0 for e in effects.changes.entries] == [True] * 4
     effects = w.run(m.Disconnect(2))
-    assert [(h.connection, [e.seq for e in h.entries]) for h in effects.handed] == [
+    assert [(h.connection, [e.seq for e in h.entries]) for h in effects.deliveries] == [
         (second, [1, 3])
     ]
     w.run(m.Disconnect(second))

@@ -41,7 +41,9 @@ def test_who_holds_the_old_one_gets_the_new_one_again() -> None:
     w.publish(item)
     w.run(m.Consume(2, "B", 1, 1, "box.B", 100, BIG))
     effects = w.run(m.Publish(1, "A", [newer(item)]))
-    assert [(e.seq, e.size, e.attempts) for h in effects.handed for e in h.entries] == [(1, 150, 2)]
+    assert [(e.seq, e.size, e.attempts) for h in effects.deliveries for e in h.entries] == [
+        (1, 150, 2)
+    ]
 
 
 def test_one_that_lies_in_the_store_alone_keeps_the_sums_right() -> None:
@@ -104,7 +106,7 @@ def test_a_dead_letter_waits_again_as_a_new_entry() -> None:
     assert isinstance(answer, Confirmed)
     assert not answer.again
     assert answer.queues == ("box.B", "box.C")
-    assert [(h.queue, e.seq, e.size, e.fan) for h in effects.handed for e in h.entries] == [
+    assert [(h.queue, e.seq, e.size, e.fan) for h in effects.deliveries for e in h.entries] == [
         ("box.B", 2, 150, 2)
     ]
     w.ok(m.Ack(2, "B", 1, "box.B", [(2, 1)]))

@@ -54,6 +54,6 @@ def test_credit_is_cut_to_the_largest() -> None:
     for _ in range(6):
         w.publish(w.item("A", ("B",), size=10))
     effects = w.run(m.Consume(2, "B", 1, 1, "box.B", 1 << 31, 1 << 62))
-    assert [e.seq for h in effects.handed for e in h.entries] == [1, 2, 3]
+    assert [e.seq for h in effects.deliveries for e in h.entries] == [1, 2, 3]
     answer = w.ok(m.Fetch(2, "B", 1, "box.B", 1 << 31, 1 << 62))
     assert [e.seq for e in answer.entries] == [4, 5, 6]  # type: ignore[union-attr]

@@ -103,7 +103,7 @@ class Deliveries(RuleBasedStateMachine):
         did.
         """
         best: dict[str, int] = {}
-        for handed in effects.handed:
+        for handed in effects.deliveries:
             window = self.window[(handed.connection, handed.tag)]
             assert handed.queue == self.reads[(handed.connection, handed.tag)]
             for entry in handed.entries:

@@ -185,7 +185,7 @@ def test_a_revoked_client_gets_and_does_nothing_more_not_even_in_the_same_commit
         m.Ack(2, "B", 3, "box.B", [(1, 1)]),
     )
     assert [names(a) for a in effects.answers[2]] == ["revoked"] * 3
-    assert not effects.handed
+    assert not effects.deliveries
     assert effects.closed.keys() == {2}
     assert [names(a) for a in w.run(m.Fetch(2, "B", 2, "box.B", 9, BIG)).answers[2]] == ["revoked"]
     assert w.store.waiting("box.B") == [1]
@@ -195,7 +195,7 @@ def test_what_was_published_just_before_is_not_handed_to_a_revoked_client() -> N
     w = World(LIMITS, "A", "B")
     w.ok(m.Consume(2, "B", 1, 1, "box.B", 9, BIG))
     effects = w.run(m.Publish(1, "A", [w.item("A", ("B",))]), m.RevokeClient(*HQ, 1, "B", "stolen"))
-    assert not effects.handed
+    assert not effects.deliveries
     assert not w.broker.state.consumers
 
 

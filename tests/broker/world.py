@@ -247,11 +247,11 @@ class World:
         self.store.commit(effects.changes)
         return effects
 
-    def settle(self) -> list[m.Handed]:
+    def settle(self) -> list[m.Delivery]:
         """Brings the pages the core asked for until it asks for none."""
-        handed: list[m.Handed] = []
+        handed: list[m.Delivery] = []
         while self.pages:
-            handed += self.run().handed
+            handed += self.run().deliveries
         return handed
 
     def recover(self) -> None:
@@ -311,7 +311,7 @@ class World:
 
 
 def seqs(effects: m.Effects) -> list[int]:
-    return [e.seq for h in effects.handed for e in h.entries]
+    return [e.seq for h in effects.deliveries for e in h.entries]
 
 
 def labs(*more: str) -> World:

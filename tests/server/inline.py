@@ -58,7 +58,7 @@ class Noted:
         self.answers += answers
         self._wake()
 
-    def hand(self, tag: int, queue: str, entries: list[m.Entry]) -> None:
+    def deliver(self, tag: int, queue: str, entries: list[m.Entry]) -> None:
         self.handed.append((tag, queue, entries))
         self._wake()
 

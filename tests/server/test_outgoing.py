@@ -149,7 +149,7 @@ async def test_bodies_are_read_when_their_turn_has_come_and_not_before() -> None
 
 async def test_what_memory_holds_is_not_read() -> None:
     line = Line(cache_bytes=1000)
-    line.bodies.put(1, 1, b"x" * 100, handed=True)
+    line.bodies.put(1, 1, b"x" * 100, on_its_way=True)
     line.out.push(1, "q", [entry(1)])
     (delivery,) = await run_until_quiet(line)
     assert delivery == Deliveries(1, [(1, 1, 7, 1, b"x" * 100)])

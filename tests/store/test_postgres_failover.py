@@ -10,7 +10,7 @@ import pytest
 
 from cipherbox.errors import Fenced, StoreLeased, StoreUnavailable
 from cipherbox.harness import postgres_servers
-from cipherbox.store.port import HISTORY, Store
+from cipherbox.store.port import INCARNATION, Store
 from cipherbox.store.postgres import lease, schema
 from cipherbox.store.postgres import store as store_module
 from cipherbox.store.postgres.target import Target
@@ -35,7 +35,7 @@ def test_a_synchronous_standby_takes_over_and_nothing_is_lost(
         standby.start()
         own.synchronous()
         store = opening(both(own, standby))
-        history = store.get_setting(HISTORY)
+        history = store.get_setting(INCARNATION)
         for number in range(1, 6):
             store.commit(published(number, b"%d" % number), store.epoch)
         own.kill()
@@ -45,7 +45,7 @@ def test_a_synchronous_standby_takes_over_and_nothing_is_lost(
         assert store.load(10).next_number == 6
         store.commit(published(6, b"6"), store.epoch)
         assert bodies(store, *range(1, 7)) == [b"%d" % n for n in range(1, 7)]
-        assert store.get_setting(HISTORY) == history
+        assert store.get_setting(INCARNATION) == history
         own.start()  # back, and still believes that it is the primary
         postgres_pid = store_pid(store)
         standby.sql(f"SELECT pg_terminate_backend({postgres_pid})")
@@ -71,7 +71,7 @@ def lagging(opening: Opener, own: postgres.Server, standby: postgres.Server) -> 
     store = opening(both(own, standby))
     store.commit(published(1), store.epoch)
     standby.stop()
-    store.put_setting(HISTORY, b"before")
+    store.put_setting(INCARNATION, b"before")
     store.commit(published(2), store.epoch)
     own.kill()
     standby.start()
@@ -88,7 +88,7 @@ def test_a_standby_that_lagged_behind_begins_a_new_history(
         before = store.epoch
         assert store.load(10).next_number < 3
         assert store.epoch > before
-        assert store.get_setting(HISTORY) not in (None, b"before")
+        assert store.get_setting(INCARNATION) not in (None, b"before")
         store.commit(published(store.load(10).next_number), store.epoch)
     finally:
         standby.remove()

@@ -18,7 +18,7 @@ from cipherbox.broker.model import Changes, Cutoffs
 from cipherbox.config.settings import secret
 from cipherbox.errors import ConfigError, DiskFull, SchemaTooOld, StoreError, StoreUnavailable
 from cipherbox.harness import postgres_servers
-from cipherbox.store.port import HISTORY
+from cipherbox.store.port import INCARNATION
 from cipherbox.store.postgres import driver, retention
 from cipherbox.store.postgres import schema as schema_module
 from cipherbox.store.postgres.connect import Connector
@@ -126,11 +126,11 @@ def test_a_server_that_restarts(opening: Opener, own: postgres.Server, how: str)
         with pytest.raises(StoreUnavailable):
             store.renew()
     own.start()
-    history = store.get_setting(HISTORY)
+    history = store.get_setting(INCARNATION)
     assert store.load(10).next_number == 3
     store.commit(published(3, b"three"), store.epoch)
     assert bodies(store, 1, 2, 3) == [b"one", b"x" * 300_000, b"three"]
-    assert (store.epoch, store.get_setting(HISTORY)) == (epoch, history)
+    assert (store.epoch, store.get_setting(INCARNATION)) == (epoch, history)
 
 
 def test_no_connection_to_be_had(opening: Opener, own: postgres.Server) -> None:

@@ -80,20 +80,7 @@ def ask(
     root.
     """
     check_free(directory, admin_id, admin_home)
-    given = certificates_in(org)
-    root, chain = given[-1], given[:-1]
-    if issues:
-        if not chain:
-            raise ConfigError(
-                f"{org}: name the CA that certifies HQ and its clients first, then those up to "
-                "the root"
-            )
-        checked_issuing(chain, root, str(org), clock.now())
-    elif chain:
-        raise ConfigError(
-            f"{org}: name one certificate, that of the root; those between come with the answer"
-        )
-    _check_root(root, org)
+    root, chain = _given_cas(org, issues)
     settings = ServerSettings(
         name=name, listen=listen, websocket_listen=websocket_listen, address=address
     )
@@ -122,6 +109,25 @@ def ask(
             write_atomic(directory / file, pki.csr_pem(csr))
         write_server_config(config)
     return [directory / file for file in found]
+
+
+def _given_cas(org: Path, issues: bool) -> tuple[x509.Certificate, list[x509.Certificate]]:
+    """Return the organization's root and, where it ``issues`` everything, the CAs below it."""
+    given = certificates_in(org)
+    root, chain = given[-1], given[:-1]
+    if issues:
+        if not chain:
+            raise ConfigError(
+                f"{org}: name the CA that certifies HQ and its clients first, then those up to "
+                "the root"
+            )
+        checked_issuing(chain, root, str(org), clock.now())
+    elif chain:
+        raise ConfigError(
+            f"{org}: name one certificate, that of the root; those between come with the answer"
+        )
+    _check_root(root, org)
+    return root, chain
 
 
 def _check_root(root: x509.Certificate, where: Path) -> None:

@@ -12,8 +12,7 @@ Map, written by `make generate`:
     listeners        Listeners: TCP, then TLS within a deadline and a bounded number at once, then
                      (WebSocket and) a session.
     outgoing         What waits to be sent to one peer, in order, and the task that sends it.
-    peer             What the engine knows of those it serves: a connection as it sees it, a
-                     question of its own, what all are told.
+    peer             A connection as the engine sees it, and what all connections are told.
     registry         The open connections: how many HQ accepts, from whom, and what all of them are
                      told.
     session          One connection: a nursery with a reader and a writer; HQ's clock calls `tick`.

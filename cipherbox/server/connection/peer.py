@@ -1,13 +1,9 @@
-"""What the engine knows of those it serves: a connection as it sees it, a question of its own,
-what all are told.
-"""
+"""A connection as the engine sees it, and what all connections are told."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Protocol
-
-import trio
 
 from cipherbox.broker.model import Answer, Entry, FetchedEntries
 from cipherbox.errors import CipherBoxError
@@ -29,19 +25,8 @@ class Peer(Protocol):
 
     def answer(self, answers: Sequence[Answer], proof: Proof | None) -> None: ...
 
-    def hand(self, tag: int, queue: str, entries: list[Entry]) -> None: ...
+    def deliver(self, tag: int, queue: str, entries: list[Entry]) -> None: ...
 
     def fetched(self, answer: FetchedEntries) -> None: ...
 
     def end(self, error: CipherBoxError) -> None: ...
-
-
-class Call:
-    """A question HQ asked itself."""
-
-    __slots__ = ("answer", "done", "proof")
-
-    def __init__(self) -> None:
-        self.done = trio.Event()
-        self.answer: Answer | None = None
-        self.proof = b""

@@ -362,7 +362,7 @@ class Session:
         if log.isEnabledFor(logging.DEBUG):
             _log_refusals(self.client, self.connection, answers)
 
-    def hand(self, tag: int, queue: str, entries: list[Entry]) -> None:
+    def deliver(self, tag: int, queue: str, entries: list[Entry]) -> None:
         self._out.push(tag, queue, entries)
 
     def fetched(self, answer: FetchedEntries) -> None:
@@ -447,7 +447,7 @@ def _welcome(
         session.role,
         f"cipherbox {__version__}",
         log_key,
-        engine.history,
+        engine.incarnation,
         frames.PREKEYS,
         engine.log_head(),
         state.rights.contacts_of(session.client).digest,

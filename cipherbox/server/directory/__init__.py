@@ -4,6 +4,8 @@ Map, written by `make generate`:
 
     bundles              Key bundles at HQ: taken from their owners, kept encrypted, handed out
                          complete.
+    certificate_records  The record of certificates, in the store and in memory: issued, revoked,
+                         withdrawn.
     enrolment            Tokens and certificates for new clients, and renewals.
     prekeys              Prekeys at HQ: taken from their owners if the owner's own keys signed them,
                          each one-time part handed out once.

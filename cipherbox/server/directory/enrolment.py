@@ -22,7 +22,6 @@ import os
 
 import attrs
 import trio
-from cryptography import x509
 
 from cipherbox import clock, pki
 from cipherbox.broker import model as m
@@ -38,10 +37,10 @@ from cipherbox.errors import (
 )
 from cipherbox.limits import Limits, check_client_id
 from cipherbox.ops.logs import get_logger
+from cipherbox.server.directory.certificate_records import CertificateRecords
 from cipherbox.server.directory.trust import Trust
 from cipherbox.server.engine import Engine
-from cipherbox.server.log_statements import note_revocation
-from cipherbox.store.port import CertificateRow, Enrolment, Store
+from cipherbox.store.port import Enrolment, Store
 from cipherbox.wire.token import Token, encode_token, secret_hash
 
 log = get_logger(__name__)
@@ -79,6 +78,7 @@ class Enrolments:
         self._engine = engine
         self._trust = trust
         self._limits = limits
+        self._records = CertificateRecords(store, engine, trust)
         self.address = address  # where clients find HQ; goes into tokens
         self.lock = trio.Lock()
 
@@ -227,7 +227,7 @@ class Enrolments:
             elif known is None or known.revoked_at:
                 raise EnrolmentRefused("the client was revoked")
         except (EnrolmentRefused, Conflict) as error:
-            await self.withdraw(pki.load_der(chain[0]))
+            await self._records.withdraw(pki.load_der(chain[0]))
             log.warning(
                 "A certificate came too late", extra={"client": row.client, "reason": str(error)}
             )
@@ -236,16 +236,6 @@ class Enrolments:
             return False
         await self._issued(row, chain)
         return True
-
-    async def withdraw(self, leaf: x509.Certificate) -> None:
-        """A certificate that a CA signed and nobody may use is on the list of what is revoked,
-        as soon as it can be.
-        """
-        if self._trust.knows(pki.serial(leaf)):
-            return
-        row = self._trust.record(leaf)._replace(revoked_at=pki.ms(clock.now()))
-        await self._engine.in_store(self._store.put_certificate, row)
-        self._trust.put(row)
 
     async def _issued(self, row: Enrolment, chain: tuple[bytes, ...]) -> None:
         """There is a certificate for this request: the client gets it when it asks again."""
@@ -265,7 +255,7 @@ class Enrolments:
         if known is None or known.revoked_at:
             await self._engine.call(lambda n: m.AddClient(0, "", n, row.client, row.role))
         if not self._trust.knows(pki.serial(pki.load_der(row.chain[0]))):
-            await self._record(row.chain[0])
+            await self._records.add(row.chain[0])
 
     async def _replace(self, row: Enrolment) -> None:
         """Ends the home that has this id: enrolments and renewals, certificates, connections."""
@@ -274,7 +264,7 @@ class Enrolments:
             return
         others = await self._engine.in_store(self._store.enrolments, (*UNDER_WAY, DONE), row.client)
         await self._end([one for one in others if one.secret_hash != row.secret_hash])
-        await self._revoke_certificates(row.client)
+        await self._records.revoke_all(row.client)
         await self._engine.call(lambda n: m.ReplaceClient(0, "", n, row.client))
         await self._engine.in_store(self._trust.new_crl)
         log.warning("A home is replaced by another", extra={"client": row.client})
@@ -283,20 +273,6 @@ class Enrolments:
         for row in rows:
             row.state = ENDED
             await self._engine.in_store(self._store.put_enrolment, row)
-
-    async def _revoke_certificates(self, client_id: str) -> list[CertificateRow]:
-        at = pki.ms(clock.now())
-        rows: list[CertificateRow] = await self._engine.in_store(
-            self._store.revoke_certificates, client_id, at
-        )
-        self._trust.put_revoked(rows)
-        await note_revocation(self._engine, self._store, client_id, [row.serial for row in rows])
-        return rows
-
-    async def _record(self, der: bytes) -> None:
-        certificate = self._trust.record(pki.load_der(der))
-        await self._engine.in_store(self._store.put_certificate, certificate)
-        self._trust.put(certificate)
 
     async def approve(self, client_id: str, *, accept: bool) -> int:
         """An admin's word on what waits for a client; how many requests it touched."""
@@ -328,7 +304,7 @@ class Enrolments:
             if self._trust.authority is None:
                 return await self._renew_later(known, csr, number)
             certificate = self._trust.issue(key, client_id)
-            await self._record(pki.der(certificate))
+            await self._records.add(pki.der(certificate))
         return Outcome(ISSUED, number, (pki.der(certificate), *self._trust.chain))
 
     async def _renew_later(self, known: m.ClientRow, csr: bytes, number: str) -> Outcome:
@@ -372,7 +348,7 @@ class Enrolments:
                     "cipherbox enroll CLIENT_ID --role admin"
                 )
             await self._end_all_of(client_id)
-            rows = await self._revoke_certificates(client_id)
+            rows = await self._records.revoke_all(client_id)
             await self._engine.call(lambda n: m.RevokeClient(0, by, n, client_id, reason))
             await self._engine.in_store(self._trust.new_crl)
         log.warning("Certificates revoked", extra={"client": client_id, "reason": reason})

@@ -45,7 +45,7 @@ from cipherbox.portable import private_dir, sync_directory, write_private
 from cipherbox.server.operations.open_store import open_source, open_store
 from cipherbox.server.transparency_log import KEY_FILE, Stored, load_key, read_stored
 from cipherbox.store.copying import COPYING, Sum, Tell, copy, sums_of
-from cipherbox.store.port import HISTORY, Store
+from cipherbox.store.port import INCARNATION, Store
 from cipherbox.store.sqlite.copying import SqliteSource
 from cipherbox.store.sqlite.store import DATABASE, RESERVE, SPOOL
 from cipherbox.store.sqlite.store import open_store as open_sqlite
@@ -162,7 +162,7 @@ def _restore(
             f"{', '.join(wrong or ['the signed log'])}"
         )
     with closing(open_store(config)) as store:
-        store.put_setting(HISTORY, os.urandom(16))
+        store.put_setting(INCARNATION, os.urandom(16))
         store.put_setting(COPYING, b"")
     return Summary(
         directory,

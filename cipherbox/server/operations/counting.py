@@ -27,15 +27,15 @@ def count_batch(counts: Counts, effects: Effects) -> None:
         counts.published_envelopes += len(changes.envelopes)
         counts.published_messages += sum(e.incoming.count for e in changes.envelopes)
         counts.published_bytes += sum(e.incoming.size for e in changes.envelopes)
-    for run in effects.handed:
-        count_handed(counts, run.entries)
+    for run in effects.deliveries:
+        count_delivered(counts, run.entries)
     counts.acked_envelopes += sum(mark.last - mark.first + 1 for mark in changes.acked)
     counts.dead_lettered_envelopes += len(changes.dead)
     for one in changes.settled:
         counts.settled[one.how] += 1
 
 
-def count_handed(counts: Counts, entries: Sequence[Entry]) -> None:
+def count_delivered(counts: Counts, entries: Sequence[Entry]) -> None:
     """These went to one client."""
     counts.delivered_envelopes += len(entries)
     if entries and (entries[0].attempts > 1 or entries[-1].attempts > 1):

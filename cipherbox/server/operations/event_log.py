@@ -15,9 +15,9 @@ from cipherbox.broker.model import (
     Ack,
     AnyCommand,
     Changes,
+    Delivery,
     Effects,
     FetchedEntries,
-    Handed,
     NewEnvelope,
 )
 from cipherbox.envelope.ids import message_id
@@ -68,12 +68,12 @@ class EventLog:
         if changes.acked:
             self._acked(changes, batch)
 
-    def handed(self, effects: Effects) -> None:
+    def delivered(self, effects: Effects) -> None:
         """What it holds of envelopes went to clients."""
         if not log.isEnabledFor(logging.INFO):
             return
         names = self._names
-        runs: list[Handed | FetchedEntries] = [*effects.handed]
+        runs: list[Delivery | FetchedEntries] = [*effects.deliveries]
         runs += (
             a for answers in effects.answers.values() for a in answers if type(a) is FetchedEntries
         )

@@ -127,7 +127,7 @@ async def _prove(hq: Services, s: Requester, x: f.Prove) -> object:
     ]
     statements = []
     if x.incarnation:
-        statements = await in_store(_begun, store, hq.engine.history, newest)
+        statements = await in_store(_begun, store, hq.engine.incarnation, newest)
         for incarnation in (await in_store(_restored, store))[-_MOST_RESTORED:]:
             statements.append(
                 await in_store(_statement, store, _RESTORED + incarnation, format.RESTORED)
@@ -235,7 +235,7 @@ async def _attest_restore(hq: Services, s: Requester, x: f.AttestRestore) -> obj
     audit = _audit(hq)
     if len(x.statement) > 64 * 1024:
         raise InvalidRequest("this statement is too long")
-    incarnation = hq.engine.history.hex()
+    incarnation = hq.engine.incarnation.hex()
     await note(hq.engine, hq.store, format.RESTORED, x.statement, [_RESTORED + incarnation])
     await hq.engine.in_store(_list_restored, hq.store, incarnation)
     return f.Ok(x.correlation, audit.size)

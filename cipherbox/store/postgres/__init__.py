@@ -13,6 +13,7 @@ Map, written by `make generate`:
     inspect      A look at PostgreSQL from outside, also while an HQ writes there; nothing is
                  changed.
     lease        Who writes.
+    pool         Sessions that read beside the writing one, kept open for the next reader.
     queries      Reads: the snapshot at start, the facts of a batch, bodies, and where a message is.
     retention    What a commit drops because it is old, in the commit's own transaction.
     schema       The schema: numbered steps, upgrades, and a partition of envelopes and deliveries

@@ -7,8 +7,8 @@ the store connects again and looks whether it took effect: the caller learns the
 counts as no answer: that is how it says that no standby has it yet.
 
 When the writable server is one that knows fewer commits than this process saw confirmed (a standby
-was promoted that lagged behind), the store begins a new history: clients then send again what they
-cannot be sure of.
+was promoted that lagged behind), the store begins a new incarnation: clients then send again
+what they cannot be sure of.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,11 +29,12 @@ from cipherbox.limits import LIMITS, Limits
 from cipherbox.portable import private_dir, write_private
 from cipherbox.store.copying import Row
 from cipherbox.store.files import Files
-from cipherbox.store.port import HISTORY, Acceptance, Body, TraceReport
+from cipherbox.store.port import INCARNATION, Acceptance, Body, TraceReport
 from cipherbox.store.postgres import commit, copying, lease, queries, retention, schema
 from cipherbox.store.postgres.commit import QueueNumbers
 from cipherbox.store.postgres.connect import Connector
 from cipherbox.store.postgres.driver import PostgresConnection
+from cipherbox.store.postgres.pool import ReaderPool
 from cipherbox.store.postgres.target import Target
 from cipherbox.store.registry import Registry, upsert
 from cipherbox.store.spool import NAME, Place, Spool
@@ -66,8 +67,7 @@ class PostgresStore(Registry):
         self.target = target
         self.readers = max(1, target.pool_size - 1)
         self._name = f"{socket.gethostname()}/{os.getpid()}/{secrets.token_hex(4)}"
-        self._pool: list[PostgresConnection] = []
-        self._pool_lock = threading.Lock()
+        self._pool = ReaderPool(self._connect)
         self._spool_from = limits.spool_from_bytes
         self._months_at, self._months = 0.0, set[int]()
         self.synced_s = 0.0
@@ -139,7 +139,7 @@ class PostgresStore(Registry):
             except BaseException:
                 link.close()
                 raise
-            self._drop_pool()
+            self._pool.close()
             self._link = link
         return self._link
 
@@ -153,7 +153,7 @@ class PostgresStore(Registry):
             raise StoreUnavailable(str(error)) from error
 
     def _resume(self, link: PostgresConnection) -> None:
-        """Takes the lease up again on a new session, and sees whether this is the same history."""
+        """Resume the lease on a new session; begin another incarnation if commits are lost."""
         found = lease.look(link)
         if found.epoch > self.epoch or (found.epoch == self.epoch and found.name != self._name):
             raise Fenced
@@ -161,31 +161,10 @@ class PostgresStore(Registry):
         commits = lease.resume(link, self._name, self.epoch) if found.epoch == self.epoch else -1
         if commits < self._commits:
             self.epoch, self._commits = lease.take(link, self._name, self.epoch, force=True)
-            link.run(upsert("settings", ("name", "value")), (HISTORY, secrets.token_bytes(16)))
+            link.run(upsert("settings", ("name", "value")), (INCARNATION, secrets.token_bytes(16)))
             self._set_back = True
         else:
             self._commits = commits
-
-    @contextmanager
-    def _reader(self) -> Iterator[PostgresConnection]:
-        with self._pool_lock:
-            link = self._pool.pop() if self._pool else None
-        if link is None or link.broken:
-            link = self._connect()
-        try:
-            yield link
-        finally:
-            if link.broken:
-                link.close()
-            else:
-                with self._pool_lock:
-                    self._pool.append(link)
-
-    def _drop_pool(self) -> None:
-        with self._pool_lock:
-            pool, self._pool = self._pool, []
-        for link in pool:
-            link.close()
 
     def _ask(self, work: Callable[[PostgresConnection], T]) -> T:
         """Reads over the writing session, which sees its own commits; once more over a new one
@@ -216,7 +195,7 @@ class PostgresStore(Registry):
         return self._ask(lambda link: queries.facts(link, self._queue_numbers(link), wanted, page))
 
     def read_bodies(self, numbers: Sequence[int]) -> list[Body | None]:
-        with self._reader() as link:
+        with self._pool.reader() as link:
             return queries.read_bodies(link, self._from_spool, numbers)
 
     def _from_spool(self, place: Place, size: int) -> bytes | None:
@@ -259,7 +238,7 @@ class PostgresStore(Registry):
     def commit(self, changes: Changes, epoch: int) -> None:
         if epoch != self.epoch:
             raise Fenced
-        self._check_history()
+        self._check_incarnation()
         places = self._to_spool(changes)
         try:
             dropped = self._write_once(
@@ -281,7 +260,7 @@ class PostgresStore(Registry):
             if self._ask(lambda link: retention.old_months(link, cutoffs.metadata)):
                 self._skip_until = time.monotonic() + _SKIP_S
 
-    def _check_history(self) -> None:
+    def _check_incarnation(self) -> None:
         if self._set_back:
             raise StoreUnavailable(
                 "PostgreSQL lost commits that it had confirmed; HQ loads its state again"
@@ -307,7 +286,7 @@ class PostgresStore(Registry):
         link, number = self._begin()
         if self._set_back:
             self._roll_back(link)
-            self._check_history()
+            self._check_incarnation()
         self._inside = link
         try:
             result = work(link)
@@ -396,7 +375,7 @@ class PostgresStore(Registry):
             schema.make_month(link, month)
 
     def close(self) -> None:
-        self._drop_pool()
+        self._pool.close()
         if self._link is not None:
             if not self._link.broken:
                 with suppress(CipherBoxError):

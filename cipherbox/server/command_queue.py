@@ -1,0 +1,72 @@
+"""Commands that wait for the engine's next batch, bounded in number and bytes."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from typing import NamedTuple
+
+import trio
+
+from cipherbox.broker.model import AnyCommand
+from cipherbox.concurrency import Flag, Signal
+from cipherbox.limits import Limits
+
+
+class Batch(NamedTuple):
+    """Commands that are committed together, and when each was queued (`time.perf_counter`)."""
+
+    commands: list[AnyCommand]
+    queued_at: list[float]
+
+
+class CommandQueue:
+    """See the module."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._queue: deque[tuple[AnyCommand, int, float]] = deque()  # command, bytes, queued at
+        self._bytes = 0
+        self._work, self._room = Flag(), Signal()
+
+    def __len__(self) -> int:
+        return len(self._queue)
+
+    def put(self, command: AnyCommand, size: int = 0) -> None:
+        """Append a command."""
+        self._queue.append((command, size, time.perf_counter()))
+        self._bytes += size
+        self._work.set()
+
+    async def room(self) -> None:
+        """Wait until the queue holds neither too many commands nor too many bytes."""
+        while (
+            len(self._queue) >= self._limits.engine_commands
+            or self._bytes > self._limits.engine_bytes
+        ):
+            await self._room.wait()
+
+    async def work(self, until: float) -> None:
+        """Wait for the next command, at most until this time (trio's clock)."""
+        self._work.clear()
+        with trio.move_on_at(until):
+            await self._work.wait()
+
+    def take(self) -> Batch:
+        """Return the next batch."""
+        batch = Batch([], [])
+        size = 0
+        while self._queue and size <= self._limits.batch_commit_bytes:
+            command, cost, queued_at = self._queue.popleft()
+            batch.commands.append(command)
+            batch.queued_at.append(queued_at)
+            size += cost
+        self._bytes -= size
+        self._room.notify()
+        return batch
+
+    def keep_own(self) -> None:
+        """Drop what connections asked; HQ's own commands (connection 0) stay."""
+        self._queue = deque(one for one in self._queue if getattr(one[0], "connection", 0) == 0)
+        self._bytes = sum(size for _, size, _ in self._queue)
+        self._room.notify()

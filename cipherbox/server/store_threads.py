@@ -1,0 +1,35 @@
+"""Store calls in worker threads: one at a time, and reads of bodies beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import trio
+
+from cipherbox.store.port import Body, Store
+
+T = TypeVar("T")
+Runner = Callable[..., Awaitable[object]]
+
+
+class StoreThreads:
+    """See the module; ``runner`` runs the calls instead (tests run them inline)."""
+
+    def __init__(self, store: Store, runner: Runner | None) -> None:
+        self._store, self._runner = store, runner
+        self._one = trio.CapacityLimiter(1)
+        self._reading = trio.CapacityLimiter(store.readers)
+
+    async def run(self, call: Callable[..., T], *args: object) -> T:
+        """Run one of the store's methods; it is not abandoned when the caller is cancelled."""
+        return await self._run(self._one, call, *args)
+
+    async def read_bodies(self, numbers: list[int]) -> list[Body | None]:
+        """Read bodies, also while a commit runs."""
+        return await self._run(self._reading, self._store.read_bodies, numbers)
+
+    async def _run(self, limiter: trio.CapacityLimiter, call: Callable[..., T], *args: object) -> T:
+        if self._runner is not None:
+            return await self._runner(call, *args)  # type: ignore[return-value]
+        return await trio.to_thread.run_sync(call, *args, limiter=limiter)

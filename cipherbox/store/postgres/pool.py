@@ -1,0 +1,41 @@
+"""Sessions that read beside the writing one, kept open for the next reader."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from cipherbox.store.postgres.driver import PostgresConnection
+
+
+class ReaderPool:
+    """See the module; used from several threads.  ``connect`` opens another session."""
+
+    def __init__(self, connect: Callable[[], PostgresConnection]) -> None:
+        self._connect = connect
+        self._idle: list[PostgresConnection] = []
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def reader(self) -> Iterator[PostgresConnection]:
+        """Lend a session; one that broke meanwhile is closed."""
+        with self._lock:
+            link = self._idle.pop() if self._idle else None
+        if link is None or link.broken:
+            link = self._connect()
+        try:
+            yield link
+        finally:
+            if link.broken:
+                link.close()
+            else:
+                with self._lock:
+                    self._idle.append(link)
+
+    def close(self) -> None:
+        """Close the idle sessions; the pool can be used again."""
+        with self._lock:
+            idle, self._idle = self._idle, []
+        for link in idle:
+            link.close()
