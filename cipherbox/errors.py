@@ -61,6 +61,21 @@ from collections.abc import Iterable
 from typing import ClassVar
 
 
+class Problem(str):
+    """What is wrong with this machine, and what to do about it: shown together, read apart.
+
+    ``what`` is the cause and ``remedy`` the way out; the text is both.  Nothing wrong is empty.
+    """
+
+    what: str
+    remedy: str
+
+    def __new__(cls, what: str = "", remedy: str = "") -> Problem:
+        problem = super().__new__(cls, f"{what}; {remedy}" if remedy else what)
+        problem.what, problem.remedy = what, remedy
+        return problem
+
+
 class CipherBoxError(Exception):
     """Base of all errors; ``detail`` carries the code-specific bytes of an ERROR frame."""
 

@@ -20,7 +20,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from cipherbox.errors import ConfigError, StoreLocked
+from cipherbox.errors import ConfigError, Problem, StoreLocked
 
 WINDOWS = sys.platform == "win32"
 T = TypeVar("T")
@@ -326,16 +326,16 @@ def why_unreachable(error: OSError) -> str:
     return inner.strerror or "no connection"
 
 
-def unwritable(path: Path) -> str:
-    """What keeps this user from writing a file, or into a directory, and what to do; empty when
-    nothing does.
+def unwritable(path: Path) -> Problem:
+    """Return what keeps this user from writing a file, or into a directory, and what to do; empty
+    when nothing does.
     """
     folder = path.is_dir()
     if os.access(path, os.W_OK | (os.X_OK if folder else 0)):
-        return ""
+        return Problem()
     if not WINDOWS and os.statvfs(path).f_flag & os.ST_RDONLY:
-        return f"{path} is on a read-only file system; mount it writable"
-    return f"{path} cannot be written; {_anothers(path)}"
+        return Problem(f"{path} is on a read-only file system", "mount it writable")
+    return Problem(f"{path} cannot be written", _anothers(path))
 
 
 def _anothers(path: Path) -> str:

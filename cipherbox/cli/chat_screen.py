@@ -83,7 +83,7 @@ class Screen:
     def event(self, event: Event) -> None:
         """What the client says: keys, and once that HQ is away or back."""
         if event.role == "LINE":
-            away = "trying again in" in event.text
+            away = event.kind == "reconnecting"
             if not away or not self._away:
                 self.note(
                     "HQ cannot be reached; lines are kept here and sent later"
@@ -91,7 +91,7 @@ class Screen:
                     else event.text
                 )
             self._away = away
-        elif event.role == "KEYS" or event.text.startswith("Key of "):
+        elif event.role == "KEYS" or event.kind == "key":
             self.note(event.text)
 
     async def notes(self) -> None:

@@ -150,18 +150,13 @@ def print_trouble(event: Event) -> None:
     """Only what a person must know while something else has the screen: the line to HQ, keys,
     who was turned away.
     """
-    told = (
-        event.role in ("LINE", "KEYS")
-        or event.text.startswith("Key of ")
-        or " called; " in event.text
-    )
-    if told:
+    if event.role in ("LINE", "KEYS") or event.kind in ("key", "stranger"):
         warn(event)
 
 
 def print_keys(event: Event) -> None:
     """Only what was learned of keys: for commands that say the rest themselves at their end."""
-    if event.role == "KEYS" or event.text.startswith("Key of "):
+    if event.role == "KEYS" or event.kind == "key":
         warn(event)
 
 

@@ -11,6 +11,7 @@ repeats is escaped.
 
 from __future__ import annotations
 
+import enum
 import time
 from collections.abc import Callable
 from typing import Any
@@ -24,18 +25,30 @@ ONE_LINE_EACH = 16  # messages of one envelope; more are named as a run
 OnEvent = Callable[[Any], None]
 
 
+class EventKind(enum.StrEnum):
+    """What an event tells, for programs: they need not read its text."""
+
+    STEP = "step"  # of sending, receiving or connecting
+    RECONNECTING = "reconnecting"  # the connection failed; it is tried again after a pause
+    KEY = "key"  # a peer's key was pinned or changed
+    STRANGER = "stranger"  # a peer that this end does not talk to was turned away
+
+
 class Event(str):
     """One line.  ``role`` is its bracketed word, ``text`` what follows; ``mark``: HQ has it
-    durably.
+    durably; ``kind``: what it tells.
     """
 
     role: str
     text: str
     mark: bool
+    kind: EventKind
 
-    def __new__(cls, role: str, text: str, mark: bool = False) -> Event:
+    def __new__(
+        cls, role: str, text: str, mark: bool = False, kind: EventKind = EventKind.STEP
+    ) -> Event:
         line = super().__new__(cls, f"[{time.strftime('%Y-%m-%d %H:%M:%S')}] [{role}] {text}")
-        line.role, line.text, line.mark = role, text, mark
+        line.role, line.text, line.mark, line.kind = role, text, mark, kind
         return line
 
 
@@ -50,10 +63,12 @@ class Events:
         """Whether anybody listens."""
         return self._listener is not None
 
-    def say(self, role: str, text: str, *, mark: bool = False) -> None:
+    def say(
+        self, role: str, text: str, *, mark: bool = False, kind: EventKind = EventKind.STEP
+    ) -> None:
         """One line."""
         if self._listener is not None:
-            self._listener(Event(role, escape_text(text), mark))
+            self._listener(Event(role, escape_text(text), mark, kind))
 
     def messages(
         self, role: str, text: str, envelope_id: bytes, count: int, *, mark: bool = False

@@ -24,7 +24,7 @@ from cipherbox.cli.doctor.findings import (
     ends,
     file_rights,
 )
-from cipherbox.errors import StoreError
+from cipherbox.errors import Problem, StoreError
 
 NOW = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
 
@@ -139,3 +139,11 @@ def test_a_check_that_fails_is_a_finding_and_stops_no_other() -> None:
         (GOOD, "clock", "x"),
     ]
     assert found[0].todo
+
+
+def test_a_problem_is_shown_whole_and_read_in_parts() -> None:
+    problem = Problem("a; b cannot be written", "run: chmod u+w a; then again")
+    assert problem == "a; b cannot be written; run: chmod u+w a; then again"
+    shown = findings.finding("rights", problem)
+    assert shown == Finding(BAD, "rights", "a; b cannot be written", "run: chmod u+w a; then again")
+    assert not Problem()

@@ -6,7 +6,7 @@ import pytest
 
 from cipherbox.cli import output
 from cipherbox.cli.page_layout import laid_out
-from cipherbox.client.events import Event
+from cipherbox.client.events import Event, EventKind
 
 from .conftest import Run
 
@@ -78,6 +78,23 @@ def test_log_lines_look_like_the_seeds(capsys: pytest.CaptureFixture[str]) -> No
         r"\[\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\] ✅ \[SENDER\] Server ACK received for message 1\n",
         line,
     )
+
+
+def test_commands_choose_events_by_their_kind(capsys: pytest.CaptureFixture[str]) -> None:
+    """What an event's text begins with, or says, decides nothing."""
+    events = [
+        Event("SENDER", "Key of R1 called; trying again in 1 s"),
+        Event("SENDER", "known", kind=EventKind.KEY),
+        Event("RECEIVER", "turned away", kind=EventKind.STRANGER),
+        Event("LINE", "away", kind=EventKind.RECONNECTING),
+    ]
+    for event in events:
+        output.print_keys(event)
+    assert [line.split()[-1] for line in capsys.readouterr().err.splitlines()] == ["known"]
+    for event in events:
+        output.print_trouble(event)
+    shown = [line.rpartition("] ")[2] for line in capsys.readouterr().err.splitlines()]
+    assert shown == ["known", "turned away", "away"]
 
 
 def test_a_table_without_a_terminal_is_plain(capsys: pytest.CaptureFixture[str]) -> None:

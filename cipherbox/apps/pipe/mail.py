@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from cipherbox.apps.pipe.frames import Frame, Kind, is_frame, read_frame
-from cipherbox.client.events import RECEIVER
+from cipherbox.client.events import RECEIVER, EventKind
 from cipherbox.client.receiving.consumer import Consumer
 from cipherbox.client.receiving.delivery import Delivery
 from cipherbox.client.receiving.pending_receipts import PendingReceipts
@@ -75,7 +75,9 @@ async def _sorted(
         if delivery.sender_id != peer:
             if frame.kind == Kind.OPEN:
                 client.events.say(
-                    RECEIVER, f"{delivery.sender_id} called; this end is for {peer} alone"
+                    RECEIVER,
+                    f"{delivery.sender_id} called; this end is for {peer} alone",
+                    kind=EventKind.STRANGER,
                 )
             frames.append(delivery)
         elif take(frame, delivery.envelope_id):

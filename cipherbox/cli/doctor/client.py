@@ -24,8 +24,8 @@ from cipherbox.cli.doctor.findings import (
     disk,
     ends,
     file_rights,
-    finding,
     opening,
+    told,
 )
 from cipherbox.errors import BundleError, CipherBoxError, NetworkError, PasswordError, StoreError
 
@@ -130,7 +130,7 @@ def _addresses(config: ClientConfig) -> Iterator[Finding]:
         try:
             way = way_to(host, port, config.line)
         except CipherBoxError as error:
-            yield finding("network", str(error), "correct it: [line] in client.toml, HTTPS_PROXY")
+            yield told("network", str(error), "correct it: [line] in client.toml, HTTPS_PROXY")
             continue
         if way.proxy is not None:
             yield _through(way.proxy, address, host, port)
@@ -185,7 +185,7 @@ def _through(proxy: Proxy, address: str, host: str, port: int) -> Finding:
             "is HQ running, is the proxy the right one?",
         )
     except CipherBoxError as error:
-        return finding("network", str(error), "correct it: [line] in client.toml, HTTPS_PROXY")
+        return told("network", str(error), "correct it: [line] in client.toml, HTTPS_PROXY")
     took = (time.monotonic() - began) * 1000
     return Finding(
         GOOD,
@@ -228,7 +228,7 @@ def _hq(ctx: click.Context, config: ClientConfig) -> Iterator[Finding]:
         about = next(
             (name for kind, name in kinds.items() if isinstance(one, kind)), "certificates"
         )
-        yield finding(about, str(one), advice(one) or "mend what it names, then run this again")
+        yield told(about, str(one), advice(one) or "mend what it names, then run this again")
 
 
 async def _meet(home: Home) -> list[Finding]:

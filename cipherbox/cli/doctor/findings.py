@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from cipherbox.cli.exits import advice
-from cipherbox.errors import CipherBoxError, ConfigError
+from cipherbox.errors import CipherBoxError, ConfigError, Problem
 
 GOOD, WARN, BAD = "good", "warning", "wrong"
 LOW_BYTES, LEAST_BYTES = 2 * 1024**3, 256 * 1024**2
@@ -32,10 +32,15 @@ class Finding(NamedTuple):
     todo: str = ""
 
 
-def finding(about: str, why: str, todo: str = "") -> Finding:
-    """What is wrong, from words as errors have them: the cause; what to do, or else ``todo``."""
-    text, _, way = why.partition("; ")
-    return Finding(BAD, about, text, way or todo)
+def finding(about: str, problem: Problem) -> Finding:
+    """Return what is wrong on this machine as a finding."""
+    return Finding(BAD, about, problem.what, problem.remedy)
+
+
+def told(about: str, text: str, todo: str = "") -> Finding:
+    """Return what an error's text says as a finding: the cause; the remedy, or else ``todo``."""
+    what, _, remedy = text.partition("; ")
+    return Finding(BAD, about, what, remedy or todo)
 
 
 Check = Callable[[], Iterable[Finding]]
@@ -92,7 +97,7 @@ def opening(
     except ConfigError as error:
         return [
             *found,
-            *(finding("settings", line, todo) for line in str(error).splitlines()),
+            *(told("settings", line, todo) for line in str(error).splitlines()),
         ], None
 
 

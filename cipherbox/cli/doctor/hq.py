@@ -24,6 +24,7 @@ from cipherbox.cli.doctor.findings import (
     file_rights,
     finding,
     opening,
+    told,
 )
 from cipherbox.errors import Busy, CipherBoxError, ConfigError
 
@@ -49,7 +50,7 @@ def look(directory: Path) -> list[Finding]:
     try:
         check_answered(config)  # the files that come with the answer are not missing
     except ConfigError as error:
-        return [*begun, finding("certificates", str(error))]
+        return [*begun, told("certificates", str(error))]
     files = collect([("files", lambda: _files(config))])
     running = is_locked(config.directory / LOCK)
     secrets: list[tuple[str, Check]] = [
@@ -267,7 +268,8 @@ def _free(setting: str, host: str, port: int) -> Finding:
     from cipherbox.server.operations.port_check import taken
 
     if why := taken(host, port):
-        return finding("ports", f"{setting}: {why}", "set another address or port")
+        todo = why.remedy or "set another address or port"
+        return Finding(BAD, "ports", f"{setting}: {why.what}", todo)
     return Finding(GOOD, "ports", f"{setting}: {host}:{port} is free for HQ, which is not running")
 
 

@@ -25,7 +25,7 @@ from cipherbox.client.connection.confirm_window import (
     Window,
 )
 from cipherbox.client.connection.connection import Connection, fresh, open_link
-from cipherbox.client.events import LINE, Events
+from cipherbox.client.events import LINE, EventKind, Events
 from cipherbox.concurrency import Backoff, Signal
 from cipherbox.config.proxies import LineSettings
 from cipherbox.config.settings import ClientConfig
@@ -168,7 +168,8 @@ class ReconnectingConnection:
                 self._fail(error)
                 return
             wait = backoff.next(least_s=away_s)
-            self._events.say(LINE, f"{error}; trying again in {wait:.1f} s")
+            text = f"{error}; trying again in {wait:.1f} s"
+            self._events.say(LINE, text, kind=EventKind.RECONNECTING)
             self.trouble = error
             self._wake()
             await trio.sleep(wait)

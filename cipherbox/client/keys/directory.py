@@ -17,7 +17,7 @@ from cryptography import x509
 
 from cipherbox import clock, pki
 from cipherbox.client.connection.reconnecting import NOT_LET_IN, ReconnectingConnection
-from cipherbox.client.events import SENDER, Events
+from cipherbox.client.events import SENDER, EventKind, Events
 from cipherbox.client.keys.changes import day, explained
 from cipherbox.client.keys.pins import FIRST_USE, SUCCESSION, Pin, Pins
 from cipherbox.client.keys.revocations import Revocations
@@ -229,6 +229,7 @@ class Directory(Senders):
                 role,
                 f"Key of {name} retrieved and pinned at first use; fingerprint "
                 f"{fingerprint(newest)}",
+                kind=EventKind.KEY,
             )
             return pinned
         try:
@@ -244,6 +245,7 @@ class Directory(Senders):
             role,
             f"Key of {name} changed: bundle {pin.bundle.sequence} to {newest.sequence}, signed "
             f"by the keys before; fingerprint {fingerprint(newest)}",
+            kind=EventKind.KEY,
         )
         if pin.verified_at and not pinned.verified_at:
             self._events.say(

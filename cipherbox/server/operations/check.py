@@ -11,7 +11,7 @@ from pathlib import Path
 
 from cipherbox import clock, pki
 from cipherbox.config.settings import ServerConfig, secret_key
-from cipherbox.errors import CipherBoxError, ConfigError, StoreError
+from cipherbox.errors import CipherBoxError, ConfigError, Problem, StoreError
 from cipherbox.portable import is_locked, unwritable
 from cipherbox.server.ca.credentials import (
     certificates_in,
@@ -92,7 +92,7 @@ def _database(config: ServerConfig) -> Iterator[str]:
         yield f"{config.database.path}: there is no database; make one with: cipherbox init"
 
 
-def places(config: ServerConfig) -> Iterator[str]:
+def places(config: ServerConfig) -> Iterator[Problem]:
     """What HQ must write and this user cannot."""
     directories: list[Path] = [config.directory]
     files: list[Path] = [config.directory / LOCK]
@@ -108,7 +108,11 @@ def places(config: ServerConfig) -> Iterator[str]:
         there = directory
         while not there.exists():
             there = there.parent
-        why = unwritable(there) if there.is_dir() else f"{there} is no directory; move it away"
+        why = (
+            unwritable(there)
+            if there.is_dir()
+            else Problem(f"{there} is no directory", "move it away")
+        )
         closed = closed or bool(why)
         yield why
     if not closed:

@@ -7,19 +7,22 @@ import socket
 from collections.abc import Iterator
 
 from cipherbox.config.settings import ServerConfig, parse_listen
+from cipherbox.errors import Problem
 from cipherbox.ops import systemd
 
 
-def why_not(host: str, port: int, error: OSError) -> str:
-    """What a failed bind means."""
+def why_not(host: str, port: int, error: OSError) -> Problem:
+    """Return what a failed bind means."""
     text = f"cannot listen on {host}:{port}: {error.strerror or error}"
     if error.errno == errno.EADDRINUSE:
-        return f"{text}; see who has it: ss -ltnp 'sport = :{port}'; end that, or set another port"
+        return Problem(
+            text, f"see who has it: ss -ltnp 'sport = :{port}'; end that, or set another port"
+        )
     if error.errno == errno.EADDRNOTAVAIL:
-        return f"{text}; this machine has no such address: ip address shows those it has"
+        return Problem(text, "this machine has no such address: ip address shows those it has")
     if error.errno == errno.EACCES:
-        return f"{text}; ports below 1024 are root's, set one above"
-    return text
+        return Problem(text, "ports below 1024 are root's, set one above")
+    return Problem(text)
 
 
 def wanted(config: ServerConfig) -> Iterator[tuple[str, str, int]]:
@@ -34,7 +37,7 @@ def wanted(config: ServerConfig) -> Iterator[tuple[str, str, int]]:
             yield setting, host, port
 
 
-def taken(host: str, port: int) -> str:
+def taken(host: str, port: int) -> Problem:
     """Why nobody could listen there now; empty when one could, or when systemd listens there for
     HQ.
     """
@@ -44,8 +47,8 @@ def taken(host: str, port: int) -> str:
             probe.bind((host, port))
         except OSError as error:
             return (
-                ""
+                Problem()
                 if error.errno == errno.EADDRINUSE and systemd.listens_on(port)
                 else why_not(host, port, error)
             )
-    return ""
+    return Problem()
