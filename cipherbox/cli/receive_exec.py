@@ -121,5 +121,6 @@ def execute(
 
     handlers = run_until_stopped(main)
     say(f"{handlers.done} message(s) handled.")
-    if handlers.aside:
-        next_step(f"{handlers.aside} were set aside; see: {command_here(ctx)} inbox list --parked")
+    if handlers.parked_count:
+        parked = f"{handlers.parked_count} were parked"
+        next_step(f"{parked}; see: {command_here(ctx)} inbox list --parked")

@@ -307,7 +307,7 @@ async def open_client(
                 await client.finish_keys()
             yield client
             if line.link is not None:
-                await client.receipts.rest()
+                await client.receipts.finish()
     finally:
         note_replaced(files.path, line.failure, line.links > 0)
         if client is not None and client.sessions is not None:

@@ -128,7 +128,7 @@ def _parked(client: Connected) -> list[Alert]:
     if not (client.home.path / INBOX).exists():
         return []
     with closing(Handlers(client)) as handlers:
-        rows = handlers.set_aside()[-_EACH:]
+        rows = handlers.parked()[-_EACH:]
     return [
         Alert(
             "parked",

@@ -354,7 +354,7 @@ async def refused_by_a_program(scene: Scene) -> None:
     scene.put("bad.csv", b"not a table\n")
     async with scene.agent() as agent, scene.hq.client("CA-RC") as center:
         await until(lambda: agent.sent == 2)
-        assert (await center.process(picky, tries=1, idle_s=0.3)).aside == 1
+        assert (await center.process(picky, tries=1, idle_s=0.3)).parked_count == 1
         await until(lambda: agent.refused == 1)
         assert scene.at("sent", "good.csv").exists()
         assert not scene.at("sent", "bad.csv").exists()
@@ -431,7 +431,7 @@ async def a_large_file_refused(scene: Scene) -> None:
     scene.put("scan.dcm", b"D" * 300_000)
     async with scene.agent() as agent, scene.hq.client("CA-RC") as center:
         await until(lambda: agent.sent == 1)
-        assert (await center.process(picky, tries=1, idle_s=0.3)).aside == 1
+        assert (await center.process(picky, tries=1, idle_s=0.3)).parked_count == 1
         await until(lambda: agent.refused == 1)
     assert scene.at("refused", "scan.dcm").stat().st_size == 300_000
     assert (

@@ -142,13 +142,13 @@ async def test_what_fails_for_good_is_set_aside_told_and_can_be_retried(hq: Any)
     async with hq.client("FL-LAB") as lab, hq.client("CA-RC") as center:
         confirmation = await lab.publish(["bad", "good"], to="CA-RC")
         with trio.fail_after(20):
-            assert (await center.process(never, tries=2, idle_s=0.5)).aside == 1
+            assert (await center.process(never, tries=2, idle_s=0.5)).parked_count == 1
             with pytest.raises(RecipientRefuses, match="handler failed"):
                 await lab.wait_for([confirmation.envelope_id], "opened", 10)
             (data,) = (await lab.export_receipts(confirmation.message_ids[0])).values()
         assert b'"outcome": "handler-failed"' in data
         handlers = Handlers(center)
-        (aside,) = handlers.set_aside()
+        (aside,) = handlers.parked()
         assert (aside.message_id, aside.attempts) == (confirmation.message_ids[0], 2)
         assert "cannot be parsed" in aside.reason
         assert handlers.retry(confirmation.message_ids[1]) == 0

@@ -59,7 +59,7 @@ async def test_a_system_that_is_down_parks_nothing_and_is_told_once(hq: Any) -> 
         confirmation = await lab.publish(texts, to="CA-RC")
         await running(center, deliver, lambda: len(calls) > 8, tries=2)
         handlers = Handlers(center)
-        assert handlers.set_aside() == []
+        assert handlers.parked() == []
         handlers.close()
         assert sum("the LIS does not answer" in line for line in said) == 1
         assert not any("Stored" in line for line in said)
@@ -140,7 +140,7 @@ async def test_ordered_what_is_parked_is_passed(hq: Any) -> None:
         await lab.publish(["OUT1", "OUT2"], to="CA-RC")
         await running(center, bad, lambda: done == ["OUT2"], ordered=True, tries=2)
         handlers = Handlers(center)
-        (parked,) = handlers.set_aside()
+        (parked,) = handlers.parked()
         handlers.close()
     assert (parked.attempts, parked.reason) == (2, "no segment PID")
 
@@ -183,7 +183,7 @@ def test_a_handler_that_is_away_is_asked_seldom_and_told_of_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     now = 1_000_000
-    monkeypatch.setattr(trying, "now_ms", lambda: now)
+    monkeypatch.setattr("cipherbox.clock.now_ms", lambda: now)
     said: list[str] = []
     away = Away(said.append)
     for number in range(2):

@@ -239,7 +239,7 @@ async def test_a_refusal_is_signed_with_its_entry(hq: Any) -> None:
         with receiver.locked():
             owed = PendingReceipts(center)
             owed.refuse([(delivery, Outcome.NOT_ACCEPTED, "from nobody")])
-            (one,) = owed._owed([])
+            (one,) = owed._pending([])
             owed.close()
         assert one.leaf.log_entry == entry
 

@@ -278,7 +278,7 @@ async def test_a_lost_key_is_answered_by_the_next_generation(hq: Any, monkeypatc
         refused: list[int] = []
 
         async def no_key_at_first(delivery: Any, **how: Any) -> None:
-            if delivery.sighted.layout.prefix.generation == 0:
+            if delivery.parsed.layout.prefix.generation == 0:
                 refused.append(1)
                 raise KeyMissing("the envelope was sealed to a key which is not here")
             await real(delivery, **how)

@@ -227,7 +227,7 @@ async def test_a_file_in_parts_is_sealed_as_was_asked_also_when_it_goes_on_later
             with pytest.raises(InvalidRequest):
                 await send_file(lab, file, ["scan.tif"], ["CA-RC"], "", stanza="rot13")
         found = await center.fetch_unopened("box.CA-RC.bulk", 10)
-        assert [d.sighted.layout.prefix.recipients[0].stanza_type for d in found] == [3, 3, 3]
+        assert [d.parsed.layout.prefix.recipients[0].stanza_type for d in found] == [3, 3, 3]
 
 
 async def test_the_next_generation_is_sealed_as_was_asked(hq: Any) -> None:

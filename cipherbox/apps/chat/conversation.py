@@ -149,7 +149,7 @@ class Chat:
     async def watch(self) -> None:
         """Follows the lines' states, until cancelled."""
         while True:
-            news = self.client.receipts.taken.next()
+            news = self.client.receipts.changed.next()
             with trio.move_on_after(_LOOK_S if self._waiting else _PAUSE_S):
                 if self._waiting:
                     await trio.sleep(_LOOK_S)

@@ -13,6 +13,7 @@ import trio
 from cipherbox.client.inbox.file_check import Check
 from cipherbox.client.inbox.inbox import Inbox
 from cipherbox.client.inbox.incoming_files import Arrived
+from cipherbox.concurrency import Flag
 
 TIDY_S = 3600.0  # between looks at what is too old to be kept
 AGAIN_S = 1.0  # between looks at files that could not be stored
@@ -26,7 +27,7 @@ class Completion:
     def __init__(self, inbox: Inbox, arrived: Callable[[list[Arrived]], None]) -> None:
         self._inbox, self._arrived = inbox, arrived
         self._turn = trio.Lock()  # the inbox takes one call at a time
-        self._recorded = trio.Event()
+        self._recorded = Flag()
         self.busy = False
 
     async def on_disk(self, call: Callable[..., R], *arguments: object) -> R:
@@ -42,7 +43,7 @@ class Completion:
         """Until cancelled, or until the inbox fails: StoreError."""
         tidied = float("-inf")
         while True:
-            self._recorded = trio.Event()
+            self._recorded.clear()
             if trio.current_time() - tidied >= TIDY_S:
                 await self.on_disk(self._inbox.tidy)
                 tidied = trio.current_time()

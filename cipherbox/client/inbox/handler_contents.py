@@ -17,7 +17,7 @@ from cipherbox.client.inbox.lines import Received
 from cipherbox.sealing.body import Message, Messages, pack, unpack
 from cipherbox.sealing.local_secret_box import Vault
 
-WAITING, DONE, ASIDE, NOT_WHOLE = range(4)
+WAITING, DONE, PARKED, NOT_WHOLE = range(4)
 STEP = """
 ALTER TABLE contents ADD COLUMN locked INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE contents ADD COLUMN files TEXT NOT NULL DEFAULT '';

@@ -17,7 +17,7 @@ from cipherbox.client.file_names import safe_name
 from cipherbox.client.home import Home
 from cipherbox.client.inbox.decrypted_files import write_out, write_out_directory
 from cipherbox.client.inbox.encrypted_lines import Entry, Shelf
-from cipherbox.client.inbox.handler_contents import ASIDE, NOT_WHOLE, WAITING
+from cipherbox.client.inbox.handler_contents import NOT_WHOLE, PARKED, WAITING
 from cipherbox.client.inbox.places import free_name, open_exclusive
 from cipherbox.client.inbox.schema import DATABASE, OLDEST, STEPS
 from cipherbox.client.local_database import open_database, translated
@@ -93,7 +93,7 @@ class InboxInspection:
         return [
             ParkedEntry(str(message_id(envelope_id, index)), sender, attempts, reason)
             for envelope_id, index, sender, attempts, reason, states in rows
-            if states[index] == ASIDE
+            if states[index] == PARKED
         ]
 
     def counts(self) -> dict[str, int]:
@@ -119,7 +119,7 @@ class InboxInspection:
             "refused": refused + files,
             "files_under_way": coming,
             "for_handlers": waiting,
-            "parked": sum(state.count(ASIDE) for state in states),
+            "parked": sum(state.count(PARKED) for state in states),
             "receipts_owed": owed,
         }
 

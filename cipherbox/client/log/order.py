@@ -57,14 +57,14 @@ class LogOrder:
         serial = bundle.serial
         if not self._revocations.revoked_at(serial):
             return
-        prefix = delivery.sighted.layout.prefix
+        prefix = delivery.parsed.layout.prefix
         proof = self._proofs.pop((prefix.sender, prefix.envelope_id), b"")
         statements: list[frames.LogStatement] = []
         if not proof:
             proof, statements = await self._asked(delivery, serial)
         revoked = self._revocation(serial, statements)
         one = log.Accepted(
-            prefix.envelope_id, prefix.generation, delivery.sighted.hashes.envelope_hash
+            prefix.envelope_id, prefix.generation, delivery.parsed.hashes.envelope_hash
         )
         try:
             proven = log.verify_acceptance(
@@ -92,7 +92,7 @@ class LogOrder:
         self, delivery: AcceptedEnvelope, serial: str
     ) -> tuple[bytes, list[frames.LogStatement]]:
         """HQ's proof of this one; those of the ones expected next are kept."""
-        prefix = delivery.sighted.layout.prefix
+        prefix = delivery.parsed.layout.prefix
         if self._bucket.take(_REQUEST + _ENVELOPE):
             raise SenderNotValid(
                 f"the certificate of {prefix.sender} was revoked, and HQ is asked too much about it"
@@ -122,7 +122,7 @@ class LogOrder:
 
     def _together(self, delivery: AcceptedEnvelope) -> list[Name]:
         """This one, and what is expected next of the same sender and keys."""
-        prefix = delivery.sighted.layout.prefix
+        prefix = delivery.parsed.layout.prefix
         names = {(prefix.sender, prefix.envelope_id): None}
         at = next(
             (number for number, one in enumerate(self._next) if one is delivery), len(self._next)
@@ -131,7 +131,7 @@ class LogOrder:
             if len(names) == TOGETHER:
                 break
             with suppress(EnvelopeError):
-                other = one.sighted.layout.prefix
+                other = one.parsed.layout.prefix
                 name = other.sender, other.envelope_id
                 same = name[0] == prefix.sender and other.bundle_hash == prefix.bundle_hash
                 if same and name not in self._proofs:

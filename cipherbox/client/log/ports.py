@@ -20,7 +20,7 @@ class AcceptedEnvelope(Protocol):
     """An envelope that HQ delivered, and what HQ says of its acceptance."""
 
     @property
-    def sighted(self) -> ParsedEnvelope: ...
+    def parsed(self) -> ParsedEnvelope: ...
 
     accepted_at: int
     log_entry: int

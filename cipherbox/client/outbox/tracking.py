@@ -170,7 +170,7 @@ class Tracking(PublishingCalls, TopologyCalls):
 
     async def _opened(self, envelope_id: bytes) -> None:
         while True:
-            news = self.receipts.taken.next()
+            news = self.receipts.changed.next()
             row = await self.outbox().store(self.outbox().outbox.find, envelope_id)
             await self._taken(row)
             if isinstance(row, Row) and row.owed <= 0:

@@ -129,7 +129,7 @@ class ConsumingCalls:
                 counted += answer.count
             self._say(own, "Server confirmed ACK for {}", mark=True)
             if self.sessions is not None:
-                hashes = [d.sighted.hashes.envelope_hash for d in own if in_sessions(d.sighted)]
+                hashes = [d.parsed.hashes.envelope_hash for d in own if in_sessions(d.parsed)]
                 self.sessions.acknowledged(hashes)
             settled(own)
         return counted

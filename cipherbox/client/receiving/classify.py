@@ -98,7 +98,7 @@ class Classifier:
         return True
 
     async def _open(self, delivery: Delivery) -> Received:
-        prefix = delivery.sighted.layout.prefix
+        prefix = delivery.parsed.layout.prefix
         if not delivery.quiet:
             text = f"Received {{}} from {prefix.sender}"
             self._events.messages(RECEIVER, text, prefix.envelope_id, prefix.message_count)
@@ -112,7 +112,7 @@ class Classifier:
             delivery.accepted_at,
             prefix.sealed_at,
             delivery.messages,
-            delivery.sighted.hashes.envelope_hash,
+            delivery.parsed.hashes.envelope_hash,
             delivery.commitment,
             prefix.signature_suite,
             delivery.log_entry,

@@ -89,14 +89,14 @@ class Consumer:
         ended is dropped.
         """
         self._returned.extendleft(d for d in reversed(deliveries) if d.link is self._link)
-        self._wake()
+        self._changed.notify()
 
     def looked_up(self, delivery: Delivery, error: Exception | None) -> None:
         """The sender's keys were looked up: it comes again, or is refused."""
         if error is None:
             if delivery.link is self._link:
                 self._returned.append(delivery)
-                self._wake()
+                self._changed.notify()
         elif fault_of(error) is Fault.SENDER:
             self._opener.refuse_soon(delivery, refusal(error))
         elif isinstance(error, CipherBoxError):
@@ -188,13 +188,13 @@ class Consumer:
         """What HQ pushed."""
         link = self._link
         self._waiting.extend(Delivery(self.queue, item, self, link) for item in entries)
-        self._wake()
+        self._changed.notify()
 
     def fail(self, error: CipherBoxError) -> None:
         """No more deliveries will come."""
         self._failure = error
         self.started.set()
-        self._wake()
+        self._changed.notify()
 
     async def start(self) -> None:
         """Subscribes, and waits until HQ agreed; raises its refusal."""
@@ -217,13 +217,10 @@ class Consumer:
         self._failure = self._failure or GoingAway("the consumer is closed")
         self._waiting.clear()
         self._returned.clear()
-        self._wake()
+        self._changed.notify()
         if link is not None and link.error is None:
             with trio.move_on_after(1.0, shield=True):
                 try:
                     await link.ask(frames.Cancel, 1.0, tag=self.tag)
                 except CipherBoxError:
                     pass  # the end of the connection ends the subscription as well
-
-    def _wake(self) -> None:
-        self._changed.notify()

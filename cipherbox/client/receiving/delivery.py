@@ -33,7 +33,7 @@ class Delivery:
     __slots__ = (
         "_error",
         "_messages",
-        "_sighted",
+        "_parsed",
         "accepted_at",
         "attempt",
         "consumer",
@@ -58,7 +58,7 @@ class Delivery:
         self.size = len(self.raw)  # what it takes of the credit, also when the bytes are gone
         self.consumer, self.link = consumer, link
         self._messages: Sequence[Message] | None = None
-        self._sighted: ParsedEnvelope | None = None
+        self._parsed: ParsedEnvelope | None = None
         self._error: EnvelopeError | None = None
         self.credited = False  # its part of the credit was given back
 
@@ -68,44 +68,44 @@ class Delivery:
         )
 
     @property
-    def sighted(self) -> ParsedEnvelope:
+    def parsed(self) -> ParsedEnvelope:
         """Layout and hashes, read when first asked for; EnvelopeError when the bytes are no
         envelope.
         """
-        if self._sighted is None:
+        if self._parsed is None:
             if self._error is not None:
                 raise fresh(self._error)
             try:
-                self._sighted = inspect(self.raw)
+                self._parsed = inspect(self.raw)
             except EnvelopeError as error:
                 self._error = error
                 raise
-        return self._sighted
+        return self._parsed
 
     @property
     def sender_id(self) -> str:
-        return self.sighted.layout.prefix.sender
+        return self.parsed.layout.prefix.sender
 
     @property
     def envelope_id(self) -> bytes:
-        return self.sighted.layout.prefix.envelope_id
+        return self.parsed.layout.prefix.envelope_id
 
     @property
     def commitment(self) -> bytes:
         """The sender's commitment to the plaintext, the same in every generation; empty in
         version 1.
         """
-        return self.sighted.layout.prefix.plain_commitment
+        return self.parsed.layout.prefix.plain_commitment
 
     @property
     def sealed_at(self) -> int:
         """When the sender sealed it, ms since 1970, by its clock."""
-        return self.sighted.layout.prefix.sealed_at
+        return self.parsed.layout.prefix.sealed_at
 
     @property
     def count(self) -> int:
         """How many messages it holds."""
-        return self.sighted.layout.prefix.message_count
+        return self.parsed.layout.prefix.message_count
 
     @property
     def message_ids(self) -> list[uuid.UUID]:
@@ -134,11 +134,11 @@ class Delivery:
         """
         if self.consumer is not None:
             self.consumer.settled([self])
-        self.raw, self._sighted, self._messages = b"", None, None
+        self.raw, self._parsed, self._messages = b"", None, None
 
     def drop_raw(self) -> None:
         """It is open: the sealed bytes go, what its prefix says stays."""
-        self._sighted = self.sighted._replace(raw=b"")
+        self._parsed = self.parsed._replace(raw=b"")
         self.raw = b""
 
     def drop_messages(self) -> None:

@@ -30,7 +30,7 @@ import trio
 from cipherbox import clock
 from cipherbox.client.events import RECEIVER
 from cipherbox.client.inbox.decrypted_files import forget_opened, opened_file
-from cipherbox.client.inbox.handler_contents import ASIDE, DONE, NOT_WHOLE, WAITING, opened
+from cipherbox.client.inbox.handler_contents import DONE, NOT_WHOLE, PARKED, WAITING, opened
 from cipherbox.client.inbox.schema import DATABASE, STEPS
 from cipherbox.client.local_database import open_database, transaction, translated
 from cipherbox.client.receiving.attempts import Away, Failure, is_later
@@ -71,7 +71,7 @@ class Handled:
 
 
 @attrs.frozen
-class SetAside:
+class Parked:
     """A message whose handler failed for good."""
 
     message_id: uuid.UUID
@@ -94,7 +94,7 @@ class Handlers:
         self._away = Away(lambda text: client.events.say(RECEIVER, text))
         self._read: tuple[int, Messages] | None = None  # the envelope that was read last
         self.done = 0
-        self.aside = 0
+        self.parked_count = 0
 
     def close(self) -> None:
         self._db.close()
@@ -241,13 +241,13 @@ class Handlers:
             )
             over = not later and failure.attempts >= self._tries
             if over:
-                self._mark(number, index, ASIDE)
-        self.aside += over
+                self._mark(number, index, PARKED)
+        self.parked_count += over
         if later:
             self._away.later(number, index, reason)
             return
         self._away.over(number, index)
-        what = "set aside" if over else f"tried again in {failure.pause_s:.0f} s"
+        what = "parked" if over else f"tried again in {failure.pause_s:.0f} s"
         attempt = f"attempt {failure.attempts} of {self._tries}"
         text = (
             f"The handler failed at message {handled.message_id} ({attempt}): {reason}; it is "
@@ -263,9 +263,9 @@ class Handlers:
         states = self._set_state(number, index, state)
         if WAITING in states or NOT_WHOLE in states:
             return
-        failed = ASIDE in states
+        failed = PARKED in states
         outcomes = (
-            bytes(Outcome.HANDLER_FAILED if s == ASIDE else Outcome.OPENED for s in states)
+            bytes(Outcome.HANDLER_FAILED if s == PARKED else Outcome.OPENED for s in states)
             if failed
             else None
         )
@@ -306,7 +306,7 @@ class Handlers:
             with trio.move_on_after(min(_LOOK_S, idle_s or _LOOK_S)):
                 await receiver.wait_for_more()
 
-    def set_aside(self) -> list[SetAside]:
+    def parked(self) -> list[Parked]:
         """Messages whose handler failed for good, oldest first."""
         with translated(self._path):
             rows = self._db.execute(
@@ -315,20 +315,20 @@ class Handlers:
                 "= f.number ORDER BY f.number, f.message"
             ).fetchall()
         return [
-            SetAside(message_id(envelope_id, index), sender, attempts, reason)
+            Parked(message_id(envelope_id, index), sender, attempts, reason)
             for envelope_id, index, sender, attempts, reason, states in rows
-            if states[index] == ASIDE
+            if states[index] == PARKED
         ]
 
     def retry(self, wanted: uuid.UUID | None = None) -> int:
-        """Lets the handler try again, one message or all that were set aside; how many."""
+        """Lets the handler try again, one message or all that are parked; how many."""
         count = 0
         with transaction(self._db, self._path):
             for number, index, envelope_id, states in self._db.execute(
                 "SELECT f.number, f.message, e.envelope_id, c.states FROM failures f "
                 "JOIN envelopes e ON e.number = f.number JOIN contents c ON c.number = f.number"
             ).fetchall():
-                if states[index] == ASIDE and wanted in (None, message_id(envelope_id, index)):
+                if states[index] == PARKED and wanted in (None, message_id(envelope_id, index)):
                     self._db.execute(
                         "DELETE FROM failures WHERE number = ? AND message = ?", (number, index)
                     )

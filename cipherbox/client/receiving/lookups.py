@@ -36,7 +36,7 @@ SENDERS = 32  # in one request
 PER_SENDER, IN_ALL = 8, 30  # requests a minute
 MISSES, MISS_S = 256, 600.0
 _NAMES = 4096  # senders whose misses and requests are remembered
-_PAUSE_S, _PAUSE_MAX_S = 0.5, 10.0
+_PAUSE_S, _PAUSE_MAX_S = 0.5, 10.0  # after HQ could not be asked
 Done = Callable[[Delivery, Exception | None], None]
 
 
@@ -226,7 +226,7 @@ class Lookups:
 
 
 def _named(delivery: Delivery) -> bytes:
-    return delivery.sighted.layout.prefix.bundle_hash
+    return delivery.parsed.layout.prefix.bundle_hash
 
 
 def _pairs(wanted: dict[str, list[bytes]]) -> list[tuple[str, bytes]]:

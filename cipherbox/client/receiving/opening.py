@@ -111,28 +111,28 @@ class Opener:
             return
         if self._identity is None:
             raise keyless()
-        prefix = delivery.sighted.layout.prefix
+        prefix = delivery.parsed.layout.prefix
         if not self._accepts(delivery):
             raise NotAccepted(
                 f"no mail is taken from {prefix.sender}; see: cipherbox contacts list"
             )
         sender = await self._sender(delivery)
         try:
-            messages = self._opened(delivery.sighted, sender, later)
+            messages = self._opened(delivery.parsed, sender, later)
         except KeyMissing:
             if not self._refresh():
                 raise
-            messages = self._opened(delivery.sighted, sender, later)
+            messages = self._opened(delivery.parsed, sender, later)
         delivery.fill(messages)
         if not delivery.quiet:
             self.events.messages(RECEIVER, "Decrypted {}", prefix.envelope_id, prefix.message_count)
 
     async def verify(self, delivery: Delivery) -> None:
         """The sender's signature alone; the EnvelopeError if it does not hold."""
-        verify(delivery.sighted, await self._sender(delivery))
+        verify(delivery.parsed, await self._sender(delivery))
 
     async def _sender(self, delivery: Delivery) -> KeyBundle:
-        prefix = delivery.sighted.layout.prefix
+        prefix = delivery.parsed.layout.prefix
         known = self._directory.known_sender(
             prefix.sender, prefix.bundle_hash, delivery.accepted_at
         )
@@ -142,7 +142,7 @@ class Opener:
         return known
 
     async def _looked_up(self, delivery: Delivery) -> KeyBundle:
-        prefix = delivery.sighted.layout.prefix
+        prefix = delivery.parsed.layout.prefix
         if not self._directory.holds(prefix.bundle_hash) and not self.lookups.missed(
             prefix.sender, prefix.bundle_hash
         ):
@@ -166,7 +166,7 @@ class Opener:
     def ready(self, delivery: Delivery) -> bool:
         """Whether opening it, or refusing it, needs no look-up of its sender's keys at HQ."""
         try:
-            prefix = delivery.sighted.layout.prefix
+            prefix = delivery.parsed.layout.prefix
         except EnvelopeError:
             return True
         if not self._accepts(delivery):
@@ -177,11 +177,11 @@ class Opener:
             prefix.sender, prefix.bundle_hash
         )
 
-    def _opened(self, sighted: ParsedEnvelope, sender: KeyBundle, later: bool) -> Messages:
+    def _opened(self, parsed: ParsedEnvelope, sender: KeyBundle, later: bool) -> Messages:
         assert self._identity is not None
-        if self._sessions is not None and in_sessions(sighted):
-            return (self._sessions.hear if later else self._sessions.open)(sighted, sender)
-        return open_envelope(sighted, self._identity, sender)
+        if self._sessions is not None and in_sessions(parsed):
+            return (self._sessions.hear if later else self._sessions.open)(parsed, sender)
+        return open_envelope(parsed, self._identity, sender)
 
     async def admit(self, delivery: Delivery) -> bool:
         """Opens the delivery, or refuses it to HQ; whether it is open."""

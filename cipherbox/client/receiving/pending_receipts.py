@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from math import inf
 from typing import TYPE_CHECKING, NamedTuple
 
 import orjson
@@ -29,7 +28,7 @@ from cipherbox.client.options import PublishOptions
 from cipherbox.client.receiving.opening import NEVER
 from cipherbox.client.receiving.receipts import MENDED
 from cipherbox.client.sessions.sessions import STEP_TYPE
-from cipherbox.concurrency import Flag
+from cipherbox.concurrency import Backoff, Flag, KeyedBackoff
 from cipherbox.envelope.group import TYPE, USE, Unsigned
 from cipherbox.envelope.outcomes import Outcome
 from cipherbox.envelope.receipt import NO_COMMITMENT, Leaf
@@ -40,7 +39,7 @@ if TYPE_CHECKING:
     from cipherbox.client.receiving.delivery import Delivery
     from cipherbox.client.receiving.ports import ReceiptSender
 
-MOST = 4096  # leaves of one signature: 300 KB of a group
+MOST_LEAVES = 4096  # of one signature: 300 KB of a group
 PAUSE_S = 0.1  # between signatures, so that a busy inbox signs for many at once
 RETRY_MAX_S = 60.0
 FLUSH_S = 5.0
@@ -65,9 +64,10 @@ class PendingReceipts:
         self._client = client
         self._path = client.home.path / DATABASE
         self._db = open_database(self._path, STEPS, OLDEST)
-        self._news, self._idle = Flag(), Flag()
-        # senders with trouble: not before, and the pause
-        self._later: dict[str, tuple[float, float]] = {}
+        self._news = Flag()
+        self._idle = Flag()
+        # of senders whose receipts cannot be sent now
+        self._backoff: KeyedBackoff[str] = KeyedBackoff(lambda: Backoff(PAUSE_S, RETRY_MAX_S))
         self.signed = 0  # envelopes signed for
 
     def close(self) -> None:
@@ -90,8 +90,8 @@ class PendingReceipts:
             at, entry = min(delivery.accepted_at, MOST_MS), min(delivery.log_entry, MOST_MS)
             try:
                 digest, prefix = (
-                    delivery.sighted.hashes.envelope_hash,
-                    delivery.sighted.layout.prefix,
+                    delivery.parsed.hashes.envelope_hash,
+                    delivery.parsed.layout.prefix,
                 )
                 named = prefix.sender, prefix.envelope_id, prefix.generation
             except EnvelopeError:
@@ -129,22 +129,13 @@ class PendingReceipts:
         """
         while True:
             self._news.clear()
-            now = trio.current_time()
-            self._later = {
-                name: found
-                for name, found in self._later.items()
-                if found[0] > now or found[1] > PAUSE_S
-            }
-            waiting = [name for name, (until, _) in self._later.items() if until > now]
-            owed = self._owed(waiting)
-            if owed:
-                await self._sign(owed)
+            pending = self._pending(self._backoff.waiting())
+            if pending:
+                await self._sign(pending)
                 await trio.sleep(PAUSE_S)
                 continue
             self._idle.set()
-            with trio.move_on_at(
-                min((until for until, _ in self._later.values() if until > now), default=inf)
-            ):
+            with trio.move_on_at(self._backoff.next_due()):
                 await self._news.wait()
 
     async def flush(self) -> None:
@@ -154,20 +145,20 @@ class PendingReceipts:
 
     # -- inside ------------------------------------------------------------------------------------
 
-    def _owed(self, without: Sequence[str]) -> list[PendingReceipt]:
+    def _pending(self, without: Sequence[str]) -> list[PendingReceipt]:
         names = orjson.dumps(without).decode()
         with translated(self._path):
             rows = self._db.execute(
                 "SELECT number, sender, envelope_id, generation, envelope_hash, accepted_at, "
                 "outcome, outcomes, commitment, log_entry FROM envelopes WHERE receipt IS NULL "
                 "AND sender NOT IN (SELECT value FROM json_each(?)) ORDER BY number LIMIT ?",
-                (names, MOST),
+                (names, MOST_LEAVES),
             ).fetchall()
             rows += self._db.execute(
                 "SELECT NULL, sender, envelope_id, generation, envelope_hash, accepted_at, "
                 "outcome, NULL, NULL, log_entry FROM refusals WHERE receipt IS NULL AND sender "
                 "NOT IN (SELECT value FROM json_each(?)) LIMIT ?",
-                (names, MOST - len(rows)),
+                (names, MOST_LEAVES - len(rows)),
             ).fetchall()
         return [
             PendingReceipt(
@@ -198,7 +189,7 @@ class PendingReceipts:
             ) in rows
         ]
 
-    async def _sign(self, owed: Sequence[PendingReceipt]) -> None:
+    async def _sign(self, pending: Sequence[PendingReceipt]) -> None:
         identity = self._client.home.identity
         assert identity is not None
         assert identity.bundle is not None
@@ -209,7 +200,7 @@ class PendingReceipts:
             at,
             identity.bundle.hash,
             identity.suite,
-            [one.leaf for one in owed],
+            [one.leaf for one in pending],
             newest.note if newest is not None else b"",
         )
         signatures = identity.sign(USE, unsigned.digest)
@@ -220,22 +211,22 @@ class PendingReceipts:
             try:
                 await self._send(sender, unsigned.group(signatures, sender))
                 sent[sender] = 1
-                self._later.pop(sender, None)
+                self._backoff.succeeded(sender)
             except CipherBoxError as error:
                 # a person compares, then the next command sends it
                 mendable = isinstance(error, BundleDiscontinuous)
                 # it was said what is wrong; what is owed stays owed
                 if error.retryable or error.closes or mendable:
-                    pause = min(self._later.get(sender, (0.0, PAUSE_S / 2))[1] * 2, RETRY_MAX_S)
-                    self._later[sender] = trio.current_time() + pause, pause
+                    self._backoff.failed(sender)
                 else:  # it is gone, or its keys are not trusted: nobody could read it
                     sent[sender] = _GIVEN_UP
+                    self._backoff.succeeded(sender)  # nothing is tried any more
 
         async with trio.open_nursery() as nursery:
             for sender in senders:
                 nursery.start_soon(one, sender)
         if sent:
-            self._mark(owed, sent, at, unsigned.root)
+            self._mark(pending, sent, at, unsigned.root)
 
     async def _send(self, sender: str, group: bytes) -> None:
         client = self._client
@@ -283,7 +274,7 @@ class PendingReceipts:
         return []
 
     def _mark(
-        self, owed: Sequence[PendingReceipt], sent: dict[str, int], at: int, root: bytes
+        self, pending: Sequence[PendingReceipt], sent: dict[str, int], at: int, root: bytes
     ) -> None:
         # A power cut here costs a second receipt, as an end of this process before the mark does.
         with transaction(self._db, self._path, synced=False):
@@ -295,7 +286,7 @@ class PendingReceipts:
                 or 0
             )
             numbers, refusals = [], []
-            for one in owed:
+            for one in pending:
                 state = sent.get(one.leaf.sender)
                 if state is None:
                     continue

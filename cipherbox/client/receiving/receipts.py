@@ -49,7 +49,7 @@ class ReceiptConsumer:
 
     def __init__(self, client: ReceiptSource) -> None:
         self._client = client
-        self.taken = Signal()  # receipts were taken in
+        self.changed = Signal()  # something new was signed
         self._began = trio.Event()
         self._idle = Flag(is_set=True)
         self._consumer: Consumer | None = None
@@ -61,7 +61,7 @@ class ReceiptConsumer:
             await trio.sleep(SETTLE_S / 4)
             await self._idle.wait()
 
-    async def rest(self) -> None:
+    async def finish(self) -> None:
         """Before the client closes: takes in what HQ has handed out.  Handed out twenty times in
         vain, by twenty short commands that ended too soon, it would become a dead letter.
         """
@@ -74,15 +74,14 @@ class ReceiptConsumer:
         await self._client.log.rest(self._client.line)
 
     async def run(self) -> None:
-        """Until cancelled; errors end here, and what could not be taken comes again."""
+        """Take in receipts until cancelled; what could not be taken in is redelivered."""
 
-        def failed(error: CipherBoxError, pause_s: float) -> None:
+        def failed(_: CipherBoxError, _pause_s: float) -> None:
             self._consumer = None
             self._idle.set()
 
-        await supervise(
-            self._consume, Backoff(_PAUSE_S, _PAUSE_S), transient=any_error, on_failure=failed
-        )
+        backoff = Backoff(_PAUSE_S, _PAUSE_S)
+        await supervise(self._consume, backoff, transient=any_error, on_failure=failed)
 
     async def _consume(self) -> None:
         client = self._client
@@ -159,7 +158,7 @@ class ReceiptConsumer:
         if not news:
             return
         self._say(news)
-        self.taken.notify()
+        self.changed.notify()
         for one in news:
             if one.outcome in MENDED and one.generation < MOST_GENERATIONS:
                 await self._mend(one)
