@@ -26,18 +26,16 @@ from cipherbox.client.home import (
     CERTIFICATE,
     IDENTITY,
     ISSUING,
-    KEY,
-    NEXT_KEY,
     REPLACED,
     ROOT,
-    put_next_key,
+    key_replacement,
 )
 from cipherbox.client.keys.own import LOCK
 from cipherbox.client.sessions.superseded import retire_sessions
 from cipherbox.config.settings import CLIENT_FILE, ClientConfig, load_client_config
 from cipherbox.envelope.bundle import decode_bundle
 from cipherbox.errors import BundleRefused, ConfigError, CredentialsError
-from cipherbox.portable import lock_file, read_private, write_atomic, write_private
+from cipherbox.portable import lock_file, write_atomic
 from cipherbox.sealing import key_file as keyfile
 from cipherbox.sealing.identity import Identity
 from cipherbox.wire import frames
@@ -73,13 +71,8 @@ def next_key(home: Path, local_key: bytes, *, begun: bool) -> pki.PrivateKey:
     else a new one.
     """
     with lock_file(home / LOCK, f"the keys of {home}"):
-        if begun:
-            # it is in its place already
-            path = home / NEXT_KEY if (home / NEXT_KEY).exists() else home / KEY
-            return pki.load_key(read_private(path), local_key, str(path))
-        key = pki.new_key()
-        write_private(home / NEXT_KEY, pki.key_pem(key, local_key))
-        return key
+        replacement = key_replacement(home, local_key)
+        return replacement.newest() if begun else replacement.begin()
 
 
 async def come_back(
@@ -102,7 +95,7 @@ async def come_back(
                 identity = _keys_of(home, fresh, local_key)
                 await _prepare(link, identity, fresh, chain, key, timeout_s)
                 keyfile.save(home / IDENTITY, identity, local_key=local_key)
-            _put_certificate(home, chain)
+            _put_certificate(home, chain, local_key)
             try:
                 if identity is not None:
                     await _publish(link, identity, timeout_s)
@@ -170,7 +163,7 @@ async def _publish(link: Connection, identity: Identity, timeout_s: float) -> No
         identity.promote(clock.now_ms())
 
 
-def _put_certificate(home: Path, chain: Sequence[x509.Certificate]) -> None:
+def _put_certificate(home: Path, chain: Sequence[x509.Certificate], local_key: bytes) -> None:
     write_atomic(home / ISSUING, pki.pem(*chain[1:]))
     write_atomic(home / CERTIFICATE, pki.pem(*chain))
-    put_next_key(home)
+    key_replacement(home, local_key).finish()

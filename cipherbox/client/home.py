@@ -15,7 +15,6 @@ the inbox, under local.key.
 
 from __future__ import annotations
 
-import os
 import ssl
 from contextlib import suppress
 from pathlib import Path
@@ -35,7 +34,8 @@ from cipherbox.client.keys.local_key import (
 from cipherbox.config.settings import ClientConfig, load_client_config
 from cipherbox.errors import CipherBoxError, ConfigError, CredentialsError, Forbidden, Replaced
 from cipherbox.net import tls
-from cipherbox.portable import read_private, sync_directory, write_atomic
+from cipherbox.pki.key_replacement import KeyReplacement
+from cipherbox.portable import write_atomic
 from cipherbox.sealing import key_file as keyfile
 from cipherbox.sealing.identity import Identity
 from cipherbox.sealing.local_secret_box import LocalSecretBox, Vault
@@ -179,40 +179,28 @@ def replaced(home: Path) -> str:
         return ""
 
 
+def key_replacement(where: Path, local_key: bytes) -> KeyReplacement:
+    """Return how the key of this home's certificate is replaced."""
+    return KeyReplacement(where / KEY, local_key)
+
+
 def certificate_of(
     where: Path, client_id: str, local_key: bytes
 ) -> tuple[tuple[x509.Certificate, ...], pki.PrivateKey]:
-    """The certificate chain and its key.
+    """Return the certificate chain and its key.
 
-    A renewal writes the new key beside the old one, then the certificate, then moves the key to its
-    place.  One that was killed in between is brought to its end here; one that is under way is read
+    A renewal that was killed before its last step is finished here; one that is under way is read
     again.
     """
-    for last in (False, True):
+    for _ in range(2):
         chain = tuple(_certificates(where / CERTIFICATE))
         if pki.common_name(chain[0]) != client_id:
             raise CredentialsError(f"{where / CERTIFICATE} is not a certificate of {client_id}")
-        wanted = pki.spki(_ecdsa(chain[0]))
-        key = pki.load_key(read_private(where / KEY), local_key, str(where / KEY))
-        if pki.spki(key.public_key()) == wanted:
-            break
-        if (where / NEXT_KEY).exists():
-            fresh = pki.load_key(read_private(where / NEXT_KEY), local_key, str(where / NEXT_KEY))
-            if pki.spki(fresh.public_key()) == wanted:
-                put_next_key(where)
-                return chain, fresh
-        if last:
-            raise CredentialsError(f"{where / KEY} does not belong to the certificate beside it")
-    return chain, key
-
-
-def put_next_key(where: Path) -> None:
-    """The renewed certificate is there: its key takes its place, unless another process has put
-    it there.
-    """
-    with suppress(FileNotFoundError):
-        os.replace(where / NEXT_KEY, where / KEY)
-    sync_directory(where)
+        _check_ecdsa(chain[0])
+        key = key_replacement(where, local_key).key_of(chain[0])
+        if key is not None:
+            return chain, key
+    raise CredentialsError(f"{where / KEY} does not belong to the certificate beside it")
 
 
 def _certificates(path: Path) -> list[x509.Certificate]:
@@ -222,8 +210,6 @@ def _certificates(path: Path) -> list[x509.Certificate]:
         raise ConfigError(f"{path} cannot be read: {error.strerror or error}") from None
 
 
-def _ecdsa(certificate: x509.Certificate) -> pki.PublicKey:
-    key = certificate.public_key()
-    if not isinstance(key, pki.PublicKey):
+def _check_ecdsa(certificate: x509.Certificate) -> None:
+    if not isinstance(certificate.public_key(), pki.PublicKey):
         raise CredentialsError("the certificate's key is not ECDSA")
-    return key

@@ -6,6 +6,8 @@ Map, written by `make generate`:
 
     certificates      Certificates: a root, an issuing CA, one certificate per party, and the
                       revocation list.
+    key_replacement   Replacing the key of a certificate in three steps, each whole on the disk
+                      before the next begins.
     profile           The profile of certificates, and the one verifier for every chain: of TLS
                       peers, of key bundles, of what a CA signed.
     revocation_lists  Revocation lists (X.509 CRLs, RFC 5280): made by our issuing CA, or by an

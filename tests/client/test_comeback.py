@@ -24,6 +24,7 @@ from cipherbox.errors import (
     Replaced,
     Revoked,
 )
+from cipherbox.pki.key_replacement import KeyReplacement
 from cipherbox.wire.token import decode_token
 from tests.client.real_hq import real_hq
 from tests.client.test_keylife import Killed, opened, suppress_killed
@@ -160,7 +161,7 @@ def dying(patch: pytest.MonkeyPatch, die_before: int) -> list[str]:
 
         return counted
 
-    patch.setattr(comeback, "write_private", step("next key", comeback.write_private))
+    patch.setattr(KeyReplacement, "begin", step("next key", KeyReplacement.begin))
     patch.setattr(enrol, "write_private", step("mark", enrol.write_private))
     patch.setattr(comeback.keyfile, "save", step("keys", comeback.keyfile.save))
     patch.setattr(comeback, "_put_certificate", step("certificate", comeback._put_certificate))

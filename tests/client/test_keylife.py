@@ -23,6 +23,7 @@ from cipherbox.envelope.suites import SignatureSuite
 from cipherbox.errors import BundleRefused, CredentialsError, Forbidden, KeyMissing, StoreLocked
 from cipherbox.limits import LIMITS
 from cipherbox.pki.certificates import is_due, renew_at
+from cipherbox.pki.key_replacement import KeyReplacement
 from cipherbox.portable import lock_file
 from cipherbox.sealing import key_file as keyfile
 from cipherbox.server.directory.trust import Trust
@@ -272,9 +273,9 @@ def writes(monkeypatch: pytest.MonkeyPatch, die_before: int | None) -> list[str]
 
         return counted
 
-    monkeypatch.setattr(keylife, "write_private", step("next key", keylife.write_private))
+    monkeypatch.setattr(KeyReplacement, "begin", step("next key", KeyReplacement.begin))
     monkeypatch.setattr(keylife, "write_atomic", step("certificate", keylife.write_atomic))
-    monkeypatch.setattr(keylife, "put_next_key", step("key", keylife.put_next_key))
+    monkeypatch.setattr(KeyReplacement, "finish", step("key", KeyReplacement.finish))
     monkeypatch.setattr(keylife.keyfile, "save", step("keys", keyfile.save))
     monkeypatch.setattr(
         keylife.KeyLifecycle, "_publish", step("publish", keylife.KeyLifecycle._publish)

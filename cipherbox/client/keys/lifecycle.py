@@ -40,11 +40,10 @@ from cipherbox.client.home import (
     CERTIFICATE,
     IDENTITY,
     KEY,
-    NEXT_KEY,
     Home,
     certificate_of,
+    key_replacement,
     keyless,
-    put_next_key,
 )
 from cipherbox.client.keys.own import LOCK
 from cipherbox.client.local_database import translated
@@ -55,13 +54,12 @@ from cipherbox.errors import (
     BundleError,
     BundleRefused,
     CipherBoxError,
-    ConfigError,
     StoreError,
     StoreLocked,
 )
 from cipherbox.limits import LIMITS
 from cipherbox.pki.certificates import is_due
-from cipherbox.portable import lock_file, read_private, write_atomic, write_private
+from cipherbox.portable import lock_file, write_atomic
 from cipherbox.sealing import key_file as keyfile
 from cipherbox.sealing.identity import Identity
 from cipherbox.wire import frames
@@ -215,7 +213,9 @@ class KeyLifecycle:
     async def _renew(self) -> Renewal:
         home, path = self._home, self._home.path
         client_id = home.config.client_id
-        key = self._next_key()
+        replacement = key_replacement(path, self._local_key())
+        with translated(path):
+            key = replacement.next_key()
         answer: frames.Certificate = await self._line.request(
             frames.Renew, csr=pki.make_csr(key, client_id)
         )
@@ -224,23 +224,10 @@ class KeyLifecycle:
         chain = checked_chain(answer.chain, home.root, key, client_id)
         with translated(path):
             write_atomic(path / CERTIFICATE, pki.pem(*chain))
-            put_next_key(path)
+            replacement.finish()
         home.chain, home.key = tuple(chain), key
         self._stamp = self._stamps()
         return Renewal(answer.number, pki.ms(chain[0].not_valid_after_utc))
-
-    def _next_key(self) -> pki.PrivateKey:
-        """The key of a renewal that was begun, so that HQ's answer to it still counts; else a
-        new one.
-        """
-        path, local_key = self._home.path / NEXT_KEY, self._local_key()
-        if path.exists():
-            with suppress(ConfigError):  # one that cannot be read never had an answer
-                return pki.load_key(read_private(path), local_key, str(path))
-        key = pki.new_key()
-        with translated(path):
-            write_private(path, pki.key_pem(key, local_key))
-        return key
 
     def _left_undone(self) -> bool:
         identity = self._home.identity

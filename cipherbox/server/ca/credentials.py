@@ -1,16 +1,13 @@
 """HQ's certificates and private keys, as its files hold them.
 
 `ca/issuing.crt` holds the issuing CA and, where an organization's root is not directly above it,
-the CAs between, each followed by the one that issued it.  HQ's own certificate is replaced in three
-steps, each whole on the disk before the next begins: the next key beside the old one (one that is
-there is used), the certificate, the key in its place.  Whoever reads between the last two finds the
-key that belongs to the certificate and finishes, so that a crash leaves an HQ that starts.
+the CAs between, each followed by the one that issued it.  HQ's own certificate is replaced in the
+three steps of `pki.key_replacement`, so that a crash leaves an HQ that starts.
 """
 
 from __future__ import annotations
 
 import datetime
-import os
 import ssl
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,8 +20,9 @@ from cipherbox import pki
 from cipherbox.config.settings import ServerConfig, secret_key
 from cipherbox.errors import BundleNotCertified, CipherBoxError, ConfigError
 from cipherbox.net.tls import client_context, server_context, shake_hands
+from cipherbox.pki.key_replacement import KeyReplacement
 from cipherbox.pki.profile import check_ca, check_dates, extensions_of, signs_lists, verify_issuing
-from cipherbox.portable import read_private, sync_directory, unreadable, write_atomic, write_private
+from cipherbox.portable import read_private, unreadable, write_atomic
 
 CA_REQUEST = "ca/issuing.csr"  # in HQ's directory: what an organization is asked to sign
 _CAS = 3  # of a chain of four
@@ -124,51 +122,27 @@ def belongs(key: pki.PrivateKey, certificate: x509.Certificate) -> bool:
 def server_key(
     config: ServerConfig, service_key: bytes, certificate: x509.Certificate, *, settle: bool
 ) -> pki.PrivateKey:
-    """The key of HQ's certificate, put in its place (``settle``) where a crash left it beside."""
-    path, coming = config.tls.key, _next(config)
-    if path.exists() or not coming.exists():
-        key = key_at(path, service_key)
-        if belongs(key, certificate):
-            return key
-    if coming.exists():
-        key = key_at(coming, service_key)
-        if belongs(key, certificate):
-            if settle:
-                _put_next(config)
-            return key
-    raise ConfigError(f"{path} is not the key of {config.tls.certificate}")
-
-
-def next_key(config: ServerConfig) -> pki.PrivateKey:
-    """The key that HQ's next certificate is for; made when there is none yet."""
-    service_key, path = secret_key(config.encryption.service_key_file), _next(config)
-    if path.exists():
-        try:
-            return key_at(path, service_key)
-        except ConfigError:
-            pass  # one that cannot be read never had an answer
-    key = pki.new_key()
-    write_private(path, pki.key_pem(key, service_key))
+    """Return the key of HQ's certificate, put in its place (``settle``) where a crash left it
+    beside.
+    """
+    key = KeyReplacement(config.tls.key, service_key).key_of(certificate, settle=settle)
+    if key is None:
+        raise ConfigError(f"{config.tls.key} is not the key of {config.tls.certificate}")
     return key
 
 
+def next_key(config: ServerConfig) -> pki.PrivateKey:
+    """Return the key that HQ's next certificate is for; make it if there is none yet."""
+    service_key = secret_key(config.encryption.service_key_file)
+    return KeyReplacement(config.tls.key, service_key).next_key()
+
+
 def put_server(config: ServerConfig, certificate: x509.Certificate) -> None:
-    """HQ's next certificate, for `next_key`, replaces the one before; ConfigError if it is for
-    another key.
-    """
+    """Replace HQ's certificate by the one for `next_key`; ConfigError if it is for another key."""
     service_key = secret_key(config.encryption.service_key_file)
     server_key(config, service_key, certificate, settle=False)
     write_atomic(config.tls.certificate, pki.pem(certificate))
     server_key(config, service_key, certificate, settle=True)
-
-
-def _next(config: ServerConfig) -> Path:
-    return config.tls.key.with_name(f"{config.tls.key.name}.next")
-
-
-def _put_next(config: ServerConfig) -> None:
-    os.replace(_next(config), config.tls.key)
-    sync_directory(config.tls.key.parent)
 
 
 # -- the issuing CA's chain ------------------------------------------------------------------------

@@ -1,0 +1,77 @@
+"""Replacing the key of a certificate in three steps, each whole on the disk before the next begins.
+
+    1. the next key is written beside the old one; a key that is there already is used, so that an
+       answer to its request still counts
+    2. the caller writes the certificate of the next key
+    3. the next key takes the old one's place
+
+A reader between steps 2 and 3, also after a crash, finds the key that belongs to the certificate
+and takes step 3 itself.  Callers that may run side by side hold their own lock around the steps.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+from cryptography import x509
+
+from cipherbox.errors import ConfigError
+from cipherbox.pki.certificates import PrivateKey, key_pem, load_key, new_key, spki, spki_of
+from cipherbox.portable import read_private, sync_directory, write_private
+
+
+class KeyReplacement:
+    """The private key at ``path``, encrypted under ``secret`` (32 bytes), and the next one beside
+    it.
+    """
+
+    def __init__(self, path: Path, secret: bytes) -> None:
+        self._path, self._secret = path, secret
+        self._next = path.with_name(f"{path.name}.next")
+
+    def next_key(self) -> PrivateKey:
+        """Return the key of a replacement that was begun, or begin one (step 1)."""
+        if self._next.exists():
+            with suppress(ConfigError):  # a key that cannot be read never had an answer
+                return self._load(self._next)
+        return self.begin()
+
+    def begin(self) -> PrivateKey:
+        """Make the next key, in place of one that may be there (step 1)."""
+        key = new_key()
+        write_private(self._next, key_pem(key, self._secret))
+        return key
+
+    def newest(self) -> PrivateKey:
+        """Return the next key, or the one in place when no replacement is under way."""
+        return self._load(self._next if self._next.exists() else self._path)
+
+    def key_of(self, certificate: x509.Certificate, *, settle: bool = True) -> PrivateKey | None:
+        """Return the key that belongs to this certificate, None if neither does.
+
+        With ``settle`` the next key takes its place if it is the one.  Raise ConfigError for a key
+        that cannot be read.
+        """
+        wanted = spki_of(certificate)
+        if self._path.exists() or not self._next.exists():
+            key = self._load(self._path)
+            if spki(key.public_key()) == wanted:
+                return key
+        if self._next.exists():
+            key = self._load(self._next)
+            if spki(key.public_key()) == wanted:
+                if settle:
+                    self.finish()
+                return key
+        return None
+
+    def finish(self) -> None:
+        """Put the next key in place, unless another process has done so (step 3)."""
+        with suppress(FileNotFoundError):
+            os.replace(self._next, self._path)
+        sync_directory(self._path.parent)
+
+    def _load(self, path: Path) -> PrivateKey:
+        return load_key(read_private(path), self._secret, str(path))
