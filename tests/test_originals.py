@@ -53,8 +53,8 @@ async def test_private_keys_never_lie_in_plain_text(tmp_path: Path) -> None:
         await hq.join("FL-LAB", "CA-RC")
         async with hq.client("CA-RC") as center, hq.client("FL-LAB") as lab:
             await lab.publish("x", to="CA-RC")
-            await center.life.rotate("ed25519+mldsa65")
-            await center.life.renew()
+            await center.key_lifecycle.rotate("ed25519+mldsa65")
+            await center.key_lifecycle.renew()
         home = load_home(hq.home("CA-RC"))
     identity = home.identity
     assert identity is not None

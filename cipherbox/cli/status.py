@@ -202,7 +202,7 @@ async def _show(
     from cipherbox.client.outbox.folder_files import FolderFiles
     from cipherbox.client.overview import overview
 
-    post = client.post
+    post = client.outbox_sender
     files: Any = await post.store(FolderFiles(post.outbox).refused) if post is not None else []
     here = await overview(client) if post is not None else None
     if as_json:

@@ -122,7 +122,7 @@ class Client(ConsumingCalls, Tracking, AdminCalls):
         self.allow = AllowList(home.path)
         self.sessions = _sessions(home)
         self.prekeys = None if self.sessions is None else Prekeys(self.sessions, line, events)
-        self.life = KeyLifecycle(
+        self.key_lifecycle = KeyLifecycle(
             home,
             line,
             events,
@@ -138,7 +138,7 @@ class Client(ConsumingCalls, Tracking, AdminCalls):
             LogOrder(self.revocations, line, log),
             Contacts(home.path),
             self.sessions,
-            refresh=self.life.refresh,
+            refresh=self.key_lifecycle.refresh,
         )
         self.sealer = Sealer(
             home.identity,
@@ -150,12 +150,12 @@ class Client(ConsumingCalls, Tracking, AdminCalls):
             Routes(home.path),
             prekeys=self.prekeys,
         )
-        self.post = self._outbox_sender()
-        self.publishing = EnvelopePublisher(self.sealer, line, events, self.post)
+        self.outbox_sender = self._outbox_sender()
+        self.publishing = EnvelopePublisher(self.sealer, line, events, self.outbox_sender)
         self.receipts = ReceiptConsumer(self)
-        self.observer = ClientObserver(self.revocations, self.post)
-        if self.post is not None:
-            nursery.start_soon(self.post.run)
+        self.observer = ClientObserver(self.revocations, self.outbox_sender)
+        if self.outbox_sender is not None:
+            nursery.start_soon(self.outbox_sender.run)
 
     def _outbox_sender(self) -> OutboxSender | None:
         """Return what keeps and sends envelopes; None on an admin's machine."""
@@ -219,7 +219,7 @@ class Client(ConsumingCalls, Tracking, AdminCalls):
         command.
         """
         with suppress(CipherBoxError):
-            await self.life.finish()
+            await self.key_lifecycle.finish()
 
     async def register(self) -> None:
         """Publishes this client's key bundle again; HQ finds it the same."""
@@ -320,7 +320,7 @@ def _start_tasks(client: Client, nursery: trio.Nursery, renew: bool) -> None:
     line, log = client.line, client.log
     nursery.start_soon(log.run, line, line.window.covered)
     nursery.start_soon(line.run, nursery, client.observer)
-    nursery.start_soon(client.life.run if renew else client.finish_keys)
+    nursery.start_soon(client.key_lifecycle.run if renew else client.finish_keys)
     nursery.start_soon(watch, client, renew)
     if client.home.identity is not None:
         nursery.start_soon(client.receipts.run)

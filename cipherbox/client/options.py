@@ -45,7 +45,7 @@ def body_cipher(value: int | str | None) -> BodyCipher:
 
 @attrs.frozen
 class PublishOptions:
-    """What a caller says about where to; `Sealer.target` resolves it."""
+    """Where a caller publishes to, and how; `Sealer.resolve_route` resolves it."""
 
     to: tuple[str, ...] | None
     exchange: str = ""
@@ -105,7 +105,7 @@ class PublishOptions:
         return is_mailbox(self.exchange, self.routing_key)
 
     def groups(self) -> list[PublishOptions]:
-        """This address, or several of at most 256 recipients each."""
+        """Return these options, or several of at most 256 recipients each."""
         if self.to is None or len(self.to) <= LIMITS.recipients:
             return [self]
         if not self.to_mailboxes:

@@ -39,7 +39,7 @@ class WatchedClient(Connected, Protocol):
     """What is watched of a client."""
 
     @property
-    def post(self) -> OutboxSender | None: ...
+    def outbox_sender(self) -> OutboxSender | None: ...
 
 
 async def watch(client: WatchedClient, lasting: bool, *, pause_s: float = LOOK_S) -> None:
@@ -71,8 +71,8 @@ async def watch(client: WatchedClient, lasting: bool, *, pause_s: float = LOOK_S
 async def conditions(client: WatchedClient) -> list[Alert]:
     """Return the alerts that are due now."""
     found = [*_certificate(client), *_disk(client)]
-    if client.post is not None:
-        found += await _outbox(client, client.post)
+    if client.outbox_sender is not None:
+        found += await _outbox(client, client.outbox_sender)
         found += await trio.to_thread.run_sync(lambda: [*_parked(client), *_quiet(client)])
     return found
 

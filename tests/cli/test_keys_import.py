@@ -51,7 +51,7 @@ async def test_keys_that_the_pinned_ones_did_not_sign_need_their_number(
     assert imported("--yes").code == 0
     assert pinned() == (1, True)
     async with hq.client("CA-RC") as center:
-        await center.life.rotate()
+        await center.key_lifecycle.rotate()
     exported(hq, cipherbox, "CA-RC", file)
     assert imported("--yes").code == 0  # the pinned keys signed these
     assert pinned() == (2, True)

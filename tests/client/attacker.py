@@ -65,12 +65,12 @@ async def crafted_in_session(
     address = PublishOptions.make(
         to, "", "", "", stanza="ratchet", cipher=None, allow_mixed=True, expires_at=0, partial=False
     )
-    target = await client.sealer.target(address)
+    target = await client.sealer.resolve_route(address)
     item = client.sealer.seal(address, target, plain, count, None)
-    assert item.fresh is not None
-    assert client.post is not None
-    for step in item.fresh.turned:
-        await client.post.turned(step)
+    assert item.entry is not None
+    assert client.outbox_sender is not None
+    for step in item.entry.turned:
+        await client.outbox_sender.turned(step)
     return item.raw
 
 

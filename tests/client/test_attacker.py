@@ -119,7 +119,7 @@ class World:
         """All is as it should be in the file, too; all was signed for; files still are what
         their lines say.
         """
-        post = self._lab.post
+        post = self._lab.outbox_sender
         assert post is not None
         with trio.move_on_after(ARRIVES_S):
             while post.outbox.unopened_by("CA-RC", 10):

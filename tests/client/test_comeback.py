@@ -79,7 +79,9 @@ async def test_a_revoked_home_comes_back_with_all_it_holds_and_new_keys(hq: Any)
         await lab.publish("sealed to the new keys", to="CA-RC")
     assert await opened(hq, "CA-RC") == [b"sealed to the old keys", b"sealed to the new keys"]
     async with hq.client("CA-RC") as center:
-        rows = await center.post.store(center.post.outbox.unopened_by, "FL-LAB", 10)
+        rows = await center.outbox_sender.store(
+            center.outbox_sender.outbox.unopened_by, "FL-LAB", 10
+        )
         assert len(rows) == 1  # its outbox still has what was sent before
         await center.publish("sent after", to="FL-LAB")
 
@@ -145,7 +147,9 @@ async def test_what_waits_for_a_comparison_of_keys_ends_well(hq: Any) -> None:
         assert (look.refused(9), look.counts()["refused"]) == ([], 0)
     await received(hq, "FL-LAB")
     async with hq.client("FL-LAB") as lab:
-        assert await lab.post.store(lab.post.outbox.unopened_by, "CA-RC", 10) == []
+        assert (
+            await lab.outbox_sender.store(lab.outbox_sender.outbox.unopened_by, "CA-RC", 10) == []
+        )
 
 
 def dying(patch: pytest.MonkeyPatch, die_before: int) -> list[str]:
@@ -302,10 +306,10 @@ async def test_a_rotation_that_races_with_a_replacement_loses(hq: Any, tmp_path:
     token = await token_for(hq, "CA-RC", replace=True)
     async with hq.client("CA-RC", keep_trying=True, renew=False) as center:
         await center.line.ready()
-        await center.life.rotate()  # between the token and its use
+        await center.key_lifecycle.rotate()  # between the token and its use
         await join(tmp_path / "new", token)
         with pytest.raises(CredentialsError):
-            await center.life.rotate()
+            await center.key_lifecycle.rotate()
     own = load_home(tmp_path / "new").identity
     assert own is not None
     assert own.bundle is not None

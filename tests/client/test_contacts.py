@@ -76,7 +76,9 @@ async def test_blocked_while_it_receives_is_refused_with_a_receipt_and_kept_at_h
             second = await lab.publish("refused", to="CA-RC")
             with trio.fail_after(20):
                 while not (
-                    told := lab.post.outbox.outcomes((await lab.sent(second.message_ids[0])).number)
+                    told := lab.outbox_sender.outbox.outcomes(
+                        (await lab.sent(second.message_ids[0])).number
+                    )
                 ):
                     await trio.sleep(0.02)
             assert [(who, outcome) for who, outcome, *_ in told] == [

@@ -110,8 +110,8 @@ async def test_an_interrupted_file_goes_on_where_it_stopped(hq: Any, tmp_path: P
         assert at_hq[-1] < file.stat().st_size
     sent: list[int] = []
     async with hq.client("FL-LAB") as lab:
-        (transfer,) = Transfers(lab.post.outbox).unfinished()
-        known = len(Transfers(lab.post.outbox).hashes(transfer.number))
+        (transfer,) = Transfers(lab.outbox_sender.outbox).unfinished()
+        known = len(Transfers(lab.outbox_sender.outbox).hashes(transfer.number))
         assert known >= 2
         sealed = lab.sealer.seal
 
@@ -174,7 +174,7 @@ async def test_a_file_that_changes_stops_and_never_gets_a_name(
     async with hq.client("FL-LAB") as lab:
         with pytest.raises(FileChanged, match="big"):
             await send_file(lab, file, ["big"], ["CA-RC"], "", on_progress=changing)
-        assert Transfers(lab.post.outbox).unfinished() == []
+        assert Transfers(lab.outbox_sender.outbox).unfinished() == []
     async with hq.client("CA-RC") as center:
         await Receiver(center).run(idle_s=0.2)
     assert not (hq.home("CA-RC") / INCOMING / "FL-LAB").exists()
@@ -187,7 +187,7 @@ async def test_a_copy_is_sent_whatever_becomes_of_the_file(hq: Any, tmp_path: Pa
     async with hq.client("FL-LAB") as lab:
 
         async def begin() -> Any:
-            transfers = Transfers(lab.post.outbox)
+            transfers = Transfers(lab.outbox_sender.outbox)
             return transfers.begin(file, ["big"], ["CA-RC"], "", compress=False, copy=True)
 
         transfer = await begin()
@@ -298,7 +298,7 @@ async def test_a_manifest_that_does_not_fit_its_parts_is_refused_with_a_receipt(
         with trio.fail_after(20):
             await Receiver(center).run(idle_s=0.5)
             while not (
-                outcomes := lab.post.outbox.outcomes(
+                outcomes := lab.outbox_sender.outbox.outcomes(
                     (await lab.sent(confirmation.message_ids[0])).number
                 )
             ):

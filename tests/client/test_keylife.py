@@ -68,7 +68,7 @@ async def test_a_backlog_sealed_to_the_old_keys_still_opens(hq: Any) -> None:
         await lab.publish("to the old keys", to="CA-RC")
         async with hq.client("CA-RC") as center:
             before = center.home.identity.bundle
-            await center.life.rotate()
+            await center.key_lifecycle.rotate()
             after = center.home.identity.bundle
         assert (after.sequence, after.previous_hash, after.continuity_suite) == (2, before.hash, 1)
         assert {k.public for k in after.keys}.isdisjoint(k.public for k in before.keys)
@@ -87,8 +87,8 @@ async def test_a_backlog_sealed_to_the_old_keys_still_opens(hq: Any) -> None:
 async def test_what_a_rotated_sender_sent_before_is_still_believed(hq: Any) -> None:
     async with hq.client("FL-LAB") as lab:
         await lab.publish("before", to="CA-RC")
-        await lab.life.rotate()
-        await lab.life.rotate()
+        await lab.key_lifecycle.rotate()
+        await lab.key_lifecycle.rotate()
         await lab.publish("after", to="CA-RC")
     assert await opened(hq, "CA-RC") == [b"before", b"after"]
     assert Pins(hq.home("CA-RC")).get("FL-LAB").bundle.sequence == 3  # type: ignore[union-attr]
@@ -99,7 +99,7 @@ async def test_a_client_that_runs_opens_what_is_sealed_to_keys_another_process_m
 ) -> None:
     async with hq.client("FL-LAB") as lab, hq.client("CA-RC") as running:
         async with hq.client("CA-RC") as other:
-            await other.life.rotate()
+            await other.key_lifecycle.rotate()
         assert running.home.identity.bundle.sequence == 1
         await lab.publish("to the new keys", to="CA-RC")
         (delivery,) = await running.fetch()
@@ -107,7 +107,7 @@ async def test_a_client_that_runs_opens_what_is_sealed_to_keys_another_process_m
         assert running.home.identity.bundle.sequence == 2
         monkeypatch.setattr(keylife, "WAIT_S", 0.2)
         with lock_file(running.home.path / "keys.lock", "x"), pytest.raises(StoreLocked):
-            await running.life.rotate()
+            await running.key_lifecycle.rotate()
 
 
 async def test_old_private_keys_are_destroyed_when_nothing_sealed_to_them_can_arrive(
@@ -121,11 +121,11 @@ async def test_old_private_keys_are_destroyed_when_nothing_sealed_to_them_can_ar
         await lab.publish("to the old keys", to="CA-RC")
     async with hq.client("CA-RC") as center:
         assert center.home.config.keep_old_days == OLD_KEY_DAYS
-        await center.life.rotate()
+        await center.key_lifecycle.rotate()
         (old, _) = center.home.identity.retired
     retire_since(hq, "CA-RC", OLD_KEY_DAYS - 1)
     async with hq.client("CA-RC") as center:
-        await center.life.renew()
+        await center.key_lifecycle.renew()
         assert len(center.home.identity.retired) == 2
         (delivery,) = await center.fetch()  # not acknowledged: it comes again
         assert delivery.messages[0].content == b"to the old keys"
@@ -145,7 +145,7 @@ async def test_fewer_days_are_a_setting(hq: Any) -> None:
     file = hq.home("CA-RC") / "client.toml"
     file.write_text(file.read_text().replace("keep_old_days = 436", "keep_old_days = 2"))
     async with hq.client("CA-RC") as center:
-        await center.life.rotate()
+        await center.key_lifecycle.rotate()
     retire_since(hq, "CA-RC", 2)
     async with hq.client("CA-RC") as center:
         await until(lambda: not center.home.identity.retired)
@@ -154,10 +154,10 @@ async def test_fewer_days_are_a_setting(hq: Any) -> None:
 async def test_both_signatures_as_a_choice_and_back(hq: Any) -> None:
     async with hq.client("FL-LAB") as lab:
         await lab.publish("one signature", to="CA-RC")
-        await lab.life.rotate("ed25519+mldsa65")
+        await lab.key_lifecycle.rotate("ed25519+mldsa65")
         assert lab.home.identity.suite == SignatureSuite.ED25519_MLDSA65
         await lab.publish("two signatures", to="CA-RC")
-        await lab.life.rotate("ed25519")
+        await lab.key_lifecycle.rotate("ed25519")
         assert lab.home.identity.bundle.continuity_suite == 2  # both keys stand behind the way back
         await lab.publish("one again", to="CA-RC")
     assert await opened(hq, "CA-RC") == [b"one signature", b"two signatures", b"one again"]
@@ -169,12 +169,12 @@ async def test_both_signatures_from_the_first_day(hq: Any) -> None:
     async with hq.admin() as admin:
         token = await admin.enrol("SF-RC")
         with pytest.raises(Forbidden):
-            await admin.life.rotate()
+            await admin.key_lifecycle.rotate()
     await join(hq.home("SF-RC"), token, signatures="ed25519+mldsa65")
     async with hq.client("SF-RC") as center:
         assert center.home.identity.suite == SignatureSuite.ED25519_MLDSA65
         assert center.home.config.signatures == "ed25519+mldsa65"
-        await center.life.rotate()  # as the setting says
+        await center.key_lifecycle.rotate()  # as the setting says
         assert center.home.identity.suite == SignatureSuite.ED25519_MLDSA65
 
 
@@ -232,7 +232,7 @@ async def test_a_short_command_does_not_renew(hq: Any, monkeypatch: pytest.Monke
 async def test_an_admin_renews_too(hq: Any) -> None:
     async with hq.admin() as admin:
         before = admin.home.chain[0]
-        found = await admin.life.renew()
+        found = await admin.key_lifecycle.renew()
         assert found.ends_at == pki.ms(admin.home.chain[0].not_valid_after_utc)
         assert admin.home.chain[0] != before
     async with hq.admin() as admin:
@@ -245,12 +245,12 @@ async def test_an_offline_ca_renews_when_the_request_was_carried(tmp_path: Path)
 
     async with real_hq(tmp_path, offline_ca=tmp_path / "ca") as hq, hq.admin() as admin:
         before = admin.home.chain[0]
-        assert (await admin.life.renew()).ends_at == 0
+        assert (await admin.key_lifecycle.renew()).ends_at == 0
         assert (admin.home.path / NEXT_KEY).exists()
-        assert (await admin.life.renew()).ends_at == 0  # the same request
+        assert (await admin.key_lifecycle.renew()).ends_at == 0  # the same request
         requests = await admin.export_requests()
         await admin.import_certificates(sign_offline(open_vault(tmp_path / "ca"), requests))
-        assert (await admin.life.renew()).ends_at
+        assert (await admin.key_lifecycle.renew()).ends_at
         assert admin.home.chain[0] != before
         assert not (admin.home.path / NEXT_KEY).exists()
 
@@ -298,7 +298,7 @@ async def test_a_crash_between_any_two_steps_leaves_a_home_that_works(
         }[act]
         with suppress_killed():
             async with hq.client("CA-RC", renew=False) as center:
-                await getattr(center.life, act)()
+                await getattr(center.key_lifecycle, act)()
         assert done == steps[:die_before]
     async with hq.client("FL-LAB") as lab:
         await lab.publish("after", to="CA-RC")
@@ -308,7 +308,7 @@ async def test_a_crash_between_any_two_steps_leaves_a_home_that_works(
         assert center.home.identity.bundle.chain[0] == pki.der(center.home.chain[0])
         (own,) = await center.directory.ask([("CA-RC", 0)])
         assert own.bundles[-1] == center.home.identity.bundle.raw
-        await getattr(center.life, act)()  # and it can be done again
+        await getattr(center.key_lifecycle, act)()  # and it can be done again
     assert await opened(hq, "CA-RC") == [b"before", b"after"]
 
 
@@ -322,7 +322,7 @@ async def test_a_lost_answer_of_hq_loses_no_key(hq: Any, monkeypatch: pytest.Mon
         patch.setattr(keylife.Identity, "promote", killed)
         with suppress_killed():
             async with hq.client("CA-RC") as center:
-                await center.life.rotate()
+                await center.key_lifecycle.rotate()
     async with hq.client("FL-LAB") as lab:
         await lab.publish("to keys the owner is not sure of", to="CA-RC")
         assert lab.directory.pins.get("CA-RC").bundle.sequence == 2
@@ -338,7 +338,7 @@ async def test_while_hq_is_away_the_new_keys_wait(hq: Any) -> None:
     async with hq.client("CA-RC", tries=1, timeout_s=0.3) as center:
         await hq.stop()
         with pytest.raises(NetworkError):
-            await center.life.rotate()
+            await center.key_lifecycle.rotate()
         assert center.home.identity.bundle.sequence == 1
     await hq.start()
     async with hq.client("CA-RC") as center:
@@ -349,13 +349,13 @@ async def test_a_home_from_an_old_backup_is_told_so(hq: Any) -> None:
     path = hq.home("CA-RC") / IDENTITY
     backup = path.read_bytes()
     async with hq.client("CA-RC") as center:
-        await center.life.rotate()
+        await center.key_lifecycle.rotate()
     path.write_bytes(backup)
     async with hq.client("CA-RC") as center:
         with pytest.raises(
             BundleRefused, match="restored from an older backup, or somebody else has its keys"
         ):
-            await center.life.rotate()
+            await center.key_lifecycle.rotate()
         assert center.home.identity.upcoming is None
         assert center.home.identity.bundle.sequence == 1
 

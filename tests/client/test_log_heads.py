@@ -63,10 +63,10 @@ async def test_a_confirm_without_a_proof_leaves_the_envelope_in_the_outbox(
         async with hq.client("FL-LAB", **QUICK) as lab:
             with pytest.raises(Queued, match="did not prove that its signed log names them"):
                 await publish(lab)
-            assert lab.post.outbox.counts()[0] == 1
+            assert lab.outbox_sender.outbox.counts()[0] == 1
     # HQ has it already, and proves that when it confirms it again
     async with hq.client("FL-LAB") as lab:
-        await until(lambda: not lab.post.outbox.waiting(0, 1 << 60, 1))
+        await until(lambda: not lab.outbox_sender.outbox.waiting(0, 1 << 60, 1))
 
 
 async def test_a_confirm_of_another_envelope_is_none(
@@ -90,11 +90,11 @@ async def test_a_confirm_of_another_envelope_is_none(
 async def test_what_was_confirmed_before_is_proven_again(hq: Any) -> None:
     async with hq.client("FL-LAB") as lab:
         confirmation = await publish(lab)
-        assert lab.post.outbox.again(confirmation.envelope_id)
-        lab.post.look()
-        await until(lambda: not lab.post.outbox.waiting(0, 1 << 60, 1))
-        row = lab.post.outbox.find(confirmation.envelope_id)
-        entry, proof, leaves = lab.post.outbox.proof(row.number)
+        assert lab.outbox_sender.outbox.again(confirmation.envelope_id)
+        lab.outbox_sender.look()
+        await until(lambda: not lab.outbox_sender.outbox.waiting(0, 1 << 60, 1))
+        row = lab.outbox_sender.outbox.find(confirmation.envelope_id)
+        entry, proof, leaves = lab.outbox_sender.outbox.proof(row.number)
         assert entry > confirmation.accepted_at * 0
         assert proof
         assert len(leaves) == 52
@@ -119,9 +119,9 @@ async def test_an_hq_without_a_log_is_refused_by_a_client_that_never_saw_one(
 async def test_a_short_command_remembers_the_head_of_its_confirm(hq: Any) -> None:
     async with hq.client("FL-LAB") as lab:
         confirmation = await publish(lab)
-        row = lab.post.outbox.find(confirmation.envelope_id)
+        row = lab.outbox_sender.outbox.find(confirmation.envelope_id)
     async with hq.client("FL-LAB") as lab:
-        entry = lab.post.outbox.proof(row.number)[0]
+        entry = lab.outbox_sender.outbox.proof(row.number)[0]
         assert lab.log.newest.checkpoint.size >= entry > 0
     heads = Heads(hq.home("FL-LAB"))
     assert heads.newest().checkpoint.size >= entry  # type: ignore[union-attr]

@@ -182,9 +182,9 @@ def rename(hq: HQ, more: int) -> None:
 
 async def proven(lab: Any, confirmation: Any) -> int:
     """The entry of the log that HQ proved to the sender, once that is kept."""
-    row = lab.post.outbox.find(confirmation.envelope_id)
-    await until(lambda: lab.post.outbox.proof(row.number) is not None)
-    return int(lab.post.outbox.proof(row.number)[0])
+    row = lab.outbox_sender.outbox.find(confirmation.envelope_id)
+    await until(lambda: lab.outbox_sender.outbox.proof(row.number) is not None)
+    return int(lab.outbox_sender.outbox.proof(row.number)[0])
 
 
 @pytest.mark.parametrize("restarted", [False, True])
@@ -204,7 +204,9 @@ async def test_a_delivery_and_its_receipt_name_the_entry_that_the_sender_was_pro
         with trio.fail_after(20):
             await Receiver(center).run(count=1)
             assert await lab.wait_for([confirmation.envelope_id], "opened", 10)
-        (raw,) = (one for (one,) in lab.post.outbox._db.execute("SELECT bytes FROM receipts"))
+        (raw,) = (
+            one for (one,) in lab.outbox_sender.outbox._db.execute("SELECT bytes FROM receipts")
+        )
         assert [leaf.log_entry for leaf in decode_group(raw).leaves if leaf is not None] == [entry]
     assert not any("keeps two logs" in line for line in said)
 

@@ -67,7 +67,7 @@ def handing_out(monkeypatch: pytest.MonkeyPatch, bundle: KeyBundle, *, in_log: b
 async def test_each_bundle_comes_with_the_proof_that_the_log_names_it(hq: Any) -> None:
     async with hq.client("FL-LAB") as lab, hq.admin() as admin, hq.client("CA-RC") as center:
         await lab.publish("x", to="CA-RC")
-        await center.life.rotate()
+        await center.key_lifecycle.rotate()
         lab.directory.refresh("CA-RC")
         await lab.publish("y", to="CA-RC")
         pin = lab.directory.pins.get("CA-RC")

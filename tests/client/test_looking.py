@@ -154,7 +154,7 @@ async def test_waiting_for_opened_ends_although_another_program_takes_the_receip
                 with trio.fail_after(15):
                     assert await lab.wait_for([done.envelope_id], "opened", 15)
             nursery.cancel_scope.cancel()
-        assert beside.post is not None
+        assert beside.outbox_sender is not None
 
 
 def asked(home: Path, *words: str) -> Result:

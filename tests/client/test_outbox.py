@@ -235,12 +235,12 @@ async def test_a_refusal_is_kept_aside_with_its_reason_and_can_be_retried(
         monkeypatch.setattr(lab.directory, "_renew", _nothing)
         with pytest.raises(CipherBoxError, match="revoked"):
             await lab.publish("too late", to="CA-RC")
-        await until(lambda: bool(lab.post.outbox.rows([ASIDE])))
-        (row,) = lab.post.outbox.rows([ASIDE])
+        await until(lambda: bool(lab.outbox_sender.outbox.rows([ASIDE])))
+        (row,) = lab.outbox_sender.outbox.rows([ASIDE])
         assert "revoked" in row.reason
-        assert await lab.post.store(lab.post.outbox.again, row.envelope_id)
-        lab.post.look()
-        await until(lambda: bool(lab.post.outbox.rows([ASIDE])))
+        assert await lab.outbox_sender.store(lab.outbox_sender.outbox.again, row.envelope_id)
+        lab.outbox_sender.look()
+        await until(lambda: bool(lab.outbox_sender.outbox.rows([ASIDE])))
 
 
 async def _nothing(names: Any) -> None:
@@ -251,20 +251,22 @@ async def test_an_unknown_recipient_leaves_nothing_in_the_outbox(hq: Any) -> Non
     async with hq.client("FL-LAB") as lab:
         with pytest.raises(UnknownRecipient):
             await lab.publish("x", to="XX-RC")
-        assert lab.post.outbox.counts() == {}
+        assert lab.outbox_sender.outbox.counts() == {}
 
 
 async def test_a_message_sealed_again_is_delivered_once(hq: Any) -> None:
     async with hq.client("FL-LAB") as lab, hq.client("CA-RC") as center:
         confirmation = await lab.publish("once", to="CA-RC")
-        assert await lab.post.seal_again(confirmation.envelope_id)
+        assert await lab.outbox_sender.seal_again(confirmation.envelope_id)
         with trio.fail_after(20):
             assert await Receiver(center).run(count=1) == 1
             while (row := await lab.sent(confirmation.message_ids[0])) is None or row.owed:
                 await trio.sleep(0.01)
             assert row.generation == 1
             assert await Receiver(center).run(idle_s=0.3) == 0
-        assert not await lab.post.seal_again(confirmation.envelope_id)  # its bytes are gone
+        assert not await lab.outbox_sender.seal_again(
+            confirmation.envelope_id
+        )  # its bytes are gone
     assert [line["content"] for line in hq.lines("CA-RC")] == ["once"]
 
 
@@ -301,5 +303,7 @@ async def test_what_all_have_opened_waits_for_nothing(hq: Any) -> None:
     db.close()
     async with hq.client("FL-LAB") as lab:
         with trio.fail_after(20):
-            while (await lab.post.store(lab.post.outbox.counts)) != {CONFIRMED: 1}:
+            while (await lab.outbox_sender.store(lab.outbox_sender.outbox.counts)) != {
+                CONFIRMED: 1
+            }:
                 await trio.sleep(0.05)

@@ -41,8 +41,8 @@ async def offered(hq: Any, client_id: str = "CA-RC") -> Any:
 async def sent(lab: Any, text: str, **options: Any) -> Any:
     """Publishes; the prefix that went out."""
     confirmation = await lab.publish(text, to="CA-RC", **options)
-    row = lab.post.outbox.find(confirmation.envelope_id)
-    return split(lab.post.outbox.bytes_of(row)).prefix
+    row = lab.outbox_sender.outbox.find(confirmation.envelope_id)
+    return split(lab.outbox_sender.outbox.bytes_of(row)).prefix
 
 
 async def received(hq: Any, count: int) -> list[str]:
@@ -222,7 +222,7 @@ async def test_a_file_in_parts_is_sealed_as_was_asked_also_when_it_goes_on_later
         await center.add_key(rsa_key())
         async with hq.client("FL-LAB") as lab:
             await send_file(lab, file, ["scan.tif"], ["CA-RC"], "", stanza="rsa-oaep")
-            (row,) = Transfers(lab.post.outbox).all(10)
+            (row,) = Transfers(lab.outbox_sender.outbox).all(10)
             assert row.stanza == 3
             with pytest.raises(InvalidRequest):
                 await send_file(lab, file, ["scan.tif"], ["CA-RC"], "", stanza="rot13")
@@ -235,11 +235,13 @@ async def test_the_next_generation_is_sealed_as_was_asked(hq: Any) -> None:
         await center.add_key(rsa_key())
         chosen = [await sent(lab, "chosen", stanza=stanza) for stanza in ("rsa-oaep", None)]
         for prefix, kind in zip(chosen, (3, 1), strict=True):
-            assert await lab.post.seal_again(prefix.envelope_id)
+            assert await lab.outbox_sender.seal_again(prefix.envelope_id)
             with trio.fail_after(10):
-                while lab.post.outbox.find(prefix.envelope_id).generation == 0:
+                while lab.outbox_sender.outbox.find(prefix.envelope_id).generation == 0:
                     await trio.sleep(0.01)
-            raw = lab.post.outbox.bytes_of(lab.post.outbox.find(prefix.envelope_id))
+            raw = lab.outbox_sender.outbox.bytes_of(
+                lab.outbox_sender.outbox.find(prefix.envelope_id)
+            )
             assert split(raw).prefix.recipients[0].stanza_type == kind
     assert await received(hq, 2) == ["chosen", "chosen"]
 
@@ -258,9 +260,9 @@ async def test_where_the_chosen_key_is_gone_the_next_generation_takes_the_prefer
         )
         await center.line.request(frames.Register, bundle=bundle.raw)
         lab.directory.refresh("CA-RC")
-        assert await lab.post.seal_again(prefix.envelope_id)
+        assert await lab.outbox_sender.seal_again(prefix.envelope_id)
         with trio.fail_after(10):
-            while lab.post.outbox.find(prefix.envelope_id).generation == 0:
+            while lab.outbox_sender.outbox.find(prefix.envelope_id).generation == 0:
                 await trio.sleep(0.01)
-        raw = lab.post.outbox.bytes_of(lab.post.outbox.find(prefix.envelope_id))
+        raw = lab.outbox_sender.outbox.bytes_of(lab.outbox_sender.outbox.find(prefix.envelope_id))
         assert split(raw).prefix.recipients[0].stanza_type == 1

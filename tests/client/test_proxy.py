@@ -67,7 +67,7 @@ async def test_a_lab_behind_a_proxy_joins_sends_and_renews(
             await lab.publish("through it", to="CA-RC")
             assert [m.content for d in await center.fetch() for m in d.messages] == [b"through it"]
             before = lab.home.chain[0].serial_number
-            await lab.life.renew()
+            await lab.key_lifecycle.renew()
             assert lab.home.chain[0].serial_number != before
         assert set(proxy.asked) == {"hq.only-inside.example:7443"}
         assert len(proxy.asked) >= 4

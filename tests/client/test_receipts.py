@@ -32,7 +32,7 @@ async def test_many_short_commands_take_receipts_in_and_spoil_none(hq: Any) -> N
         with trio.fail_after(20):
             assert await lab.wait_for([confirmation.envelope_id], "opened", 10)
         await lab.receipts.settle()
-        assert lab.post.outbox.unsigned(100) == []
+        assert lab.outbox_sender.outbox.unsigned(100) == []
     async with hq.admin() as admin:
         assert await admin.dead_letters() == []
 

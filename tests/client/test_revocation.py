@@ -68,12 +68,12 @@ async def test_what_is_not_opened_is_sealed_again_for_those_who_are_left(hq: Any
             ) != (1, CONFIRMED):
                 await trio.sleep(0.01)
         assert row.recipients == ("SF-RC",)
-        assert [r.client_id for r in split(lab.post.outbox.bytes_of(row)).prefix.recipients] == [
-            "SF-RC"
-        ]
+        assert [
+            r.client_id for r in split(lab.outbox_sender.outbox.bytes_of(row)).prefix.recipients
+        ] == ["SF-RC"]
         row = await lab.sent(alone.message_ids[0])
         assert row.generation == 0  # nobody is left to seal it for
-        await lab.post.without_revoked()
+        await lab.outbox_sender.without_revoked()
         assert (await lab.sent(both.message_ids[0])).generation == 1  # once is enough
     assert await received(hq, "SF-RC") == ["for both"]
     async with hq.client("FL-LAB") as lab:
@@ -94,8 +94,10 @@ async def test_what_waited_in_the_outbox_goes_to_those_who_are_left(hq: Any) -> 
     async with hq.admin() as admin:
         await admin.revoke("CA-RC")
     async with hq.client("FL-LAB") as lab:
-        await until(lambda: [r.state for r in lab.post.outbox.newest(5)] == [CONFIRMED, ASIDE])
-        first, second = lab.post.outbox.newest(5)
+        await until(
+            lambda: [r.state for r in lab.outbox_sender.outbox.newest(5)] == [CONFIRMED, ASIDE]
+        )
+        first, second = lab.outbox_sender.outbox.newest(5)
         assert first.recipients == ("SF-RC",)
         assert first.generation == 1  # HQ's refusal and its list both say so, and once is enough
         assert "revoked" in first.reason
@@ -112,8 +114,8 @@ async def test_the_refusal_and_the_list_at_the_same_time_have_it_sealed_once(hq:
         refused = RecipientRevoked("the certificate of CA-RC was revoked", names_detail(["CA-RC"]))
         async with trio.open_nursery() as nursery:
             for _ in range(3):
-                nursery.start_soon(lab.post.without_revoked)
-                nursery.start_soon(lab.post.mend, both.envelope_id, 0, refused)
+                nursery.start_soon(lab.outbox_sender.without_revoked)
+                nursery.start_soon(lab.outbox_sender.mend, both.envelope_id, 0, refused)
         assert (await lab.sent(both.message_ids[0])).generation == 1
 
 
@@ -159,7 +161,7 @@ async def test_after_lost_keys_a_person_compares_and_everything_is_sealed_again(
         assert {type(e) for e in errors} == {BundleDiscontinuous}
         lab.directory.pins.accept(await lab.directory.offered("CA-RC"), PERSON)  # keys verify
         assert await lab.seal_again("CA-RC") == (3, [])
-        await until(lambda: not lab.post.outbox.waiting(0, 1 << 62, 1))
+        await until(lambda: not lab.outbox_sender.outbox.waiting(0, 1 << 62, 1))
         assert sorted(await received(hq, "CA-RC")) == ["message 0", "message 1", "message 2"]
         for one in sent:
             with trio.fail_after(20):
@@ -178,11 +180,11 @@ async def test_who_was_revoked_and_came_back_is_not_left_out(hq: Any) -> None:
         await lab.revocations.ensure(10**6)
         assert lab.revocations.names_any
         assert await lab.directory.revoked() == []
-        await lab.post.without_revoked()
+        await lab.outbox_sender.without_revoked()
         assert (await lab.sent(sent.message_ids[0])).recipients == ("CA-RC", "SF-RC")
         lab.directory.pins.accept(await lab.directory.offered("CA-RC"), PERSON)
         assert await lab.seal_again("CA-RC") == (1, [])
-        await until(lambda: not lab.post.outbox.waiting(0, 1 << 62, 1))
+        await until(lambda: not lab.outbox_sender.outbox.waiting(0, 1 << 62, 1))
     assert await received(hq, "CA-RC") == ["for both"]
     assert await received(hq, "SF-RC") == ["for both"]
 

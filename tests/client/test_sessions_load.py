@@ -78,7 +78,7 @@ async def test_both_directions_with_two_programs_each(hq: Any, trouble: str) -> 
     async def change(client: Any) -> None:
         for _ in range(3):
             await trio.sleep(0.2)
-            await client.life.rotate()
+            await client.key_lifecycle.rotate()
             await client.offer_prekeys()
 
     async with (

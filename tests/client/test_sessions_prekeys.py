@@ -121,7 +121,7 @@ async def test_rotated_keys_take_their_prekeys_along(hq: Any) -> None:
         await lab.publish("usual", to="CA-RC")
         async with hq.client("CA-RC") as center:
             await center.publish("begun before", to="FL-LAB")
-            await center.life.rotate()
+            await center.key_lifecycle.rotate()
             assert await center.offer_prekeys() == 100
         await lab.publish("in a session", to="CA-RC", stanza="ratchet")
         assert lab.directory.pins.get("CA-RC").bundle.sequence == 2

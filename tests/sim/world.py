@@ -276,12 +276,12 @@ class World:
     def crash(self, name: str) -> None:
         """Kills a client: nothing it knows is written any more."""
         client = self.clients.get(name)
-        if client is not None and client.post is not None:
+        if client is not None and client.outbox_sender is not None:
 
             async def nothing() -> None:
                 await trio.lowlevel.checkpoint()
 
-            client.post._write = nothing  # type: ignore[method-assign]
+            client.outbox_sender._write = nothing  # type: ignore[method-assign]
         if name in self.scopes:
             self.scopes[name].cancel()
 

@@ -258,10 +258,12 @@ async def _meet(home: Home) -> list[Finding]:
         else:
             found.append(Finding(GOOD, "clock", f"within {abs(skew_s):.0f} s of HQ's"))
         found.append(await _own_keys(client))
-        if client.post is not None:
+        if client.outbox_sender is not None:
             from cipherbox.client.outbox.folder_files import FolderFiles
 
-            refused: Any = await client.post.store(FolderFiles(client.post.outbox).refused)
+            refused: Any = await client.outbox_sender.store(
+                FolderFiles(client.outbox_sender.outbox).refused
+            )
             if refused:
                 newest = refused[-1]
                 text = (
@@ -285,7 +287,7 @@ async def _meet(home: Home) -> list[Finding]:
 async def _own_keys(client: Client) -> Finding:
     """Whether HQ shows others the keys that this home made, and no others."""
     try:
-        await client.life.check_own()
+        await client.key_lifecycle.check_own()
     except BundleError as error:
         return Finding(
             BAD, "keys", str(error), "compare with them by telephone: cipherbox keys fingerprint"

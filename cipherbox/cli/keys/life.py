@@ -39,7 +39,7 @@ def rotate(ctx: click.Context, signatures: str | None) -> None:
     from cipherbox.envelope.bundle import fingerprint
 
     home = load_here(ctx)
-    identity = with_client(ctx, lambda client: client.life.rotate(signatures))
+    identity = with_client(ctx, lambda client: client.key_lifecycle.rotate(signatures))
     if signatures is not None and signatures != home.config.signatures:
         write_client_config(attrs.evolve(home.config, signatures=signatures))
     assert identity.bundle is not None
@@ -66,7 +66,7 @@ def renew(ctx: click.Context) -> int:
     """
     from cipherbox.cli.output import next_step, say, time_text
 
-    found = with_client(ctx, lambda client: client.life.renew())
+    found = with_client(ctx, lambda client: client.key_lifecycle.renew())
     if found.ends_at:
         say(f"The certificate is renewed; it ends on {time_text(found.ends_at)}.")
         return Exit.OK

@@ -130,8 +130,10 @@ async def _offer(client: Client, client_id: str) -> Offer:
         else Change()
     )
     unopened = 0
-    if client.post is not None:
-        rows = await client.post.store(client.post.outbox.unopened_by, client_id, SENT)
+    if client.outbox_sender is not None:
+        rows = await client.outbox_sender.store(
+            client.outbox_sender.outbox.unopened_by, client_id, SENT
+        )
         assert isinstance(rows, list)
         unopened = len(rows)
     own = client.home.identity.bundle if client.home.identity is not None else None

@@ -62,7 +62,7 @@ class PendingPublish:
     on_outcome: Callable[[PendingPublish], None] | None
     flags: int = 0
     route_version: int = 0
-    fresh: OutboxEntry | None = attrs.field(default=None, repr=False)  # what the outbox keeps of it
+    entry: OutboxEntry | None = attrs.field(default=None, repr=False)  # what the outbox keeps of it
     generation: int = 0
     # empty: made from the bytes when it is needed
     envelope_hash: bytes = attrs.field(default=b"", repr=False)
@@ -89,8 +89,8 @@ class PendingPublish:
 
     def leaf(self) -> bytes:
         """Return the leaf that must be in HQ's log for this envelope."""
-        if self.fresh is not None:
-            return leaf(self.envelope_id, self.fresh.generation, self.fresh.envelope_hash)
+        if self.entry is not None:
+            return leaf(self.envelope_id, self.entry.generation, self.entry.envelope_hash)
         if not self.envelope_hash:
             self.envelope_hash = hashes(self.raw, split(self.raw)).envelope_hash
         return leaf(self.envelope_id, self.generation, self.envelope_hash)
@@ -118,7 +118,7 @@ class WindowOwner(Protocol):
     def settled(self, item: PendingPublish) -> None: ...
 
 
-class Window:
+class ConfirmWindow:
     """See the module.  One per client; it outlives its connections.  ``log`` checks confirms.
 
     The outcome of an envelope that is kept in the outbox goes to ``owner``, which tells whoever

@@ -20,9 +20,9 @@ import trio
 
 from cipherbox.client.connection.confirm_window import (
     SLOWEST_BYTES_PER_S,
+    ConfirmWindow,
     PendingPublish,
     ProofCheck,
-    Window,
 )
 from cipherbox.client.connection.connection import Connection, fresh, open_link
 from cipherbox.client.events import LINE, EventKind, Events
@@ -117,7 +117,7 @@ class ReconnectingConnection:
         self.tries, self.timeout_s = tries, timeout_s
         self._log = log
         self._observer = ConnectionObserver()
-        self.window = Window(self, log)
+        self.window = ConfirmWindow(self, log)
         self.link: Connection | None = None
         self.failure: CipherBoxError | None = None
         self.trouble: CipherBoxError | None = None

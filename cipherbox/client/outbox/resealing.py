@@ -152,8 +152,8 @@ class Resealing:
             item = await self._reseal(
                 row, raw, await self._revoked() if without is None else without, on_outcome
             )
-            if item.fresh is not None:
-                item.fresh = item.fresh._replace(
+            if item.entry is not None:
+                item.entry = item.entry._replace(
                     reason="; ".join(dict.fromkeys(filter(None, [_kept(row), reason])))
                 )
             self.add(item)

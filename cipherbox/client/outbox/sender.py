@@ -63,7 +63,7 @@ class OutboxSender(Resealing):
 
     def __init__(
         self,
-        line: ReconnectingConnection,
+        connection: ReconnectingConnection,
         outbox: Outbox,
         events: Events,
         reseal: Reseal,
@@ -74,10 +74,15 @@ class OutboxSender(Resealing):
     ) -> None:
         self.outbox = outbox
         self._revoked, self._sessions, self._holds = revoked, sessions, holds
-        self._line, self._events, self._reseal, self._sender = line, events, reseal, sender
-        self._window = line.window
-        self._fresh: list[PendingPublish] = []
-        self._fresh_bytes = 0
+        self._connection, self._events, self._reseal, self._sender = (
+            connection,
+            events,
+            reseal,
+            sender,
+        )
+        self._window = connection.window
+        self._new: list[PendingPublish] = []
+        self._new_bytes = 0
         # kept, and waiting behind what was left; None: nothing was left
         self._behind: list[PendingPublish] | None = []
         self._known: dict[bytes, int] = {}  # envelope id -> generation, of what this process sends
@@ -99,13 +104,13 @@ class OutboxSender(Resealing):
     @property
     def full(self) -> bool:
         """Whether a further envelope would have to wait for room."""
-        return bool(self._behind) or self._window.crowded(len(self._fresh), self._fresh_bytes)
+        return bool(self._behind) or self._window.crowded(len(self._new), self._new_bytes)
 
     def add(self, item: PendingPublish) -> None:
         """Takes a sealed envelope: kept first, then sent.  TooLarge if HQ would not take it."""
         self._window.check(item)
-        self._fresh.append(item)
-        self._fresh_bytes += len(item.raw)
+        self._new.append(item)
+        self._new_bytes += len(item.raw)
         self._known[item.envelope_id] = item.generation
         self._work.set()
 
@@ -175,9 +180,9 @@ class OutboxSender(Resealing):
                 self._nursery = nursery
                 while True:
                     await self._work.wait()
-                    if not self._fresh and not self._steps:
+                    if not self._new and not self._steps:
                         with trio.move_on_after(OUTCOME_PAUSE_S):
-                            await self._until_fresh()
+                            await self._until_new()
                     await self._write()
         finally:
             with trio.move_on_after(CLOSE_S, shield=True):
@@ -186,22 +191,22 @@ class OutboxSender(Resealing):
                 async with self._turn:
                     self.outbox.close()
 
-    async def _until_fresh(self) -> None:
-        while not self._fresh and not self._steps:
+    async def _until_new(self) -> None:
+        while not self._new and not self._steps:
             self._work.clear()
             await self._work.wait()
 
     async def _write(self) -> None:
         self._work.clear()
-        fresh, self._fresh = self._fresh, []
+        new, self._new = self._new, []
         confirmed, self._confirmed = self._confirmed, []
         refused, self._refused = self._refused, []
         proven, self._proven = self._proven, []
         steps, self._steps = self._steps, []
-        if not (fresh or confirmed or refused or proven or steps):
+        if not (new or confirmed or refused or proven or steps):
             return
-        batch: list[PendingPublish | _Step] = [*fresh, *steps]
-        kept = [item.fresh for item in fresh if item.fresh is not None]
+        batch: list[PendingPublish | _Step] = [*new, *steps]
+        kept = [item.entry for item in new if item.entry is not None]
         turned = [step.turned for step in steps]
         try:
             if self._sessions.unsynced:
@@ -217,12 +222,12 @@ class OutboxSender(Resealing):
             )
             for one in batch:
                 self._unkept(one, failure)
-            if not fresh:
+            if not new:
                 await trio.sleep(1.0)
                 self._work.set()
             return
         finally:
-            self._fresh_bytes -= sum(len(item.raw) for item in fresh)
+            self._new_bytes -= sum(len(item.raw) for item in new)
             self._written.notify()
         for one in batch:
             if any(step.session_id in moved for step in _turned(one)):
@@ -254,8 +259,8 @@ class OutboxSender(Resealing):
 
     def _send(self, item: PendingPublish) -> None:
         try:
-            if self._line.failure is not None:
-                raise again(self._line.failure)
+            if self._connection.failure is not None:
+                raise again(self._connection.failure)
             self._window.add(item)
         except CipherBoxError as error:
             item.error, item.gone = error, True
@@ -305,7 +310,7 @@ class OutboxSender(Resealing):
                 )
             self._work.set()
             return
-        await self._line.ready()
+        await self._connection.ready()
         # Sealed by an older program, or with the keys this client had before it came back: nobody
         # takes it any more.
         if version_of(raw) != VERSION or not self._holds(raw):
@@ -390,7 +395,7 @@ class _Step:
 def _turned(one: PendingPublish | _Step) -> tuple[Turned, ...]:
     if isinstance(one, _Step):
         return (one.turned,)
-    return one.fresh.turned if one.fresh is not None else ()
+    return one.entry.turned if one.entry is not None else ()
 
 
 def _others(item: PendingPublish, error: CipherBoxError) -> tuple[str, ...]:

@@ -111,10 +111,10 @@ class PublishingCalls:
                 partial=partial,
             )
         )
-        target = await self.sealer.target(options)
+        route = await self.sealer.resolve_route(options)
         async with background() as nursery:
             publisher = Publisher(
-                self.sealer, self.line, self.outbox(), options, target, nursery, batch
+                self.sealer, self.line, self.outbox(), options, route, nursery, batch
             )
             self.line.window.room_listeners.append(publisher.room_came)
             try:
@@ -129,11 +129,11 @@ class PublishingCalls:
         many envelopes, and why others were not.  A revoked recipient is left out; who opened a
         message gets it once.
         """
-        post = self.outbox()
+        outbox_sender = self.outbox()
         pinned = [pin.bundle.client_id for pin in self.directory.pins.entries()]
         for name in pinned if client_id is None else [client_id]:
             self.directory.refresh(name)
-        return await post.seal_again_all(client_id)
+        return await outbox_sender.seal_again_all(client_id)
 
     async def resolve(self, exchange: str, routing_key: str) -> frames.Route:
         """Who would read what is published there: ``queues`` (each ``queue`` and ``readers``)
@@ -156,4 +156,4 @@ class PublishingCalls:
             expires_at=0,
             partial=False,
         )
-        return list((await self.sealer.target(options, anew=True)).names)
+        return list((await self.sealer.resolve_route(options, anew=True)).names)

@@ -68,8 +68,8 @@ class FileSender:
     ) -> None:
         self._client, self._transfer, self._patient = client, transfer, patient
         self._on_progress = on_progress
-        self._post = client.outbox()
-        self._transfers = Transfers(self._post.outbox)
+        self._outbox_sender = client.outbox()
+        self._transfers = Transfers(self._outbox_sender.outbox)
         self._in_flight = 0
         self._done: list[tuple[int, bytes, bytes, int]] = []
         self._done_bytes = 0
@@ -97,7 +97,7 @@ class FileSender:
         except CipherBoxError as error:
             if not waits(error):
                 reason = str(error)
-                await self._post.store(
+                await self._outbox_sender.store(
                     lambda: self._transfers.finish(self._transfer, STOPPED, reason=reason)
                 )
             raise
@@ -117,19 +117,19 @@ class FileSender:
                 await self._changed.wait()
         self._failure = None
         self._transfer = attrs.evolve(transfer, recipients=left)
-        await self._post.store(self._transfers.leave_out, self._transfer)
+        await self._outbox_sender.store(self._transfers.leave_out, self._transfer)
         what = f"{error}; {'/'.join(transfer.path)} goes to {', '.join(left)}"
         self._client.events.say(SENDER, what)
         return refused
 
     async def _run(self) -> Confirmation:
         transfer, client = self._transfer, self._client
-        hashes = await self._post.store(self._transfers.hashes, transfer.number)
+        hashes = await self._outbox_sender.store(self._transfers.hashes, transfer.number)
         assert isinstance(hashes, dict)
         self._hashes = hashes
         self._done_bytes = sum(_size(transfer, part) for part in hashes)
         self._tell()
-        address = PublishOptions.make(
+        options = PublishOptions.make(
             list(transfer.recipients),
             "",
             "",
@@ -140,14 +140,14 @@ class FileSender:
             expires_at=0,
             partial=False,
         )
-        target = await client.sealer.target(address)
+        route = await client.sealer.resolve_route(options)
         source = open_source(transfer, client.home.keeper.content)
         try:
             async with background() as nursery:
                 send, receive = trio.open_memory_channel[_Read](_AHEAD)
                 nursery.start_soon(self._read_all, source, send)
                 async for one in receive:
-                    await self._send(address, target, one)
+                    await self._send(options, route, one)
                 await self._until(lambda: not self._in_flight)
             modified_ns = source.check()
         finally:
@@ -174,7 +174,7 @@ class FileSender:
             stanza=transfer.stanza or None,
             wait=False,
         )
-        await self._post.store(
+        await self._outbox_sender.store(
             lambda: self._transfers.finish(transfer, SENT, manifest=kept.envelope_id)
         )
         return await self._confirmed(kept)
@@ -183,7 +183,7 @@ class FileSender:
         from cipherbox.client.outbox.rows import CONFIRMED, WAITING, Row
 
         while True:
-            row = await self._post.store(self._post.outbox.find, kept.envelope_id)
+            row = await self._outbox_sender.store(self._outbox_sender.outbox.find, kept.envelope_id)
             if isinstance(row, Row) and row.state != WAITING:
                 if row.state != CONFIRMED:
                     raise FileError(
@@ -227,7 +227,7 @@ class FileSender:
         )
         return _Read(part, hashlib.sha256(data).digest(), pack([message]), size)
 
-    async def _send(self, address: PublishOptions, target: ResolvedRoute, one: _Read) -> None:
+    async def _send(self, options: PublishOptions, route: ResolvedRoute, one: _Read) -> None:
         await self._until(lambda: self._in_flight < LIMITS.parts_in_flight)
 
         def settled(item: PendingPublish) -> None:
@@ -241,7 +241,7 @@ class FileSender:
                 self._tell()
             self._wake()
 
-        item = self._client.sealer.seal(address, target, one.plain, 1, settled)
+        item = self._client.sealer.seal(options, route, one.plain, 1, settled)
         self._in_flight += 1
         self._client.line.window.add(item)
         if len(self._done) >= _RECORD:
@@ -251,7 +251,9 @@ class FileSender:
         done, self._done = self._done, []
         if done:
             with trio.CancelScope(shield=True):
-                await self._post.store(self._transfers.confirmed, self._transfer.number, done)
+                await self._outbox_sender.store(
+                    self._transfers.confirmed, self._transfer.number, done
+                )
 
     async def _until(self, so: Callable[[], bool]) -> None:
         while not so():
@@ -307,9 +309,9 @@ async def send_file(
     kind = int(stanza_type(stanza) or 0)
     if kind == StanzaType.RATCHET:
         raise InvalidRequest("sessions are for messages; send a file without stanza 'ratchet'")
-    post, file = client.outbox(), Path(file)
-    transfers = Transfers(post.outbox)
-    transfer = await post.store(
+    outbox_sender, file = client.outbox(), Path(file)
+    transfers = Transfers(outbox_sender.outbox)
+    transfer = await outbox_sender.store(
         lambda: transfers.begin(
             file, path, recipients, content_type, compress=compress, copy=copy, stanza=kind
         )
@@ -337,9 +339,9 @@ async def send_directory(
     kind = int(stanza_type(stanza) or 0)
     if kind == StanzaType.RATCHET:
         raise InvalidRequest("sessions are for messages; send a directory without stanza 'ratchet'")
-    post, folder = client.outbox(), Path(folder)
-    transfers = Transfers(post.outbox)
-    transfer = await post.store(
+    outbox_sender, folder = client.outbox(), Path(folder)
+    transfers = Transfers(outbox_sender.outbox)
+    transfer = await outbox_sender.store(
         lambda: transfers.begin_directory(
             folder, recipients, compress=compress, copy=copy, stanza=kind
         )
@@ -355,9 +357,9 @@ async def send_unfinished(
     client: PublishingCalls, *, patient: bool = False, on_progress: OnProgress | None = None
 ) -> list[CipherBoxError]:
     """Goes on with every file that is not whole at HQ yet; returns what stopped some of them."""
-    post = client.outbox()
-    transfers = Transfers(post.outbox)
-    unfinished = await post.store(transfers.unfinished)
+    outbox_sender = client.outbox()
+    transfers = Transfers(outbox_sender.outbox)
+    unfinished = await outbox_sender.store(transfers.unfinished)
     assert isinstance(unfinished, list)
     stopped: list[CipherBoxError] = []
     for transfer in unfinished:

@@ -39,13 +39,13 @@ async def publish_once(
     if len(options.groups()) > 1:
         raise InvalidRequest(f"an idempotency key goes with at most {LIMITS.recipients} recipients")
     once = Once.of(key, options.to, options.exchange, options.routing_key, messages)
-    post = publishing.outbox()
+    outbox_sender = publishing.outbox()
     for turn in range(_TURNS):
-        found = await post.store(post.outbox.key_of, once.route, once.key)
+        found = await outbox_sender.store(outbox_sender.outbox.key_of, once.route, once.key)
         replaces = None
         if isinstance(found, tuple):
             digest, envelope_id = found
-            row = await post.store(post.outbox.find, envelope_id)
+            row = await outbox_sender.store(outbox_sender.outbox.find, envelope_id)
             gone_nowhere = isinstance(row, Row) and row.state in (ASIDE, CANCELLED)
             if not gone_nowhere:
                 if digest != once.digest:
@@ -69,11 +69,11 @@ async def _first(publishing: EnvelopePublisher, envelope_id: bytes, wait: bool) 
     """The confirmation of what was published before, once HQ has given it; Queued when it does
     not come in time.
     """
-    post = publishing.outbox()
+    outbox_sender = publishing.outbox()
     patience = Patience(publishing.line)
     looked = False
     while True:
-        row = await post.store(post.outbox.find, envelope_id)
+        row = await outbox_sender.store(outbox_sender.outbox.find, envelope_id)
         if not isinstance(row, Row) or row.state != WAITING or not wait:
             if isinstance(row, Row) and row.state in (ASIDE, CANCELLED):
                 raise from_wire(row.code, row.reason or "it was cancelled on this machine")
@@ -83,7 +83,7 @@ async def _first(publishing: EnvelopePublisher, envelope_id: bytes, wait: bool) 
                 accepted_at, queues, (), False, ((envelope_id, count),), duplicate=True
             )
         if not looked:
-            post.look()  # the process that published it may be gone
+            outbox_sender.look()  # the process that published it may be gone
             looked = True
         if patience.ended:
             error = Queued(

@@ -112,7 +112,7 @@ class EnvelopePublisher:
         which then is one; it takes the place of envelope ``replaces``.
         """
         try:
-            route = await self._sealer.target(options)
+            route = await self._sealer.resolve_route(options)
         except CredentialsError as error:
             raise type(error)(
                 f"{error}. Nothing was sent, and nothing was kept", error.detail
@@ -166,14 +166,14 @@ class EnvelopePublisher:
                 if not item.others:
                     raise
                 others = attrs.evolve(options, to=item.others)
-                return _Sent(item, await self._sealer.target(others), error)
+                return _Sent(item, await self._sealer.resolve_route(others), error)
             except RouteChanged as error:
                 replaces = item.envelope_id
                 changes += 1
                 try:
                     if changes == self.line.tries:
                         raise
-                    route = await self._sealer.target(options, anew=True)
+                    route = await self._sealer.resolve_route(options, anew=True)
                 except CipherBoxError:
                     self.outbox().aside(item, error)
                     raise
@@ -186,9 +186,9 @@ class EnvelopePublisher:
 
     async def _send(self, item: PendingPublish, ready: trio.Event, wait: bool) -> None:
         """Keep and send an envelope, and wait for its confirm; Queued if none came in time."""
-        line, post = self.line, self.outbox()
-        post.add(item)
-        await post.kept(item)
+        line, outbox_sender = self.line, self.outbox()
+        outbox_sender.add(item)
+        await outbox_sender.kept(item)
         if not wait:
             item.disown()
             self._events.messages(SENDER, "Kept {} in the outbox", item.envelope_id, item.count)

@@ -103,9 +103,9 @@ class Publisher:
         self,
         sealer: Sealer,
         line: ReconnectingConnection,
-        post: OutboxSender,
-        address: PublishOptions,
-        target: ResolvedRoute,
+        outbox_sender: OutboxSender,
+        options: PublishOptions,
+        route: ResolvedRoute,
         nursery: trio.Nursery,
         batch: int | None = None,
     ) -> None:
@@ -115,10 +115,15 @@ class Publisher:
         self.accepted = 0  # messages taken by put
         self.confirmed = 0  # messages HQ has
         self.envelopes = 0  # envelopes sealed
-        self._sealer, self._line, self._post, self._window = sealer, line, post, line.window
-        self._address, self._nursery = address, nursery
-        self._target: ResolvedRoute | None = target
-        self._target_at = trio.current_time()
+        self._sealer, self._line, self._outbox_sender, self._window = (
+            sealer,
+            line,
+            outbox_sender,
+            line.window,
+        )
+        self._options, self._nursery = options, nursery
+        self._route: ResolvedRoute | None = route
+        self._route_at = trio.current_time()
         self._refreshing = False
         self._most = LIMITS.batch_messages if batch is None else batch
         self._gathering = False  # see `_advance`
@@ -171,7 +176,7 @@ class Publisher:
                 "the publisher is full; after put() returned False, await room() before the next"
             )
         largest = room_for(
-            self._window.envelope_bytes, len(self._target.bundles) if self._target else 1
+            self._window.envelope_bytes, len(self._route.bundles) if self._route else 1
         )
         size = cost(message)
         if size + 64 > largest:
@@ -223,10 +228,10 @@ class Publisher:
         """
         batch = self._batch
         self._gathering = False
-        if not len(batch) or self._target is None or self._failure is not None:
+        if not len(batch) or self._route is None or self._failure is not None:
             return
         full = self._full(batch)
-        if not self._post.full and (full or self._open < LIMITS.open_batches):
+        if not self._outbox_sender.full and (full or self._open < LIMITS.open_batches):
             self._flush()
         else:
             self._gathering = not full and batch.messages is None
@@ -238,22 +243,22 @@ class Publisher:
         self._go(batch)
 
     def _go(self, batch: Batch, refused: PendingPublish | None = None) -> None:
-        if self._target is None:
+        if self._route is None:
             self._rerouting.append((batch, refused))
             return
         partial = not self._full(batch)
         settled = self._settled_partial if partial else self._settled
         try:
             item = self._sealer.seal(
-                self._address,
-                self._target,
+                self._options,
+                self._route,
                 batch.pack(),
                 len(batch),
                 settled,
                 replaces=refused.envelope_id if refused is not None else None,
                 reserve=refused is not None,
             )
-            self._post.add(item)
+            self._outbox_sender.add(item)
         except CipherBoxError as error:
             # often in the link's reader, which must go on: the next call raises it
             self._fail(error, batch)
@@ -279,8 +284,8 @@ class Publisher:
             self._failure = self._failure or item.error
         elif isinstance(item.error, RouteChanged | SessionMoved):
             self._rerouting.append((batch, item))
-            if self._target is not None:
-                self._target = None
+            if self._route is not None:
+                self._route = None
                 self._nursery.start_soon(self._reroute)
         else:
             self._fail(item.error, batch)
@@ -317,8 +322,8 @@ class Publisher:
         fresh ids.
         """
         try:
-            self._target = await self._sealer.target(self._address, anew=True)
-            self._target_at = trio.current_time()
+            self._route = await self._sealer.resolve_route(self._options, anew=True)
+            self._route_at = trio.current_time()
             batches, self._rerouting = self._rerouting, []
             for batch, item in batches:
                 self._go(batch, item)
@@ -327,21 +332,21 @@ class Publisher:
             batches, self._rerouting = self._rerouting, []
             for batch, item in batches:
                 if item is not None and item.kept:
-                    self._post.aside(item, error)
+                    self._outbox_sender.aside(item, error)
                 self._fail(error, batch)
         self._wake()
 
     def _refresh_when_old(self) -> None:
-        if not self._refreshing and trio.current_time() - self._target_at > REFRESH_S:
+        if not self._refreshing and trio.current_time() - self._route_at > REFRESH_S:
             self._refreshing = True
             self._nursery.start_soon(self._refresh)
 
     async def _refresh(self) -> None:
         try:
-            target = await self._sealer.target(self._address)
-            if self._target is not None:
-                self._target = target
-            self._target_at = trio.current_time()
+            route = await self._sealer.resolve_route(self._options)
+            if self._route is not None:
+                self._route = route
+            self._route_at = trio.current_time()
         except CipherBoxError as error:
             if not error.retryable:
                 self._failure = self._failure or error
@@ -371,8 +376,8 @@ class Publisher:
             await patience.wait(self._changed.next())
 
 
-def check_publisher(address: PublishOptions) -> PublishOptions:
-    """A publisher's address: one group of recipients."""
-    if len(address.groups()) > 1:
+def check_publisher(options: PublishOptions) -> PublishOptions:
+    """A publisher's options: one group of recipients."""
+    if len(options.groups()) > 1:
         raise InvalidRequest(f"a publisher has at most {LIMITS.recipients} recipients")
-    return address
+    return options

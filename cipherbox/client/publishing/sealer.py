@@ -105,18 +105,18 @@ class Sealer:
         self._kept_routes.put(where, route)
         return route
 
-    async def target(self, address: PublishOptions, *, anew: bool = False) -> ResolvedRoute:
+    async def resolve_route(self, options: PublishOptions, *, anew: bool = False) -> ResolvedRoute:
         """Readers, permission, keys.  ``anew``: ask HQ again, the route has changed."""
         if self._identity is None:
             raise keyless()
-        version, names = 0, address.to
-        if not address.to_mailboxes:
-            where = (address.exchange, address.routing_key)
+        version, names = 0, options.to
+        if not options.to_mailboxes:
+            where = (options.exchange, options.routing_key)
             if anew or where not in self._routes:
                 self._routes[where] = await self._resolved(where)
             route = self._routes[where]
             version = route.version
-            if address.stanza == StanzaType.RATCHET:
+            if options.stanza == StanzaType.RATCHET:
                 check_one_reader(route)
             if names is None:
                 names = tuple(
@@ -128,29 +128,29 @@ class Sealer:
                         f"no queue with a reader is bound to exchange {where[0]!r} with key "
                         f"{where[1]!r}"
                     )
-                self._allow.check(address.exchange, names)
+                self._allow.check(options.exchange, names)
                 if len(names) > LIMITS.recipients:
                     raise InvalidRequest(
                         f"{len(names)} clients read this route; an envelope has {LIMITS.recipients}"
                     )
         assert names is not None
         bundles = await self._directory.recipients(names)
-        if address.stanza == StanzaType.RATCHET:
+        if options.stanza == StanzaType.RATCHET:
             if self._prekeys is None:
                 raise Forbidden("this client has no sessions")
             bundles = await self._prekeys.ensured(bundles, self._directory)
             return ResolvedRoute(
-                address.exchange,
-                address.routing_key,
+                options.exchange,
+                options.routing_key,
                 version,
                 tuple(bundles),
                 (),
                 names,
                 in_sessions=True,
             )
-        keys = choose_keys(bundles, stanza=address.stanza, allow_mixed=address.allow_mixed)
+        keys = choose_keys(bundles, stanza=options.stanza, allow_mixed=options.allow_mixed)
         return ResolvedRoute(
-            address.exchange, address.routing_key, version, tuple(bundles), tuple(keys), names
+            options.exchange, options.routing_key, version, tuple(bundles), tuple(keys), names
         )
 
     def seal(
@@ -210,7 +210,7 @@ class Sealer:
             on_outcome,
             flags=options.flags,
             route_version=route.version,
-            fresh=entry,
+            entry=entry,
             generation=generation,
         )
 
@@ -242,11 +242,11 @@ class Sealer:
         )
 
     @contextmanager
-    def _speakers(self, target: ResolvedRoute, reserve: bool) -> Iterator[list[Speaker] | None]:
-        if not target.in_sessions or self._prekeys is None:
+    def _speakers(self, route: ResolvedRoute, reserve: bool) -> Iterator[list[Speaker] | None]:
+        if not route.in_sessions or self._prekeys is None:
             yield None
             return
-        names = [bundle.client_id for bundle in target.bundles]
+        names = [bundle.client_id for bundle in route.bundles]
         with self._prekeys.sessions.speakers(names, reserve=reserve) as found:
             yield found
 
@@ -278,7 +278,7 @@ class Sealer:
             stanza = StanzaType.RATCHET
             for name in left:
                 self._prekeys.sessions.retire(name, raw)
-        address = PublishOptions(
+        options = PublishOptions(
             None if by_route else left,
             row.exchange,
             row.routing_key,
@@ -289,9 +289,9 @@ class Sealer:
             allow_mixed=bool(kinds & POST_QUANTUM) and not kinds <= POST_QUANTUM,
         )
         try:
-            target = await self.target(address, anew=True)
+            route = await self.resolve_route(options, anew=True)
         except BundleError:
             if stanza == StanzaType.RATCHET:
                 raise  # whoever hands out bad prekeys does not choose a weaker way
-            target = await self.target(attrs.evolve(address, stanza=None), anew=True)
-        return self.seal(address, target, plain, row.messages, on_outcome, before=row, reserve=True)
+            route = await self.resolve_route(attrs.evolve(options, stanza=None), anew=True)
+        return self.seal(options, route, plain, row.messages, on_outcome, before=row, reserve=True)

@@ -241,7 +241,7 @@ class PendingReceipts:
             expires_at=0,
             partial=False,
         )
-        target = await client.sealer.target(address)
+        target = await client.sealer.resolve_route(address)
         done = trio.Event()
         messages = [Message(group, TYPE), *await self._turn(sender)]
         item: PendingPublish = client.sealer.seal(
@@ -267,9 +267,9 @@ class PendingReceipts:
         sessions = self._client.sessions
         with suppress(CipherBoxError):
             turn = sessions.turn(sender) if sessions is not None else None
-            if turn is not None and self._client.post is not None:
+            if turn is not None and self._client.outbox_sender is not None:
                 raw, step = turn
-                await self._client.post.turned(step)
+                await self._client.outbox_sender.turned(step)
                 return [Message(raw, STEP_TYPE)]
         return []
 

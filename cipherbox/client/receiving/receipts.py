@@ -143,7 +143,7 @@ class ReceiptConsumer:
         if receipt.checkpoint:
             # a fork of HQ's log shows here: both ends saw a head of their own
             client.log.meet(receipt.checkpoint, receipt.recipient)
-        post = client.post
+        post = client.outbox_sender
         assert post is not None
         news = await post.store(
             post.outbox.sign,
@@ -212,10 +212,10 @@ class ReceiptConsumer:
 
     async def _mend(self, one: Signed) -> None:
         client = self._client
-        assert client.post is not None
+        assert client.outbox_sender is not None
         try:
             client.directory.refresh(one.recipient)
-            await client.post.seal_again(one.envelope_id, generation=one.generation)
+            await client.outbox_sender.seal_again(one.envelope_id, generation=one.generation)
         except CipherBoxError as error:
             client.events.say(
                 SENDER, f"An envelope for {one.recipient} could not be sealed again: {error}"

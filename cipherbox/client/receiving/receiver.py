@@ -140,7 +140,7 @@ class Receiver:
                 acks.start_soon(loop.recorder.receipts.run)
                 assert self.client.prekeys is not None
                 acks.start_soon(self.client.prekeys.keep)
-                acks.start_soon(self.client.life.say_registered)
+                acks.start_soon(self.client.key_lifecycle.say_registered)
                 acks.start_soon(loop.recorder.keep_completing)
                 async with background() as nursery:
                     credit = max(CREDIT_BYTES // len(names), LEAST_BYTES)
@@ -164,7 +164,7 @@ class Receiver:
                 nursery.start_soon(loop.recorder.receipts.run)
                 assert self.client.prekeys is not None
                 nursery.start_soon(self.client.prekeys.keep)
-                await self.client.life.say_registered()
+                await self.client.key_lifecycle.say_registered()
                 for name in await self._names(queues):
                     await loop.fetch(name)
                 await loop.recorder.complete_now()
