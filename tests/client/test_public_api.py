@@ -42,7 +42,7 @@ MADE_INSIDE = (
     "Message",
 )
 
-INSIDE = ("Delivery.fill", "Consumer.settled", "Consumer.again")  # what the client calls itself
+INSIDE = ("Delivery.fill", "Consumer.settled", "Consumer.requeue")  # what the client calls itself
 
 
 def public() -> Iterator[tuple[str, Callable[..., Any]]]:
