@@ -59,15 +59,22 @@ def _wrapped(function: Any) -> Any:
     if not rules:
         return function
     names = list(inspect.signature(function).parameters)
-    what = function.__qualname__.removesuffix(".__init__")
+    by_source: str = function.__qualname__.removesuffix(".__init__")
+
+    def called(args: tuple[object, ...]) -> str:
+        """Return what the user called: the class of the object, not the one that it inherits."""
+        if names[0] != "self" or not args:
+            return by_source
+        owner = type(args[0]).__name__
+        return owner if by_source.count(".") == 0 else f"{owner}.{function.__name__}"
 
     def look(args: tuple[object, ...], kwargs: dict[str, object]) -> None:
         for name, value in zip(names, args, strict=False):
             if name in rules and (wanted := rules[name](value)):
-                raise WrongType(f"{what}: {name} must be {wanted}")
+                raise WrongType(f"{called(args)}: {name} must be {wanted}")
         for name, value in kwargs.items():
             if name in rules and (wanted := rules[name](value)):
-                raise WrongType(f"{what}: {name} must be {wanted}")
+                raise WrongType(f"{called(args)}: {name} must be {wanted}")
 
     if inspect.iscoroutinefunction(function):
 

@@ -12,6 +12,7 @@ import pytest
 import trio
 
 import cipherbox.client
+from cipherbox.checks import WrongType
 from cipherbox.client.blocking import BlockingClient, connect
 from cipherbox.client.client import Client
 from cipherbox.client.outbox.rows import Row
@@ -100,6 +101,8 @@ async def test_a_typed_program(hq: Any) -> None:
             assert assert_type(lab.mailbox, str) == "box.FL-LAB"
             assert assert_type(lab.list("queues"), list[dict[str, Any]])
             assert lab.hq is not None
+            with pytest.raises(WrongType, match=r"^Client\.publish: to must be"):
+                lab.publish("x", to=7)  # type: ignore[arg-type]
 
     await in_thread(work)
 
