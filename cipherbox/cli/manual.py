@@ -60,6 +60,7 @@ INDEX: dict[str, dict[str, str]] = {
         "sessions": "the Double Ratchet between two clients",
         "security": "who can do what, in short, and what you must do",
         "threat-model": "who could attack, what each can, and cannot, with tests",
+        "contributing": "a new frame, setting, metric, stanza type, error or command",
     },
 }
 # programs in manual/examples, printed as they are: cipherbox manual example-sender > sender.py
