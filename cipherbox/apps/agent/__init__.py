@@ -7,7 +7,7 @@ Map, written by `make generate`:
              because it has changed.
     guide    Prepares `outgoing` for the person who works with it: a folder for each client, and a
              short README.
-    pauses   Growing pauses between tries of what does not work yet, for each thing by itself.
+    pauses   Back-off for each file, address and transfer, with the last reason reported.
     place    Moves files out of `outgoing`, to where a person sees what became of them, and never
              over another file.
     scan     What lies in `outgoing`, and which of it is whole.

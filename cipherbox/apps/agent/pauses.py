@@ -1,4 +1,4 @@
-"""Growing pauses between tries of what does not work yet, for each thing by itself."""
+"""Back-off for each file, address and transfer, with the last reason reported."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ FIRST_S, MOST_S = 2.0, 300.0
 
 
 class Pauses:
-    """In memory alone: a restart tries everything at once."""
+    """Kept in memory: a restart tries everything immediately."""
 
     def __init__(self) -> None:
         self._backoff: KeyedBackoff[Hashable] = KeyedBackoff(lambda: Backoff(FIRST_S, MOST_S))
         self._told: dict[Hashable, str] = {}
 
     def due(self, key: Hashable) -> bool:
-        """Whether it may be tried now."""
+        """Return whether it may be tried now."""
         return self._backoff.due(key)
 
     def later(self, key: Hashable, why: str) -> bool:
-        """It did not work: the next try comes after twice the pause.  Whether ``why`` is news."""
+        """Note a failure and double the pause; return whether the reason is a new one."""
         self._backoff.failed(key)
         told, self._told[key] = self._told.get(key, ""), why
         return why != told
 
     def clear(self, key: Hashable) -> None:
-        """It worked, or is no longer there."""
+        """Forget the failures: it succeeded, or no longer exists."""
         self._backoff.succeeded(key)
         self._told.pop(key, None)

@@ -98,11 +98,11 @@ class Chat:
 
     @property
     def waiting(self) -> int:
-        """How many lines HQ has not confirmed."""
+        """Return the number of lines HQ has not confirmed."""
         return len(self._waiting)
 
     async def say(self, text: str) -> ChatLine:
-        """Seals a line and sends it; returns when it is on this machine's disk."""
+        """Seal and send a line; return when it is durable on this machine."""
         content = text.encode()
         if len(content) > LINE_BYTES:
             raise TooLarge(
@@ -138,7 +138,7 @@ class Chat:
         )
 
     async def settled(self, within_s: float) -> bool:
-        """Waits until HQ has all lines; False when time is up."""
+        """Wait until HQ has all lines; return False on timeout."""
         with trio.move_on_after(within_s):
             while self._waiting:
                 await self._changed.wait()
@@ -147,7 +147,7 @@ class Chat:
     # -- states ------------------------------------------------------------------------------------
 
     async def watch(self) -> None:
-        """Follows the lines' states, until cancelled."""
+        """Follow the states of the lines until cancelled."""
         while True:
             news = self.client.receipts.changed.next()
             with trio.move_on_after(_LOOK_S if self._waiting else _PAUSE_S):
@@ -189,7 +189,7 @@ class Chat:
     # -- receiving ---------------------------------------------------------------------------------
 
     async def receive(self) -> None:
-        """Records what comes while no other receiver of this home does, until cancelled."""
+        """Record what arrives while no other receiver of this home runs, until cancelled."""
         receiver = Receiver(self.client)
 
         async def unless_locked() -> None:

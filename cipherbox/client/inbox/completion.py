@@ -31,16 +31,16 @@ class Completion:
         self.busy = False
 
     async def on_disk(self, call: Callable[..., R], *arguments: object) -> R:
-        """One of the inbox's methods in a thread, one at a time."""
+        """Call one of the inbox's methods in a thread, one at a time."""
         async with self._turn:
             return await trio.to_thread.run_sync(call, *arguments)
 
     def notify(self) -> None:
-        """Something was recorded: a file may be whole."""
+        """Look for complete files: something was recorded."""
         self._recorded.set()
 
     async def run(self) -> None:
-        """Until cancelled, or until the inbox fails: StoreError."""
+        """Complete files until cancelled; raise StoreError if the inbox fails."""
         tidied = float("-inf")
         while True:
             self._recorded.clear()
@@ -52,7 +52,7 @@ class Completion:
                 await self._recorded.wait()
 
     async def complete(self) -> None:
-        """Until nothing is left that can be completed now."""
+        """Complete everything that can be completed now."""
         self.busy = True
         try:
             while checks := await self.on_disk(self._inbox.ready):

@@ -16,12 +16,11 @@ Map, written by `make generate`:
     handler           Handlers: a program's own function runs once for each message, in one
                       transaction with its result.
     inbox_lock        The lock of a home's inbox: one receiver at a time.
-    lookups           Look-ups of senders' keys at HQ, beside the receiving: whoever waits for one
-                      holds up nobody else.
+    lookups           Look up senders' keys at HQ in the background: a delivery that waits delays no
+                      others.
     loop              The receive loop: source -> classify -> open -> record -> acknowledge.
-    opening           Verifies and opens deliveries, and says to HQ what cannot be.
-    pending_receipts  Receipts this client owes: its signed word to each sender on what became of
-                      the sender's envelopes.
+    opening           Verify and open deliveries, and refuse what cannot be opened.
+    pending_receipts  Pending receipts: signed acknowledgements due to each sender.
     ports             What receiving needs of a client, as the smallest protocols.
     progress          How far a receiver is: what it recorded, what it is writing, and what ended
                       it.
@@ -30,7 +29,7 @@ Map, written by `make generate`:
     receiver          The receiver: every message exactly once into
                       ``data/received_messages.jsonl``, whatever is cut off or sent again.
     recorder          Record opened envelopes in an open inbox, and complete files beside.
-    refusals          What HQ is told about envelopes that were not taken in, beside the receiving.
+    refusals          Tell HQ in the background which envelopes were refused.
     refuser           Refuse what cannot be taken in: the receipt is recorded as pending before HQ
                       is told.
     supervised        Supervise a receiver: restart it after transient errors.

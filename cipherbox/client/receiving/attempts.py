@@ -41,14 +41,14 @@ def is_later(error: Exception) -> bool:
 
 @attrs.frozen
 class Failure:
-    """How often a message was tried; ``next_at`` is ms since 1970."""
+    """The attempts of a message; ``next_at`` is ms since 1970."""
 
     attempts: int = 0  # in which it was bad
     later: int = 0
     next_at: int = 0
 
     def after(self, later: bool) -> Failure:
-        """After one try more."""
+        """Return the state after one more attempt."""
         if later:
             pause = min(PAUSE_S * 2 ** min(self.later, 20), LATER_MAX_S)
             return Failure(self.attempts, self.later + 1, clock.now_ms() + int(pause * 1000))
@@ -57,7 +57,7 @@ class Failure:
 
     @property
     def pause_s(self) -> float:
-        """From now."""
+        """Return the remaining pause."""
         return max(0.0, (self.next_at - clock.now_ms()) / 1000)
 
 
@@ -76,7 +76,7 @@ class Away:
 
     @property
     def waits(self) -> bool:
-        """Nothing is tried now."""
+        """Whether nothing may be tried now."""
         return clock.now_ms() < self._until_ms
 
     @property
@@ -85,7 +85,7 @@ class Away:
         return self._row > 0
 
     def later(self, number: int, index: int, reason: str) -> None:
-        """A message has to wait."""
+        """Note that a message has to wait."""
         first = not self._waiting and not self._told
         self._waiting.add((number, index))
         self._row += 1
@@ -101,7 +101,7 @@ class Away:
             self._until_ms = clock.now_ms() + int(pause * 1000)
 
     def over(self, number: int, index: int) -> None:
-        """A message was taken, or is bad: the handler spoke about it."""
+        """Note that a message was taken or is bad: the handler is available."""
         was_away = self._row >= IN_A_ROW
         self._row = self._until_ms = 0
         self._took = True

@@ -81,18 +81,16 @@ class Consumer:
 
     @property
     def waiting(self) -> int:
-        """Deliveries that HQ pushed and nobody has taken yet."""
+        """Return the number of deliveries that HQ pushed and nobody has taken yet."""
         return len(self._waiting) + len(self._returned)
 
     def requeue(self, deliveries: Sequence[Delivery]) -> None:
-        """Puts back what was taken, to be taken next, in this order; what came over a link that
-        ended is dropped.
-        """
+        """Put deliveries back, to be taken next; drop those of an earlier connection."""
         self._returned.extendleft(d for d in reversed(deliveries) if d.link is self._link)
         self._changed.notify()
 
     def looked_up(self, delivery: Delivery, error: Exception | None) -> None:
-        """The sender's keys were looked up: it comes again, or is refused."""
+        """Requeue a parked delivery when its sender's keys were looked up, or refuse it."""
         if error is None:
             if delivery.link is self._link:
                 self._returned.append(delivery)
@@ -106,9 +104,7 @@ class Consumer:
     async def batch(
         self, most: int = LIMITS.credit_envelopes, size: int = LIMITS.credit_bytes
     ) -> list[Delivery]:
-        """What is there now, not opened yet: 1 to ``most`` deliveries, up to ``size`` bytes;
-        waits for the first.
-        """
+        """Return 1 to ``most`` unopened deliveries of up to ``size`` bytes; wait for the first."""
         await trio.lowlevel.checkpoint()
         while not self._waiting and not self._returned:
             if self._failure is not None:
@@ -122,7 +118,7 @@ class Consumer:
         return taken
 
     def settled(self, deliveries: Iterable[Delivery]) -> None:
-        """These were acknowledged or refused: their credit goes back to HQ, in eighths."""
+        """Return the credit of acknowledged or refused deliveries to HQ, in eighths."""
         link = self._link
         for delivery in deliveries:
             if delivery.link is link and not delivery.credited:
@@ -139,7 +135,7 @@ class Consumer:
     # -- the line's subscriber ---------------------------------------------------------------------
 
     def attach(self, link: Connection) -> None:
-        """A link is open: subscribe on it, with the whole credit."""
+        """Subscribe on a new connection, with the whole credit."""
         if self._failure is not None or link.error is not None:
             return
         self._link = link
@@ -179,25 +175,25 @@ class Consumer:
         )
 
     def detach(self) -> None:
-        """The link is gone; what nobody took yet comes again."""
+        """Drop what nobody took: the connection ended, and HQ redelivers it."""
         self._link = None
         self._waiting.clear()
         self._returned.clear()
 
     def take(self, entries: list[DeliveredItem]) -> None:
-        """What HQ pushed."""
+        """Queue what HQ pushed."""
         link = self._link
         self._waiting.extend(Delivery(self.queue, item, self, link) for item in entries)
         self._changed.notify()
 
     def fail(self, error: CipherBoxError) -> None:
-        """No more deliveries will come."""
+        """End the iterator with this error."""
         self._failure = error
         self.started.set()
         self._changed.notify()
 
     async def start(self) -> None:
-        """Subscribes, and waits until HQ agreed; raises its refusal."""
+        """Subscribe and wait for HQ's answer; raise its refusal."""
         self.tag = self._line.next_tag()
         self._line.subscribe(self.tag, self)
         with trio.move_on_after(self._line.tries * self._line.timeout_s):
@@ -211,7 +207,7 @@ class Consumer:
         self._opener.events.say(RECEIVER, f"Subscribed to queue {self.queue}")
 
     async def stop(self) -> None:
-        """Ends the subscription; what is not acknowledged returns to the front of its queue."""
+        """End the subscription; unacknowledged deliveries return to the front of their queue."""
         link, self._link = self._link, None
         self._line.unsubscribe(self.tag)
         self._failure = self._failure or GoingAway("the consumer is closed")

@@ -33,7 +33,7 @@ class Contacts:
         self._lists = _NO_LISTS
 
     def lists(self) -> ContactLists:
-        """Both lists as they are now.  ConfigError if the file is not one."""
+        """Return both lists as they are now; raise ConfigError if the file is invalid."""
         try:
             found = os.stat(self._path)
             stamp = found.st_ino, found.st_mtime_ns, found.st_size
@@ -47,34 +47,32 @@ class Contacts:
         return self._lists
 
     def accepts(self, client_id: str) -> bool:
-        """Whether this client's mail is taken."""
+        """Return whether mail of this client is accepted."""
         return self.lists().accepts(client_id)
 
     def allow(self, client_ids: Iterable[str]) -> ContactLists:
-        """Takes these from now on, and nobody who is not allowed; they are blocked no longer."""
+        """Allow these clients and, from now on, only allowed ones; unblock them."""
         names, before = _checked(client_ids), self.lists()
         return self._write(
             ContactLists(_union(before.allowed, names), _without(before.blocked, names))
         )
 
     def block(self, client_ids: Iterable[str]) -> ContactLists:
-        """Refuses these from now on; with the last who was allowed, nobody else is taken
-        instead.
-        """
+        """Block these clients. Blocking the last allowed one does not allow everybody else."""
         names, before = _checked(client_ids), self.lists()
         # an empty list would let everybody in
         allowed = _without(before.allowed, names) or before.allowed
         return self._write(ContactLists(allowed, _union(before.blocked, names)))
 
     def unblock(self, client_ids: Iterable[str]) -> ContactLists:
-        """Takes these off the list of those blocked, and nothing else."""
+        """Remove these clients from the block list; change nothing else."""
         before = self.lists()
         return self._write(
             ContactLists(before.allowed, _without(before.blocked, _checked(client_ids)))
         )
 
     def allow_everybody(self) -> ContactLists:
-        """Takes everybody again who is not blocked."""
+        """Accept everybody who is not blocked."""
         return self._write(ContactLists((), self.lists().blocked))
 
     def _read(self) -> ContactLists:

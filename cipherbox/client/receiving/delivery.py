@@ -69,9 +69,7 @@ class Delivery:
 
     @property
     def parsed(self) -> ParsedEnvelope:
-        """Layout and hashes, read when first asked for; EnvelopeError when the bytes are no
-        envelope.
-        """
+        """Return layout and hashes, parsed on first use; EnvelopeError if malformed."""
         if self._parsed is None:
             if self._error is not None:
                 raise fresh(self._error)
@@ -99,22 +97,22 @@ class Delivery:
 
     @property
     def sealed_at(self) -> int:
-        """When the sender sealed it, ms since 1970, by its clock."""
+        """Return when the sender sealed it, ms since 1970 by the sender's clock."""
         return self.parsed.layout.prefix.sealed_at
 
     @property
     def count(self) -> int:
-        """How many messages it holds."""
+        """Return the number of its messages."""
         return self.parsed.layout.prefix.message_count
 
     @property
     def message_ids(self) -> list[uuid.UUID]:
-        """One for each message, in order."""
+        """Return the ids of its messages, in order."""
         return [message_id(self.envelope_id, index) for index in range(self.count)]
 
     @property
     def quiet(self) -> bool:
-        """Parts of files and receipts: the log has a line for the whole, not for each of them."""
+        """Whether it is logged only as part of a whole: parts of files, and receipts."""
         return self.queue.endswith((".bulk", ".sys"))
 
     @property
@@ -123,35 +121,33 @@ class Delivery:
 
     @property
     def messages(self) -> Sequence[Message]:
-        """The messages of an opened delivery."""
+        """Return the messages of an opened delivery."""
         if self._messages is None:
             raise EnvelopeError("this delivery was not opened yet: await client.open(delivery)")
         return self._messages
 
     def release(self) -> None:
-        """Nothing is done with it any more but telling HQ: the bytes go, and others may come in
-        their place.
-        """
+        """Free its bytes and return its credit; only HQ's answer is pending."""
         if self.consumer is not None:
             self.consumer.settled([self])
         self.raw, self._parsed, self._messages = b"", None, None
 
     def drop_raw(self) -> None:
-        """It is open: the sealed bytes go, what its prefix says stays."""
+        """Free the sealed bytes of an opened delivery; the parsed prefix stays."""
         self._parsed = self.parsed._replace(raw=b"")
         self.raw = b""
 
     def drop_messages(self) -> None:
-        """What it held is recorded."""
+        """Free the messages: they are recorded."""
         self._messages = None
 
     def fill(self, messages: Sequence[Message]) -> None:
-        """The opener's result."""
+        """Set the messages that the opener found."""
         self._messages = messages
 
 
 def ranges(numbers: Iterable[int]) -> list[frames.Range]:
-    """Numbers as runs, for an ACK."""
+    """Return numbers as ranges, for an ACK."""
     found: list[frames.Range] = []
     for number in sorted(set(numbers)):
         if found and found[-1].first + found[-1].count == number:
@@ -162,6 +158,6 @@ def ranges(numbers: Iterable[int]) -> list[frames.Range]:
 
 
 def settled(deliveries: list[Delivery]) -> None:
-    """Tells their consumers that these are done with."""
+    """Return the credit of deliveries to their consumers."""
     for consumer in {d.consumer for d in deliveries if d.consumer is not None}:
         consumer.settled(d for d in deliveries if d.consumer is consumer)

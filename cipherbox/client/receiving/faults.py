@@ -60,7 +60,7 @@ class Fault(enum.Enum):
 
 
 def fault_of(error: Exception) -> Fault:
-    """Whose fault an error is that came up while something of one sender was taken in."""
+    """Return whose fault an error is that arose while something of one sender was taken in."""
     if isinstance(error, EnvelopeError | BundleError):
         return Fault.SENDER
     if isinstance(error, CipherBoxError):

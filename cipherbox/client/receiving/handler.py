@@ -72,7 +72,7 @@ class Handled:
 
 @attrs.frozen
 class Parked:
-    """A message whose handler failed for good."""
+    """A message whose handler failed permanently."""
 
     message_id: uuid.UUID
     sender_id: str
@@ -84,7 +84,7 @@ Handler = Callable[[Handled, sqlite3.Connection], Awaitable[None] | None]
 
 
 class Handlers:
-    """What waits for a handler in one home's inbox.  Uses a connection of its own."""
+    """The messages of one home's inbox that wait for a handler, over its own connection."""
 
     def __init__(self, client: Reporter, *, tries: int = TRIES, ordered: bool = False) -> None:
         self._client = client
@@ -100,14 +100,14 @@ class Handlers:
         self._db.close()
 
     def next(self) -> tuple[int, int, Handled] | None:
-        """The oldest message whose time has come: (row, index, message)."""
+        """Return the oldest message that is due: (row, index, message)."""
         if self._away.waits:
             return None
         found = self._due()
         return None if found is None else self._handled(*found)
 
     def _due(self) -> tuple[int, int, Failure] | None:
-        """(row, index, how often it was tried) of the next one."""
+        """Return (row, index, attempts) of the next message."""
         now = clock.now_ms()
         tried: tuple[int, int, Failure] | None = None
         blocked: set[str] = set()
@@ -178,7 +178,7 @@ class Handlers:
         )
 
     async def run(self, handler: Handler, number: int, index: int, handled: Handled) -> None:
-        """One message through the handler."""
+        """Run the handler on one message."""
         db = self._db
         try:
             with translated(self._path):
@@ -209,7 +209,7 @@ class Handlers:
 
     @asynccontextmanager
     async def _in_clear(self, handled: Handled) -> AsyncIterator[Handled]:
-        """With its file readable."""
+        """Provide the message with its file decrypted."""
         if not handled._kept:
             yield handled
             return
@@ -256,9 +256,7 @@ class Handlers:
         self._client.events.say(RECEIVER, text)
 
     def _mark(self, number: int, index: int, state: int) -> None:
-        """Inside a transaction: this message is done or aside; the envelope too, when it was the
-        last.
-        """
+        """Mark a message done or parked inside a transaction; with the last, its envelope."""
         db = self._db
         states = self._set_state(number, index, state)
         if WAITING in states or NOT_WHOLE in states:
@@ -285,7 +283,7 @@ class Handlers:
         return bytes(states)
 
     async def work(self, handler: Handler, receiver: Receiver, idle_s: float | None = None) -> None:
-        """Runs the handler on what ``receiver``, which runs beside, keeps for it; see `process`."""
+        """Run the handler on what ``receiver`` keeps for it in another task; see `process`."""
         forget_opened(self._client.home.path)
         idle_since = trio.current_time()
         while True:
@@ -307,7 +305,7 @@ class Handlers:
                 await receiver.wait_for_more()
 
     def parked(self) -> list[Parked]:
-        """Messages whose handler failed for good, oldest first."""
+        """Return the parked messages, oldest first."""
         with translated(self._path):
             rows = self._db.execute(
                 "SELECT e.envelope_id, f.message, e.sender, f.attempts, f.reason, c.states FROM "
@@ -321,7 +319,7 @@ class Handlers:
         ]
 
     def retry(self, wanted: uuid.UUID | None = None) -> int:
-        """Lets the handler try again, one message or all that are parked; how many."""
+        """Requeue one parked message, or all; return the number."""
         count = 0
         with transaction(self._db, self._path):
             for number, index, envelope_id, states in self._db.execute(
@@ -346,9 +344,7 @@ async def process(
     incoming: Path | None = None,
     ordered: bool = False,
 ) -> Handlers:
-    """Receives and runs the handler on each message, until cancelled or nothing came for
-    ``idle_s``.
-    """
+    """Receive and run the handler on each message, until cancelled or idle for ``idle_s``."""
     handlers = Handlers(client, tries=tries, ordered=ordered)
     receiver = Receiver(client, keep_contents=True, incoming=incoming)
     try:

@@ -1,5 +1,4 @@
-"""Look-ups of senders' keys at HQ, beside the receiving: whoever waits for one holds up nobody
-else.
+"""Look up senders' keys at HQ in the background: a delivery that waits delays no others.
 
 A delivery whose sender's bundle is not known here is parked, and HQ is asked for the bundles of all
 parked senders in one request.  What is found goes back to where it was taken from; what is not is
@@ -61,14 +60,12 @@ class Lookups:
         return sender in self._parked
 
     def missed(self, sender: str, bundle_hash: bytes) -> bool:
-        """Whether HQ said lately that it does not have this bundle."""
+        """Return whether HQ recently answered that it does not have this bundle."""
         own = self._misses.get(sender)
         return own is not None and trio.current_time() < own.get(bundle_hash, 0.0)
 
     def park(self, delivery: Delivery, done: Done) -> None:
-        """Keeps a delivery until its sender's keys were looked up; ``done`` gets None, or what
-        is wrong.
-        """
+        """Park a delivery until its sender's keys were looked up; then call ``done``."""
         self._parked.setdefault(delivery.sender_id, deque()).append((delivery, done))
         if not self._running:
             self._running = True
@@ -95,7 +92,7 @@ class Lookups:
     async def settle(
         self, deliveries: Sequence[Delivery]
     ) -> list[tuple[Delivery, Exception | None]]:
-        """Parks these and waits until each was looked up."""
+        """Park deliveries and wait until each was looked up; return them with their errors."""
         found: list[tuple[Delivery, Exception | None]] = []
         ready = trio.Event()
 
@@ -143,7 +140,7 @@ class Lookups:
             self._running = False
 
     def _wanted(self) -> dict[str, list[bytes]]:
-        """The hashes to ask for, by sender; what needs no question is released or refused here."""
+        """Return the hashes to request, by sender; release or refuse what needs no request."""
         wanted: dict[str, list[bytes]] = {}
         for sender in list(self._parked):
             hashes = list(
@@ -184,7 +181,7 @@ class Lookups:
     def _tell(
         self, wanted: dict[str, list[bytes]], found: dict[tuple[str, bytes], Exception | None]
     ) -> None:
-        """Lets go what was asked for, and what is behind it and known."""
+        """Release what was looked up, and what was parked behind it and is known."""
         for pair, error in found.items():
             if isinstance(error, BundleUnknown):
                 self._miss(*pair)

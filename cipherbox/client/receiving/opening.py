@@ -1,4 +1,4 @@
-"""Verifies and opens deliveries, and says to HQ what cannot be.
+"""Verify and open deliveries, and refuse what cannot be opened.
 
 Whatever fails gives the outcome of the receipt format.  What can never be opened here (malformed,
 not for us, a wrong signature, a body that does not decrypt, a broken commitment) becomes a dead
@@ -102,7 +102,7 @@ class Opener:
         self._refresh = refresh
 
     async def open(self, delivery: Delivery, *, later: bool = False) -> None:
-        """Fills the delivery's messages, or raises the EnvelopeError.
+        """Fill the delivery's messages, or raise the EnvelopeError.
 
         ``later``: the caller records them, and with them what this changed in sessions
         (`Sessions.heard`).
@@ -128,7 +128,7 @@ class Opener:
             self.events.messages(RECEIVER, "Decrypted {}", prefix.envelope_id, prefix.message_count)
 
     async def verify(self, delivery: Delivery) -> None:
-        """The sender's signature alone; the EnvelopeError if it does not hold."""
+        """Verify the sender's signature alone; raise EnvelopeError if it is invalid."""
         verify(delivery.parsed, await self._sender(delivery))
 
     async def _sender(self, delivery: Delivery) -> KeyBundle:
@@ -154,7 +154,7 @@ class Opener:
         return await self._directory.sender(prefix.sender, prefix.bundle_hash, delivery.accepted_at)
 
     def _accepts(self, delivery: Delivery) -> bool:
-        """Receipts are taken from everybody: they answer what this client sent."""
+        """Return whether it is accepted; receipts always are: they answer what this client sent."""
         return delivery.queue.endswith(".sys") or self._contacts.accepts(delivery.sender_id)
 
     def expect(self, deliveries: Sequence[Delivery]) -> None:
@@ -164,7 +164,7 @@ class Opener:
         self._order.expect(deliveries)
 
     def ready(self, delivery: Delivery) -> bool:
-        """Whether opening it, or refusing it, needs no look-up of its sender's keys at HQ."""
+        """Return whether it can be opened or refused without looking up its sender's keys at HQ."""
         try:
             prefix = delivery.parsed.layout.prefix
         except EnvelopeError:
@@ -184,7 +184,7 @@ class Opener:
         return open_envelope(parsed, self._identity, sender)
 
     async def admit(self, delivery: Delivery) -> bool:
-        """Opens the delivery, or refuses it to HQ; whether it is open."""
+        """Open the delivery or refuse it; return whether it is open."""
         try:
             await self.open(delivery)
         except EnvelopeError as error:
@@ -200,7 +200,7 @@ class Opener:
         outcome: Outcome | None = None,
         pause: bool = True,
     ) -> None:
-        """As `refuse_soon`, and waits until HQ was told, unless that is only after a pause."""
+        """Refuse as `refuse_soon`, and wait until HQ was told unless there is a pause before."""
         self.refuse_soon(delivery, error, outcome=outcome, pause=pause)
         await self.refusals.flush()
 
@@ -212,9 +212,7 @@ class Opener:
         outcome: Outcome | None = None,
         pause: bool = True,
     ) -> None:
-        """Tells HQ why this envelope was not opened; ``outcome`` when the error's class does not
-        say it.
-        """
+        """Tell HQ why this envelope was not opened; ``outcome`` overrides the error's own."""
         outcome = OUTCOMES.get(type(error), Outcome.OTHER) if outcome is None else outcome
         sender, name = _sender(delivery), _name(delivery)
         pause_s = min(2.0 ** min(delivery.attempt - 1, 6), PAUSE_MAX_S) if pause else 0.0

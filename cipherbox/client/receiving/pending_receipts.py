@@ -1,5 +1,4 @@
-"""Receipts this client owes: its signed word to each sender on what became of the sender's
-envelopes.
+"""Pending receipts: signed acknowledgements due to each sender.
 
 Every recorded envelope owes one, and so does every refusal that is final or that the sender can
 mend.  What is owed stands in the inbox's database, so nothing is forgotten in a crash; what is
@@ -74,13 +73,12 @@ class PendingReceipts:
         self._db.close()
 
     def notify(self) -> None:
-        """Something was recorded."""
+        """Look for pending receipts: something was recorded."""
         self._idle.clear()
         self._news.set()
 
     def refuse(self, refused: Sequence[tuple[Delivery, Outcome, str]]) -> None:
-        """Records what was refused, of each sender so much, and owes the sender the word, where it
-        was the sender.
+        """Record refusals, bounded per sender, with a receipt pending wherever the sender is known.
 
         Of what is no envelope at all, the newest is remembered.
         """
@@ -124,9 +122,7 @@ class PendingReceipts:
         self.notify()
 
     async def run(self) -> None:
-        """Signs and sends what is owed, until cancelled.  What HQ does not take now is tried
-        again; a sender whose receipts meet trouble waits by itself.
-        """
+        """Sign and send pending receipts until cancelled, with a back-off for each sender."""
         while True:
             self._news.clear()
             pending = self._pending(self._backoff.waiting())
@@ -139,7 +135,7 @@ class PendingReceipts:
                 await self._news.wait()
 
     async def flush(self) -> None:
-        """Waits a little until nothing is owed; the rest is sent by the next command."""
+        """Wait briefly until no receipt is pending; the next command sends the rest."""
         with trio.move_on_after(FLUSH_S):
             await self._idle.wait()
 
@@ -261,9 +257,7 @@ class PendingReceipts:
             raise TimedOut("HQ did not confirm a receipt in time")
 
     async def _turn(self, sender: str) -> list[Message]:
-        """The session's empty message; none when the session has trouble, for no receipt must
-        wait for that.
-        """
+        """Return the session's empty message; none if that fails: no receipt must wait for it."""
         sessions = self._client.sessions
         with suppress(CipherBoxError):
             turn = sessions.turn(sender) if sessions is not None else None

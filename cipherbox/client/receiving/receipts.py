@@ -55,15 +55,16 @@ class ReceiptConsumer:
         self._consumer: Consumer | None = None
 
     async def settle(self) -> None:
-        """Waits a moment for what lies in the mailbox now."""
+        """Wait briefly for the receipts that are in the mailbox now."""
         with trio.move_on_after(SETTLE_S):
             await self._began.wait()
             await trio.sleep(SETTLE_S / 4)
             await self._idle.wait()
 
     async def finish(self) -> None:
-        """Before the client closes: takes in what HQ has handed out.  Handed out twenty times in
-        vain, by twenty short commands that ended too soon, it would become a dead letter.
+        """Take in what HQ has delivered, before the client closes.
+
+        Delivered twenty times to short commands that ended too soon, it would be dead-lettered.
         """
         with trio.move_on_after(REST_S):
             while self._consumer is not None and (
@@ -104,7 +105,7 @@ class ReceiptConsumer:
                 self._idle.set()
 
     async def _take(self, delivery: Delivery) -> bool:
-        """Whether it may be acknowledged."""
+        """Take in one delivery; return whether it may be acknowledged."""
         client = self._client
         try:
             await client.opener.open(delivery)

@@ -1,4 +1,4 @@
-"""What HQ is told about envelopes that were not taken in, beside the receiving.
+"""Tell HQ in the background which envelopes were refused.
 
 A refusal that is final goes at once, one that may pass later after a pause that grows with each
 attempt.  While it waits, the envelope's bytes are dropped here and its part of the credit is given
@@ -60,9 +60,7 @@ class Refusals:
         reason: str,
         pause_s: float,
     ) -> bool:
-        """Tells HQ after a pause; whether it goes back to the queue, as wished, or to the dead
-        letters.
-        """
+        """Tell HQ after a pause; return whether it is requeued, as requested, or dead-lettered."""
         if requeue and self._waiting[sender] >= OF_SENDER:
             requeue, pause_s = False, 0.0
             reason = f"{reason}; too many of this sender's wait already"
@@ -81,7 +79,7 @@ class Refusals:
         return requeue
 
     async def flush(self) -> None:
-        """Waits a little until HQ was told all that needs no pause."""
+        """Wait briefly until HQ was told everything that is due."""
         with trio.move_on_after(FLUSH_S):
             while self._under_way or (self._due and self._due[0].at <= trio.current_time()):
                 await self._idle.wait()
