@@ -219,3 +219,9 @@ def test_the_files_on_the_walk_of_the_architecture_exist() -> None:
     named = re.findall(r"`([a-z_]+(?:/[a-z_]+)+\.py)`", section)
     assert len(set(named)) > 30
     assert [file for file in named if not (ROOT / "cipherbox" / file).is_file()] == []
+
+
+def test_the_protocol_page_names_the_version_that_is_spoken() -> None:
+    from cipherbox.wire.frames import VERSION
+
+    assert f"Version {VERSION}." in PAGES["protocol"]
