@@ -245,7 +245,7 @@ class Broker:
             elif isinstance(c, m.Retain):
                 answers.append(_retain(self.state, c, facts))
             elif isinstance(c, m.SettleDead):
-                done = dead.settle(self.state, c, facts)
+                done = dead.redrive_or_discard(self.state, c, facts)
                 answers.append(done)
                 if done.count:
                     self.state.effects.acts.append(m.Act(c.client, "SettleDead", _detail(c)))

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from cipherbox.broker import model as m
-from cipherbox.broker.dead_letters import bury
+from cipherbox.broker.dead_letters import dead_letter
 from cipherbox.broker.model import Acked, Delivery, Done, Entry, Facts, FetchedEntries, Mark
 from cipherbox.broker.queues import Consumer, Out, Queue
 from cipherbox.broker.rights import no_queue
@@ -122,8 +122,8 @@ def _come_back(state: BrokerState, queue: Queue, entries: list[Entry]) -> None:
     most = state.limits.deliveries
     for entry in entries:
         if entry.attempts >= most:
-            bury(state, queue, entry, _too_often(entry), "")
-    queue.give_back([e for e in entries if e.attempts < most])
+            dead_letter(state, queue, entry, _too_often(entry), "")
+    queue.requeue([e for e in entries if e.attempts < most])
     state.eager.add(queue)
 
 
@@ -183,10 +183,12 @@ def _take_ready(
     bytes_ = 0
     while ready and room > 0 and bytes_ < window:
         entry = ready.popleft()
-        seq, number, size, attempts, fan, sender, envelope_id, accepted_at, expires_at = entry
+        seq, number, size, attempts, references, sender, envelope_id, accepted_at, expires_at = (
+            entry
+        )
         if 0 < expires_at <= now:
             own = 0 < entry.expires_at <= state.now
-            bury(
+            dead_letter(
                 state,
                 queue,
                 entry,
@@ -195,11 +197,21 @@ def _take_ready(
             )
             continue
         if attempts >= most:
-            bury(state, queue, entry, _too_often(entry), "")
+            dead_letter(state, queue, entry, _too_often(entry), "")
             continue
         entry = _new(
             Entry,
-            (seq, number, size, attempts + 1, fan, sender, envelope_id, accepted_at, expires_at),
+            (
+                seq,
+                number,
+                size,
+                attempts + 1,
+                references,
+                sender,
+                envelope_id,
+                accepted_at,
+                expires_at,
+            ),
         )
         out[seq] = _new(Out, (entry, connection, tag))
         if seq >= fresh_from and seq not in fresh_to:
@@ -313,12 +325,12 @@ def _acknowledge(state: BrokerState, queue: Queue, entries: list[Entry], client:
     first = last = entries[0][0]
     who, sum_, count = entries[0][5], 0, 0
     total = 0
-    for seq, number, size, _, fan, sender, _, _, _ in entries:
+    for seq, number, size, _, references, sender, _, _, _ in entries:
         if seq > last + 1:
             marks.append(Mark(queue.name, first, last, state.now, client))
             first = seq
         last = seq
-        if fan == 1:
+        if references == 1:
             finished.append(number)
         else:
             released.append(number)
@@ -362,7 +374,7 @@ def nack(state: BrokerState, c: m.Nack, facts: Facts) -> Done:
     if c.requeue:
         _come_back(state, queue, [entry])
     else:
-        bury(state, queue, entry, c.reason or f"refused by {c.client}", c.client)
+        dead_letter(state, queue, entry, c.reason or f"refused by {c.client}", c.client)
     return Done(c.correlation, 1)
 
 
@@ -392,7 +404,7 @@ def lost(state: BrokerState, c: m.Lost) -> None:
         queue = state.queues.get(name)
         entry = queue.take(seq) if queue is not None else None
         if queue is not None and entry is not None:
-            bury(state, queue, entry, c.reason, "")
+            dead_letter(state, queue, entry, c.reason, "")
 
 
 def sweep(state: BrokerState) -> None:
@@ -404,7 +416,7 @@ def sweep(state: BrokerState) -> None:
         looked += len(queue.ready)
         for entry in queue.expired(state.now):
             own = 0 < entry.expires_at <= state.now
-            bury(
+            dead_letter(
                 state,
                 queue,
                 entry,

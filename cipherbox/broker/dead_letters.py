@@ -17,7 +17,7 @@ from cipherbox.errors import Conflict, Forbidden, InvalidRequest, NotFound
 OVERFLOW = "the queue is longer than its largest length"
 
 
-def settle(state: BrokerState, c: m.SettleDead, facts: Facts) -> Done:
+def redrive_or_discard(state: BrokerState, c: m.SettleDead, facts: Facts) -> Done:
     """Redrives or drops the named dead letters; how many there were."""
     queue = state.queues.get(c.queue)
     admin = state.rights.is_admin(c.client, c.connection)
@@ -46,9 +46,9 @@ def settle(state: BrokerState, c: m.SettleDead, facts: Facts) -> Done:
             changes = state.effects.changes
             queue.add_used(entry.sender, -entry.size, -1)
             state.touched.add(queue)
-            (changes.finished if entry.fan == 1 else changes.released).append(entry.number)
+            (changes.finished if entry.references == 1 else changes.released).append(entry.number)
         else:
-            _enter_again(state, queue, entry)
+            _redrive(state, queue, entry)
     return Done(c.correlation, len(wanted))
 
 
@@ -65,7 +65,7 @@ def _may_return(state: BrokerState, queue: Queue, entries: list[Entry]) -> None:
             raise Conflict(f"dead letter {queue.name}/{entry.seq} would expire at once: {why}")
 
 
-def _enter_again(state: BrokerState, queue: Queue, entry: Entry) -> None:
+def _redrive(state: BrokerState, queue: Queue, entry: Entry) -> None:
     again = entry._replace(seq=queue.next, attempts=0)
     queue.append(again, state.limits.head_entries)
     state.touched.add(queue)
@@ -77,10 +77,10 @@ def _enter_again(state: BrokerState, queue: Queue, entry: Entry) -> None:
 def overflow(state: BrokerState, queue: Queue) -> None:
     """The oldest waiting entries become dead letters until the queue has its largest length."""
     while queue.depth > queue.max_length and queue.ready:
-        bury(state, queue, queue.ready.popleft(), OVERFLOW, "")
+        dead_letter(state, queue, queue.ready.popleft(), OVERFLOW, "")
 
 
-def bury(state: BrokerState, queue: Queue, entry: Entry, reason: str, by: str) -> None:
+def dead_letter(state: BrokerState, queue: Queue, entry: Entry, reason: str, by: str) -> None:
     """A dead letter: out of the queue, kept in the store with its reason."""
     queue.forget(entry)
     state.effects.changes.dead.append(

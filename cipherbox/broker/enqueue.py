@@ -23,13 +23,13 @@ def check_quota(state: BrokerState, queue: Queue, sender: str, more: int) -> Non
 
 
 def enqueue(
-    state: BrokerState, queue: Queue, number: int, fan: int, item: Incoming, accepted_at: int
+    state: BrokerState, queue: Queue, number: int, references: int, item: Incoming, accepted_at: int
 ) -> int:
     """Append an entry to a queue; return its seq."""
     seq = queue.next
     sender, size = item[3], item[14]
     queue.append(
-        _new(Entry, (seq, number, size, 0, fan, sender, item[4], accepted_at, item[13])),
+        _new(Entry, (seq, number, size, 0, references, sender, item[4], accepted_at, item[13])),
         state.limits.head_entries,
     )
     queue.add_used(sender, size, 1)

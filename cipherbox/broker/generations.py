@@ -50,7 +50,7 @@ def republish(state: BrokerState, item: Incoming, known: Known) -> Confirmed:
     kept = [q for q in places.revived if _kept(state, q, known)]
     _check_room(state, item, known, places, kept)
     _replace_everywhere(state, item, known, places, kept)
-    return duplicate._replace(again=False)
+    return duplicate._replace(duplicate=False)
 
 
 def _places(state: BrokerState, item: Incoming, known: Known) -> _Places:
@@ -160,4 +160,4 @@ def _replace(state: BrokerState, queue: Queue, seq: int, item: Incoming, known: 
     if entry is None:
         state.resized[(queue.name, seq)] = item.size
     else:
-        queue.give_back([entry._replace(size=item.size, expires_at=item.expires_at)])
+        queue.requeue([entry._replace(size=item.size, expires_at=item.expires_at)])

@@ -75,7 +75,7 @@ class Entry(NamedTuple):
     number: int  # envelope number
     size: int
     attempts: int  # deliveries so far
-    fan: int  # queues this envelope went to; 1: its body goes with this entry's ack
+    references: int  # queues this envelope went to; 1: its body goes with this entry's ack
     sender: str
     envelope_id: bytes
     accepted_at: int
@@ -427,7 +427,7 @@ class Facts:
 class NewEnvelope(NamedTuple):
     number: int
     accepted_at: int
-    fan: int
+    references: int
     incoming: Incoming
 
 
@@ -567,9 +567,9 @@ class Changes:
     acked: list[Mark] = attrs.Factory(list)
     dead: list[Dead] = attrs.Factory(list)  # bodies of dead letters are kept
     settled: list[Settled] = attrs.Factory(list)  # dead letters redriven or dropped
-    # envelope numbers with fan 1 now acknowledged: their bodies go
+    # envelope numbers with one reference, now acknowledged: their bodies go
     finished: list[int] = attrs.Factory(list)
-    # numbers with fan > 1, one of whose entries was acknowledged: the
+    # numbers with several references, one of whose entries was acknowledged: the
     released: list[int] = attrs.Factory(list)
     # store counts down and drops the body at zero
     counters: list[Counters] = attrs.Factory(list)
@@ -596,9 +596,9 @@ class Changes:
 
 class Confirmed(NamedTuple):
     correlation: int
-    again: bool  # stored before, with the same bytes
+    duplicate: bool  # stored before, with the same bytes
     queues: tuple[str, ...]
-    missing: tuple[str, ...]
+    unrouted: tuple[str, ...]
     accepted_at: int
 
 

@@ -50,7 +50,7 @@ def publish(state: BrokerState, command: Publish, facts: Facts) -> None:
                     answer = republish(state, item, known)
                     answers.append(answer)
                     confirmed.append(item)
-                    if answer.again:
+                    if answer.duplicate:
                         # a confirm is proven, whatever it confirms
                         state.effects.changes.noted += 1
                     else:
@@ -93,21 +93,21 @@ def _accept(state: BrokerState, connection: int, item: Incoming, top: bytes | No
     targets = state.targets.get((sender, exchange, key, recipients))
     if targets is None:
         targets = find_targets(state, connection, item)
-    queues, names, missing = targets
+    queues, names, unrouted = targets
     for queue in queues:
         check_quota(state, queue, sender, size)
     state.totals.check(sender, size * len(queues), len(queues))
     number = state.next_number
     state.next_number = number + 1
     changes = state.effects.changes
-    fan = len(queues)
-    changes.envelopes.append(_new(NewEnvelope, (number, now, fan, item)))
+    references = len(queues)
+    changes.envelopes.append(_new(NewEnvelope, (number, now, references, item)))
     places = tuple(
-        [(queue.name, enqueue(state, queue, number, fan, item, now)) for queue in queues]
+        [(queue.name, enqueue(state, queue, number, references, item, now)) for queue in queues]
     )
     if top is None or envelope_id > top:
         state.highest[sender] = changes.highest[sender] = envelope_id
     state.fresh[(sender, envelope_id)] = _new(
         Known, (number, generation, envelope_hash, now, names, places, size, (), commitment, ())
     )
-    return _new(Confirmed, (correlation, False, names, missing, now))
+    return _new(Confirmed, (correlation, False, names, unrouted, now))

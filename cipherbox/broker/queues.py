@@ -179,7 +179,7 @@ class Queue:
             self.loaded_to = self.next - 1
         self._note_expiry(entries)
 
-    def give_back(self, entries: list[Entry]) -> None:
+    def requeue(self, entries: list[Entry]) -> None:
         """Entries that come back go to the front, in seq order."""
         entries.sort(key=_seq)
         self._note_expiry(entries)

@@ -43,13 +43,13 @@ class RouteDetail(Exception):
 
 
 def find_targets(state: BrokerState, connection: int, item: Incoming) -> Targets:
-    queues, missing = _choose(state, connection, item)
+    queues, unrouted = _choose(state, connection, item)
     kept = [queue for queue in queues if state.rights.takes(queue, item.sender)]
     refused = len(kept) < len(queues)
     if refused:
-        queues, missing = _without_refusing(item, queues, kept, missing)
-    targets = (tuple(queues), tuple(q.name for q in queues), missing)
-    if not missing and not refused and len(item.recipients) <= _REMEMBERED_RECIPIENTS:
+        queues, unrouted = _without_refusing(item, queues, kept, unrouted)
+    targets = (tuple(queues), tuple(q.name for q in queues), unrouted)
+    if not unrouted and not refused and len(item.recipients) <= _REMEMBERED_RECIPIENTS:
         if len(state.targets) >= _REMEMBERED:
             state.targets.clear()
         state.targets[(item.sender, item.exchange, item.routing_key, item.recipients)] = targets
@@ -77,15 +77,15 @@ def _choose(
             )
         covered.update(dict.fromkeys(readers, name))
         chosen.append(state.queues[name])
-    missing = tuple(sorted(recipients.difference(covered)))
-    if missing and not item.partial:
+    unrouted = tuple(sorted(recipients.difference(covered)))
+    if unrouted and not item.partial:
         raise route_changed(state, route)
-    return chosen, missing
+    return chosen, unrouted
 
 
 def _mailboxes(state: BrokerState, item: Incoming) -> tuple[list[Queue], tuple[str, ...]]:
     suffix = MAILBOX_KEYS[item.routing_key]
-    found, missing = [], []
+    found, unrouted = [], []
     revoked = [client for client in item.recipients if state.rights.revoked(client)]
     if revoked:
         what = f"the certificate of {', '.join(revoked)} was revoked; nothing is taken for it"
@@ -93,16 +93,18 @@ def _mailboxes(state: BrokerState, item: Incoming) -> tuple[list[Queue], tuple[s
     for client in item.recipients:
         queue = state.queues.get(f"{MAILBOX}{client}{suffix}")
         if queue is None:
-            missing.append(client)
+            unrouted.append(client)
         else:
             found.append(queue)
-    if missing and (not item.partial or not found):
-        raise UnknownRecipient(f"HQ has no mailbox for {', '.join(missing)}", names_detail(missing))
-    return found, tuple(missing)
+    if unrouted and (not item.partial or not found):
+        raise UnknownRecipient(
+            f"HQ has no mailbox for {', '.join(unrouted)}", names_detail(unrouted)
+        )
+    return found, tuple(unrouted)
 
 
 def _without_refusing(
-    item: Incoming, queues: list[Queue], kept: list[Queue], missing: tuple[str, ...]
+    item: Incoming, queues: list[Queue], kept: list[Queue], unrouted: tuple[str, ...]
 ) -> tuple[list[Queue], tuple[str, ...]]:
     """Where an envelope goes when only ``kept`` of its queues have a reader who takes mail from its
     sender.
@@ -113,15 +115,15 @@ def _without_refusing(
     """
     routed = bool(item.exchange) or item.routing_key not in MAILBOX_KEYS
     if kept and routed and not item.partial:
-        return queues, missing
+        return queues, unrouted
     covered = {reader for queue in kept for reader in queue.all_readers}
-    refusing = sorted(set(item.recipients).difference(covered, missing))
+    refusing = sorted(set(item.recipients).difference(covered, unrouted))
     if not item.partial or not kept:
         verb = "takes" if len(refusing) == 1 else "take"
         raise RecipientRefuses(
             f"{', '.join(refusing)} {verb} no mail from {item.sender}", names_detail(refusing)
         )
-    return kept, tuple(sorted({*missing, *refusing}))
+    return kept, tuple(sorted({*unrouted, *refusing}))
 
 
 def resolve(

@@ -13,7 +13,7 @@ from typing import TypeVar
 from cipherbox.broker import model as m
 from cipherbox.broker.clients import owned_queues, set_contacts
 from cipherbox.broker.consume import disconnect, end_consumer, end_reader, want_page
-from cipherbox.broker.dead_letters import bury, overflow
+from cipherbox.broker.dead_letters import dead_letter, overflow
 from cipherbox.broker.exchanges import Exchange
 from cipherbox.broker.model import (
     ADMIN,
@@ -295,7 +295,7 @@ def purge(state: BrokerState, c: m.Purge) -> None:
     queue = state.queues.get(c.queue)
     if queue is None:
         raise no_queue(c.queue)
-    queue.give_back([o.entry for o in queue.out.values()])
+    queue.requeue([o.entry for o in queue.out.values()])
     queue.out.clear()
     queue.purges.append(Purging(c.connection, c.correlation, c.client, queue.next - 1, 0))
     purge_on(state, queue)
@@ -308,7 +308,7 @@ def purge_on(state: BrokerState, queue: Queue) -> None:
     for purging in going:
         done = purging.done
         while queue.ready and queue.ready[0].seq <= purging.up_to:
-            bury(
+            dead_letter(
                 state,
                 queue,
                 queue.ready.popleft(),

@@ -221,10 +221,12 @@ class Engine:
             except StoreError:
                 raise
             except Exception:
-                log.exception("HQ made a mistake and loads its state again")
+                log.exception("Internal error; HQ loads its state again")
                 await self._recover(
                     batch.commands,
-                    StoreUnavailable("HQ made a mistake and starts over; nothing was recorded"),
+                    StoreUnavailable(
+                        "internal error in HQ, which starts over; nothing was recorded"
+                    ),
                 )
             else:
                 self._distribute(effects, batch)

@@ -140,7 +140,7 @@ class TransparencyLog:
             answers = [a for a in effects.answers.get(connection, ()) if type(a) is Confirmed]
             at = 0
             for run in confirm_groups(answers) if items else ():
-                kind = format.AGAIN if run[0].again else format.ACCEPTED
+                kind = format.AGAIN if run[0].duplicate else format.ACCEPTED
                 part = items[at : at + len(run)]
                 at += len(run)
                 head = format.accepted_head(part[0][3], run[0].accepted_at)

@@ -61,8 +61,8 @@ def test_a_partial_publish_goes_on_for_the_others() -> None:
     item = w.item("A", ("B", "C"))._replace(partial=True)
     found = w.publish(item)
     assert isinstance(found, Confirmed)
-    assert (found.queues, found.missing) == (("box.C",), ("B",))
-    assert w.publish(item) == found._replace(again=True)
+    assert (found.queues, found.unrouted) == (("box.C",), ("B",))
+    assert w.publish(item) == found._replace(duplicate=True)
     alone = w.publish(w.item("A", ("B",))._replace(partial=True))
     assert isinstance(alone, Failed)
     assert alone.error.detail == b"\0\0\0\1\1B"
@@ -93,7 +93,7 @@ def test_one_reader_of_a_route_or_a_queue_keeps_the_envelope_from_nobody_else() 
     assert found.queues == ("qB", "qC")
     partial = w.publish(w.item("A", ("B", "C"), exchange="e", key="k")._replace(partial=True))
     assert isinstance(partial, Confirmed)
-    assert (partial.queues, partial.missing) == (("qC",), ("B",))
+    assert (partial.queues, partial.unrouted) == (("qC",), ("B",))
     assert isinstance(w.publish(w.item("A", ("B", "C"), key="both")), Confirmed)
     tell(w, "C", blocked=("A",))
     for item in (
@@ -114,7 +114,7 @@ def test_a_dead_letter_is_not_brought_back_by_a_generation_of_a_blocked_sender()
     tell(w, "B", blocked=("A",))
     second = w.publish(first._replace(generation=1, envelope_hash=b"2" * 32, correlation=w.next()))
     assert isinstance(second, Confirmed)
-    assert not second.again
+    assert not second.duplicate
     assert not w.store.waiting("box.B")
     assert w.store.waiting("box.C")
     assert isinstance(w.publish(w.item("C", ("B",))), Confirmed)

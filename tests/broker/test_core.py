@@ -126,7 +126,7 @@ def test_mailboxes_need_no_right_and_all_or_nothing_unless_partial() -> None:
     assert len(w.store.envelopes) == 3
     answer = w.publish(w.item("A", ("B", "NOBODY"), partial=True))
     assert isinstance(answer, Confirmed)
-    assert (answer.queues, answer.missing) == (("box.B",), ("NOBODY",))
+    assert (answer.queues, answer.unrouted) == (("box.B",), ("NOBODY",))
     assert w.refused(w.item("A", ("NOBODY",), partial=True)) == "unknown-recipient"
 
 
@@ -149,12 +149,12 @@ def test_the_same_bytes_again_are_confirmed_and_stored_once_in_one_batch_and_aft
     w = World(LIMITS, "A", "B")
     item = w.item("A", ("B",))
     effects = w.run(m.Publish(1, "A", [item, item]))
-    assert [a.again for a in effects.answers[1]] == [False, True]  # type: ignore[union-attr]
+    assert [a.duplicate for a in effects.answers[1]] == [False, True]  # type: ignore[union-attr]
     w.recover()
     w.connect("A")
     answer = w.publish(item)
     assert isinstance(answer, Confirmed)
-    assert answer.again
+    assert answer.duplicate
     assert answer.queues == ("box.B",)
     assert len(w.store.entries) == 1
 
@@ -167,7 +167,7 @@ def test_the_same_bytes_again_after_the_ack_are_never_delivered_again() -> None:
     w.ok(m.Ack(2, "B", w.next(), "box.B", [(1, 1)]))
     answer = w.publish(item)
     assert isinstance(answer, Confirmed)
-    assert answer.again
+    assert answer.duplicate
     assert w.broker.state.queues["box.B"].depth == 0
 
 
@@ -191,13 +191,13 @@ def test_a_higher_generation_replaces_what_waits_and_nothing_that_was_acknowledg
     newer = item._replace(envelope_hash=b"n" * 32, generation=1, size=150)
     answer = w.publish(newer)
     assert isinstance(answer, Confirmed)
-    assert not answer.again
+    assert not answer.duplicate
     assert w.store.envelopes[1][2].generation == 1
     assert w.broker.state.queues["box.B"].size == 150
     assert w.broker.state.queues["box.C"].depth == 0
     again = w.publish(newer)
     assert isinstance(again, Confirmed)
-    assert again.again
+    assert again.duplicate
     assert w.refused(item._replace(envelope_hash=b"o" * 32)) == "id-reused"
     assert seqs(consumer(w, "B", "box.B")) == [1]
 

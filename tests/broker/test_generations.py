@@ -77,7 +77,7 @@ def test_acknowledged_in_the_same_commit_it_replaces_nothing() -> None:
     effects = w.run(m.Ack(2, "B", 1, "box.B", [(1, 1)]), m.Publish(1, "A", [newer(item)]))
     (answer,) = effects.answers[1]
     assert isinstance(answer, Confirmed)
-    assert answer.again
+    assert answer.duplicate
     assert not effects.changes.replaced
 
 
@@ -89,7 +89,7 @@ def test_acknowledged_from_the_store_in_the_same_commit_it_replaces_nothing() ->
     effects = w.run(m.Ack(2, "B", 1, "box.B", [(8, 1)]), m.Publish(1, "A", [newer(items[7])]))
     (answer,) = effects.answers[1]
     assert isinstance(answer, Confirmed)
-    assert answer.again
+    assert answer.duplicate
     assert w.broker.state.queues["box.B"].used == {"A": (70, 7)}
 
 
@@ -104,16 +104,16 @@ def test_a_dead_letter_waits_again_as_a_new_entry() -> None:
     effects = w.run(m.Publish(1, "A", [newer(item)]))
     (answer,) = effects.answers[1]
     assert isinstance(answer, Confirmed)
-    assert not answer.again
+    assert not answer.duplicate
     assert answer.queues == ("box.B", "box.C")
-    assert [(h.queue, e.seq, e.size, e.fan) for h in effects.deliveries for e in h.entries] == [
-        ("box.B", 2, 150, 2)
-    ]
+    assert [
+        (h.queue, e.seq, e.size, e.references) for h in effects.deliveries for e in h.entries
+    ] == [("box.B", 2, 150, 2)]
     w.ok(m.Ack(2, "B", 1, "box.B", [(2, 1)]))
     assert not w.store.bodies
     again = w.publish(newer(item, generation=2))
     assert isinstance(again, Confirmed)
-    assert again.again  # everybody has acknowledged now
+    assert again.duplicate  # everybody has acknowledged now
 
 
 def test_refused_and_sealed_again_in_one_commit() -> None:
@@ -146,7 +146,7 @@ def test_it_never_reaches_who_is_no_recipient_of_it() -> None:
     assert w.refused(newer(item, recipients=("A", "B", "C"))) == "route-changed"
     answer = w.publish(newer(item, recipients=("A", "B", "C"), partial=True))
     assert isinstance(answer, Confirmed)
-    assert answer.missing == ("A",)
+    assert answer.unrouted == ("A",)
 
 
 def test_without_a_revoked_recipient() -> None:
@@ -186,7 +186,7 @@ def test_the_same_bytes_again_tell_who_was_left_out() -> None:
     w.publish(item)
     answer = w.publish(item)
     assert isinstance(answer, Confirmed)
-    assert (answer.again, answer.missing) == (True, ("NOBODY",))
+    assert (answer.duplicate, answer.unrouted) == (True, ("NOBODY",))
     assert w.ok(m.Ack(2, "B", 1, "box.B", [(1, 1)])) == Acked(1, 1, 0)
     assert w.ok(m.Nack(2, "B", 1, "box.B", 1, True, 0, "")) == Done(1, 0)
 

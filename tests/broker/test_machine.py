@@ -195,7 +195,7 @@ class Deliveries(RuleBasedStateMachine):
             effects = self.run(m.Publish(c, item.sender, [item, item]))
             for answer in effects.answers[c]:
                 assert isinstance(answer, Confirmed)
-                assert answer.again
+                assert answer.duplicate
             assert not effects.changes.envelopes
             assert not effects.changes.entries
             assert not effects.changes.replaced
@@ -232,7 +232,7 @@ class Deliveries(RuleBasedStateMachine):
             assert answer.error.name == "quota-exceeded"
         else:
             assert isinstance(answer, Confirmed)
-            assert answer.again == (not waiting and not dead)
+            assert answer.duplicate == (not waiting and not dead)
             assert bool(effects.changes.replaced) == bool(waiting or dead)
             # a dead letter waits again
             assert sorted(e.queue for e in effects.changes.entries) == dead

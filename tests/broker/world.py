@@ -55,17 +55,17 @@ class ModelStore:
         self.bindings -= set(c.dropped_bindings)
         for name in c.dropped_exchanges:
             self.exchanges.pop(name, None)
-        for number, at, fan, incoming in c.envelopes:
+        for number, at, references, incoming in c.envelopes:
             assert number not in self.envelopes
-            self.envelopes[number] = (at, fan, incoming)
+            self.envelopes[number] = (at, references, incoming)
             self.bodies.add(number)
-            self.pending[number] = fan
+            self.pending[number] = references
         for queue, seq, number, delivered_at, _ in c.entries:
             assert (queue, seq) not in self.entries
             self.entries[(queue, seq)] = (number, 1 if delivered_at else 0, "waiting")
         for number, incoming in c.replaced:
-            at, fan, _ = self.envelopes[number]
-            self.envelopes[number] = (at, fan, incoming)
+            at, references, _ = self.envelopes[number]
+            self.envelopes[number] = (at, references, incoming)
         for mark in c.delivered:
             for seq in range(mark.first, mark.last + 1):
                 number, attempts, state = self.entries[(mark.queue, seq)]
@@ -122,8 +122,10 @@ class ModelStore:
 
     def entry(self, queue: str, seq: int) -> Entry:
         number, attempts, _ = self.entries[(queue, seq)]
-        at, fan, i = self.envelopes[number]
-        return Entry(seq, number, i.size, attempts, fan, i.sender, i.envelope_id, at, i.expires_at)
+        at, references, i = self.envelopes[number]
+        return Entry(
+            seq, number, i.size, attempts, references, i.sender, i.envelope_id, at, i.expires_at
+        )
 
     def waiting(self, queue: str) -> list[int]:
         return sorted(

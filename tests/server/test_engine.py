@@ -82,7 +82,7 @@ async def test_a_failed_commit_refuses_the_batch_closes_and_reloads(
         await w.publish(a, 1, 2)
         await a.until(lambda: len(a.answers) == 2)
         assert w.engine.broker is not before
-        assert [x.again for x in a.answers if isinstance(x, m.Confirmed)] == [True, False]
+        assert [x.duplicate for x in a.answers if isinstance(x, m.Confirmed)] == [True, False]
         await w.consume(b)
         await b.until(lambda: bool(b.handed))
         assert seqs(b) == [1, 2]

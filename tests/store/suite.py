@@ -222,7 +222,7 @@ class Suite:
         changes = published(1)
         changes.entries.append(m.NewEntry("other", 1, 1, 0, ""))
         changes.queues.append(m.QueueRow("other", "C", ()))
-        changes.envelopes = [changes.envelopes[0]._replace(fan=2)]
+        changes.envelopes = [changes.envelopes[0]._replace(references=2)]
         store.commit(changes, store.epoch)
         store.commit(Changes(dead=[m.Dead("box.B", 1, 1, AT + 1, "key missing", "B")]), store.epoch)
         (known,) = store.facts(wanted, 10).known.values()
@@ -350,7 +350,7 @@ class Suite:
         for name in ("b", "c"):
             changes.queues.append(m.QueueRow(name, "", ()))
             changes.entries.append(m.NewEntry(name, 1, 1, 0, ""))
-        changes.envelopes = [changes.envelopes[0]._replace(fan=3)]
+        changes.envelopes = [changes.envelopes[0]._replace(references=3)]
         store.commit(changes, store.epoch)
         store.commit(
             Changes(acked=[m.Mark(n, 1, 1, AT, "B") for n in "ab"], released=[1, 1]), store.epoch

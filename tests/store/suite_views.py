@@ -38,7 +38,7 @@ def fill(store: Store) -> None:
     changes.queues.append(m.QueueRow("shared", "", ("C", "D")))
     changes.entries.append(m.NewEntry("shared", 1, 1, 0, ""))
     changes.envelopes[0] = changes.envelopes[0]._replace(
-        fan=2, incoming=incoming(1)._replace(exchange="labs", routing_key="ca.data")
+        references=2, incoming=incoming(1)._replace(exchange="labs", routing_key="ca.data")
     )
     store.commit(changes, store.epoch)
 

@@ -65,17 +65,17 @@ def confirm(answers: Sequence[Confirmed], proof: tuple[int, bytes] = (0, b"")) -
     ranges: list[frames.ConfirmRange] = []
     first = last = -1
     outcome = place = -1
-    for correlation, again, queues, missing, _ in answers:
-        where = places.setdefault((queues, missing), len(places))
-        if correlation == last + 1 and where == place and int(again) == outcome:
+    for correlation, duplicate, queues, unrouted, _ in answers:
+        where = places.setdefault((queues, unrouted), len(places))
+        if correlation == last + 1 and where == place and int(duplicate) == outcome:
             last = correlation
             continue
         if first >= 0:
             ranges.append(frames.ConfirmRange(first, last - first + 1, outcome, place))
         first = last = correlation
-        outcome, place = int(again), where
+        outcome, place = int(duplicate), where
     ranges.append(frames.ConfirmRange(first, last - first + 1, outcome, place))
-    where_list = [frames.Place(list(queues), list(missing)) for queues, missing in places]
+    where_list = [frames.Place(list(queues), list(unrouted)) for queues, unrouted in places]
     return codec.encode(frames.Confirm(answers[0].accepted_at, *proof, where_list, ranges))
 
 
@@ -91,14 +91,14 @@ def confirm_groups(confirmed: Sequence[Confirmed]) -> list[Sequence[Confirmed]]:
     at = names = 0
     place: object = None
     for end, answer in enumerate(confirmed):
-        if (answer.queues, answer.missing) != place:
-            place = (answer.queues, answer.missing)
-            names += 1 + len(answer.queues) + len(answer.missing)
+        if (answer.queues, answer.unrouted) != place:
+            place = (answer.queues, answer.unrouted)
+            names += 1 + len(answer.queues) + len(answer.unrouted)
         first = confirmed[at]
-        same = answer.accepted_at == first.accepted_at and answer.again == first.again
+        same = answer.accepted_at == first.accepted_at and answer.duplicate == first.duplicate
         if end > at and (names > _NAMES_PER_CONFIRM or not same):
             groups.append(confirmed[at:end])
-            at, names = end, 1 + len(answer.queues) + len(answer.missing)
+            at, names = end, 1 + len(answer.queues) + len(answer.unrouted)
     groups.append(confirmed[at:])
     return groups
 

@@ -169,7 +169,9 @@ def _clean(value: str) -> str:
 # -- new rows --------------------------------------------------------------------------------------
 
 
-def envelope_row(number: int, accepted_at: int, fan: int, i: Incoming, log_entry: int = 0) -> bytes:
+def envelope_row(
+    number: int, accepted_at: int, references: int, i: Incoming, log_entry: int = 0
+) -> bytes:
     """A row of `ENVELOPES`."""
     return b"".join(
         (
@@ -191,7 +193,7 @@ def envelope_row(number: int, accepted_at: int, fan: int, i: Incoming, log_entry
                 8,
                 micros(accepted_at),
                 4,
-                fan,
+                references,
                 8,
                 i.size,
             ),
@@ -221,11 +223,11 @@ def _envelopes(
     bodies: list[bytes] = []
     fresh: dict[int, tuple[int, int, Incoming]] = {}
     log_entry = _log_entry(changes)
-    for number, accepted_at, fan, incoming in changes.envelopes:
-        fresh[number] = (micros(accepted_at), fan, incoming)
-        rows.append(envelope_row(number, accepted_at, fan, incoming, log_entry))
+    for number, accepted_at, references, incoming in changes.envelopes:
+        fresh[number] = (micros(accepted_at), references, incoming)
+        rows.append(envelope_row(number, accepted_at, references, incoming, log_entry))
         place = spooled.get((number, incoming.generation)) if spooled else None
-        bodies += body_row(number, fan, incoming, place, log_entry)
+        bodies += body_row(number, references, incoming, place, log_entry)
     if rows:
         link.copy_in(ENVELOPES, stream(rows))
         link.copy_in(BODIES, stream(bodies))
@@ -260,7 +262,7 @@ def _envelopes(
 
 def _entry_row(queue_no: int, entry: Any, known: tuple[int, int, Incoming]) -> bytes:
     _, seq, number, at, client = entry
-    accepted, fan, i = known
+    accepted, references, i = known
     head = _ENTRY_HEAD.pack(
         13,
         4,
@@ -277,7 +279,7 @@ def _entry_row(queue_no: int, entry: Any, known: tuple[int, int, Incoming]) -> b
         int(bool(at)),
     )
     delivered = struct.pack(">iq", 8, micros(at)) if at else b"\xff\xff\xff\xff"
-    tail = struct.pack(">iqiiiq", 8, i.size, 4, fan, 8, min(i.expires_at, _MOST))
+    tail = struct.pack(">iqiiiq", 8, i.size, 4, references, 8, min(i.expires_at, _MOST))
     return b"".join(
         (
             head,

@@ -107,7 +107,7 @@ def renew(link: PostgresConnection, epoch: int) -> None:
         raise Fenced
 
 
-def give_back(link: PostgresConnection, epoch: int) -> None:
+def release(link: PostgresConnection, epoch: int) -> None:
     """The next HQ need not wait."""
     link.script(
         f"UPDATE writer SET holder = '', pid = 0, session_began = NULL WHERE epoch = {epoch}"

@@ -48,7 +48,7 @@ def drop_dead_letters(link: PostgresConnection, changes: Changes, cutoffs: Cutof
         "d.queue_no = x.queue_no AND d.seq = x.seq",
         (cutoffs.dead_letters, MOST),
     )
-    for queue_no, seq, number, fan, again in rows:
+    for queue_no, seq, number, references, again in rows:
         link.run(
             "UPDATE dead_letters SET settled = ?, settled_at = ?, settled_by = ? WHERE queue_no "
             "= ? AND seq = ?",
@@ -56,7 +56,7 @@ def drop_dead_letters(link: PostgresConnection, changes: Changes, cutoffs: Cutof
         )
         # else its next generation came, or it was sent again: that one holds the body
         if not again:
-            (changes.finished if fan == 1 else changes.released).append(number)
+            (changes.finished if references == 1 else changes.released).append(number)
 
 
 def drop_records(link: PostgresConnection, cutoffs: Cutoffs) -> None:

@@ -379,5 +379,5 @@ class PostgresStore(Registry):
         if self._link is not None:
             if not self._link.broken:
                 with suppress(CipherBoxError):
-                    lease.give_back(self._link, self.epoch)
+                    lease.release(self._link, self.epoch)
             self._link.close()

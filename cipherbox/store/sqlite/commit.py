@@ -154,7 +154,7 @@ def _envelopes(db: Connection, changes: Changes, numbers: QueueNumbers, spooled:
     rows: list[Any] = []
     bodies: list[Any] = []
     log_entry = _log_entry(changes)
-    for number, accepted_at, fan, incoming in changes.envelopes:
+    for number, accepted_at, references, incoming in changes.envelopes:
         (
             _,
             _,
@@ -188,8 +188,8 @@ def _envelopes(db: Connection, changes: Changes, numbers: QueueNumbers, spooled:
             sealed_at,
             expires_at,
             accepted_at,
-            fan,
-            fan,
+            references,
+            references,
             size,
             _blob(commitment),
             log_entry,

@@ -35,7 +35,7 @@ def drop_dead_letters(db: Connection, changes: Changes, cutoffs: Cutoffs) -> Non
         "e.number = x.number",
         (cutoffs.dead_letters, MOST),
     ).fetchall()
-    for queue_no, seq, number, fan in rows:
+    for queue_no, seq, number, references in rows:
         db.execute(
             "UPDATE dead_letters SET settled = ?, settled_at = ?, settled_by = ? WHERE queue_no "
             "= ? AND seq = ?",
@@ -47,7 +47,7 @@ def drop_dead_letters(db: Connection, changes: Changes, cutoffs: Cutoffs) -> Non
         ).fetchone()
         # else its next generation came, or it was sent again: that one holds the body
         if alive is None:
-            (changes.finished if fan == 1 else changes.released).append(number)
+            (changes.finished if references == 1 else changes.released).append(number)
 
 
 def drop_records(db: Connection, cutoffs: Cutoffs) -> None:
