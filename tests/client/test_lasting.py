@@ -29,6 +29,7 @@ from cipherbox.errors import (
     StoreError,
     StoreUnavailable,
     Throttled,
+    VersionMismatch,
 )
 from cipherbox.wire import frames
 from tests.client.parties import Party, now_ms
@@ -299,3 +300,20 @@ async def test_a_disk_that_takes_no_list_and_no_pin_is_an_error_of_ours(
 
 async def _at_once(call: Callable[..., Any], *arguments: Any) -> None:
     call(*arguments)
+
+
+async def test_a_connection_that_failed_permanently_ends_a_receiver_that_waits_out_everything(
+    scripted: ScriptedHq,
+    center: Party,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    autojump_clock: MockClock,
+) -> None:
+    async with client_on(scripted, center, tmp_path, monkeypatch) as client:
+
+        async def work() -> None:
+            client.line.failure = VersionMismatch("another version")
+            raise StoreError("no space left")
+
+        with trio.fail_after(100), pytest.raises((VersionMismatch, StoreError)):
+            await keep_running(work, client, (CipherBoxError,))

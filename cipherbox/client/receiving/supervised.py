@@ -24,6 +24,8 @@ async def keep_running(
     failed = False
 
     def transient(error: CipherBoxError) -> bool:
+        if client.line.failure is not None:  # which no restart mends, whatever its class
+            return False
         counted = isinstance(error, also_transient) and not isinstance(error, CredentialsError)
         return error.retryable or counted
 
