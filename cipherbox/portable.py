@@ -94,6 +94,35 @@ def write_atomic(path: Path, data: bytes, mode: int = 0o644) -> None:
     sync_directory(path.parent)
 
 
+def replace_file(source: Path, target: Path) -> None:
+    """Rename a file that is already synced over ``target``, durably."""
+    os.replace(source, target)
+    sync_directory(target.parent)
+
+
+def copy_file(source: Path, target: Path, part: Path) -> None:
+    """Copy a file with its dates to ``target``, which may be on another file system, whole or not
+    at all; ``part``: the unfinished copy beside ``target``.
+    """
+    try:
+        part.unlink(missing_ok=True)
+        shutil.copyfile(source, part, follow_symlinks=False)
+        shutil.copystat(source, part, follow_symlinks=False)
+        sync_file(part)
+        replace_file(part, target)
+    except BaseException:
+        with suppress(OSError):
+            part.unlink()
+        raise
+
+
+def write_all(fd: int, data: bytes | memoryview) -> None:
+    """Write all the bytes at the current position of a file."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
 def write_private(path: Path, data: bytes) -> None:
     """As `write_atomic`, readable by this user alone (mode 0600)."""
     write_atomic(path, data, 0o600)

@@ -31,9 +31,7 @@ class Files:
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _BINARY, 0o600)
         try:
             for part in parts:
-                view = memoryview(part)
-                while view:
-                    view = view[os.write(fd, view) :]
+                portable.write_all(fd, part)
             os.fsync(fd)
         finally:
             os.close(fd)
@@ -43,13 +41,8 @@ class Files:
 
     def rename_synced(self, source: Path, target: Path) -> None:
         """Syncs a finished file and gives it its name, replacing what had it."""
-        fd = os.open(source, os.O_RDWR | _BINARY)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-        os.replace(source, target)
-        self.sync_directory(target.parent)
+        portable.sync_file(source)
+        portable.replace_file(source, target)
 
     def read(self, path: Path, at: int, size: int) -> bytes | None:
         """Up to ``size`` bytes from ``at``; None if the file is gone or its place on the disk

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -134,3 +135,27 @@ def test_client_ids(name: str) -> None:
 def test_what_is_no_client_id(name: str) -> None:
     with pytest.raises(InvalidRequest):
         limits.check_client_id(name)
+
+
+def test_a_copy_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, target, part = tmp_path / "source", tmp_path / "target", tmp_path / ".part"
+    source.write_bytes(b"content")
+    os.utime(source, (1_000_000, 2_000_000))
+    part.write_bytes(b"left by a crash")
+    portable.copy_file(source, target, part)
+    assert target.read_bytes() == b"content"
+    assert target.stat().st_mtime == 2_000_000
+    assert not part.exists()
+
+    def full(path: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(portable, "sync_file", full)
+    source.write_bytes(b"other content")
+    with pytest.raises(OSError, match="No space left"):
+        portable.copy_file(source, target, part)
+    assert target.read_bytes() == b"content"
+    assert not part.exists()
+    portable.replace_file(source, target)
+    assert target.read_bytes() == b"other content"
+    assert not source.exists()

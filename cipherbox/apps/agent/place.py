@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 from contextlib import suppress
 from pathlib import Path
 
-from cipherbox.portable import private_dir, sync_directory, sync_file, write_private
+from cipherbox.portable import copy_file, private_dir, write_private
 
 REASON = ".reason.txt"
 _NAME_BYTES = 255  # what file systems take
@@ -36,22 +35,8 @@ def move(file: Path, target: Path) -> None:
     except OSError as error:
         if error.errno != errno.EXDEV:
             raise
-        _copy(file, target)
+        copy_file(file, target, target.with_name(".moving.part"))
         os.unlink(file)
-
-
-def _copy(file: Path, target: Path) -> None:
-    beside = target.with_name(".moving.part")
-    try:
-        shutil.copyfile(file, beside, follow_symlinks=False)
-        shutil.copystat(file, beside, follow_symlinks=False)
-        sync_file(beside)
-        os.replace(beside, target)
-    except BaseException:
-        with suppress(OSError):
-            beside.unlink()
-        raise
-    sync_directory(target.parent)
 
 
 def explain(file: Path, reason: str) -> None:

@@ -16,7 +16,7 @@ from cipherbox.client.inbox.places import open_new, private_dirs
 from cipherbox.client.inbox.unpacking import unpack
 from cipherbox.client.publishing.parts import Entry
 from cipherbox.errors import FileError
-from cipherbox.portable import O_BINARY
+from cipherbox.portable import O_BINARY, write_all
 from cipherbox.sealing.encrypted_file import EncryptedFile
 from cipherbox.sealing.local_secret_box import Vault
 
@@ -35,9 +35,7 @@ def write_out(home: Path, vault: Vault, kept: str, size: int, target: Path) -> N
         fd = open_new(target)
         try:
             for at in range(0, size, _STEP):
-                view = memoryview(source.read(min(_STEP, size - at), at))
-                while view:
-                    view = view[os.write(fd, view) :]
+                write_all(fd, source.read(min(_STEP, size - at), at))
             os.fsync(fd)
         except BaseException:
             target.unlink(missing_ok=True)

@@ -17,7 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from cipherbox.client.file_names import safe_name, split_name
-from cipherbox.portable import O_BINARY, WINDOWS, private_dir, sync_directory, sync_file
+from cipherbox.portable import O_BINARY, WINDOWS, copy_file, private_dir, sync_directory
 
 # of a path below the directory of incoming files; systems end at 260 and 4096
 PLACE_BYTES = 150 if WINDOWS else 1000
@@ -147,14 +147,7 @@ def _moved(source: Path, target: Path) -> bool:
     except OSError as error:
         if error.errno != errno.EXDEV:
             raise
-        import shutil
-
-        beside = target.with_name(f".{source.name}.partial")
-        beside.unlink(missing_ok=True)
-        shutil.copyfile(source, beside)
-        shutil.copystat(source, beside)
-        sync_file(beside)
-        os.rename(beside, target)
+        copy_file(source, target, target.with_name(f".{source.name}.partial"))
     return True
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from cipherbox.client.inbox.places import free_place, open_exclusive, private_dirs, safe_place
 from cipherbox.client.publishing.parts import Entry
-from cipherbox.portable import sync_directory
+from cipherbox.portable import sync_directory, write_all
 from cipherbox.sealing.encrypted_file import Places
 
 _PIECE = 4 * 1024 * 1024
@@ -41,9 +41,7 @@ def unpack(stored: Places, entries: Sequence[Entry], hidden: Path) -> Iterator[N
             fd = open_exclusive(place)
             try:
                 for piece in range(0, entry.size, _PIECE):
-                    view = memoryview(stored.read(min(_PIECE, entry.size - piece), at + piece))
-                    while view:
-                        view = view[os.write(fd, view) :]
+                    write_all(fd, stored.read(min(_PIECE, entry.size - piece), at + piece))
                     yield
                 os.fsync(fd)
             finally:

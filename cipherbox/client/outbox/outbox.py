@@ -40,7 +40,7 @@ from cipherbox.client.outbox.rows import (
 )
 from cipherbox.client.sessions.sending_chains import STEP as CHAINS
 from cipherbox.client.sessions.sending_chains import SendingChains, Turned
-from cipherbox.portable import O_BINARY, private_dir, sync_directory
+from cipherbox.portable import O_BINARY, private_dir, sync_directory, write_all
 from cipherbox.sealing.local_secret_box import Vault
 
 DATABASE, FILES = "outbox.sqlite3", "outbox"
@@ -300,9 +300,7 @@ class Outbox(OutboxReceipts):
             written.append(path)
             fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | O_BINARY, 0o600)
             try:
-                view = memoryview(item.raw)
-                while view:
-                    view = view[os.write(fd, view) :]
+                write_all(fd, item.raw)
                 os.fsync(fd)
             finally:
                 os.close(fd)
