@@ -5,6 +5,10 @@ message or file arrives once and within seconds, memory stays bounded, no file l
 may not put one or holds other bytes than its line says, and the recipient's next start works; in
 the end it has signed for all that the honest one sent.
 
+The memory of an example counts from its beginning on: Hypothesis, HQ and both senders are in this
+process, too, and keep something of every one.  What all examples leave behind is counted once, in
+the end, as what Python still holds.
+
 What is known to matter is tried in every run (`attacks.KNOWN`), and so are errors that nobody
 thought of, wherever something of the dishonest one is taken in (`traps`).  Others chance makes: 20,
 and 20,000 in `make soak`.  Those of one part meet the same HQ and the same recipient; after a
@@ -45,11 +49,12 @@ from cipherbox.wire import frames
 from tests import soak
 from tests.client import attacks, traps
 from tests.client.attacker import IDS, crafted, crafted_in_session, register, submit
-from tests.client.memory import MOST_BYTES, Memory
+from tests.client.memory import LEFT_BYTES, LEFT_OBJECTS, MOST_BYTES, Memory, held
 from tests.client.real_hq import RealHq, real_hq
 from tests.golden.make_envelopes import resigned
 
 EXAMPLES, PARTS = (2000, 10) if soak.ON else (20, 1)
+NOTE = 4000  # characters that are shown of an example
 ARRIVES_S = 15.0  # on a machine that does much else
 # What the honest sender sends after the attacks of an example; "keys": sealed and signed with a new
 # bundle of its keys.
@@ -60,6 +65,8 @@ STARTS = [False] * 24 + [True]  # whether the recipient is started again before
 PLENTY = dict.fromkeys(
     ("key_requests_per_minute", "requests_per_minute", "bundles_per_client"), 1000000
 )
+# HQ is in this process: it shall not keep up to 64 MiB of bodies in memory that is counted here
+HQ_LIMITS = {**PLENTY, "body_cache_bytes": 1024 * 1024}
 
 
 class World:
@@ -83,7 +90,7 @@ class World:
         self.before: deque[list[attacks.Attack]] = deque(maxlen=5)  # examples
 
     async def run(self, task_status: trio.TaskStatus[None]) -> None:
-        async with real_hq(self._path, limits=PLENTY) as hq:
+        async with real_hq(self._path, limits=HQ_LIMITS) as hq:
             self._hq: RealHq = hq
             await hq.join("FL-LAB", "CA-RC", "BAD-LAB")
             async with (
@@ -96,7 +103,7 @@ class World:
                 for kind in dict.fromkeys(HONEST):
                     await self.honest(kind)
                 await self._bad.bundles(["CA-RC"])
-                self._memory = Memory()
+                self._memory, self._held = Memory(), held()
                 task_status.started()
                 await self._over.wait()
                 own.cancel_scope.cancel()
@@ -105,6 +112,7 @@ class World:
         self._over.set()
 
     async def example(self, plan: list[attacks.Attack], honest: str, start: bool) -> None:
+        self._memory.restart()
         for one in plan:
             await self._attack(one)
         if start:
@@ -125,6 +133,9 @@ class World:
             while post.outbox.unopened_by("CA-RC", 10):
                 await trio.sleep(0.05)
         assert post.outbox.unopened_by("CA-RC", 10) == []
+        size, count = (now - before for now, before in zip(held(), self._held, strict=True))
+        assert size < LEFT_BYTES, f"{size} bytes are still held"
+        assert count < LEFT_OBJECTS, f"{count} objects are still there"
         await self._stop()
         await self._start()
         await self.honest("message")
@@ -340,6 +351,8 @@ class World:
         transfer = os.urandom(16)
         about: object = transfer if one.place in traps.OF_TRANSFERS else traps.SENDER
         self.traps.put(one.place, about, one.error)
+        # the first of each place has to spring, also on a machine that does much else
+        patience_s = 3.0 if any(one.place == place for place, _ in self.traps.sprung) else ARRIVES_S
         self.traps.sprung.discard((one.place, one.error))
         if one.place == "decode_group":
             await self._sign(attacks.receipt())
@@ -347,7 +360,7 @@ class World:
             await self._send(attacks.Envelope((attacks.Said(b"a trap"),)))
         else:
             await self._attack(attacks.file(int.from_bytes(transfer, "big"), "a trap"))
-        with trio.move_on_after(3):
+        with trio.move_on_after(patience_s):
             while (one.place, one.error) not in self.traps.sprung:
                 await trio.sleep(0.01)
         if about == traps.SENDER:
@@ -361,6 +374,19 @@ class World:
         async with open_link(self._hq.gate.address, home.context(), timeout_s=5) as link:
             link._put(raw)
             await link.ask(frames.GetRevocations, 1)
+
+
+def shortened(text: str) -> str:
+    """An example may be 200 KB long: its two ends say what it is."""
+    return text if len(text) <= NOTE else f"{text[: NOTE // 2]} [...] {text[-NOTE // 2 :]}"
+
+
+def shorten_notes(error: BaseException) -> None:
+    """Shorten what Hypothesis shows of the examples that failed; its database keeps them whole."""
+    if hasattr(error, "__notes__"):
+        error.__notes__ = [shortened(note) for note in error.__notes__]
+    for inner in getattr(error, "exceptions", ()):
+        shorten_notes(inner)
 
 
 class Worlds:
@@ -383,7 +409,7 @@ class Worlds:
         except Exception as error:
             self._world = None
             world.end()
-            error.add_note(f"The examples before: {list(world.before)}")
+            error.add_note(shortened(f"The examples before: {list(world.before)}"))
             raise
 
     async def finished(self) -> None:
@@ -415,6 +441,10 @@ async def test_the_honest_ones_arrive_whatever_the_dishonest_one_sends(
     with laid.laid():
         async with trio.open_nursery() as nursery:
             worlds = Worlds(tmp_path, nursery, laid)
-            await trio.to_thread.run_sync(examples)
+            try:
+                await trio.to_thread.run_sync(examples)
+            except BaseException as error:
+                shorten_notes(error)
+                raise
             await worlds.finished()
     assert {place for place, _ in laid.sprung} == set(traps.PLACES)
