@@ -14,7 +14,7 @@ Map, written by `make generate`:
                        object.
     comeback           Coming back: `join` in a home whose client was revoked, was replaced, or
                        whose certificate ended.
-    connection/        The connection to HQ: one at a time, made again after each end, with its
+    connection/        The connection to HQ: one at a time, reconnected when it ends, with its
                        window of confirms.
     enrol              Joining an HQ with a token.
     events             The lines a client says while it works, as the predecessors said them.

@@ -1,11 +1,10 @@
-"""The connection to HQ: one at a time, made again after each end, with its window of confirms.
+"""The connection to HQ: one at a time, reconnected when it ends, with its window of confirms.
 
 Map, written by `make generate`:
 
-    confirm_window  What this client published and HQ has not yet confirmed, in the order it was
+    confirm_window  The window of publishes that HQ has not confirmed yet, in the order they were
                     published.
     connection      One connection to HQ, from HELLO to its end.
-    rate_limit      How often this client asks HQ for something that others make it ask for.
-    reconnecting    The lasting connection: one link after another, for as long as the client is
-                    open.
+    rate_limit      Rate limit for requests to HQ that other clients can cause.
+    reconnecting    A connection to HQ that reconnects for as long as the client is open.
 """

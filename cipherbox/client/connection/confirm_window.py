@@ -1,10 +1,10 @@
-"""What this client published and HQ has not yet confirmed, in the order it was published.
+"""The window of publishes that HQ has not confirmed yet, in the order they were published.
 
-An envelope is `waiting` until there is a link and room on it, then `unconfirmed`, until HQ confirms
-or refuses it.  When a link ends, all that is unconfirmed waits again, in its old place, and goes
-out over the next one: the same bytes under the same id, so HQ stores them once.  A correlation id
-belongs to a link; an `PendingPublish` belongs to the window.  A refusal that says "later" (disk
-full, quota) puts the envelope back as well; the others are its outcome.
+An envelope is `waiting` until there is a connection with room, then `unconfirmed` until HQ confirms
+or refuses it.  When a connection ends, everything unconfirmed waits again, in its old place, and is
+sent over the next one: the same bytes under the same id, so HQ stores them once.  A correlation id
+belongs to a connection; a `PendingPublish` belongs to the window.  A retryable refusal (disk full,
+quota) puts the envelope back as well; any other is its outcome.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ if TYPE_CHECKING:
     from cipherbox.client.log.quorum import Quorum
     from cipherbox.client.outbox.rows import OutboxEntry
 
-# a line slower than this is taken for dead; 16 MiB may take nine minutes
+# a slower connection is considered dead; 16 MiB may take nine minutes
 SLOWEST_BYTES_PER_S = 32 * 1024
 
 
 @attrs.frozen
 class Confirmed:
-    """HQ's word for one envelope."""
+    """HQ's confirm of one envelope."""
 
     accepted_at: int
     again: bool
@@ -100,7 +100,7 @@ OnOutcome = Callable[[PendingPublish], None]
 
 
 class ProofCheck(Protocol):
-    """What a window needs of the log's verifier."""
+    """What a window needs of the log verifier."""
 
     quorum: Quorum
 
@@ -146,7 +146,7 @@ class ConfirmWindow:
 
     @property
     def full(self) -> bool:
-        """Whether a further envelope would have to wait for room."""
+        """Return whether another envelope would have to wait for room."""
         return (
             bool(self.waiting)
             or len(self.unconfirmed) >= self._most
@@ -154,7 +154,7 @@ class ConfirmWindow:
         )
 
     def crowded(self, envelopes: int, size: int) -> bool:
-        """As `full`, with so many envelopes and bytes more."""
+        """Return what `full` would be with this many more envelopes and bytes."""
         return (
             bool(self.waiting)
             or len(self.unconfirmed) + envelopes >= self._most
@@ -163,16 +163,16 @@ class ConfirmWindow:
 
     @property
     def size_bytes(self) -> int:
-        """Bytes sent and not confirmed."""
+        """Return the number of bytes sent and not confirmed."""
         return self._bytes
 
     @property
     def idle(self) -> bool:
-        """Whether everything is confirmed."""
+        """Return whether everything is confirmed."""
         return not self.unconfirmed and not self.waiting and not self._uncovered
 
     async def room(self) -> None:
-        """Waits until `full` is no longer so."""
+        """Wait until the window is no longer `full`."""
         while self.full:
             came = trio.Event()
             self.room_listeners.append(came.set)
@@ -182,20 +182,21 @@ class ConfirmWindow:
                 self.room_listeners.remove(came.set)
 
     def tell_room(self) -> None:
-        """Room may have come free."""
+        """Notify the listeners that room may be free."""
         for listener in list(self.room_listeners):
             listener()
 
     def check(self, item: PendingPublish) -> None:
-        """TooLarge if HQ would not take it."""
+        """Raise TooLarge if HQ would not accept it."""
         if len(item.raw) > self.envelope_bytes:
             raise TooLarge(
                 f"the envelope has {len(item.raw)} bytes; HQ takes {self.envelope_bytes}"
             )
 
     def add(self, item: PendingPublish) -> None:
-        """Takes an envelope; it goes at once if there is a link with room.  TooLarge if HQ would
-        not take it.
+        """Take an envelope, and send it immediately if there is a connection with room.
+
+        Raise TooLarge if HQ would not accept it.
         """
         self.check(item)
         self._order += 1
@@ -205,13 +206,13 @@ class ConfirmWindow:
             self._pump(self._link)
 
     def forget(self, item: PendingPublish) -> None:
-        """The owner gives up waiting; HQ may have it all the same."""
+        """Stop waiting for an outcome; HQ may have the envelope nevertheless."""
         item.gone = True
         if item in self.waiting:
             self.waiting.remove(item)
 
     def attach(self, link: Connection) -> None:
-        """A new link is open: its limits count, and all that is unconfirmed goes out again."""
+        """Take the limits of a new connection, and resend everything unconfirmed over it."""
         self._link = link
         self._most = max(1, link.welcome.publish_window)
         self._most_bytes = max(1, link.welcome.publish_window_bytes)
@@ -220,7 +221,7 @@ class ConfirmWindow:
         self._pump(link)
 
     def detach(self, error: CipherBoxError) -> None:
-        """The link is gone: what it had not confirmed waits again, in its order."""
+        """Put back, in order, what the ended connection had not confirmed."""
         self._link = None
         items = [*self.unconfirmed.values(), *(item for _, item, _ in self._uncovered)]
         for item in items:
@@ -232,7 +233,7 @@ class ConfirmWindow:
         self._bytes = 0
 
     def confirmed(self, frame: Confirm) -> None:
-        """Settles everything a CONFIRM names, when its proof holds: LogUnproven."""
+        """Settle everything a CONFIRM names; raise LogUnproven unless its proof holds."""
         self._check(frame)
         places = [(tuple(p.queues), tuple(p.missing)) for p in frame.places]
         proven: list[PendingPublish] | None = [] if frame.proof else None
@@ -283,7 +284,9 @@ class ConfirmWindow:
         self._settle(item)
 
     def covered(self, entries: int) -> None:
-        """Enough witnesses stand behind so many entries of the log."""
+        """Settle what was confirmed in the first ``entries`` of the log, now that enough witnesses
+        cosigned them.
+        """
         ready = [one for one in self._uncovered if one[0] <= entries]
         self._uncovered = [one for one in self._uncovered if one[0] > entries]
         for _, item, result in ready:
@@ -294,8 +297,8 @@ class ConfirmWindow:
             self.tell_room()
 
     def refused(self, correlation: int, error: CipherBoxError) -> bool:
-        """Whether the ERROR was about a SEND; then it is settled, or waits when it may be sent
-        again later.
+        """Settle a refused SEND, or put it back if the error is retryable; return whether the ERROR
+        was about a SEND.
         """
         item = self._pop(correlation)
         self._leaves.pop(correlation, None)
@@ -316,13 +319,13 @@ class ConfirmWindow:
         return True
 
     def resume(self) -> None:
-        """Goes on after a pause, or when room came free."""
+        """Resume sending after a pause, or when there is room."""
         self._held = False
         if self._link is not None and self.waiting:
             self._pump(self._link)
 
     def fail(self, error: CipherBoxError) -> None:
-        """The line is dead for good: everything settles with the reason."""
+        """Settle everything with the error that ended the connection permanently."""
         items, self.waiting = [*self.unconfirmed.values(), *self.waiting], []
         items += [item for _, item, _ in self._uncovered]
         self.unconfirmed.clear()
@@ -333,9 +336,7 @@ class ConfirmWindow:
                 self._settle(item)
 
     def overdue(self, link: Connection, timeout_s: float) -> None:
-        """Sends again what HQ, though it speaks, has not confirmed in time; ends a link that is
-        silent.
-        """
+        """Resend what HQ has not confirmed in time; end a connection on which HQ is silent."""
         now = trio.current_time()
         patience = timeout_s + self._bytes / SLOWEST_BYTES_PER_S
         late = [item for item in self.unconfirmed.values() if now - item.sent_at > patience]
@@ -397,8 +398,9 @@ class ConfirmWindow:
 
 
 def unconfirmed_error(item: PendingPublish, waited: str, away_since: str) -> CipherBoxError:
-    """What to tell the owner of an envelope that was not confirmed in time; ``away_since``: a
-    time of day, or empty.
+    """Return the error for an envelope that was not confirmed in time.
+
+    ``away_since``: the time of day since when HQ cannot be reached, or empty.
     """
     reason = f" ({item.trouble})" if item.trouble is not None else ""
     first = message_id(item.envelope_id, 0)
@@ -417,9 +419,7 @@ def unconfirmed_error(item: PendingPublish, waited: str, away_since: str) -> Cip
 
 
 def kept_error(item: PendingPublish, error: CipherBoxError) -> CipherBoxError:
-    """What to tell the owner of an envelope: one that waits for this client's certificate is
-    kept.
-    """
+    """Return the error for an envelope; it says so when the envelope waits for a certificate."""
     if not isinstance(error, CredentialsError) or not item.kept:
         return error
     first = message_id(item.envelope_id, 0)

@@ -1,14 +1,13 @@
 """One connection to HQ, from HELLO to its end.
 
-Three tasks share it.  The reader takes frames and hands them out; the writer sends what others left
-for it, joined; the beat keeps the promise of the heartbeat and notices when HQ does not keep its
-own.  Whatever ends the link ends it once, with one error that says why, and every waiting request
-gets that error.
+Three tasks share it.  The reader receives frames and dispatches them; the writer sends what is
+queued, joined; the beat sends heartbeats and notices when HQ's are missing.  Whatever ends the
+connection ends it once, with one error that says why, and every pending request gets that error.
 
-Rules.  Correlation ids rise by one over all requests of a link, SENDs among them.  When writing
-fails, the reader gets a moment to find out why: HQ's last word (an ERROR, a TLS alert about the
-certificate) is in what it sent before.  Nothing here waits for a consumer: credit bounds what HQ
-may push.
+Rules.  Correlation ids rise by one over all requests of a connection, SENDs among them.  When
+writing fails, the reader gets a moment to find out why: HQ's last word (an ERROR, a TLS alert about
+the certificate) is in what it sent before.  Nothing here waits for a consumer: credit bounds what
+HQ may push.
 """
 
 from __future__ import annotations
@@ -50,7 +49,7 @@ Done = Callable[[Any, "CipherBoxError | None"], None]
 
 
 class Handler(Protocol):
-    """Who gets what HQ sends unasked."""
+    """Callbacks for unsolicited frames."""
 
     def deliveries(self, link: Connection, tag: int, entries: list[DeliveredItem]) -> None: ...
 
@@ -93,12 +92,12 @@ class Connection:
     # -- asking ------------------------------------------------------------------------------------
 
     def next_correlation(self) -> int:
-        """The id of the next request on this link."""
+        """Return the id of the next request on this connection."""
         self._correlation += 1
         return self._correlation
 
     def post(self, kind: Callable[..., Any], done: Done, **fields: Any) -> int:
-        """Sends a request; ``done(answer, error)`` is called once, with one of the two."""
+        """Send a request; ``done(answer, error)`` is called once, with one of the two."""
         if self.error is not None:
             raise fresh(self.error)
         correlation = self.next_correlation()
@@ -112,7 +111,7 @@ class Connection:
         return correlation
 
     async def ask(self, kind: Callable[..., Any], timeout_s: float, **fields: Any) -> Any:
-        """Sends a request and waits for its answer; raises what HQ answered, or TimedOut."""
+        """Send a request and return its answer; raise HQ's refusal, or TimedOut."""
         box: list[tuple[Any, CipherBoxError | None]] = []
         ready = trio.Event()
 
@@ -136,17 +135,17 @@ class Connection:
         return answer
 
     def send_envelopes(self, items: list[SendItem]) -> None:
-        """Sends SENDs; their outcome comes through the handler."""
+        """Send SENDs; their outcome is reported to the handler."""
         if self.error is None:
             self._put(self._wire.send_batch(items))
 
     def credit(self, tag: int, envelopes: int, size: int) -> None:
-        """Adds credit to a consumer."""
+        """Add credit to a consumer."""
         if self.error is None:
             self._put(self._wire.send(frames.Credit(tag, envelopes, size)))
 
     def end(self, error: CipherBoxError) -> None:
-        """Ends the link; the first reason counts."""
+        """End the connection; the first reason counts."""
         if self.error is None:
             self.error = (
                 self._away if self._away is not None and isinstance(error, NetworkError) else error
@@ -160,7 +159,7 @@ class Connection:
     # -- the tasks ---------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Runs the link to its end; the reason is then in `error`."""
+        """Run the connection to its end; the reason is then in `error`."""
         try:
             with self._scope:
                 async with trio.open_nursery() as nursery:
@@ -308,8 +307,9 @@ async def open_link(
     handler: Handler | None = None,
     line: LineSettings | None = None,
 ) -> AsyncIterator[Connection]:
-    """Connects, opens, and gives the link while the block runs; NetworkError or CredentialsError
-    says why not.
+    """Connect, and yield the open connection while the block runs.
+
+    Raise NetworkError or CredentialsError if there is none.
 
     ``address`` is one or more of host:port and wss://host:port/, separated by commas; they are
     tried in turn, through the proxy that ``line`` or the environment names.
@@ -337,13 +337,14 @@ async def open_link(
 
 
 def fresh(error: CipherBoxError) -> CipherBoxError:
-    """The same error anew: one instance raised in many tasks would gather all their tracebacks."""
+    """Return a copy of an error: one instance raised in many tasks would gather all tracebacks."""
     return type(error)(str(error), error.detail, remedy=error.remedy)
 
 
 def known_log_key(stated: bytes, certificate: x509.Certificate | None) -> bytes:
-    """HQ's log key (32 bytes) if HQ's own certificate stands behind it; CredentialsError if
-    another key signed.
+    """Return HQ's log key (32 bytes), certified by HQ's certificate; b"" if HQ states none.
+
+    Raise CredentialsError if another key signed it.
     """
     if not stated or certificate is None:
         return b""

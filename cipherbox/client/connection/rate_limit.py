@@ -1,4 +1,4 @@
-"""How often this client asks HQ for something that others make it ask for."""
+"""Rate limit for requests to HQ that other clients can cause."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import trio
 
 
 class Bucket:
-    """So many tokens a minute, all of them at the start."""
+    """A token bucket: full at the start, refilled at ``per_minute`` tokens a minute."""
 
     def __init__(self, per_minute: int) -> None:
         self._most, self._left, self._at = float(per_minute), float(per_minute), trio.current_time()
 
     def take(self, tokens: float = 1) -> float:
-        """Takes tokens; how long until there are so many, if there are not."""
+        """Take tokens and return 0, or return the seconds until there are enough."""
         now = trio.current_time()
         self._left = min(self._most, self._left + (now - self._at) * self._most / 60)
         self._at = now
@@ -22,5 +22,5 @@ class Bucket:
         return 0.0
 
     def give_back(self) -> None:
-        """The token was not needed."""
+        """Return a token that was not needed."""
         self._left += 1

@@ -1,12 +1,12 @@
-"""The lasting connection: one link after another, for as long as the client is open.
+"""A connection to HQ that reconnects for as long as the client is open.
 
-When a link ends the line opens the next one, after pauses that double from a tenth of a second up
-to a bound (60 s) and are spread by chance, so that a hundred labs do not come back in one second.
-A fresh link first gets what is unconfirmed, then the subscriptions, then new requests.
+When a connection ends, the next one is opened after an exponential back-off from a tenth of a
+second up to a bound (60 s), with jitter, so that a hundred labs do not reconnect in one second.
+A new connection first gets what is unconfirmed, then the subscriptions, then new requests.
 
-Which errors end the line for good: this party's credentials were not accepted (trying again cannot
-help, and must not flood HQ's log), and two ends that have no protocol version in common.
-Everything else is tried again.
+Two kinds of errors end it permanently: credentials that were not accepted (a retry cannot help, and
+must not flood HQ's log), and two ends without a common protocol version.  Everything else is
+retried.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class ConnectionObserver:
 
 
 class Subscriber(Protocol):
-    """A consumer, as the line sees it."""
+    """What the connection needs of a consumer."""
 
     def attach(self, link: Connection) -> None: ...
 
@@ -90,17 +90,13 @@ class Subscriber(Protocol):
 
 
 class LogCheck(ProofCheck, Protocol):
-    """What a line needs of the log's verifier: whether HQ's opening is believed, and what it
-    confirms.
-    """
+    """What the connection needs of the log verifier: checks of WELCOME and of confirms."""
 
     async def welcome(self, link: Connection, timeout_s: float) -> None: ...
 
 
 class ReconnectingConnection:
-    """See the module.  ``tries`` and ``timeout_s`` bound a request; the line itself goes on for
-    ever.
-    """
+    """See the module.  ``tries`` and ``timeout_s`` bound a request; reconnecting has no bound."""
 
     def __init__(
         self,
@@ -236,7 +232,7 @@ class ReconnectingConnection:
         self._changed.notify()
 
     def later(self, seconds: float, act: Callable[[], None]) -> None:
-        """Calls it after a pause, if the line is still there."""
+        """Call ``act`` after a pause, unless the client is closed before."""
         assert self._nursery is not None
 
         async def wait() -> None:
@@ -247,17 +243,16 @@ class ReconnectingConnection:
 
     @property
     def away(self) -> bool:
-        """HQ could not be reached for a while: not in a restart of HQ, which takes a second or
-        two.
-        """
+        """Return whether HQ is unreachable for longer than a restart takes, a second or two."""
         tried = self.link is None and self.attempts >= self.tries
         return tried and trio.current_time() - self._away_from >= min(AWAY_S, self.timeout_s)
 
     # -- asking ------------------------------------------------------------------------------------
 
     async def ready(self, attempts: int | None = None) -> Connection:
-        """An open link; raises what ended the line, or the last trouble after so many failed
-        attempts.
+        """Return the open connection, once there is one.
+
+        Raise what ended it permanently, or the last error after ``attempts`` failed attempts.
         """
         while True:
             if self.failure is not None:
@@ -281,8 +276,9 @@ class ReconnectingConnection:
     async def request(
         self, kind: Callable[..., Any], *, timeout_s: float | None = None, **fields: Any
     ) -> Any:
-        """A request and its answer: up to ``tries`` attempts of ``timeout_s`` each; a refusal is
-        raised at once.
+        """Send a request and return its answer: up to ``tries`` attempts of ``timeout_s`` each.
+
+        A refusal that is not retryable is raised immediately.
         """
         limit = self.timeout_s if timeout_s is None else timeout_s
         last: CipherBoxError = TimedOut(f"HQ did not answer within {limit:g} s")
@@ -310,12 +306,12 @@ class ReconnectingConnection:
     # -- subscriptions -----------------------------------------------------------------------------
 
     def next_tag(self) -> int:
-        """A number for one more consumer."""
+        """Return the number of a new consumer."""
         self._tag += 1
         return self._tag
 
     def subscribe(self, tag: int, subscriber: Subscriber) -> None:
-        """Registers a consumer; every link gets its subscription."""
+        """Register a consumer; it is subscribed on every connection."""
         self._subscribers[tag] = subscriber
         if self.failure is not None:
             subscriber.fail(self.failure)
@@ -323,7 +319,7 @@ class ReconnectingConnection:
             subscriber.attach(self.link)
 
     def unsubscribe(self, tag: int) -> None:
-        """Forgets a consumer; what still comes for it is dropped, and returns to its queue."""
+        """Forget a consumer; what is still delivered to it is dropped, and HQ requeues it."""
         self._subscribers.pop(tag, None)
 
     # -- the link's handler ------------------------------------------------------------------------
@@ -340,11 +336,11 @@ class ReconnectingConnection:
         return self.window.refused(correlation, error)
 
     def news(self, text: str) -> None:
-        """HQ says why it takes nothing now, or that it goes on."""
+        """Report why HQ accepts nothing now, or that it accepts again."""
         self._events.say(LINE, text)
 
     def revocations(self, number: int) -> None:
-        """There is a revocation list of this number."""
+        """Pass on that HQ has a revocation list of this number."""
         assert self._nursery is not None
         self._nursery.start_soon(self._observer.revocation_list, number)
 
@@ -365,11 +361,11 @@ class ReconnectingConnection:
 
 
 class Patience:
-    """How long to wait for HQ's word about what was sent: while a large one moves, and ``tries``
-    times after that.
+    """How long to wait for a confirm: while a large envelope makes progress, and ``tries`` timeouts
+    after that.
 
-    While there is a connection, what the system has taken and not yet sent may need its time on a
-    slow line.  When HQ cannot be reached at all, ``tries`` failed attempts to connect are enough.
+    While there is a connection, what the system's socket buffer holds may take its time on a slow
+    network.  When HQ cannot be reached at all, ``tries`` failed attempts to connect are enough.
     """
 
     def __init__(self, line: ReconnectingConnection) -> None:
@@ -384,7 +380,7 @@ class Patience:
         return self._still_s >= most_s or line.away
 
     async def wait(self, event: trio.Event) -> None:
-        """Waits for the event, a moment at most."""
+        """Wait for the event, for a moment at most."""
         line, began = self._line, trio.current_time()
         with trio.move_on_after(min(_STEP_S, line.timeout_s)) as scope:
             await event.wait()

@@ -15,8 +15,7 @@ Map, written by `make generate`:
     resealing     What is in the outbox and cannot be opened as it is: sealed again in the next
                   generation, from the copy that is kept.
     rows          What goes into the outbox and what is read from it.
-    sender        Sealed envelopes on their way: into the outbox, then through the line's window;
-                  HQ's word goes back to the outbox.
+    sender        Keep sealed envelopes in the outbox, send them, and record their outcomes.
     tracking      Where a message is, from its sender's view: what the outbox knows, what HQ says,
                   what the recipients signed.
     transfers     The outbox's files under way: a reference to each file, and which of its parts HQ

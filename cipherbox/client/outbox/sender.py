@@ -1,5 +1,4 @@
-"""Sealed envelopes on their way: into the outbox, then through the line's window; HQ's word goes
-back to the outbox.
+"""Keep sealed envelopes in the outbox, send them, and record their outcomes.
 
 One task writes.  What was sealed while it wrote is the next batch, so a busy publisher pays one
 sync for many envelopes, and nothing is sent before the sync that keeps it.  Outcomes are written
@@ -103,11 +102,11 @@ class OutboxSender(Resealing):
 
     @property
     def full(self) -> bool:
-        """Whether a further envelope would have to wait for room."""
+        """Return whether another envelope would have to wait for room."""
         return bool(self._behind) or self._window.crowded(len(self._new), self._new_bytes)
 
     def add(self, item: PendingPublish) -> None:
-        """Takes a sealed envelope: kept first, then sent.  TooLarge if HQ would not take it."""
+        """Keep a sealed envelope, then send it.  Raise TooLarge if HQ would refuse it."""
         self._window.check(item)
         self._new.append(item)
         self._new_bytes += len(item.raw)
@@ -125,7 +124,7 @@ class OutboxSender(Resealing):
         self._work.set()
 
     async def kept(self, item: PendingPublish) -> None:
-        """Waits until the envelope is on this machine's disk; StoreError if it could not be."""
+        """Wait until the envelope is on this machine's disk; raise StoreError if it cannot be."""
         while not item.kept and item.error is None:
             await self._written.wait()
         if not item.kept and item.error is not None:
@@ -143,11 +142,11 @@ class OutboxSender(Resealing):
             raise told.error
 
     def look(self) -> None:
-        """Something in the outbox waits again: look now."""
+        """Look into the outbox now: something waits again."""
         self._look.set()
 
     async def store(self, call: Callable[..., object], *arguments: object) -> object:
-        """Runs one of the outbox's methods in a thread, one at a time."""
+        """Run one of the outbox's methods in a thread, one at a time."""
         async with self._turn:
             return await in_thread(call, *arguments)
 
@@ -247,7 +246,7 @@ class OutboxSender(Resealing):
                 self._send(one)
 
     def _unkept(self, one: PendingPublish | _Step, error: CipherBoxError) -> None:
-        """It is not in the outbox, and does not leave."""
+        """Report that it was not kept, and is not sent."""
         self._sessions.lost(_turned(one))
         if isinstance(one, _Step):
             one.error = error
@@ -410,5 +409,5 @@ def _others(item: PendingPublish, error: CipherBoxError) -> tuple[str, ...]:
 
 
 def again(error: CipherBoxError) -> CipherBoxError:
-    """The same error, to be raised once more."""
+    """Return a copy of an error, to be raised once more."""
     return type(error)(str(error), error.detail)
