@@ -162,8 +162,8 @@ def check_client_id(text: str) -> str:
     """
     if not CLIENT_ID.fullmatch(text):
         raise InvalidRequest(
-            f"{text[:80]!r} is no client id: 1 to 63 letters, digits, '-' and '_', and a letter "
-            "or digit first"
+            f"invalid client id {text[:80]!r}: must be 1 to 63 letters, digits, '-' and '_', and "
+            "begin with a letter or digit"
         )
     if text.casefold() in _DEVICES:
         raise InvalidRequest(f"{text!r} is a device name on Windows and cannot be a client id")

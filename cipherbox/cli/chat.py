@@ -69,7 +69,7 @@ def chat(
     from cipherbox.client.client import open_client
 
     if bool(clients) == to_all:
-        raise click.UsageError("Say with whom: client ids, or --all.")
+        raise click.UsageError("Specify client ids or --all.")
     home = load_here(ctx)
     interactive = sys.stdin.isatty() and not as_json
     screen = Screen(as_json=as_json, interactive=interactive)

@@ -207,7 +207,7 @@ def clients_limit(
 @click.option("--reason", default="", help="What the client is told.")
 @click.pass_context
 def clients_kick(ctx: click.Context, client_id: str, connection: int | None, reason: str) -> None:
-    """Cut the connections of CLIENT_ID (admin).  Nothing is lost; it may come back at once.
+    """Cut the connections of CLIENT_ID (admin).  Nothing is lost; it may reconnect immediately.
 
     To keep it out: cipherbox revoke
     """

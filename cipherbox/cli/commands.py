@@ -11,7 +11,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str, str]]] = {
         "init": ("serve", "init", "Make HQ's data directory, its CA and the first admin."),
         "serve": ("serve", "serve", "Run HQ."),
         "enroll": ("enrol", "enroll", "Make a one-time token for a new client."),
-        "approve": ("enrol", "approve", "Let a held enrolment go, or refuse it."),
+        "approve": ("enrol", "approve", "Approve or reject a pending enrolment."),
         "revoke": ("enrol", "revoke", "Revoke a client and cut its connections."),
         "grant": ("topology", "grant", "Give or take a right."),
         "grants": ("topology", "grants", "List who has which right."),
@@ -32,7 +32,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str, str]]] = {
             "Show HQ's certificates; renew them; an offline CA, or an organization's.",
         ),
         "backup": ("store", "backup", "Back up everything HQ is, while it runs."),
-        "restore": ("store", "restore", "Make an HQ from a backup, and prove that it is whole."),
+        "restore": ("store", "restore", "Restore HQ from a backup and verify it."),
         "store": ("store", "store", "Copy HQ's store to another database; upgrade it."),
     },
     "Every client": {
@@ -42,7 +42,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str, str]]] = {
         "fetch": ("receive", "fetch", "Take what waits now, then stop."),
         "chat": ("chat", "chat", "Write to somebody, line by line, and read what they write."),
         "pipe": ("pipe", "pipe", "Standard input here to standard output there: netcat."),
-        "agent": ("agent", "agent", "Send from a folder and receive into another, for good."),
+        "agent": ("agent", "agent", "Send from one folder and receive into another, continuously."),
         "status": ("status", "status", "Where is my message?  And how is HQ?"),
         "inbox": (
             "inbox_lines",

@@ -119,14 +119,14 @@ def dead_redrive(ctx: click.Context, letters: tuple[Where, ...], queue: str | No
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @click.pass_context
 def dead_drop(ctx: click.Context, letters: tuple[Where, ...], queue: str | None, yes: bool) -> None:
-    """Delete LETTERS (QUEUE/SEQ), or all of a queue, for good (admin).  The record of them
+    """Delete LETTERS (QUEUE/SEQ), or all of a queue, permanently (admin).  The record of them
     stays.
     """
     from cipherbox.cli.output import say
 
     what = f"all dead letters of {queue}" if queue else f"{len(letters)} dead letter(s)"
     if letters or queue:
-        sure(f"Delete {what} for good? Nobody has received them.", yes)
+        sure(f"Permanently delete {what}? Nobody has received them.", yes)
     count = with_client(ctx, lambda client: _settle(client, letters, queue, drop=True))
     say(f"{count} dead letter(s) dropped; HQ's log says who did it.")
 

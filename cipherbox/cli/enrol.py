@@ -139,7 +139,7 @@ def _hand_over(token: str, options: EnrollOptions) -> bool:
     if output_failure() is None:
         return True
     warn(
-        f"The token could not be printed. It ends by itself; make another: cipherbox enroll {name}"
+        f"The token could not be printed. It expires unused; make another: cipherbox enroll {name}"
     )
     return False
 
@@ -299,10 +299,10 @@ def _say_joined(ctx: click.Context, home: Path, report: JoinReport) -> None:
 
 @click.command()
 @click.argument("client_id", type=CLIENT_ID)
-@click.option("--refuse", is_flag=True, help="Refuse it instead.")
+@click.option("--refuse", is_flag=True, help="Reject it instead.")
 @click.pass_context
 def approve(ctx: click.Context, client_id: str, refuse: bool) -> None:
-    """Let the held enrolment of CLIENT_ID go.  Compare the short number with them first."""
+    """Approve the pending enrolment of CLIENT_ID.  Compare the short number with them first."""
     from cipherbox.cli.output import say
 
     with_admin(ctx, lambda client: client.approve(client_id, accept=not refuse))
@@ -315,7 +315,7 @@ def approve(ctx: click.Context, client_id: str, refuse: bool) -> None:
 @yes_option
 @click.pass_context
 def revoke(ctx: click.Context, client_id: str, reason: str, yes: bool) -> None:
-    """Revoke every certificate of CLIENT_ID and cut its connections at once.
+    """Revoke every certificate of CLIENT_ID and cut its connections immediately.
 
     Of the last admin HQ refuses it: nobody could administrate it any more.
     """

@@ -154,14 +154,20 @@ def with_client_offline(ctx: click.Context, work: Callable[[Client], Awaitable[T
     return run(main)
 
 
+def require_admin(client: Client) -> None:
+    """Raise Forbidden unless this client is an admin, before HQ has to."""
+    if client.role != "admin":
+        raise Forbidden(
+            f"only an admin may do that, and {client.client_id} is not one",
+            remedy="Use the admin's --home.",
+        )
+
+
 def with_admin(ctx: click.Context, work: Callable[[Client], Awaitable[T]]) -> T:
     """As `with_client`, for what only an admin may do; Forbidden says so before HQ has to."""
 
     async def checked(client: Client) -> T:
-        if client.role != "admin":
-            raise Forbidden(
-                f"only an admin may do that, and {client.client_id} is none; use the admin's --home"
-            )
+        require_admin(client)
         return await work(client)
 
     return with_client(ctx, checked)

@@ -47,7 +47,7 @@ def inbox() -> None:
 @since_option
 @sender_option
 @click.option("--refused", is_flag=True, help="What was not taken, and why.")
-@click.option("--parked", is_flag=True, help="Messages whose handler failed for good, and why.")
+@click.option("--parked", is_flag=True, help="Messages whose handler failed permanently, and why.")
 @json_option
 @click.pass_context
 def inbox_list(

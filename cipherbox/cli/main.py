@@ -239,7 +239,7 @@ def _report(group: BaseException, arguments: list[str]) -> int:
     if isinstance(error, OSError) and error.strerror:
         text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     if code == Exit.BUG:
-        text = f"CipherBox made a mistake ({type(error).__name__}: {text})"
+        text = f"Internal error ({type(error).__name__}: {text})"
         fail(safe(text), "Please report it with what this shows: cipherbox --debug ...")
     else:
         lines = [safe(line) for line in sentence(text).splitlines()[:_LINES]]

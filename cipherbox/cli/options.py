@@ -61,7 +61,9 @@ class Duration(click.ParamType[float]):
             return float(value)
         found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd]?)", str(value).strip().lower())
         if not found:
-            self.fail(f"{value!r} is no duration; say for example 90s, 15m, 12h or 7d", param, ctx)
+            self.fail(
+                f"invalid duration {value!r}: use for example 90s, 15m, 12h or 7d", param, ctx
+            )
         return float(found[1]) * _UNITS[found[2] or "s"]
 
 
@@ -117,7 +119,7 @@ def sure(question: str, yes: bool) -> None:
     if yes:
         return
     if not (sys.stdin and sys.stdin.isatty()):
-        raise click.UsageError(f"{question} Nobody can be asked here: say --yes.")
+        raise click.UsageError(f"{question} Cannot prompt (not a terminal); pass --yes.")
     click.confirm(question, abort=True, err=True)
 
 

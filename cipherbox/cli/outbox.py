@@ -107,7 +107,7 @@ async def _listed(client: Client, wanted: Wanted) -> Listed:
     type=click.IntRange(1, 100_000),
     default=100,
     show_default=True,
-    help="At most so many.",
+    help="At most this many.",
 )
 @click.option("--to", type=CLIENT_ID, help="Only what goes to this client.")
 @click.option(

@@ -46,7 +46,7 @@ def new_password(instead: str, about: Sequence[str] = ()) -> bytes:
     from cipherbox.client.keys.strength import check_strength
     from cipherbox.errors import PasswordError, WeakPassword
 
-    nobody = click.UsageError(f"Nobody can be asked for a new password here: say {instead}")
+    nobody = click.UsageError(f"Cannot prompt for a new password (not a terminal); pass {instead}")
     for _ in range(CHOICES):
         typed = ask("New password", nobody)
         if not typed:

@@ -34,8 +34,10 @@ _queue_option = click.option(
 @click.command()
 @_queue_option
 @incoming_option
-@click.option("--count", type=click.IntRange(min=1), help="Stop after so many messages.")
-@click.option("--idle", type=DURATION, help="Stop when nothing came for so long, for example 30s.")
+@click.option("--count", type=click.IntRange(min=1), help="Stop after this many messages.")
+@click.option(
+    "--idle", type=DURATION, help="Stop when nothing came for this long, for example 30s."
+)
 @click.option(
     "--exec",
     "command",
@@ -98,7 +100,7 @@ def receive(
 @click.command()
 @_queue_option
 @incoming_option
-@click.option("--count", type=click.IntRange(min=1), help="At most so many messages.")
+@click.option("--count", type=click.IntRange(min=1), help="At most this many messages.")
 @json_option
 @click.pass_context
 def fetch(

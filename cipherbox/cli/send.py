@@ -72,7 +72,7 @@ class SendOptions:
             )
         if bool(self.to) == bool(self.exchange):
             raise click.UsageError(
-                "Say who receives it: --to CLIENT_ID, or --exchange NAME with --key KEY."
+                "Specify the recipients: --to CLIENT_ID, or --exchange NAME with --key KEY."
             )
         if self.exchange and not self.key:
             raise click.UsageError("A route needs its routing key: --key KEY.")
@@ -336,7 +336,7 @@ def _messages(options: SendOptions, files: tuple[Path, ...]) -> list[Message]:
         return [Message(options.content.encode(), kind or TEXT, headers)]
     if sys.stdin.isatty():
         raise click.UsageError(
-            "What shall be sent? Give it as an argument, with --file, or on standard input."
+            "Nothing to send: give the content as an argument, with --file, or on standard input."
         )
     raw = sys.stdin.buffer.read(LIMITS.envelope_bytes + 1)
     try:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from cipherbox.cli.home import require_admin
 from cipherbox.cli.options import DURATION, json_option
 from cipherbox.cli.running import run, run_until_stopped
 
@@ -140,22 +141,13 @@ def top(ctx: click.Context, once: bool, interval: float, as_json: bool) -> None:
             run_until_stopped(_live, home, interval)
 
 
-def _admin_only(client: Client) -> None:
-    from cipherbox.errors import Forbidden
-
-    if client.role != "admin":
-        raise Forbidden(
-            f"only an admin may do that, and {client.client_id} is none; use the admin's --home"
-        )
-
-
 async def _once(home: Home) -> dict[str, Any]:
     import trio
 
     from cipherbox.client.client import open_client
 
     async with open_client(home) as client:
-        _admin_only(client)
+        require_admin(client)
         before = await look(client)
         await trio.sleep(ONCE_S)
         return (await look(client)).report(before)
@@ -191,7 +183,7 @@ async def _lines(home: Home, interval: float) -> None:
     from cipherbox.client.client import open_client
 
     async with open_client(home) as client:
-        _admin_only(client)
+        require_admin(client)
         async with aclosing(_looks(client, interval, interval)) as found:
             async for one in found:
                 if isinstance(one, str):
@@ -209,7 +201,7 @@ async def _live(home: Home, interval: float) -> None:
     from cipherbox.client.client import open_client
 
     async with open_client(home) as client:
-        _admin_only(client)
+        require_admin(client)
         with Live(console=Console(), screen=True, auto_refresh=False) as live:
             async with aclosing(_looks(client, min(interval, ONCE_S), interval)) as found:
                 async for one in found:

@@ -83,7 +83,7 @@ def test_a_table_for_people() -> None:
     [
         (["--size", "0"], "1 byte to 8 MiB"),
         (["--size", "9MiB"], "1 byte to 8 MiB"),
-        (["--size", "big"], "is no size"),
+        (["--size", "big"], "invalid size"),
         (["--batch", "0"], "auto, or 1 to 65536"),
         (["--receivers", "3", "--recipients", "2"], "multiple of --recipients"),
         (["--presealed", "--rate", "5"], "does not go with --rate"),

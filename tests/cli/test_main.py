@@ -54,10 +54,10 @@ def test_a_misspelt_option(cipherbox: Run) -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["send", "hello"], "Say who receives it"),
-        (["send", "--to", "A", "--exchange", "x", "hello"], "Say who receives it"),
+        (["send", "hello"], "Specify the recipients"),
+        (["send", "--to", "A", "--exchange", "x", "hello"], "Specify the recipients"),
         (["send", "--exchange", "x", "hello"], "--key KEY"),
-        (["send", "--to", "../etc", "hello"], "no client id"),
+        (["send", "--to", "../etc", "hello"], "invalid client id"),
         (["send", "--to", "A", "--header", "novalue", "x"], "NAME=VALUE"),
         (["send", "--to", "A", "--expires", "soon", "x"], "90s, 15m, 12h or 7d"),
         (["enroll", "CON"], "device name"),
@@ -121,7 +121,7 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> Run:
         (errors.SignatureInvalid("the signature does not verify"), 8, "does not verify"),
         (errors.FrameTooLarge("4 GiB"), 9, "4 GiB"),
         (PermissionError(13, "Permission denied", "/srv/x"), 6, "/srv/x: Permission denied"),
-        (ZeroDivisionError("division by zero"), 70, "CipherBox made a mistake (ZeroDivisionError"),
+        (ZeroDivisionError("division by zero"), 70, "Internal error (ZeroDivisionError"),
         (StageFailed("HQ did not start:\nno room"), 1, "no room"),
         (
             ExceptionGroup("", [ExceptionGroup("", [StageFailed("R1 ended with 3")])]),

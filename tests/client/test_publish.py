@@ -71,7 +71,7 @@ async def test_publish_seals_for_the_recipient_and_waits(
     ("options", "words"),
     [
         ({}, "say who receives it"),
-        ({"to": ["no client id!"]}, "no client id"),
+        ({"to": ["no client id!"]}, "invalid client id"),
         ({"to": "CA-RC", "box": "other"}, "mailbox"),
         ({"to": "CA-RC", "box": "bulk", "routing_key": "k"}, "does not go with"),
         ({"to": "CA-RC", "stanza": "rot13"}, "stanza"),

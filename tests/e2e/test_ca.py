@@ -118,7 +118,7 @@ def test_the_root_key_leaves_and_renews_the_issuing_ca_when_it_is_back(tmp_path:
     with serving(directory) as process:
         hq = Hq(directory, admin, process)
         lab, center = hq.join("FL-LAB"), hq.join("CA-RC")
-        assert "say --yes" in shell("ca", "take-off", str(directory), str(stick), home=admin).err
+        assert "pass --yes" in shell("ca", "take-off", str(directory), str(stick), home=admin).err
         assert (directory / "ca" / "root.key").exists()
         write_private(tmp_path / "weak", b"secret")
         words = (

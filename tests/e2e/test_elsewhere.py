@@ -28,7 +28,7 @@ def elsewhere(*arguments: str, home: Path, stdin: str = "") -> subprocess.Comple
         check=False,
         cwd=ROOT,
     )
-    assert "CipherBox made a mistake" not in done.stderr, done.stderr
+    assert "Internal error" not in done.stderr, done.stderr
     return done
 
 

@@ -51,7 +51,7 @@ class Machine:
         done = subprocess.run(
             command, capture_output=True, text=True, env=environment, timeout=120, check=False
         )
-        assert "CipherBox made a mistake" not in done.stderr, done.stderr
+        assert "Internal error" not in done.stderr, done.stderr
         return Shown(done.returncode, done.stdout, done.stderr)
 
     @property

@@ -202,7 +202,7 @@ def test_refusals_are_plain(hq: Hq, tmp_path: Path) -> None:
     assert "cipherbox clients" in shown.err
     shown = shell("enroll", "PA-LAB", home=lab)
     assert shown.code == Exit.REFUSED, shown.err
-    assert "Only an admin may do that, and FL-LAB is none" in shown.err
+    assert "Only an admin may do that, and FL-LAB is not one" in shown.err
     shown = shell("exchange", "declare", "x", home=lab)
     assert shown.code == Exit.REFUSED
     assert "cipherbox grant" in shown.err

@@ -85,7 +85,7 @@ def test_a_password_file_from_join_to_remove(lab: Path, first: Path, second: Pat
 
     asked = shell(*with_second, "keys", "password", "--remove", home=lab)
     assert asked.code == Exit.USAGE
-    assert "say --yes" in asked.err
+    assert "pass --yes" in asked.err
     refused = shell(*with_first, "keys", "password", "--remove", "--yes", home=lab)
     assert refused.code == Exit.CREDENTIALS
     removed = shell(*with_second, "keys", "password", "--remove", "--yes", home=lab)

@@ -38,7 +38,7 @@ class Size(click.ParamType[int]):
     ) -> int:
         found = re.fullmatch(r"(\d+)\s*(?:([km])(?:i?b)?|b)?", str(value).strip().lower())
         if not found:
-            self.fail(f"{value!r} is no size; say for example 100, 64KiB or 1MiB", param, ctx)
+            self.fail(f"invalid size {value!r}: use for example 100, 64KiB or 1MiB", param, ctx)
         size = int(found[1]) * {"k": 1024, "m": 1024**2}.get(found[2] or "", 1)
         if not 1 <= size <= LARGEST:
             self.fail(

@@ -216,7 +216,7 @@ def uninstall(
         raise ConfigError("this machine is HQ too; to remove both say: uninstall")
     data = places.data if server or not places.system else AGENTS
     if purge and not dry_run:
-        sure(f"Remove {data} with all keys and messages in it, for good?", yes)
+        sure(f"Permanently remove {data} with all keys and messages in it?", yes)
     if server and places.real and not dry_run:
         stop_service(places)
     gone = [Path("/", path) for path in told.get("files", ())]
