@@ -61,10 +61,12 @@ def mutmut(*arguments: str, seconds: float | None = None) -> str:
     return ""
 
 
-def survivors() -> list[str]:
-    """Return the names of the changes that no test noticed."""
-    rows = (line.strip().rpartition(": ") for line in mutmut("results").splitlines())
-    return [name for name, _, verdict in rows if verdict == "survived"]
+def verdicts() -> dict[str, str]:
+    """Return the verdict on each change that was tried."""
+    rows = (
+        line.strip().rpartition(": ") for line in mutmut("results", "--all", "true").splitlines()
+    )
+    return {name: verdict for name, _, verdict in rows if verdict not in ("", "not checked")}
 
 
 def main() -> None:
@@ -79,10 +81,14 @@ def main() -> None:
         raise SystemExit("mutmut is not installed; run: .venv/bin/pip install mutmut")
     prepare(list(chosen.modules))
     mutmut("run", seconds=chosen.minutes * 60)
-    found = survivors()
-    for name in found:
+    tried = verdicts()
+    if not tried:
+        raise SystemExit("nothing was tried: a test failed, or the time was too short; see above")
+    survived = [name for name, verdict in tried.items() if verdict == "survived"]
+    for name in survived:
         print(mutmut("show", name))
-    print(f"{len(found)} survived")
+    unreached = sum(verdict == "no tests" for verdict in tried.values())
+    print(f"{len(tried)} changes: {len(survived)} survived, {unreached} are reached by no test")
 
 
 if __name__ == "__main__":
