@@ -50,6 +50,7 @@ from cipherbox.wire.frames import Confirm
 OUTCOME_PAUSE_S = 0.2  # outcomes alone wait so long for company
 ABANDONED_MS = 30_000  # a row that waits so long unchanged belongs to no process that sends
 LOOK_S = 5.0  # between looks for such rows
+WRITE_RETRY_S = 1.0  # before outcomes that the disk did not take are written again
 CLOSE_S = 5.0  # for the last write
 in_thread = trio.to_thread.run_sync
 
@@ -222,7 +223,7 @@ class OutboxSender(Resealing):
             for one in batch:
                 self._unkept(one, failure)
             if not new:
-                await trio.sleep(1.0)
+                await trio.sleep(WRITE_RETRY_S)
                 self._work.set()
             return
         finally:

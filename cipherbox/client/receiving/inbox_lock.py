@@ -9,10 +9,11 @@ from pathlib import Path
 import trio
 
 from cipherbox.client.home import LOCK
+from cipherbox.concurrency import Backoff, only, retry
 from cipherbox.errors import StoreLocked
 from cipherbox.portable import lock_file
 
-PATIENCE_S = 0.5
+PATIENCE_S, LOOK_S = 0.5, 0.025
 
 
 class InboxLock:
@@ -26,13 +27,13 @@ class InboxLock:
         """Wait briefly while another program holds the lock: a conversation does so for a moment
         at a time.
         """
-        end = trio.current_time() + PATIENCE_S
-        while trio.current_time() < end:
-            try:
-                with self.held():
-                    return
-            except StoreLocked:
-                await trio.sleep(PATIENCE_S / 20)
+
+        async def attempt() -> None:
+            with self.held():
+                pass
+
+        with trio.move_on_after(PATIENCE_S):
+            await retry(attempt, Backoff(LOOK_S, LOOK_S), transient=only(StoreLocked))
 
     @contextmanager
     def held(self) -> Iterator[None]:
