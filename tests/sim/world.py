@@ -25,8 +25,8 @@ import orjson
 import trio
 import trio.testing
 
+from cipherbox import concurrency
 from cipherbox.client.client import Client
-from cipherbox.client.connection import reconnecting as line_module
 from cipherbox.client.connection.reconnecting import ReconnectingConnection
 from cipherbox.client.events import Events
 from cipherbox.client.home import Home
@@ -385,7 +385,7 @@ def virtual(world: World, seed: int, monkeypatch: Any) -> Iterator[None]:
     monkeypatch.setattr(transport, "connect", connect)
     monkeypatch.setattr(trio.to_thread, "run_sync", inline)
     monkeypatch.setattr(post, "in_thread", inline)
-    monkeypatch.setattr(line_module, "_chance", random.Random(seed))
+    monkeypatch.setattr(concurrency, "_random", random.Random(seed))
     monkeypatch.setattr(Inbox, "_commit", faulty_commit)
     monkeypatch.setattr(database, "_SETTINGS", (*database._SETTINGS, "synchronous = OFF"))
     monkeypatch.setattr(localdb, "SYNCHRONOUS", "OFF")
