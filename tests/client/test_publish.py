@@ -202,7 +202,7 @@ async def test_more_recipients_than_an_envelope_has_become_groups(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(
-        "cipherbox.client.publishing.publish.LIMITS",
+        "cipherbox.client.options.LIMITS",
         type("Few", (), {"recipients": 2, "messages": 65536})(),
     )
     names = [f"RC-{n}" for n in range(5)]
