@@ -49,7 +49,7 @@ class Sealed:
     content_key: bytes = attrs.field(repr=False)
 
 
-class Speaker(Protocol):
+class SendingChain(Protocol):
     """A session that seals the content key for one recipient."""
 
     @property
@@ -90,12 +90,19 @@ def choose_keys(
 
 
 def _entries(
-    recipients: Sequence[KeyBundle], keys: Sequence[BundleKey], speakers: Sequence[Speaker] | None
+    recipients: Sequence[KeyBundle],
+    keys: Sequence[BundleKey],
+    sending_chains: Sequence[SendingChain] | None,
 ) -> tuple[Recipient, ...]:
-    if speakers is not None:
+    if sending_chains is not None:
         return tuple(
-            Recipient(speaker.key_id, StanzaType.RATCHET, speaker.stanza_bytes, bundle.client_id)
-            for bundle, speaker in zip(recipients, speakers, strict=True)
+            Recipient(
+                chain.key_id,
+                StanzaType.RATCHET,
+                chain.stanza_bytes,
+                bundle.client_id,
+            )
+            for bundle, chain in zip(recipients, sending_chains, strict=True)
         )
     return tuple(
         Recipient(key.key_id, key.algorithm, _usable(bundle, stanzas.size, key), bundle.client_id)
@@ -133,19 +140,19 @@ def seal(
     cipher: BodyCipher = BodyCipher.AES_256_GCM,
     keys: Sequence[BundleKey] | None = None,
     allow_mixed: bool = False,
-    speakers: Sequence[Speaker] | None = None,
+    sending_chains: Sequence[SendingChain] | None = None,
 ) -> Sealed:
     """Seal ``plain`` (`body.pack`) of ``count`` messages for ``recipients``, whose bundles the
     caller has checked.
 
     ``keys`` are those `choose_keys` returned for the same recipients, which refuses an unsafe mix;
-    without it the keys are chosen here.  ``speakers``, a session with each recipient, take the
-    place of keys and make stanzas of type `ratchet`.  Raise InvalidRequest for an envelope that a
-    reader would refuse.
+    without it the keys are chosen here.  ``sending_chains``, of a session with each recipient, take
+    the place of keys and make stanzas of type `ratchet`.  Raise InvalidRequest for an envelope
+    that a reader would refuse.
     """
     if identity.bundle is None:
         raise BundleError("this client has not published its keys yet")
-    keys = _checked_keys(recipients, keys, speakers, allow_mixed)
+    keys = _checked_keys(recipients, keys, sending_chains, allow_mixed)
     if plain[:1] != bytes([LAYOUT]) or plain[2:6] != count.to_bytes(4, "big"):
         raise InvalidRequest(f"the body does not hold {count} messages")
     content_key = os.urandom(CONTENT_KEY_BYTES)
@@ -166,10 +173,10 @@ def seal(
         sender=identity.client_id,
         exchange=exchange,
         routing_key=routing_key,
-        recipients=_entries(recipients, keys, speakers),
+        recipients=_entries(recipients, keys, sending_chains),
     )
     _check(prefix)
-    wrapped = _wrapped(prefix, content_key, recipients, keys, speakers)
+    wrapped = _wrapped(prefix, content_key, recipients, keys, sending_chains)
     raw, envelope_hash = _signed(identity, [prefix, *wrapped], plain, cipher, derived)
     if len(raw) > LIMITS.envelope_bytes:
         raise TooLarge(
@@ -181,15 +188,15 @@ def seal(
 def _checked_keys(
     recipients: Sequence[KeyBundle],
     keys: Sequence[BundleKey] | None,
-    speakers: Sequence[Speaker] | None,
+    sending_chains: Sequence[SendingChain] | None,
     allow_mixed: bool,
 ) -> Sequence[BundleKey]:
     """Return a key for each recipient, or none at all when sessions take their place."""
-    if speakers is not None:
+    if sending_chains is not None:
         keys = ()
     elif keys is None:
         keys = choose_keys(recipients, allow_mixed=allow_mixed)
-    if len(keys if speakers is None else speakers) != len(recipients) or any(
+    if len(keys if sending_chains is None else sending_chains) != len(recipients) or any(
         k not in b.keys for b, k in zip(recipients, keys, strict=False)
     ):
         raise InvalidRequest("an envelope needs one key of each recipient's own bundle")
@@ -210,14 +217,14 @@ def _wrapped(
     content_key: bytes,
     recipients: Sequence[KeyBundle],
     keys: Sequence[BundleKey],
-    speakers: Sequence[Speaker] | None,
+    sending_chains: Sequence[SendingChain] | None,
 ) -> list[bytes]:
     """Return the stanzas, in the order of the recipients."""
     prefix_hash = hashlib.sha256(prefix).digest()
-    if speakers is not None:
+    if sending_chains is not None:
         return [
-            speaker.wrap(content_key, stanzas.session_binding(prefix_hash, index))
-            for index, speaker in enumerate(speakers)
+            chain.wrap(content_key, stanzas.session_binding(prefix_hash, index))
+            for index, chain in enumerate(sending_chains)
         ]
     return [
         _usable(bundle, stanzas.wrap, key, content_key, prefix_hash, index)

@@ -10,7 +10,7 @@ import attrs
 
 from cipherbox.client.outbox.outbox import Outbox
 from cipherbox.client.outbox.rows import OutboxEntry
-from cipherbox.client.sessions.sending_chains import Turned
+from cipherbox.client.sessions.sending_chains import RatchetStep
 from cipherbox.client.sessions.sessions import Sessions
 from cipherbox.envelope import layout as layouts
 from cipherbox.envelope.ids import EnvelopeIds
@@ -61,7 +61,7 @@ class Home:
         self.sessions.close()
         self.outbox.close()
 
-    def keep(self, raw: bytes, turned: Sequence[Turned]) -> None:
+    def keep(self, raw: bytes, turned: Sequence[RatchetStep]) -> None:
         """The envelope is in the outbox."""
         self.sessions.sync()
         prefix = layouts.split(raw).prefix
@@ -115,7 +115,7 @@ class World:
         """``keep``: it is in the outbox; otherwise it never left."""
         self.ensure(home, to)
         plain = pack([Message(text)])
-        with home.sessions.speakers([to]) as speakers:
+        with home.sessions.sending_chains([to]) as sending_chains:
             raw = seal(
                 home.party.identity,
                 [self.homes[to].party.bundle],
@@ -123,11 +123,11 @@ class World:
                 1,
                 envelope_id=IDS.next(),
                 sealed_at=now_ms(),
-                speakers=speakers,
+                sending_chains=sending_chains,
             ).raw
         if not keep:
             return raw
-        home.keep(raw, [step for speaker in speakers for step in speaker.turned])
+        home.keep(raw, [step for sending_chain in sending_chains for step in sending_chain.turned])
         parsed = session.parse(stanza(raw))
         at = (parsed.session_id, parsed.header.key, parsed.header.number)
         assert self.used.setdefault(at, raw) == raw, "a message key was used twice"

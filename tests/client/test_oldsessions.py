@@ -79,7 +79,7 @@ def check(sessions: Sessions) -> None:
     found, chain = sessions._newest("CA-RC") or (None, None)
     assert found is not None
     assert chain is not None
-    _, raw = session.say(found, chain, b"next", b"")
+    _, raw = session.encrypt(found, chain, b"next", b"")
     assert raw.hex() == STATES["next"]
 
 
@@ -97,7 +97,7 @@ def test_a_crash_before_the_file_went(tmp_path: Path, monkeypatch: pytest.Monkey
     before = (tmp_path / oldsessions.DATABASE).read_bytes()
     sessions = opened(tmp_path)
     check(sessions)
-    with sessions.speakers(["CA-RC"], reserve=True):
+    with sessions.sending_chains(["CA-RC"], reserve=True):
         pass
     moved = sessions._newest("CA-RC")
     sessions.close()

@@ -13,7 +13,7 @@ import pytest
 from cipherbox.client.inbox.inbox import Inbox
 from cipherbox.client.inbox.lines import Received
 from cipherbox.client.outbox.rows import OutboxEntry
-from cipherbox.client.sessions.sending_chains import Turned
+from cipherbox.client.sessions.sending_chains import RatchetStep
 from cipherbox.envelope import layout as layouts
 from cipherbox.envelope.bundle import KeyBundle
 from cipherbox.errors import KeyMissing, StoreError
@@ -25,13 +25,13 @@ from cipherbox.sealing.seal import seal
 from tests.client.session_world import IDS, Home, World, stanza, world
 from tests.parties import now_ms
 
-Sealed = tuple[bytes, tuple[Turned, ...]]
+Sealed = tuple[bytes, tuple[RatchetStep, ...]]
 
 
 def sealed(here: World, home: Home, to: str, text: bytes, *, reserve: bool = False) -> Sealed:
     """In memory alone: not in the outbox yet."""
     here.ensure(home, to)
-    with home.sessions.speakers([to], reserve=reserve) as speakers:
+    with home.sessions.sending_chains([to], reserve=reserve) as sending_chains:
         raw = seal(
             home.party.identity,
             [here.homes[to].party.bundle],
@@ -39,9 +39,9 @@ def sealed(here: World, home: Home, to: str, text: bytes, *, reserve: bool = Fal
             1,
             envelope_id=IDS.next(),
             sealed_at=now_ms(),
-            speakers=speakers,
+            sending_chains=sending_chains,
         ).raw
-    return raw, tuple(step for speaker in speakers for step in speaker.turned)
+    return raw, tuple(step for sending_chain in sending_chains for step in sending_chain.turned)
 
 
 def write(home: Home, *batch: Sealed) -> list[bytes]:

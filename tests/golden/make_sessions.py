@@ -86,7 +86,7 @@ def conversation(
     }
 
 
-class _Speaker:
+class _SendingChain:
     def __init__(self, state: Session) -> None:
         self.state = state
         self.key_id, self.stanza_bytes = session_key_id(state.peer_identity), state.size(32)
@@ -107,7 +107,7 @@ def envelope(
     )
     parties = handshake.parties("FL-LAB", "CA-RC")
     shaken, agreed = handshake.begin(own, prekeys, now_ms(), parties)
-    speaker = _Speaker(session.started(shaken, agreed, prekeys, 1))
+    sending_chain = _SendingChain(session.started(shaken, agreed, prekeys, 1))
     message = Message(b"Sample 17 is ready")
     raw = seal(
         lab.identity,
@@ -116,7 +116,7 @@ def envelope(
         1,
         envelope_id=EnvelopeIds(now_ms).next(),
         sealed_at=now_ms(),
-        speakers=[speaker],
+        sending_chains=[sending_chain],
     ).raw
 
     def in_session(_: bytes, stanza: bytes, binding: bytes) -> bytes:

@@ -39,7 +39,7 @@ from cipherbox.client.outbox.rows import (
     values_of,
 )
 from cipherbox.client.sessions.sending_chains import STEP as CHAINS
-from cipherbox.client.sessions.sending_chains import SendingChains, Turned
+from cipherbox.client.sessions.sending_chains import RatchetStep, SendingChains
 from cipherbox.portable import O_BINARY, private_dir, sync_directory, write_all
 from cipherbox.sealing.local_secret_box import Vault
 
@@ -148,7 +148,7 @@ class Outbox(OutboxReceipts):
         confirmed: Sequence[Confirmed] = (),
         refused: Sequence[Refused] = (),
         proven: Sequence[Proven] = (),
-        turned: Sequence[Turned] = (),
+        turned: Sequence[RatchetStep] = (),
     ) -> set[bytes]:
         """All of it durable, or none of it: StoreError.
 
@@ -270,7 +270,7 @@ class Outbox(OutboxReceipts):
 
     # -- inside ------------------------------------------------------------------------------------
 
-    def _turn(self, steps: Sequence[Turned]) -> set[bytes]:
+    def _turn(self, steps: Sequence[RatchetStep]) -> set[bytes]:
         return self._chains.write(self._db, steps) if steps and self._chains is not None else set()
 
     def _unmoved(

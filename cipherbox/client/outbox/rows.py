@@ -8,7 +8,7 @@ import attrs
 import orjson
 
 from cipherbox.client.outbox.origins import Origins
-from cipherbox.client.sessions.sending_chains import Turned
+from cipherbox.client.sessions.sending_chains import RatchetStep
 
 WAITING, CONFIRMED, ASIDE, CANCELLED = range(4)
 STATES = ("waiting", "confirmed", "aside", "cancelled")
@@ -36,7 +36,7 @@ class OutboxEntry(NamedTuple):
     content_key: bytes  # encrypted
     transfer: int | None = None
     replaces: bytes | None = None  # envelope id
-    turned: tuple[Turned, ...] = ()  # what it was sealed with, in sessions
+    turned: tuple[RatchetStep, ...] = ()  # what it was sealed with, in sessions
     beside: Origins | None = None  # recorded with it
     commitment: bytes = b""  # to the plaintext, the same in every generation
     reason: str = ""  # why it goes to fewer than the generation before

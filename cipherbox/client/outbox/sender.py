@@ -32,7 +32,7 @@ from cipherbox.client.outbox.outbox import Outbox
 from cipherbox.client.outbox.resealing import PAGE, Reseal, Resealing, Revoked, waits
 from cipherbox.client.outbox.rows import Confirmed, Proven, Refused, Row
 from cipherbox.client.publishing.routes import is_mailbox
-from cipherbox.client.sessions.sending_chains import Turned
+from cipherbox.client.sessions.sending_chains import RatchetStep
 from cipherbox.client.sessions.sessions import Sessions
 from cipherbox.concurrency import Flag, Signal
 from cipherbox.envelope.layout import split
@@ -131,7 +131,7 @@ class OutboxSender(Resealing):
         if not item.kept and item.error is not None:
             raise item.error
 
-    async def turned(self, step: Turned) -> None:
+    async def turned(self, step: RatchetStep) -> None:
         """Keeps a step of a session that no envelope of the outbox made; SessionMoved,
         StoreError: it was not made.
         """
@@ -387,12 +387,12 @@ class OutboxSender(Resealing):
 class _Step:
     """A step of a session by itself."""
 
-    turned: Turned
+    turned: RatchetStep
     done: trio.Event = attrs.Factory(trio.Event)
     error: CipherBoxError | None = None
 
 
-def _turned(one: PendingPublish | _Step) -> tuple[Turned, ...]:
+def _turned(one: PendingPublish | _Step) -> tuple[RatchetStep, ...]:
     if isinstance(one, _Step):
         return (one.turned,)
     return one.entry.turned if one.entry is not None else ()

@@ -23,8 +23,8 @@ from cipherbox.client.outbox.rows import OutboxEntry, Row
 from cipherbox.client.publishing.allow_list import AllowList
 from cipherbox.client.publishing.routes import Routes, check_one_reader, is_mailbox
 from cipherbox.client.sessions.prekeys import Prekeys
-from cipherbox.client.sessions.sending_chains import Turned
-from cipherbox.client.sessions.sessions import Speaker, in_sessions
+from cipherbox.client.sessions.sending_chains import RatchetStep
+from cipherbox.client.sessions.sessions import SendingChain, in_sessions
 from cipherbox.envelope.bundle import BundleKey, KeyBundle
 from cipherbox.envelope.ids import EnvelopeIds
 from cipherbox.envelope.stanza_types import POST_QUANTUM, StanzaType
@@ -166,7 +166,7 @@ class Sealer:
         reserve: bool = False,
         beside: Origins | None = None,
     ) -> PendingPublish:
-        """Return one sealed envelope, ready for the outbox.  ``reserve``: see `Sessions.speakers`.
+        """Return one sealed envelope for the outbox.  ``reserve``: see `sending_chains`.
 
         ``replaces``: an envelope that HQ did not take, whose place it takes.  ``before``: this is
         its next generation.  ``beside`` is recorded with it.
@@ -180,7 +180,7 @@ class Sealer:
             raise BundleError("this client's own keys have ended; its certificate must be renewed")
         sealed_at = now if before is None else before.sealed_at
         generation = 0 if before is None else before.generation + 1
-        with self._speakers(route, reserve) as speakers:
+        with self._sending_chains(route, reserve) as sending_chains:
             sealed = seal(
                 identity,
                 route.bundles,
@@ -194,9 +194,9 @@ class Sealer:
                 generation=generation,
                 cipher=options.cipher,
                 keys=route.keys,
-                speakers=speakers,
+                sending_chains=sending_chains,
             )
-        steps = tuple(step for speaker in speakers or () for step in speaker.turned)
+        steps = tuple(step for chain in sending_chains or () for step in chain.turned)
         entry = self._entry(sealed, generation, route, options.flags, sealed_at, steps)
         entry = entry._replace(replaces=replaces, beside=beside)
         if self.events.heard and route.routing_key not in (".bulk", ".sys"):
@@ -221,7 +221,7 @@ class Sealer:
         route: ResolvedRoute,
         flags: int,
         sealed_at: int,
-        steps: tuple[Turned, ...],
+        steps: tuple[RatchetStep, ...],
     ) -> OutboxEntry:
         """Return what the outbox keeps of an envelope; its content key is encrypted there."""
         return OutboxEntry(
@@ -242,12 +242,14 @@ class Sealer:
         )
 
     @contextmanager
-    def _speakers(self, route: ResolvedRoute, reserve: bool) -> Iterator[list[Speaker] | None]:
+    def _sending_chains(
+        self, route: ResolvedRoute, reserve: bool
+    ) -> Iterator[list[SendingChain] | None]:
         if not route.in_sessions or self._prekeys is None:
             yield None
             return
         names = [bundle.client_id for bundle in route.bundles]
-        with self._prekeys.sessions.speakers(names, reserve=reserve) as found:
+        with self._prekeys.sessions.sending_chains(names, reserve=reserve) as found:
             yield found
 
     async def seal_again(

@@ -35,7 +35,7 @@ _BEGINNING: At = (0, 0)
 
 
 @attrs.frozen(eq=False)
-class Turned:
+class RatchetStep:
     """A message sealed in a session: where its chain stood before, and the chain after it."""
 
     peer: str
@@ -69,11 +69,11 @@ class SendingChains:
             else session.decode_chain(self._vault.unlock(row[0], b"chain" + session_id))
         )
 
-    def write(self, db: sqlite3.Connection, steps: Iterable[Turned]) -> set[bytes]:
+    def write(self, db: sqlite3.Connection, steps: Iterable[RatchetStep]) -> set[bytes]:
         """Within a transaction; the ids of sessions whose steps do not follow: nothing of these
         is written.
         """
-        by_session: dict[bytes, list[Turned]] = {}
+        by_session: dict[bytes, list[RatchetStep]] = {}
         for step in steps:
             by_session.setdefault(step.session_id, []).append(step)
         moved = set()

@@ -25,7 +25,7 @@ from cipherbox.client.sessions.keys import SessionKeys
 from cipherbox.client.sessions.old import DATABASE as BEFORE
 from cipherbox.client.sessions.old import take_over
 from cipherbox.client.sessions.receiving_chains import Heard, ReceivingChains
-from cipherbox.client.sessions.sending_chains import SendingChains, Turned, at
+from cipherbox.client.sessions.sending_chains import RatchetStep, SendingChains, at
 from cipherbox.config.settings import ClientConfig
 from cipherbox.envelope.bundle import KeyBundle
 from cipherbox.envelope.labels import label
@@ -56,8 +56,8 @@ def settings_of(config: ClientConfig) -> SessionSettings:
     return SessionSettings(**attrs.asdict(config.sessions))
 
 
-class Speaker:
-    """A session to seal in; see `seal.Speaker`.  ``reserved``: the outbox counts this message
+class SendingChain:
+    """A session to seal in; see `seal.SendingChain`.  ``reserved``: the outbox counts this message
     already.
     """
 
@@ -70,15 +70,15 @@ class Speaker:
         self.stanza_bytes = found.size(CONTENT_KEY_BYTES)
 
     def wrap(self, content_key: bytes, binding: bytes) -> bytes:
-        self._chain, raw = session.say(self._session, self._chain, content_key, binding)
+        self._chain, raw = session.encrypt(self._session, self._chain, content_key, binding)
         return raw
 
     @property
-    def turned(self) -> tuple[Turned, ...]:
+    def turned(self) -> tuple[RatchetStep, ...]:
         """What the outbox has to write with the envelope."""
         if self._reserved:
             return ()
-        return (Turned(self._peer, self._session.session_id, at(self._before), self._chain),)
+        return (RatchetStep(self._peer, self._session.session_id, at(self._before), self._chain),)
 
 
 class Sessions:
@@ -211,7 +211,9 @@ class Sessions:
                 self.hearing.retire((peer, session_id))
 
     @contextmanager
-    def speakers(self, peers: Sequence[str], *, reserve: bool = False) -> Iterator[list[Speaker]]:
+    def sending_chains(
+        self, peers: Sequence[str], *, reserve: bool = False
+    ) -> Iterator[list[SendingChain]]:
         """A session with each peer to seal in.  What each has `turned` goes into the outbox with
         the envelope.
 
@@ -221,26 +223,28 @@ class Sessions:
         found = []
         for peer in peers:
             found.append(
-                self._reserved(peer) if reserve else Speaker(peer, *self._to_speak_in(peer))
+                self._reserved(peer)
+                if reserve
+                else SendingChain(peer, *self._session_to_send_in(peer))
             )
         yield found
-        for speaker in found:
-            self._turned(speaker.turned)
+        for sending_chain in found:
+            self._turned(sending_chain.turned)
 
-    def _reserved(self, peer: str) -> Speaker:
+    def _reserved(self, peer: str) -> SendingChain:
         # all that another process holds is waited for before the transaction
-        self._to_speak_in(peer)
+        self._session_to_send_in(peer)
         with transaction(self._outbox, self._outbox_path):
-            found, before = self._to_speak_in(peer, said=False)
+            found, before = self._session_to_send_in(peer, said=False)
             chain = ratchet.sending(found.state, before)
-            step = Turned(peer, found.session_id, at(before), ratchet.skip(chain))
+            step = RatchetStep(peer, found.session_id, at(before), ratchet.skip(chain))
             self.chains.write(self._outbox, [step])
         self.lost([step])
         self.unsynced |= step.begins
         self.kept([step])
-        return Speaker(peer, found, chain, reserved=True)
+        return SendingChain(peer, found, chain, reserved=True)
 
-    def turn(self, peer: str) -> tuple[bytes, Turned] | None:
+    def turn(self, peer: str) -> tuple[bytes, RatchetStep] | None:
         """An empty message of the session, to go beside receipts: it carries this end's new
         ratchet key, so that the session heals though nobody answers.  It leaves when the outbox
         has what it turned.  None: the peer has spoken in no session.
@@ -248,12 +252,12 @@ class Sessions:
         newest = self._newest(peer) if self.exists else None
         if newest is None or newest[0].handshake:
             return None
-        speaker = Speaker(peer, *newest)
-        raw = speaker.wrap(b"", _STEP)
-        self._turned(speaker.turned)
-        return raw, speaker.turned[0]
+        sending_chain = SendingChain(peer, *newest)
+        raw = sending_chain.wrap(b"", _STEP)
+        self._turned(sending_chain.turned)
+        return raw, sending_chain.turned[0]
 
-    def kept(self, steps: Iterable[Turned]) -> None:
+    def kept(self, steps: Iterable[RatchetStep]) -> None:
         """The outbox has these."""
         for step in steps:
             if self._said.get(step.session_id) is step.after:
@@ -261,17 +265,17 @@ class Sessions:
             if step.begins:
                 self.hearing.started((step.peer, step.session_id), step.after.turn)
 
-    def lost(self, steps: Iterable[Turned]) -> None:
+    def lost(self, steps: Iterable[RatchetStep]) -> None:
         """The outbox could not take these: they were never said."""
         for step in steps:
             self._said.pop(step.session_id, None)
 
-    def _turned(self, steps: Iterable[Turned]) -> None:
+    def _turned(self, steps: Iterable[RatchetStep]) -> None:
         for step in steps:
             self._said[step.session_id] = step.after
             self.unsynced |= step.begins
 
-    def _to_speak_in(self, peer: str, *, said: bool = True) -> tuple[Session, Chain | None]:
+    def _session_to_send_in(self, peer: str, *, said: bool = True) -> tuple[Session, Chain | None]:
         newest = self._newest(peer, said=said)
         if newest is None:
             raise InvalidRequest(f"there is no session with {peer}; send again, and one is begun")

@@ -45,7 +45,7 @@ class Session:
     answered.
 
     ``chain`` is the half that speaks, once it has.  Who keeps the halves apart leaves it out, and
-    `say`s with its own.
+    `encrypt`s with its own.
     """
 
     session_id: bytes
@@ -121,7 +121,9 @@ def parse(raw: bytes) -> Parsed:
     return Parsed(raw[1:_HEAD], handshake, header, raw[:at], raw[at + HEADER.size :])
 
 
-def say(session: Session, chain: Chain, plaintext: bytes, binding: bytes) -> tuple[Chain, bytes]:
+def encrypt(
+    session: Session, chain: Chain, plaintext: bytes, binding: bytes
+) -> tuple[Chain, bytes]:
     """The chain's next state, and the message, which opens only with the same ``binding``;
     `ratchet.sending` has it.
     """
@@ -133,8 +135,8 @@ def say(session: Session, chain: Chain, plaintext: bytes, binding: bytes) -> tup
 
 
 def seal(session: Session, plaintext: bytes, binding: bytes) -> tuple[Session, bytes]:
-    """`say` with both halves in one."""
-    chain, raw = say(session, ratchet.sending(session.state, session.chain), plaintext, binding)
+    """`encrypt` with both halves in one."""
+    chain, raw = encrypt(session, ratchet.sending(session.state, session.chain), plaintext, binding)
     return attrs.evolve(session, state=attrs.evolve(session.state, start=b""), chain=chain), raw
 
 
