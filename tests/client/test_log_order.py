@@ -14,6 +14,7 @@ from cipherbox.client.receiving.receiver import Receiver
 from cipherbox.envelope.group import decode_group
 from cipherbox.envelope.outcomes import Outcome
 from cipherbox.errors import LogContradiction, SenderNotValid, Throttled
+from cipherbox.server.directory.certificate_records import CertificateRecords
 from cipherbox.server.hq import HQ
 from cipherbox.wire import frames
 from tests.client.waiting import until
@@ -29,7 +30,7 @@ def running(client: Any) -> HQ:
 
 async def revoke(hq: HQ, client_id: str) -> None:
     """Log and list name the client; its connection is left alive, as a hostile HQ would."""
-    await hq.enrolments._revoke_certificates(client_id)
+    await CertificateRecords(hq.store, hq.engine, hq.trust).revoke_all(client_id)
     await hq.engine.in_store(hq.trust.new_crl)
 
 
