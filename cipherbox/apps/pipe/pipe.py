@@ -145,8 +145,7 @@ class Pipe:
     async def _run(self, begin: Callable[[], Awaitable[None]]) -> None:
         client = self.client
         receiver = Receiver(client)
-        await receiver.wait_for_lock()
-        with receiver.locked():
+        async with receiver.locked_soon():
             await client.bundles([self.peer])  # an unknown one is said at once
             async with client.consume_unopened(envelopes=64, size=2 * WINDOW) as consumer:
                 async with background() as nursery:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 
 import trio
@@ -13,7 +13,7 @@ from cipherbox.concurrency import Backoff, only, retry
 from cipherbox.errors import StoreLocked
 from cipherbox.portable import lock_file
 
-PATIENCE_S, LOOK_S = 0.5, 0.025
+PATIENCE_S, LOOK_S = 2.0, 0.01
 
 
 class InboxLock:
@@ -23,17 +23,20 @@ class InboxLock:
         self._home = home
         self._is_held = False
 
-    async def wait_until_free(self) -> None:
-        """Wait briefly while another program holds the lock: a conversation does so for a moment
-        at a time.
+    @asynccontextmanager
+    async def held_soon(self) -> AsyncIterator[None]:
+        """Hold the lock, after a brief wait while another program does: a conversation takes it
+        for a moment at a time.  StoreLocked if it is not released.
         """
+        with ExitStack() as stack:
 
-        async def attempt() -> None:
+            async def attempt() -> None:
+                stack.enter_context(self.held())
+
+            with trio.move_on_after(PATIENCE_S):
+                await retry(attempt, Backoff(LOOK_S, LOOK_S), transient=only(StoreLocked))
             with self.held():
-                pass
-
-        with trio.move_on_after(PATIENCE_S):
-            await retry(attempt, Backoff(LOOK_S, LOOK_S), transient=only(StoreLocked))
+                yield
 
     @contextmanager
     def held(self) -> Iterator[None]:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -89,9 +89,9 @@ class Receiver:
         """Envelopes refused by (sender, reason), of the first few reasons."""
         return self._progress.refusals
 
-    async def wait_for_lock(self) -> None:
-        """Wait briefly until no other program of this home holds the lock."""
-        await self._lock.wait_until_free()
+    def locked_soon(self) -> AbstractAsyncContextManager[None]:
+        """As `locked`, after a brief wait while another program of this home holds the lock."""
+        return self._lock.held_soon()
 
     def locked(self) -> AbstractContextManager[None]:
         """Hold the home's lock; within it, `run`, `drain` and `take` do not take it again."""
@@ -111,8 +111,7 @@ class Receiver:
         it was named in ``queues``.  Everything else is raised, and StoreLocked when another
         receiver uses this home.
         """
-        await self.wait_for_lock()
-        with self.locked():
+        async with self.locked_soon():
             task_status.started()
             also = (CipherBoxError,) if own_trouble else (NotFound,) if queues is None else ()
             await keep_running(lambda: self.run(queues), self.client, also)
@@ -133,23 +132,23 @@ class Receiver:
         """
         before = self.received
         self._progress.stop_after(count)
-        await self.wait_for_lock()
-        with self._opened() as loop:
-            names = await self._names(queues)
-            async with background() as acks:
-                acks.start_soon(loop.recorder.receipts.run)
-                assert self.client.prekeys is not None
-                acks.start_soon(self.client.prekeys.keep)
-                acks.start_soon(self.client.key_lifecycle.say_registered)
-                acks.start_soon(loop.recorder.keep_completing)
-                async with background() as nursery:
-                    credit = max(CREDIT_BYTES // len(names), LEAST_BYTES)
-                    for name in names:
-                        await nursery.start(loop.consume, name, credit, acks)
-                    task_status.started()
-                    await self._until_done(loop, idle_s)
-                await self._progress.acknowledged()
-                await self._flush_all(loop)
+        async with self.locked_soon():
+            with self._opened() as loop:
+                names = await self._names(queues)
+                async with background() as acks:
+                    acks.start_soon(loop.recorder.receipts.run)
+                    assert self.client.prekeys is not None
+                    acks.start_soon(self.client.prekeys.keep)
+                    acks.start_soon(self.client.key_lifecycle.say_registered)
+                    acks.start_soon(loop.recorder.keep_completing)
+                    async with background() as nursery:
+                        credit = max(CREDIT_BYTES // len(names), LEAST_BYTES)
+                        for name in names:
+                            await nursery.start(loop.consume, name, credit, acks)
+                        task_status.started()
+                        await self._until_done(loop, idle_s)
+                    await self._progress.acknowledged()
+                    await self._flush_all(loop)
         return self.received - before
 
     async def drain(self, queues: Sequence[str] | None = None, *, count: int | None = None) -> int:
@@ -158,17 +157,17 @@ class Receiver:
         """
         before = self.received
         self._progress.stop_after(count)
-        await self.wait_for_lock()
-        with self._opened() as loop:
-            async with background() as nursery:
-                nursery.start_soon(loop.recorder.receipts.run)
-                assert self.client.prekeys is not None
-                nursery.start_soon(self.client.prekeys.keep)
-                await self.client.key_lifecycle.say_registered()
-                for name in await self._names(queues):
-                    await loop.fetch(name)
-                await loop.recorder.complete_now()
-                await self._flush_all(loop)
+        async with self.locked_soon():
+            with self._opened() as loop:
+                async with background() as nursery:
+                    nursery.start_soon(loop.recorder.receipts.run)
+                    assert self.client.prekeys is not None
+                    nursery.start_soon(self.client.prekeys.keep)
+                    await self.client.key_lifecycle.say_registered()
+                    for name in await self._names(queues):
+                        await loop.fetch(name)
+                    await loop.recorder.complete_now()
+                    await self._flush_all(loop)
         return self.received - before
 
     async def take(self, deliveries: list[Delivery]) -> None:
