@@ -45,7 +45,7 @@ def audit_verify(ctx: click.Context, key: str | None, as_json: bool) -> int:
     from cipherbox.errors import InvalidRequest
 
     async def work(client: Client) -> Audit:
-        await client.line.ready(client.line.tries)
+        await client.connection.ready(client.connection.tries)
         try:
             log_key = bytes.fromhex(key) if key else client.log.key
         except ValueError:

@@ -83,7 +83,9 @@ def chat(
             await client.bundles(others)
             talk = Chat(client, others, screen.state, to_all=to_all)
             senders = None if to_all else others
-            patience_s = LEAVE_S if interactive else client.line.tries * client.line.timeout_s
+            patience_s = (
+                LEAVE_S if interactive else client.connection.tries * client.connection.timeout_s
+            )
             code = await _talk(talk, screen, senders, last, patience_s, stay)
             if talk.waiting:
                 warn(

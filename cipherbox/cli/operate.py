@@ -85,10 +85,10 @@ async def _ended(client: Client, most: float) -> bool:
 
     from cipherbox.errors import CipherBoxError
 
-    links = client.line.links
+    links = client.connection.links
     while True:
         await trio.sleep(_LOOK_S)
-        if client.line.link is None or client.line.links != links:
+        if client.connection.link is None or client.connection.links != links:
             return True
         try:
             with trio.move_on_after(2.0) as scope:

@@ -240,11 +240,11 @@ def outbox_send(ctx: click.Context) -> int:
 
             async def while_reached(waits: Callable[[], Awaitable[object]]) -> None:
                 while await waits():
-                    if client.line.failure is not None:
-                        raise client.line.failure
-                    if client.line.away:
+                    if client.connection.failure is not None:
+                        raise client.connection.failure
+                    if client.connection.away:
                         raise Queued(
-                            f"HQ cannot be reached ({client.line.trouble}); what waits is kept"
+                            f"HQ cannot be reached ({client.connection.trouble}); what waits is kept"
                         )
                     await trio.sleep(0.1)
 
@@ -319,8 +319,8 @@ def outbox_retry(ctx: click.Context, message_id: uuid.UUID, seal_again: bool) ->
     async def _confirmed(client: Client, row: Row) -> bool:
         import trio
 
-        with trio.move_on_after(client.line.tries * client.line.timeout_s):
-            while not client.line.away:
+        with trio.move_on_after(client.connection.tries * client.connection.timeout_s):
+            while not client.connection.away:
                 await trio.sleep(0.1)
                 now = await _row(client, message_id)
                 if now.state != WAITING:
@@ -349,7 +349,7 @@ def outbox_reseal(ctx: click.Context, client_id: str | None) -> int:
     from cipherbox.cli.output import fail, say
 
     async def work(client: Client) -> tuple[int, list[CipherBoxError]]:
-        await client.line.ready(client.line.tries)
+        await client.connection.ready(client.connection.tries)
         await client.receipts.settle()  # what was opened meanwhile needs nothing
         found = await client.seal_again(client_id)
         await _settled(client)
@@ -392,9 +392,9 @@ async def _settled(client: Client) -> None:
     import trio
 
     post = client.outbox()
-    with trio.move_on_after(client.line.tries * client.line.timeout_s):
+    with trio.move_on_after(client.connection.tries * client.connection.timeout_s):
         while await post.store(post.outbox.waiting, 0, 1 << 62, 1):
-            if client.line.away:
+            if client.connection.away:
                 break
             await trio.sleep(0.1)
 

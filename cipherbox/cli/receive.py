@@ -81,7 +81,7 @@ def receive(
     from cipherbox.cli.output import say, warn
 
     async def work(client: Client, receiver: Receiver) -> None:
-        await client.line.ready()
+        await client.connection.ready()
         if not lasting:
             await receiver.run(list(queues) or None, count=count, idle_s=idle)
             return

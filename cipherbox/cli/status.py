@@ -178,7 +178,7 @@ def _overview(ctx: click.Context, as_json: bool) -> int:
         async with open_client(home, keep_trying=True, renew=False) as client:
             away, queues = None, []
             try:
-                await client.line.ready(client.line.tries)
+                await client.connection.ready(client.connection.tries)
                 await client.ping()
                 queues = await client.list("queues")
             except NetworkError as error:

@@ -110,21 +110,23 @@ class Client(ConsumingCalls, Tracking, AdminCalls):
     def __init__(
         self,
         home: Home,
-        line: ReconnectingConnection,
+        connection: ReconnectingConnection,
         events: Events,
         nursery: trio.Nursery,
         log: LogProofVerifier,
     ) -> None:
-        self.home, self.line, self.events, self.log = home, line, events, log
+        self.home, self.connection, self.events, self.log = home, connection, events, log
         self._welcome: frames.Welcome | None = None
-        self.revocations = Revocations(home.path, home.issuing, line)
-        self.directory = Directory(Pins(home.path), home.root, self.revocations, line, events, log)
+        self.revocations = Revocations(home.path, home.issuing, connection)
+        self.directory = Directory(
+            Pins(home.path), home.root, self.revocations, connection, events, log
+        )
         self.allow = AllowList(home.path)
         self.sessions = _sessions(home)
-        self.prekeys = None if self.sessions is None else Prekeys(self.sessions, line, events)
+        self.prekeys = None if self.sessions is None else Prekeys(self.sessions, connection, events)
         self.key_lifecycle = KeyLifecycle(
             home,
-            line,
+            connection,
             events,
             self.directory,
             published=None if self.prekeys is None else self.prekeys.follow,
@@ -133,9 +135,9 @@ class Client(ConsumingCalls, Tracking, AdminCalls):
             home.identity,
             self.directory,
             events,
-            partial(send_nack, line),
+            partial(send_nack, connection),
             nursery,
-            LogOrder(self.revocations, line, log),
+            LogOrder(self.revocations, connection, log),
             Contacts(home.path),
             self.sessions,
             refresh=self.key_lifecycle.refresh,
@@ -144,14 +146,14 @@ class Client(ConsumingCalls, Tracking, AdminCalls):
             home.identity,
             self.directory,
             self.allow,
-            line,
+            connection,
             events,
             home.keeper,
             Routes(home.path),
             prekeys=self.prekeys,
         )
         self.outbox_sender = self._outbox_sender()
-        self.publishing = EnvelopePublisher(self.sealer, line, events, self.outbox_sender)
+        self.publishing = EnvelopePublisher(self.sealer, connection, events, self.outbox_sender)
         self.receipts = ReceiptConsumer(self)
         self.observer = ClientObserver(self.revocations, self.outbox_sender)
         if self.outbox_sender is not None:
@@ -163,7 +165,7 @@ class Client(ConsumingCalls, Tracking, AdminCalls):
         if self.sessions is None:
             return None
         return OutboxSender(
-            self.line,
+            self.connection,
             Outbox(home.path, home.config.keep_until, self.sessions.chains, home.hides),
             self.events,
             self.sealer.seal_again,
@@ -185,8 +187,8 @@ class Client(ConsumingCalls, Tracking, AdminCalls):
     @property
     def hq(self) -> frames.Welcome | None:
         """What HQ said at the newest opening: name, limits, clock."""
-        if self.line.link is not None:
-            self._welcome = self.line.link.welcome
+        if self.connection.link is not None:
+            self._welcome = self.connection.link.welcome
         return self._welcome
 
     # -- receiving ---------------------------------------------------------------------------------
@@ -226,7 +228,7 @@ class Client(ConsumingCalls, Tracking, AdminCalls):
         identity = self.home.identity
         if identity is None or identity.bundle is None:
             raise keyless("an admin's machine holds no keys to publish")
-        await self.line.request(frames.Register, bundle=identity.bundle.raw)
+        await self.connection.request(frames.Register, bundle=identity.bundle.raw)
         self.events.say(
             RECEIVER, f"Registered key bundle {identity.bundle.sequence} of {self.client_id}"
         )
@@ -235,7 +237,7 @@ class Client(ConsumingCalls, Tracking, AdminCalls):
         """Publishes the next key bundle of this client, with ``key`` behind the others; see
         `ownkeys`.
         """
-        return await add_key(self.home, self.directory, self.line, key)
+        return await add_key(self.home, self.directory, self.connection, key)
 
     async def offer_prekeys(self) -> int:
         """Leaves prekeys at HQ, so that others can begin sessions with this client; a receiver does
@@ -296,20 +298,20 @@ async def open_client(
         files = attrs.evolve(files, config=attrs.evolve(files.config, **overrides))
     config = files.config
     log = LogProofVerifier.of(files, events)
-    line = ReconnectingConnection.of(config, files.context, events, log)
+    connection = ReconnectingConnection.of(config, files.context, events, log)
     client: Client | None = None
     try:
         async with background() as nursery:
-            client = Client(files, line, events, nursery, log)
+            client = Client(files, connection, events, nursery, log)
             _start_tasks(client, nursery, renew)
             if not keep_trying:
-                await line.ready(config.tries)
+                await connection.ready(config.tries)
                 await client.finish_keys()
             yield client
-            if line.link is not None:
+            if connection.link is not None:
                 await client.receipts.finish()
     finally:
-        note_replaced(files.path, line.failure, line.links > 0)
+        note_replaced(files.path, connection.failure, connection.links > 0)
         if client is not None and client.sessions is not None:
             client.sessions.close()
         log.close()
@@ -317,9 +319,9 @@ async def open_client(
 
 def _start_tasks(client: Client, nursery: trio.Nursery, renew: bool) -> None:
     """Start what runs for as long as a client is open."""
-    line, log = client.line, client.log
-    nursery.start_soon(log.run, line, line.window.covered)
-    nursery.start_soon(line.run, nursery, client.observer)
+    connection, log = client.connection, client.log
+    nursery.start_soon(log.run, connection, connection.window.covered)
+    nursery.start_soon(connection.run, nursery, client.observer)
     nursery.start_soon(client.key_lifecycle.run if renew else client.finish_keys)
     nursery.start_soon(watch, client, renew)
     if client.home.identity is not None:

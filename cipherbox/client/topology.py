@@ -23,7 +23,7 @@ TYPES = {"direct": 0, "fanout": 1, "topic": 2}
 class TopologyCalls:
     """Mixed into `Client`."""
 
-    line: ReconnectingConnection
+    connection: ReconnectingConnection
 
     async def declare_exchange(self, name: str, type: str = "direct") -> None:
         """Makes an exchange (direct, fanout or topic), or finds it the same; Conflict if it is
@@ -31,11 +31,11 @@ class TopologyCalls:
         """
         if type not in TYPES:
             raise InvalidRequest(f"an exchange is {', '.join(TYPES)}, not {type!r}")
-        await self.line.request(frames.DeclareExchange, name=name, type=TYPES[type])
+        await self.connection.request(frames.DeclareExchange, name=name, type=TYPES[type])
 
     async def delete_exchange(self, name: str) -> None:
         """Deletes an exchange and its bindings."""
-        await self.line.request(frames.DeleteExchange, name=name)
+        await self.connection.request(frames.DeleteExchange, name=name)
 
     async def declare_queue(
         self,
@@ -52,7 +52,7 @@ class TopologyCalls:
         0: no limit, None:  as it is.
         """
         limits = [frames.KEEP if value is None else value for value in (ttl_s, max_length)]
-        await self.line.request(
+        await self.connection.request(
             frames.DeclareQueue,
             name=name,
             owner=owner,
@@ -68,7 +68,7 @@ class TopologyCalls:
         rows: list[dict[str, Any]] = []
         after = ""
         while True:
-            page: frames.Listing = await self.line.request(
+            page: frames.Listing = await self.connection.request(
                 frames.ListDead, queue=queue, after=after, settled=settled
             )
             rows += orjson.loads(page.rows)
@@ -81,7 +81,7 @@ class TopologyCalls:
         count = 0
         runs = ranges(seqs)
         for at in range(0, len(runs), LIMITS.ranges_per_frame):
-            answer: frames.Ok = await self.line.request(
+            answer: frames.Ok = await self.connection.request(
                 frames.SettleDead,
                 queue=queue,
                 ranges=runs[at : at + LIMITS.ranges_per_frame],
@@ -92,23 +92,23 @@ class TopologyCalls:
 
     async def delete_queue(self, name: str) -> None:
         """Deletes an empty queue and its bindings."""
-        await self.line.request(frames.DeleteQueue, name=name)
+        await self.connection.request(frames.DeleteQueue, name=name)
 
     async def bind(self, exchange: str, queue: str, routing_key: str) -> None:
         """Leads a routing key (a pattern, on a topic exchange) into a queue."""
-        await self.line.request(
+        await self.connection.request(
             frames.Bind, exchange=exchange, queue=queue, routing_key=routing_key
         )
 
     async def unbind(self, exchange: str, queue: str, routing_key: str) -> None:
         """Ends a binding."""
-        await self.line.request(
+        await self.connection.request(
             frames.Unbind, exchange=exchange, queue=queue, routing_key=routing_key
         )
 
     async def purge(self, queue: str) -> int:
         """Moves everything waiting in a queue to the dead letters (admin); how many envelopes."""
-        answer: frames.Ok = await self.line.request(frames.Purge, queue=queue)
+        answer: frames.Ok = await self.connection.request(frames.Purge, queue=queue)
         return answer.count
 
     async def list(self, what: str, name: str = "") -> list[dict[str, Any]]:
@@ -118,7 +118,7 @@ class TopologyCalls:
         rows: list[dict[str, Any]] = []
         after = ""
         while True:
-            page: frames.Listing = await self.line.request(
+            page: frames.Listing = await self.connection.request(
                 frames.List, what=what, name=name, after=after
             )
             rows += orjson.loads(page.rows)
@@ -129,11 +129,11 @@ class TopologyCalls:
     async def status(self, message_id: uuid.UUID | str, sender: str = "") -> frames.StatusReport:
         """Where a message is; ``found`` False: HQ has no record of it for this client."""
         envelope_id, index = split_message_id(message_id)
-        answer: frames.StatusReport = await self.line.request(
+        answer: frames.StatusReport = await self.connection.request(
             frames.Status, sender_id=sender, message_id=envelope_id[:14] + index.to_bytes(2, "big")
         )
         return answer
 
     async def ping(self) -> None:
         """Asks HQ for a sign of life; NetworkError if there is none."""
-        await self.line.request(frames.Ping)
+        await self.connection.request(frames.Ping)

@@ -115,7 +115,11 @@ async def _outbox(client: Connected, post: OutboxSender) -> list[Alert]:
     stuck = await post.store(post.outbox.waiting, 0, int((now - most_s) * 1000), 1000)
     assert isinstance(stuck, list)
     if stuck:
-        away = f"; HQ cannot be reached: {client.line.trouble}" if client.line.attempts else ""
+        away = (
+            f"; HQ cannot be reached: {client.connection.trouble}"
+            if client.connection.attempts
+            else ""
+        )
         minutes = (now - stuck[0].sealed_at / 1000) / 60
         text = f"{len(stuck)} messages wait for HQ, the oldest for {minutes:.0f} minutes{away}"
         found.append(

@@ -82,7 +82,7 @@ async def register(client: Client, patch: tuple[int, bytes] | None = None) -> No
     made = identity.make_bundle(
         home.key, home.chain, identity.bundle.created_at, identity.bundle, identity
     )
-    await client.line.request(
+    await client.connection.request(
         frames.Register, bundle=made.raw if patch is None else over(made.raw, patch), timeout_s=2
     )
     if patch is None:
@@ -104,13 +104,13 @@ async def submit(
         generation=generation,
         envelope_hash=envelope_hash,
     )
-    client.line.window.add(item)
+    client.connection.window.add(item)
     try:
         with trio.fail_after(patience_s):
             await done.wait()
     finally:
         if not item.gone:
-            client.line.window.forget(item)
+            client.connection.window.forget(item)
     if item.error is not None:
         raise item.error
     assert item.result is not None

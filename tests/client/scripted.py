@@ -192,10 +192,10 @@ async def client_on(
     )
     events = Events(said.append if said is not None else None)
     async with background() as nursery:
-        line = ReconnectingConnection(config.address, no_context, events, **options)
-        client = Client(home, line, events, nursery, NoLog.of(home, events))
-        nursery.start_soon(line.run, nursery, client.observer)
-        await line.ready()
+        connection = ReconnectingConnection(config.address, no_context, events, **options)
+        client = Client(home, connection, events, nursery, NoLog.of(home, events))
+        nursery.start_soon(connection.run, nursery, client.observer)
+        await connection.ready()
         yield client
 
 

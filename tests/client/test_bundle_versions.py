@@ -176,7 +176,7 @@ async def test_hq_takes_no_bundle_of_version_1_any_more(
             from cipherbox.wire import frames
 
             with pytest.raises(BundleRefused, match=r"0\.5\.0 or older"):
-                await center.line.request(frames.Register, bundle=third.raw)
+                await center.connection.request(frames.Register, bundle=third.raw)
 
 
 @pytest.mark.parametrize("published", [False, True])

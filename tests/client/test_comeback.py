@@ -268,10 +268,10 @@ async def test_an_id_in_use_is_refused_and_a_replaced_home_is_told(hq: Any, tmp_
             await token_for(hq, "CA-RC")
         token = await token_for(hq, "CA-RC", replace=True)
         async with hq.client("CA-RC", keep_trying=True) as center:  # an agent that runs meanwhile
-            await center.line.ready()
+            await center.connection.ready()
             await join(tmp_path / "new", token)
-            await until(lambda: center.line.failure is not None)
-        assert isinstance(center.line.failure, Replaced)
+            await until(lambda: center.connection.failure is not None)
+        assert isinstance(center.connection.failure, Replaced)
         await until(
             lambda: any("CA-RC was enrolled again and begins anew" in line for line in said)
         )
@@ -305,7 +305,7 @@ async def test_a_rotation_that_races_with_a_replacement_loses(hq: Any, tmp_path:
     """
     token = await token_for(hq, "CA-RC", replace=True)
     async with hq.client("CA-RC", keep_trying=True, renew=False) as center:
-        await center.line.ready()
+        await center.connection.ready()
         await center.key_lifecycle.rotate()  # between the token and its use
         await join(tmp_path / "new", token)
         with pytest.raises(CredentialsError):

@@ -142,7 +142,7 @@ async def test_hq_restarts_in_the_middle_of_publishing(hq: Any) -> None:
             for _ in range(2):
                 await trio.sleep(0.15)
                 await hq.restart()
-                await lab.line.ready()
+                await lab.connection.ready()
             restarted.set()
 
         async with trio.open_nursery() as nursery:
@@ -159,7 +159,7 @@ async def test_hq_restarts_in_the_middle_of_publishing(hq: Any) -> None:
                     assert publisher.confirmed == put
                 await until(lambda: len(hq.lines("CA-RC")) >= put)
             nursery.cancel_scope.cancel()
-        assert lab.line.links >= 3
+        assert lab.connection.links >= 3
     lines = hq.lines("CA-RC")
     assert len(lines) == put
     assert len({line["message_id"] for line in lines}) == put
@@ -260,19 +260,19 @@ async def test_a_consumer_lives_on_over_a_cut(hq: Any) -> None:
                     delivery = await deliveries.__anext__()
                 assert delivery.messages[0].content == b"%d" % n
                 await center.ack(delivery)
-        assert center.line.links == 3
+        assert center.connection.links == 3
 
 
 async def test_revocation_cuts_and_is_never_tried_again(hq: Any) -> None:
     async with hq.admin() as admin, hq.client("FL-LAB") as lab, hq.client("CA-RC") as center:
         await center.publish("x", to="FL-LAB")
         await admin.revoke("FL-LAB", "left the programme")
-        await until(lambda: lab.line.failure is not None)
+        await until(lambda: lab.connection.failure is not None)
         with pytest.raises(CredentialsError, match="revoked"):
             await lab.publish("x", to="CA-RC")
-        links = lab.line.links
+        links = lab.connection.links
         await trio.sleep(0.3)
-        assert lab.line.links == links
+        assert lab.connection.links == links
         center.directory._asked.clear()
         with pytest.raises(RecipientRevoked, match="revoked"):
             await center.publish("x", to="FL-LAB")
@@ -291,7 +291,7 @@ async def test_hq_that_is_not_there_is_said_plainly(hq: Any) -> None:
             async with hq.client("FL-LAB", pause_max_s=0.05, address="127.0.0.1:1"):
                 pass
         async with hq.client("FL-LAB", pause_max_s=0.05, keep_trying=True) as lab:
-            assert lab.line.link is None
+            assert lab.connection.link is None
             await hq.start()
             confirmation = await lab.publish("later", to="CA-RC")
             assert confirmation.queues

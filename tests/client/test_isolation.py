@@ -44,7 +44,7 @@ async def rotate(client: Client, times: int) -> list[bytes]:
         bundle = identity.make_bundle(
             home.key, home.chain, identity.bundle.created_at, identity.bundle, identity
         )
-        await client.line.request(frames.Register, bundle=bundle.raw)
+        await client.connection.request(frames.Register, bundle=bundle.raw)
         identity.bundle = bundle
         hashes.append(bundle.hash)
     return hashes
@@ -95,7 +95,7 @@ async def test_a_hundred_envelopes_with_made_up_keys_use_up_no_look_ups(hq: Any)
             first = len(asked)
             # many hashes in one request, and so many of one sender
             assert first <= 100 // OF_SENDER + 3
-            await center.line.request(
+            await center.connection.request(
                 frames.Resend, queue="box.CA-RC", sender_id="", envelope_id=bytes(16)
             )
             await lab.publish("and again", to="CA-RC")
@@ -109,14 +109,14 @@ async def test_a_hundred_envelopes_with_made_up_keys_use_up_no_look_ups(hq: Any)
 
 def counted_look_ups(client: Client) -> list[Any]:
     asked: list[Any] = []
-    request = client.line.request
+    request = client.connection.request
 
     async def counting(kind: Any, **fields: Any) -> Any:
         if kind is frames.GetBundles:
             asked.append(fields)
         return await request(kind, **fields)
 
-    client.line.request = counting  # type: ignore[method-assign]
+    client.connection.request = counting  # type: ignore[method-assign]
     return asked
 
 
@@ -157,14 +157,14 @@ async def test_what_hq_says_to_a_refusal_ends_nothing(hq: Any) -> None:
         hq.client("FL-LAB") as lab,
         hq.client("BAD-LAB", renew=False) as bad,
     ):
-        request = center.line.request
+        request = center.connection.request
 
         async def no_nack(kind: Any, **fields: Any) -> Any:
             if kind is frames.Nack:
                 raise NotFound("it is not out any more")
             return await request(kind, **fields)
 
-        center.line.request = no_nack
+        center.connection.request = no_nack
         raw = await crafted(bad, ["CA-RC"], b"\x02\x00\x00\x00\x00\x01", count=1)
         await submit(bad, raw)
         await lab.publish("from somebody else", to="CA-RC")

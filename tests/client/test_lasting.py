@@ -312,7 +312,7 @@ async def test_a_connection_that_failed_permanently_ends_a_receiver_that_waits_o
     async with client_on(scripted, center, tmp_path, monkeypatch) as client:
 
         async def work() -> None:
-            client.line.failure = VersionMismatch("another version")
+            client.connection.failure = VersionMismatch("another version")
             raise StoreError("no space left")
 
         with trio.fail_after(100), pytest.raises((VersionMismatch, StoreError)):

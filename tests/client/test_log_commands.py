@@ -38,12 +38,12 @@ async def contradict(hq: Any) -> Path:
     """The lab meets a fork of HQ's log; the file of evidence."""
     async with hq.client("FL-LAB") as lab:
         await lab.publish("x", to="CA-RC")
-        await lab.log.check(lab.line)
+        await lab.log.check(lab.connection)
         newest, audit = lab.log.newest.checkpoint, hq_audit(lab)
         other = Checkpoint(audit.origin, newest.size, tree.leaf_hash(b"another log"), newest.at)
         lab.log.meet(sign_checkpoint(other, audit._key))
         with pytest.raises(LogContradiction):
-            await lab.log.check(lab.line)
+            await lab.log.check(lab.connection)
     (file,) = hq.home("FL-LAB").glob("log-evidence-*.json")
     assert isinstance(file, Path)
     return file
@@ -102,7 +102,7 @@ async def test_a_witness_cosigns_once_from_the_command_line(
     done = await typed(home, "witness", "--once")
     assert "Cosigned" in done.output, done.exception
     async with hq.client("FL-LAB") as lab:
-        answer: frames.Heads = await lab.line.request(frames.GetHeads, sizes=[])
+        answer: frames.Heads = await lab.connection.request(frames.GetHeads, sizes=[])
         (note,) = answer.cosigned
     assert [one.name for one in decode_note(note).signatures][-1] == "CA-RC"
 

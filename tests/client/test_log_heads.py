@@ -131,7 +131,7 @@ async def test_a_short_command_remembers_the_head_of_its_confirm(hq: Any) -> Non
 async def test_the_newest_head_is_kept_and_travels_in_receipts(hq: Any) -> None:
     async with hq.client("FL-LAB") as lab:
         await publish(lab)
-        await lab.log.check(lab.line)
+        await lab.log.check(lab.connection)
         size = lab.log.newest.checkpoint.size
     async with hq.client("FL-LAB") as lab:
         assert lab.log.newest.checkpoint.size >= size
@@ -201,7 +201,7 @@ async def test_a_fork_shows_in_a_receipt(hq: Any) -> None:
         )
         lab.log.meet(other)
         with pytest.raises(LogContradiction, match="HQ signed two logs"):
-            await lab.log.check(lab.line)
+            await lab.log.check(lab.connection)
     (file,) = hq.home("FL-LAB").glob("log-evidence-*.json")
     assert evidence.verify_file(file.read_bytes()).kind == evidence.FORK
     with pytest.raises(LogContradiction, match="until a person has looked"):
@@ -261,7 +261,7 @@ async def restored(hq: Any, tmp_path: Path) -> None:
 async def test_a_restore_goes_on_by_itself_where_nothing_was_lost(hq: Any, tmp_path: Path) -> None:
     async with hq.client("FL-LAB") as lab:
         await publish(lab)
-        await lab.log.check(lab.line)
+        await lab.log.check(lab.connection)
     back_up(hq.config, tmp_path / "backup")
     await restored(hq, tmp_path)
     async with hq.client("FL-LAB") as lab:
@@ -273,7 +273,7 @@ async def test_a_restore_that_lost_entries_needs_an_admins_word(hq: Any, tmp_pat
     back_up(hq.config, tmp_path / "backup")
     async with hq.client("FL-LAB") as lab:
         await publish(lab)
-        await lab.log.check(lab.line)
+        await lab.log.check(lab.connection)
     await restored(hq, tmp_path)
     with pytest.raises(LogContradiction, match="began anew"):
         async with hq.client("FL-LAB", **QUICK):
@@ -334,7 +334,7 @@ async def test_a_witness_never_cosigns_a_contradiction(hq: Any) -> None:
 async def test_hq_takes_cosignatures_of_its_own_heads_and_of_their_witness_alone(hq: Any) -> None:
     async with hq.client("CA-RC") as client, hq.client("FL-LAB") as lab:
         await Witness(client, load_key(load_home(hq.home("CA-RC")))).once()
-        answer: frames.Heads = await lab.line.request(frames.GetHeads, sizes=[])
+        answer: frames.Heads = await lab.connection.request(frames.GetHeads, sizes=[])
         (note,) = answer.cosigned
         own, *_ = decode_note(note).signatures
         padded = Note(
@@ -343,7 +343,7 @@ async def test_hq_takes_cosignatures_of_its_own_heads_and_of_their_witness_alone
         )
         for wrong in (note, b"x", answer.head, padded.encode()):
             with pytest.raises(InvalidRequest):
-                await lab.line.request(frames.Cosign, note=wrong)
+                await lab.connection.request(frames.Cosign, note=wrong)
 
 
 def test_a_quorum_that_can_never_be_reached_is_refused() -> None:

@@ -53,11 +53,11 @@ async def test_an_hq_that_refuses_to_prove_its_heads_is_not_used(
     monkeypatch.setattr(verifier, "RETRY_S", 0.1)
     async with hq.client("FL-LAB", **QUICK) as lab:
         await publish(lab)
-        await lab.log.check(lab.line)
+        await lab.log.check(lab.connection)
         with monkeypatch.context() as patch:
             patch.setattr(logrequests, "_consistency", silent)
             lab.log.meet(forked(lab, 3), "CA-RC")
-            await until(lambda: lab.line.link is None)
+            await until(lambda: lab.connection.link is None)
             with pytest.raises(Queued, match="not today"):
                 await publish(lab)
     with monkeypatch.context() as patch:  # and no other program of this home uses it
@@ -79,8 +79,8 @@ async def test_what_a_short_command_could_not_verify_is_verified_by_the_next(
 ) -> None:
     async with hq.client("FL-LAB", **QUICK) as lab:
         await publish(lab)
-        await lab.log.check(lab.line)
-        monkeypatch.setattr(lab.line, "request", never)
+        await lab.log.check(lab.connection)
+        monkeypatch.setattr(lab.connection, "request", never)
         monkeypatch.setattr(verifier, "REST_S", 0.05)
         lab.log.meet(forked(lab))
     with pytest.raises(LogContradiction, match="HQ signed two logs"):
@@ -94,8 +94,8 @@ async def test_two_programs_of_one_home_cannot_be_shown_two_logs(
     """HQ holds the answer to one program until another has believed the other log, and ended."""
     async with hq.client("FL-LAB") as lab:
         await publish(lab)
-        await lab.log.check(lab.line)
-        ask, note, other = lab.line.request, forked(lab, 1), Heads(hq.home("FL-LAB"))
+        await lab.log.check(lab.connection)
+        ask, note, other = lab.connection.request, forked(lab, 1), Heads(hq.home("FL-LAB"))
 
         async def held(kind: Any, **fields: Any) -> Any:
             answer = await ask(kind, **fields)
@@ -104,15 +104,15 @@ async def test_two_programs_of_one_home_cannot_be_shown_two_logs(
                 assert other.advance(Head(verify_checkpoint(note, lab.log.key), note), before, {})
             return answer
 
-        monkeypatch.setattr(lab.line, "request", held)
+        monkeypatch.setattr(lab.connection, "request", held)
         with pytest.raises(LogContradiction):
-            await lab.log.check(lab.line)
+            await lab.log.check(lab.connection)
         other.close()
 
 
 async def left_of(admin: Any) -> tuple[int, bytes]:
     """How many entries the store that runs now began with, and their root."""
-    answer: frames.Proven = await admin.line.request(
+    answer: frames.Proven = await admin.connection.request(
         frames.Prove, envelopes=[], serials=[], incarnation=True
     )
     after = orjson.loads(answer.statements[0].payload)["after"]
@@ -131,7 +131,7 @@ async def test_an_admins_word_holds_for_a_log_that_begins_as_it_says(
     back_up(hq.config, tmp_path / "backup")
     async with hq.client("FL-LAB") as lab:
         await publish(lab)
-        await lab.log.check(lab.line)
+        await lab.log.check(lab.connection)
         old = lab.log.newest.checkpoint
     await restored(hq, tmp_path)
     files = load_home(hq.admin_home)
@@ -142,7 +142,7 @@ async def test_an_admins_word_holds_for_a_log_that_begins_as_it_says(
             Word("", (old.origin,), size - 1, root, new.origin),
             Word("", (old.origin,), size, root, new.origin[:-4] + "0000"),
         ):
-            await admin.line.request(
+            await admin.connection.request(
                 frames.AttestRestore, statement=make_statement(word, list(files.chain), files.key)
             )
             with pytest.raises(LogContradiction, match="began anew"):
@@ -157,7 +157,7 @@ async def test_the_word_of_any_certified_client_counts_and_its_name_is_said(
     back_up(hq.config, tmp_path / "backup")
     async with hq.client("FL-LAB") as lab:
         await publish(lab)
-        await lab.log.check(lab.line)
+        await lab.log.check(lab.connection)
         old = lab.log.newest.checkpoint
     await restored(hq, tmp_path)
     files = load_home(hq.home("CA-RC"))
@@ -165,7 +165,7 @@ async def test_the_word_of_any_certified_client_counts_and_its_name_is_said(
         new = admin.log.newest.checkpoint
         word = Word("", (old.origin,), *await left_of(admin), new.origin)
         statement = make_statement(word, list(files.chain), files.key)
-        await admin.line.request(frames.AttestRestore, statement=statement)
+        await admin.connection.request(frames.AttestRestore, statement=statement)
     said: list[str] = []
     async with hq.client("FL-LAB", on_event=said.append):
         pass
@@ -177,8 +177,8 @@ async def test_a_store_that_was_restored_twice_is_explained_too(hq: Any, tmp_pat
     back_up(hq.config, tmp_path / "backup")
     async with hq.client("FL-LAB") as lab, hq.client("WIT-1") as away:
         await publish(lab)
-        await lab.log.check(lab.line)
-        await away.log.check(away.line)
+        await lab.log.check(lab.connection)
+        await away.log.check(away.connection)
     for text in ("after the first", "after the second"):
         await restored(hq, tmp_path)
         with pytest.raises(LogContradiction):
@@ -187,8 +187,8 @@ async def test_a_store_that_was_restored_twice_is_explained_too(hq: Any, tmp_pat
         await attest_restored(load_home(hq.admin_home), lambda _: None)
         async with hq.client("FL-LAB") as lab, hq.admin() as admin:
             await publish(lab, text)
-            await admin.log.check(admin.line)
-            await lab.log.check(lab.line)
+            await admin.log.check(admin.connection)
+            await lab.log.check(lab.connection)
     async with hq.client("WIT-1") as away:  # it saw neither
         assert away.log.heads.contradiction() is None
 
@@ -202,18 +202,18 @@ async def test_a_genuine_head_of_before_a_restore_stops_nobody_for_good(
     back_up(hq.config, tmp_path / "backup")
     async with hq.client("FL-LAB") as lab:
         await publish(lab)
-        await lab.log.check(lab.line)
+        await lab.log.check(lab.connection)
         lost = lab.log.newest.note
     await restored(hq, tmp_path)
     async with hq.client("CA-RC") as newcomer:
         newcomer.log.meet(lost, "FL-LAB")
         with pytest.raises(LogContradiction, match="began anew"):
-            await newcomer.log.check(newcomer.line)
+            await newcomer.log.check(newcomer.connection)
     await attest_restored(load_home(hq.admin_home), lambda _: None)
     async with hq.client("CA-RC") as newcomer:
         newcomer.log.meet(lost, "FL-LAB")
         assert newcomer.log.settled
-        await newcomer.log.check(newcomer.line)
+        await newcomer.log.check(newcomer.connection)
 
 
 # -- clients ---------------------------------------------------------------------------------------
@@ -222,7 +222,7 @@ async def test_a_genuine_head_of_before_a_restore_stops_nobody_for_good(
 async def test_heads_in_one_clients_receipts_cost_one_proof_at_a_time(hq: Any) -> None:
     async with hq.client("FL-LAB") as lab:
         await publish(lab)
-        await lab.log.check(lab.line)
+        await lab.log.check(lab.connection)
         audit = hq_audit(lab)
         for size in range(1, 200):
             lab.log.meet(
@@ -238,10 +238,10 @@ async def test_old_genuine_heads_in_receipts_are_no_contradiction(hq: Any) -> No
         notes = [lab.log.newest.note]
         for n in range(3):
             await publish(lab, f"{n}")
-            await lab.log.check(lab.line)
+            await lab.log.check(lab.connection)
             notes.append(lab.log.newest.note)
         for client, note in zip(("MI-LAB", "OH-LAB", "CA-RC"), notes, strict=False):
             lab.log.meet(note, client)
-        await lab.log.check(lab.line)
+        await lab.log.check(lab.connection)
         assert lab.log.settled
         assert lab.log.heads.contradiction() is None

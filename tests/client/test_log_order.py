@@ -109,14 +109,14 @@ async def test_a_thousand_waiting_envelopes_take_few_requests(
                 await publisher.send(str(number))
             await publisher.flush()
         await revoke(running(lab), "FL-LAB")
-        request = center.line.request
+        request = center.connection.request
 
         async def counted(kind: Any, **fields: Any) -> Any:
             if kind is frames.Prove:
                 asked.append(len(fields["envelopes"]))
             return await request(kind, **fields)
 
-        monkeypatch.setattr(center.line, "request", counted)
+        monkeypatch.setattr(center.connection, "request", counted)
         center.revocations._asked_at = float("-inf")
         with trio.fail_after(60):
             assert await Receiver(center).run(count=1000) == 1000
@@ -135,7 +135,7 @@ async def test_what_is_not_proven_with_the_others_is_asked_for_alone(
             await lab.publish(text, to="CA-RC")
         await revoke(running(lab), "FL-LAB")
         await lab.publish("after", to="CA-RC")
-        request, asked = center.line.request, []
+        request, asked = center.connection.request, []
 
         async def partly(kind: Any, **fields: Any) -> Any:
             answer = await request(kind, **fields)
@@ -144,7 +144,7 @@ async def test_what_is_not_proven_with_the_others_is_asked_for_alone(
                 answer.envelopes[1:2] = [b""] * len(answer.envelopes[1:2])
             return answer
 
-        monkeypatch.setattr(center.line, "request", partly)
+        monkeypatch.setattr(center.connection, "request", partly)
         center.revocations._asked_at = float("-inf")
         assert [one.messages[0].content for one in await center.fetch(envelopes=4)] == [
             b"1",
@@ -164,7 +164,7 @@ async def test_who_may_not_read_an_envelope_gets_no_proof_of_it(hq: Any) -> None
         confirmation = await lab.publish("x", to="CA-RC")
         name = frames.EnvelopeName("FL-LAB", confirmation.envelope_id)
         for client, proven in ((lab, True), (stranger, False)):
-            answer = await client.line.request(
+            answer = await client.connection.request(
                 frames.Prove, envelopes=[name], serials=[], incarnation=False
             )
             assert bool(answer.envelopes[0]) is proven

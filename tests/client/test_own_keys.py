@@ -258,7 +258,7 @@ async def test_where_the_chosen_key_is_gone_the_next_generation_takes_the_prefer
         bundle = without.make_bundle(
             home.key, home.chain, identity.bundle.created_at + 1, identity.bundle
         )
-        await center.line.request(frames.Register, bundle=bundle.raw)
+        await center.connection.request(frames.Register, bundle=bundle.raw)
         lab.directory.refresh("CA-RC")
         assert await lab.outbox_sender.seal_again(prefix.envelope_id)
         with trio.fail_after(10):

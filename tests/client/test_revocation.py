@@ -40,11 +40,11 @@ async def test_it_cuts_live_connections_and_tells_every_sender(hq: Any) -> None:
     ):
         await lab.publish("x", to=["CA-RC"])
         async with hq.client("CA-RC") as center:
-            await center.line.ready()
+            await center.connection.ready()
             serial = pki.serial(center.home.chain[0])
             await admin.revoke("CA-RC", "its laptop was stolen")
             with trio.fail_after(5):
-                while center.line.failure is None:
+                while center.connection.failure is None:
                     await trio.sleep(0.01)
             with pytest.raises(CredentialsError, match=r"its laptop was stolen|CA-RC was revoked"):
                 await center.fetch()

@@ -242,7 +242,7 @@ async def test_an_old_session_is_followed_by_a_fresh_one(hq: Any) -> None:
         with trio.fail_after(60):
             await lab.publish("3", to="CA-RC", stanza="ratchet", wait=False)
         await hq.start()
-        await until(lambda: lab.line.window.idle and len(sent_stanzas(hq)) == 3)
+        await until(lambda: lab.connection.window.idle and len(sent_stanzas(hq)) == 3)
     spoken = [session.parse(stanza).session_id for stanza in sent_stanzas(hq)]
     assert len(set(spoken)) == 2
     assert spoken[1] == spoken[2]

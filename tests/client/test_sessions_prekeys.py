@@ -27,7 +27,7 @@ async def test_a_short_fetch_leaves_prekeys(hq: Any) -> None:
 
 async def test_an_older_hq_is_not_asked(hq: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     async with hq.client("FL-LAB") as lab:
-        lab.line.link.welcome.features = 0
+        lab.connection.link.welcome.features = 0
         assert await Receiver(lab).drain() == 0
         for call in (lab.offer_prekeys, lambda: lab.publish("x", to="CA-RC", stanza="ratchet")):
             with pytest.raises(UnknownRecipient, match="keeps no prekeys"):
@@ -61,7 +61,7 @@ async def test_an_hq_that_was_set_back_gets_fresh_prekeys(hq: Any) -> None:
         offered = keys._fact("offered")
         await center.offer_prekeys()
         assert keys._fact("offered") == offered
-        center.line.link.welcome.history = b"another history."
+        center.connection.link.welcome.history = b"another history."
         await center.offer_prekeys()
         assert keys._fact("offered") != offered
 
@@ -98,13 +98,13 @@ async def test_one_time_prekeys_are_handed_out_once_and_topped_up(hq: Any) -> No
     async with hq.client("FL-LAB") as lab, hq.client("CA-RC") as center:
         seen = set()
         for _ in range(4):
-            (found,) = (await lab.line.request(frames.GetPrekeys, clients=["CA-RC"])).answers
+            (found,) = (await lab.connection.request(frames.GetPrekeys, clients=["CA-RC"])).answers
             assert found.signed
             seen.add(found.once)
         assert len(seen) == 3  # two of them, then the last resort
         assert b"" in seen
         assert await center.offer_prekeys() == 98
-        assert (await lab.line.request(frames.GetPrekeys, clients=["NOBODY"])).answers[
+        assert (await lab.connection.request(frames.GetPrekeys, clients=["NOBODY"])).answers[
             0
         ].signed == b""
         # first contact with the last resort works too

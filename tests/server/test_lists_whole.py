@@ -177,10 +177,10 @@ async def test_clients_leave_an_hq_whose_certificate_was_revoked(tmp_path: Path)
                 return frames.Revocations(0, raw)
 
             # the list comes while it is connected
-            center.line.request, asked = answered, center.line.request
+            center.connection.request, asked = answered, center.connection.request
             with pytest.raises(HqRevoked, match="HQ's own certificate was revoked"):
                 await center.revocations.ensure(99)
-            center.line.request = asked
+            center.connection.request = asked
             with pytest.raises(HqRevoked):
                 await center.ping()
 

@@ -254,13 +254,13 @@ class World:
                 bytes(32),
             )
             log = LogProofVerifier.of(files, events)
-            line = ReconnectingConnection(
+            connection = ReconnectingConnection(
                 name, lambda: None, events, tries=2, timeout_s=5.0, pause_max_s=2.0, log=log
             )  # type: ignore[arg-type, return-value]
-            client = Client(files, line, events, nursery, log)
+            client = Client(files, connection, events, nursery, log)
             self.clients[name] = client
-            nursery.start_soon(line.run, nursery, client.observer)
-            nursery.start_soon(log.run, line, line.window.covered)
+            nursery.start_soon(connection.run, nursery, client.observer)
+            nursery.start_soon(log.run, connection, connection.window.covered)
             nursery.start_soon(client.receipts.run)
             await body(client)
 

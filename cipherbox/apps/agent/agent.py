@@ -116,7 +116,7 @@ class Agent:
         client = self.client
 
         async def make() -> None:
-            await client.line.ready()
+            await client.connection.ready()
             names = [
                 str(row["name"])
                 for row in await client.list("clients")

@@ -75,7 +75,7 @@ class FolderSender:
 
     def start(self, nursery: trio.Nursery, whole: Sequence[Found]) -> None:
         """Begins to send what is due; without a connection it all waits where it lies."""
-        if self._client.line.link is None:
+        if self._client.connection.link is None:
             return
         small: dict[Address, list[Found]] = {}
         for found in whole:
@@ -125,10 +125,10 @@ class FolderSender:
             recipients = await self._recipients(address)
             most = min(
                 BUNDLE_BYTES,
-                room_for(self._client.line.window.envelope_bytes, len(recipients)) // 2,
+                room_for(self._client.connection.window.envelope_bytes, len(recipients)) // 2,
             )
             for bundle in _bundles(files, most):
-                await self._client.line.window.room()
+                await self._client.connection.window.room()
                 await self._publish(recipients, bundle)
             self._pauses.clear(address)
         except CipherBoxError as error:

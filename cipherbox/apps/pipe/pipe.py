@@ -257,7 +257,7 @@ class Pipe:
         while True:
             await trio.sleep(tick_s)
             now = trio.current_time()
-            if self.client.line.link is None:
+            if self.client.connection.link is None:
                 self._heard_at = now
             elif self._idle_s and now - self._heard_at > self._idle_s:
                 gone = "its program, its machine or its line is gone"
@@ -388,8 +388,8 @@ class Pipe:
 
     async def _last_confirmed(self) -> None:
         """Waits until HQ has this end's last word, for the other end waits for it."""
-        line = self.client.line
-        end = trio.current_time() + line.tries * line.timeout_s
+        connection = self.client.connection
+        end = trio.current_time() + connection.tries * connection.timeout_s
         while await self._waits(self._last):
             if trio.current_time() > end:
                 text = f"all is written out, but HQ has not confirmed the last word to {self.peer}"

@@ -92,7 +92,7 @@ async def _send_presealed(client: Client, task: dict[str, Any]) -> None:
     from cipherbox.sealing.body import TEXT, pack_contents
     from cipherbox.sealing.seal import seal
 
-    window, identity = client.line.window, client.home.identity
+    window, identity = client.connection.window, client.home.identity
     assert identity is not None
     now = clock.now_ms()
     ids = EnvelopeIds(lambda: now)

@@ -368,25 +368,27 @@ class Patience:
     network.  When HQ cannot be reached at all, ``tries`` failed attempts to connect are enough.
     """
 
-    def __init__(self, line: ReconnectingConnection) -> None:
-        self._line = line
+    def __init__(self, connection: ReconnectingConnection) -> None:
+        self._connection = connection
         self._still_s = 0.0
 
     @property
     def ended(self) -> bool:
-        line = self._line
-        taken = min(_SYSTEM_BYTES, line.window.size_bytes) if line.link is not None else 0
-        most_s = line.tries * line.timeout_s + taken / SLOWEST_BYTES_PER_S
-        return self._still_s >= most_s or line.away
+        connection = self._connection
+        taken = (
+            min(_SYSTEM_BYTES, connection.window.size_bytes) if connection.link is not None else 0
+        )
+        most_s = connection.tries * connection.timeout_s + taken / SLOWEST_BYTES_PER_S
+        return self._still_s >= most_s or connection.away
 
     async def wait(self, event: trio.Event) -> None:
         """Wait for the event, for a moment at most."""
-        line, began = self._line, trio.current_time()
-        with trio.move_on_after(min(_STEP_S, line.timeout_s)) as scope:
+        connection, began = self._connection, trio.current_time()
+        with trio.move_on_after(min(_STEP_S, connection.timeout_s)) as scope:
             await event.wait()
         if not scope.cancelled_caught:
             self._still_s = 0.0
             return
-        link = line.link
+        link = connection.link
         moved = link is not None and link.moved_at > began
         self._still_s = 0.0 if moved else self._still_s + trio.current_time() - began

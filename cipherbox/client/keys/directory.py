@@ -56,13 +56,18 @@ class Directory(Senders):
         pins: Pins,
         root: x509.Certificate,
         revocations: Revocations,
-        line: ReconnectingConnection,
+        connection: ReconnectingConnection,
         events: Events,
         log: LogProofVerifier,
     ) -> None:
         self.pins = pins
         self.log = log
-        self._root, self._revocations, self._line, self._events = root, revocations, line, events
+        self._root, self._revocations, self._connection, self._events = (
+            root,
+            revocations,
+            connection,
+            events,
+        )
         self._asked: dict[str, float] = {}
         # of a pinned client: the bundle of which it was said that it begins anew
         self._told: dict[str, bytes] = {}
@@ -192,7 +197,7 @@ class Directory(Senders):
                 queries.append(([], []))
             queries[-1][1].extend(hashes)
         for names, wanted in queries:
-            answer: frames.Bundles = await self._line.request(
+            answer: frames.Bundles = await self._connection.request(
                 frames.GetBundles, clients=names, hashes=wanted
             )
             if len(answer.answers) != len(names) + len(wanted):

@@ -93,13 +93,18 @@ class KeyLifecycle:
     def __init__(
         self,
         home: Home,
-        line: ReconnectingConnection,
+        connection: ReconnectingConnection,
         events: Events,
         directory: Directory,
         *,
         published: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
-        self._home, self._line, self._events, self._directory = home, line, events, directory
+        self._home, self._connection, self._events, self._directory = (
+            home,
+            connection,
+            events,
+            directory,
+        )
         self._stamp = self._stamps()
         self._told = ""
         self._turn = trio.Lock()
@@ -150,7 +155,7 @@ class KeyLifecycle:
             lasts = trio.current_time() - began >= LASTING_S
             pause = LOOK_S if lasts else LASTING_S
             try:
-                await self._line.ready()
+                await self._connection.ready()
                 self.refresh()
                 await self.finish()
                 if lasts:
@@ -216,7 +221,7 @@ class KeyLifecycle:
         replacement = key_replacement(path, self._local_key())
         with translated(path):
             key = replacement.next_key()
-        answer: frames.Certificate = await self._line.request(
+        answer: frames.Certificate = await self._connection.request(
             frames.Renew, csr=pki.make_csr(key, client_id)
         )
         if answer.state != ISSUED:
@@ -278,7 +283,7 @@ class KeyLifecycle:
         assert fresh is not None
         assert fresh.bundle is not None
         try:
-            await self._line.request(frames.Register, bundle=fresh.bundle.raw)
+            await self._connection.request(frames.Register, bundle=fresh.bundle.raw)
         except BundleRefused as error:
             other = await self._at_hq(fresh.bundle.sequence)
             if other != fresh.bundle.hash:

@@ -34,7 +34,7 @@ class Added(NamedTuple):
     again: bool
 
 
-async def add_key(home: Home, directory: Directory, line: Asks, key: DecryptKey) -> Added:
+async def add_key(home: Home, directory: Directory, connection: Asks, key: DecryptKey) -> Added:
     """Publishes the next bundle of this client, with ``key`` behind the others, in place of the one
     of its kind.
 
@@ -44,7 +44,7 @@ async def add_key(home: Home, directory: Directory, line: Asks, key: DecryptKey)
     if home.identity is None:
         raise keyless()
     with lock_file(home.path / LOCK, f"the key file in {home.path}"):
-        identity = (await _caught_up(directory, line, _load(home))).keeping(key)
+        identity = (await _caught_up(directory, connection, _load(home))).keeping(key)
         _save(home, identity)
         assert identity.bundle is not None
         again = key.key_id in [k.key_id for k in identity.current]
@@ -52,13 +52,13 @@ async def add_key(home: Home, directory: Directory, line: Asks, key: DecryptKey)
             others = [k.key_id for k in identity.current if k.algorithm != key.algorithm]
             newer = identity.arranged([*others, key.key_id])
             newer.bundle = newer.make_bundle(home.key, home.chain, clock.now_ms(), identity.bundle)
-            await _register(line, newer.bundle)
+            await _register(connection, newer.bundle)
             _save(home, newer)
         assert home.identity.bundle is not None
         return Added(home.identity.bundle, again)
 
 
-async def _caught_up(directory: Directory, line: Asks, identity: Identity) -> Identity:
+async def _caught_up(directory: Directory, connection: Asks, identity: Identity) -> Identity:
     bundle = identity.bundle
     if bundle is None:
         raise BundleError(
@@ -68,7 +68,7 @@ async def _caught_up(directory: Directory, line: Asks, identity: Identity) -> Id
     later = [decode_bundle(raw) for raw in answer.bundles]
     if not later:
         # HQ finds it the same, or was restored from a time before it
-        await _register(line, bundle)
+        await _register(connection, bundle)
         return identity
     newest = check_succession(bundle, later)
     try:
@@ -84,8 +84,8 @@ async def _caught_up(directory: Directory, line: Asks, identity: Identity) -> Id
     return taken
 
 
-async def _register(line: Asks, bundle: KeyBundle) -> None:
-    await line.request(frames.Register, bundle=bundle.raw)
+async def _register(connection: Asks, bundle: KeyBundle) -> None:
+    await connection.request(frames.Register, bundle=bundle.raw)
 
 
 def _local_key(home: Home) -> bytes:

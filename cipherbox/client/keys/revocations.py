@@ -32,9 +32,11 @@ _AHEAD = timedelta(milliseconds=LIMITS.clock_ahead_ms)  # this machine's clock m
 class Revocations:
     """See the module."""
 
-    def __init__(self, home: Path, issuing: x509.Certificate, line: ReconnectingConnection) -> None:
+    def __init__(
+        self, home: Path, issuing: x509.Certificate, connection: ReconnectingConnection
+    ) -> None:
         self._path = Path(home) / REVOCATIONS
-        self._issuing, self._line = issuing, line
+        self._issuing, self._connection = issuing, connection
         self._list: RevocationList | None = None
         self._asked_at = float("-inf")
         self._ends_s = 0.0  # when the list ends, in seconds since 1970
@@ -51,7 +53,7 @@ class Revocations:
         """Whether the list was asked for lately and has not ended."""
         return (
             self._list is not None
-            and self._link == self._line.links
+            and self._link == self._connection.links
             and trio.current_time() - self._asked_at < FRESH_S
             and time.time() < self._ends_s
         )
@@ -65,16 +67,20 @@ class Revocations:
         async with self._lock:
             if self._serves(number):
                 return
-            answer: frames.Revocations = await self._line.request(frames.GetRevocations)
+            answer: frames.Revocations = await self._connection.request(frames.GetRevocations)
             least = self._list.number if self._list is not None else 0
             found = check_crl(answer.crl, self._issuing, clock.now(), least, _AHEAD)
             if self._list is None or found.number != least:
                 with translated(self._path):
                     write_atomic(self._path, answer.crl)
-            self._list, self._asked_at, self._link = found, trio.current_time(), self._line.links
+            self._list, self._asked_at, self._link = (
+                found,
+                trio.current_time(),
+                self._connection.links,
+            )
             self._ends_s = found.next_update.timestamp()
-        if self._line.link is not None:
-            self.check_hq(self._line.link)
+        if self._connection.link is not None:
+            self.check_hq(self._connection.link)
 
     def check_hq(self, link: Connection) -> None:
         """HqRevoked if HQ's own certificate is on the list; the link ends then."""

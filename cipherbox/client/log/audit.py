@@ -31,7 +31,7 @@ class Reads(Protocol):
     log: LogProofVerifier
 
     @property
-    def line(self) -> Any: ...
+    def connection(self) -> Any: ...
 
     async def read_log(
         self, after: int = 0, count: int = 1000, *, old: bool = False
@@ -78,7 +78,7 @@ async def verify_log(client: Reads, key: bytes, tell: Tell) -> Audit:
         )
     try:
         client.log.meet(page.head)
-        await client.log.check(client.line)
+        await client.log.check(client.connection)
     except LogContradiction as error:
         found.fault(head.size, str(error))
     except EnvelopeError as error:

@@ -40,8 +40,10 @@ Name = tuple[str, bytes]  # sender, envelope id
 class LogOrder:
     """See the module."""
 
-    def __init__(self, revocations: Revocations, line: Asks, verifier: LogProofVerifier) -> None:
-        self._revocations, self._line, self._verifier = revocations, line, verifier
+    def __init__(
+        self, revocations: Revocations, connection: Asks, verifier: LogProofVerifier
+    ) -> None:
+        self._revocations, self._connection, self._verifier = revocations, connection, verifier
         self._bucket = Bucket(POINTS)
         self._next: Sequence[AcceptedEnvelope] = ()
         self._proofs: OrderedDict[Name, bytes] = OrderedDict()
@@ -101,7 +103,7 @@ class LogOrder:
         if self._bucket.take((len(names) - 1) * _ENVELOPE):
             del names[1:]
         try:
-            answer: frames.Proven = await self._line.request(
+            answer: frames.Proven = await self._connection.request(
                 frames.Prove,
                 envelopes=[frames.EnvelopeName(*name) for name in names],
                 serials=[serial],

@@ -107,14 +107,14 @@ def read_statement(payload: bytes, root: x509.Certificate) -> Word:
 
 
 async def ended_origins(
-    line: Asks, key: bytes, root: x509.Certificate, newest: Checkpoint
+    connection: Asks, key: bytes, root: x509.Certificate, newest: Checkpoint
 ) -> dict[str, Ended]:
     """Origins that ended with a backup, as HQ's log proves it.
 
     A word counts when it leads, itself or over other words, to the incarnation that HQ is in now,
     and when the log that HQ shows does begin with the entries that the admin named.
     """
-    answer: frames.Proven = await line.request(
+    answer: frames.Proven = await connection.request(
         frames.Prove, envelopes=[], serials=[], incarnation=True
     )
     words = []
@@ -131,7 +131,7 @@ async def ended_origins(
     while fresh := [word for word in words if word.new in reached]:
         words = [word for word in words if word not in fresh]
         for word in fresh:
-            if await _begins_with(line, word, newest):
+            if await _begins_with(connection, word, newest):
                 for old in {*word.old} - {word.new, newest.origin}:
                     found[old] = min(
                         Ended(word.by, word.size),
@@ -151,9 +151,9 @@ def _left(one: Ended) -> int:
     return one.size
 
 
-async def _begins_with(line: Asks, word: Word, newest: Checkpoint) -> bool:
+async def _begins_with(connection: Asks, word: Word, newest: Checkpoint) -> bool:
     sizes = sorted({word.size, newest.size})
-    answer: frames.Heads = await line.request(frames.GetHeads, sizes=sizes)
+    answer: frames.Heads = await connection.request(frames.GetHeads, sizes=sizes)
     raw = answer.proofs[0] if len(sizes) > 1 and answer.proofs else b""
     return is_consistent(word.size, word.root, newest.size, newest.root, split_hashes(raw))
 

@@ -125,15 +125,15 @@ class LogProofVerifier:
             self._pins.remember_log_key(link.log_key)
             self._key = link.log_key
         self._link = link
-        line = Over(link, timeout_s)
+        connection = Over(link, timeout_s)
         if len(self._met) >= MOST_MET:
-            await self.check(line)
+            await self.check(connection)
         self._meet(Head(head, link.welcome.log_head))
-        await self._resolve(line, head)
+        await self._resolve(connection, head)
         if self._met:
-            await self.check(line)
+            await self.check(connection)
 
-    async def _resolve(self, line: Asks, newest: Checkpoint) -> None:
+    async def _resolve(self, connection: Asks, newest: Checkpoint) -> None:
         """LogContradiction while one is remembered that no admin's word explains."""
         known = self.heads.contradiction()
         if known is None:
@@ -141,7 +141,7 @@ class LogProofVerifier:
         between = [head.checkpoint for head in self.heads.between()]
         if any(head.origin != newest.origin for head in between):
             with suppress(CipherBoxError):  # who does not answer explains nothing
-                ended = left_of(await ended_origins(line, self._key, self._root, newest))
+                ended = left_of(await ended_origins(connection, self._key, self._root, newest))
                 if any(is_gone(head, ended) for head in between):
                     self.heads.explained(ended)
                     self._ended = self.heads.ended()
@@ -217,7 +217,7 @@ class LogProofVerifier:
         self._met[key] = head
         self._work.set()
 
-    async def run(self, line: Asks, covered: Callable[[int], None]) -> None:
+    async def run(self, connection: Asks, covered: Callable[[int], None]) -> None:
         """Asks for the proofs that what was met goes together, until cancelled; ``covered`` is told
         how many entries enough witnesses stand behind.
 
@@ -235,7 +235,7 @@ class LogProofVerifier:
                 link, since = self._link, trio.current_time()
             try:
                 with trio.fail_after(max(0.1, since + PATIENCE_S - trio.current_time())):
-                    await self.check(line)
+                    await self.check(connection)
                 covered(self.quorum.covered)
                 since = trio.current_time()
             except LogContradiction as error:
@@ -256,14 +256,14 @@ class LogProofVerifier:
                 await trio.sleep(RETRY_S)
             await trio.sleep(PAUSE_S)
 
-    async def rest(self, line: Asks) -> None:
+    async def rest(self, connection: Asks) -> None:
         """Before the client closes: what was met is verified and remembered, or a rollback now
         would go unnoticed.
         """
         # a contradiction is remembered, and was said
         with trio.move_on_after(REST_S), suppress(CipherBoxError):
             if self._met:
-                await self.check(line)
+                await self.check(connection)
 
     def close(self) -> None:
         """What HQ has not proven is for the next program of this home."""
@@ -275,13 +275,13 @@ class LogProofVerifier:
         if self._met:
             self.heads.keep_met(self._met.values())
 
-    async def check(self, line: Asks) -> Checkpoint:
+    async def check(self, connection: Asks) -> Checkpoint:
         """Asks HQ for its newest head and for proofs that it goes on from what was met.
 
         Returns HQ's newest head.  LogContradiction when it does not, and it is remembered.
         """
         for _ in range(_TRIES):
-            newest = await self._round(line)
+            newest = await self._round(connection)
             if newest is not None:
                 return newest
         raise LogUnproven(
@@ -289,7 +289,7 @@ class LogProofVerifier:
             "later"
         )
 
-    async def _round(self, line: Asks) -> Checkpoint | None:
+    async def _round(self, connection: Asks) -> Checkpoint | None:
         """None if another program of this home was faster: then its head has to be looked at,
         too.
         """
@@ -305,12 +305,12 @@ class LogProofVerifier:
         ended: dict[str, int] = {}
         while answer is None or points:
             part, points = [*before, *points[: _SIZES - 1]], points[_SIZES - 1 :]
-            answer, newest = await self._check_part(line, part, stored, ended)
+            answer, newest = await self._check_part(connection, part, stored, ended)
             before = [newest]
         cosigned = self.quorum.read(answer.cosigned, self._key)
         if cosigned:
             _, newest = await self._check_part(
-                line, [*before, *(head for _, head in cosigned)], stored, ended
+                connection, [*before, *(head for _, head in cosigned)], stored, ended
             )
         if not self.heads.advance(newest, stored, ended):
             self._meet(newest)
@@ -326,12 +326,12 @@ class LogProofVerifier:
         return newest.checkpoint
 
     async def _check_part(
-        self, line: Asks, points: list[Head], stored: Head | None, ended: dict[str, int]
+        self, connection: Asks, points: list[Head], stored: Head | None, ended: dict[str, int]
     ) -> tuple[frames.Heads, Head]:
         """``ended``: what an admin's word explains is added."""
         points = [head for head in points if not is_gone(head.checkpoint, ended)]
         sizes = sorted({head.checkpoint.size for head in points})
-        answer: frames.Heads = await line.request(frames.GetHeads, sizes=sizes)
+        answer: frames.Heads = await connection.request(frames.GetHeads, sizes=sizes)
         try:
             newest = Head(verify_checkpoint(answer.head, self._key), answer.head)
         except EnvelopeError as error:
@@ -340,7 +340,7 @@ class LogProofVerifier:
         wrong = first_wrong([*points, newest], proofs)
         if wrong is None:
             return answer, newest
-        words = await self._words(line, points, newest.checkpoint)
+        words = await self._words(connection, points, newest.checkpoint)
         gone = [head.checkpoint for head in points if is_gone(head.checkpoint, left_of(words))]
         if not gone:
             self._contradict(*wrong, stored)
@@ -351,16 +351,16 @@ class LogProofVerifier:
             f"HQ was restored from a backup, as {words[gone[0].origin].by} has signed in its log; "
             f"entries after {words[gone[0].origin].size} of the log before may be lost",
         )
-        return await self._check_part(line, points, stored, ended)
+        return await self._check_part(connection, points, stored, ended)
 
     async def _words(
-        self, line: Asks, points: Sequence[Head], newest: Checkpoint
+        self, connection: Asks, points: Sequence[Head], newest: Checkpoint
     ) -> dict[str, Ended]:
         """What admins say of incarnations before this one; nothing when HQ refuses to show it."""
         if all(head.checkpoint.origin == newest.origin for head in points):
             return {}
         try:
-            return await ended_origins(line, self._key, self._root, newest)
+            return await ended_origins(connection, self._key, self._root, newest)
         except CipherBoxError as error:
             if error.retryable:
                 raise

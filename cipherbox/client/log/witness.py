@@ -84,7 +84,7 @@ class Witness:
         time.
         """
         client, log = self._client, self._client.log
-        await log.check(client.line)  # with all that this home has met, too
+        await log.check(client.connection)  # with all that this home has met, too
         before = log.heads.cosigned()
         same_log = before is not None and before.checkpoint.origin not in log.heads.ended()
         sizes = (
@@ -92,7 +92,7 @@ class Witness:
             if before is not None and same_log and before.checkpoint.size
             else []
         )
-        answer: frames.Heads = await client.line.request(frames.GetHeads, sizes=sizes)
+        answer: frames.Heads = await client.connection.request(frames.GetHeads, sizes=sizes)
         head = Head(verify_checkpoint(answer.head, log.key), answer.head)
         if before is not None and same_log:
             old, new = before.checkpoint, head.checkpoint
@@ -114,7 +114,7 @@ class Witness:
             raise LogUnproven("another program of this home cosigned meanwhile")
         note = decode_note(head.note)
         signature = cosign(note.text, client.client_id, self._key, int(time.time()))
-        await client.line.request(
+        await client.connection.request(
             frames.Cosign, note=Note(note.text, (*note.signatures, signature)).encode()
         )
         return head

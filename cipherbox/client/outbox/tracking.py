@@ -94,7 +94,7 @@ class Tracking(PublishingCalls, TopologyCalls):
                 Step(accepted_at, "confirmed", f"confirmed by HQ: on its stable storage{entry}")
             )
         else:
-            steps.append(_not_confirmed(row, self.line.trouble))
+            steps.append(_not_confirmed(row, self.connection.trouble))
         if report is not None and report.found:
             steps += _traces(report)
         steps += signed

@@ -27,7 +27,7 @@ class PublishingCalls:
     """Mixed into `Client`."""
 
     home: Home
-    line: ReconnectingConnection
+    connection: ReconnectingConnection
     events: Events
     directory: Directory
     sealer: Sealer
@@ -114,14 +114,14 @@ class PublishingCalls:
         route = await self.sealer.resolve_route(options)
         async with background() as nursery:
             publisher = Publisher(
-                self.sealer, self.line, self.outbox(), options, route, nursery, batch
+                self.sealer, self.connection, self.outbox(), options, route, nursery, batch
             )
-            self.line.window.room_listeners.append(publisher.room_came)
+            self.connection.window.room_listeners.append(publisher.room_came)
             try:
                 yield publisher
                 await publisher.flush()
             finally:
-                self.line.window.room_listeners.remove(publisher.room_came)
+                self.connection.window.room_listeners.remove(publisher.room_came)
                 publisher.close()
 
     async def seal_again(self, client_id: str | None = None) -> tuple[int, list[CipherBoxError]]:

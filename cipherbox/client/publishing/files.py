@@ -243,7 +243,7 @@ class FileSender:
 
         item = self._client.sealer.seal(options, route, one.plain, 1, settled)
         self._in_flight += 1
-        self._client.line.window.add(item)
+        self._client.connection.window.add(item)
         if len(self._done) >= _RECORD:
             await self._record()
 
@@ -266,13 +266,13 @@ class FileSender:
             raise self._failure
 
     def _give_up(self) -> None:
-        line = self._client.line
-        if line.failure is not None:
-            raise line.failure
-        if line.away and not self._patient:
+        connection = self._client.connection
+        if connection.failure is not None:
+            raise connection.failure
+        if connection.away and not self._patient:
             transfer = self._transfer
             raise Queued(
-                f"HQ cannot be reached ({line.trouble}). It has {self._done_bytes} of the "
+                f"HQ cannot be reached ({connection.trouble}). It has {self._done_bytes} of the "
                 f"{transfer.size} bytes of {transfer.file}; the rest goes out with the next "
                 "command, or by itself while `cipherbox agent` runs"
             )

@@ -70,7 +70,7 @@ async def _first(publishing: EnvelopePublisher, envelope_id: bytes, wait: bool) 
     not come in time.
     """
     outbox_sender = publishing.outbox()
-    patience = Patience(publishing.line)
+    patience = Patience(publishing.connection)
     looked = False
     while True:
         row = await outbox_sender.store(outbox_sender.outbox.find, envelope_id)

@@ -83,11 +83,11 @@ class EnvelopePublisher:
     def __init__(
         self,
         sealer: Sealer,
-        line: ReconnectingConnection,
+        connection: ReconnectingConnection,
         events: Events,
         outbox_sender: OutboxSender | None,
     ) -> None:
-        self._sealer, self.line, self._events = sealer, line, events
+        self._sealer, self.connection, self._events = sealer, connection, events
         self._outbox_sender = outbox_sender
 
     async def publish(
@@ -117,7 +117,7 @@ class EnvelopePublisher:
             raise type(error)(
                 f"{error}. Nothing was sent, and nothing was kept", error.detail
             ) from None
-        parts = list(split(messages, self.line.window.envelope_bytes, len(route.bundles)))
+        parts = list(split(messages, self.connection.window.envelope_bytes, len(route.bundles)))
         if beside is not None and len(parts) > 1:
             raise TooLarge(
                 f"{len(messages)} messages that belong together do not fit into one envelope"
@@ -171,7 +171,7 @@ class EnvelopePublisher:
                 replaces = item.envelope_id
                 changes += 1
                 try:
-                    if changes == self.line.tries:
+                    if changes == self.connection.tries:
                         raise
                     route = await self._sealer.resolve_route(options, anew=True)
                 except CipherBoxError:
@@ -186,16 +186,16 @@ class EnvelopePublisher:
 
     async def _send(self, item: PendingPublish, ready: trio.Event, wait: bool) -> None:
         """Keep and send an envelope, and wait for its confirm; Queued if none came in time."""
-        line, outbox_sender = self.line, self.outbox()
+        connection, outbox_sender = self.connection, self.outbox()
         outbox_sender.add(item)
         await outbox_sender.kept(item)
         if not wait:
             item.disown()
             self._events.messages(SENDER, "Kept {} in the outbox", item.envelope_id, item.count)
             return
-        what = "Sent {}" if line.link is not None else "Kept {} in the outbox"
+        what = "Sent {}" if connection.link is not None else "Kept {} in the outbox"
         self._events.messages(SENDER, what, item.envelope_id, item.count)
-        patience = Patience(line)
+        patience = Patience(connection)
         try:
             while not ready.is_set() and not patience.ended:
                 await patience.wait(ready)
@@ -204,9 +204,15 @@ class EnvelopePublisher:
         if item.error is not None:
             raise kept_error(item, item.error)
         if item.result is None:
-            item.trouble = item.trouble or line.trouble
-            since = time.strftime("%H:%M:%S", time.localtime(line.away_since)) if line.away else ""
-            raise unconfirmed_error(item, f"{line.tries} tries of {line.timeout_s:g} s", since)
+            item.trouble = item.trouble or connection.trouble
+            since = (
+                time.strftime("%H:%M:%S", time.localtime(connection.away_since))
+                if connection.away
+                else ""
+            )
+            raise unconfirmed_error(
+                item, f"{connection.tries} tries of {connection.timeout_s:g} s", since
+            )
         self._events.messages(
             SENDER, "Server ACK received for {}", item.envelope_id, item.count, mark=True
         )

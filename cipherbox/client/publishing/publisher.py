@@ -102,7 +102,7 @@ class Publisher:
     def __init__(
         self,
         sealer: Sealer,
-        line: ReconnectingConnection,
+        connection: ReconnectingConnection,
         outbox_sender: OutboxSender,
         options: PublishOptions,
         route: ResolvedRoute,
@@ -115,11 +115,11 @@ class Publisher:
         self.accepted = 0  # messages taken by put
         self.confirmed = 0  # messages HQ has
         self.envelopes = 0  # envelopes sealed
-        self._sealer, self._line, self._outbox_sender, self._window = (
+        self._sealer, self._connection, self._outbox_sender, self._window = (
             sealer,
-            line,
+            connection,
             outbox_sender,
-            line.window,
+            connection.window,
         )
         self._options, self._nursery = options, nursery
         self._route: ResolvedRoute | None = route
@@ -360,17 +360,21 @@ class Publisher:
 
     async def _wait(self, done: Callable[[], bool]) -> None:
         await trio.lowlevel.checkpoint()
-        patience = Patience(self._line)
+        patience = Patience(self._connection)
         while True:
             if self._failure is not None:
                 self._raise()
             if done():
                 return
             if patience.ended:
-                line = self._line
-                reason = f"; the last trouble: {line.trouble}" if line.trouble is not None else ""
+                connection = self._connection
+                reason = (
+                    f"; the last trouble: {connection.trouble}"
+                    if connection.trouble is not None
+                    else ""
+                )
                 raise TimedOut(
-                    f"HQ confirmed nothing within {line.tries} tries of {line.timeout_s:g} "
+                    f"HQ confirmed nothing within {connection.tries} tries of {connection.timeout_s:g} "
                     f"s{reason}; {self.unconfirmed} messages wait"
                 )
             await patience.wait(self._changed.next())

@@ -70,7 +70,7 @@ class Sealer:
         identity: Identity | None,
         directory: Directory,
         allow: AllowList,
-        line: ReconnectingConnection,
+        connection: ReconnectingConnection,
         events: Events,
         keeper: LocalSecretBox,
         routes: Routes,
@@ -78,7 +78,12 @@ class Sealer:
         prekeys: Prekeys | None = None,
     ) -> None:
         self._prekeys = prekeys
-        self._identity, self._directory, self._allow, self._line = identity, directory, allow, line
+        self._identity, self._directory, self._allow, self._connection = (
+            identity,
+            directory,
+            allow,
+            connection,
+        )
         self.events = events
         self._keeper = keeper
         self._clock_ms = clock_ms
@@ -88,7 +93,7 @@ class Sealer:
 
     async def resolve(self, exchange: str, routing_key: str) -> frames.Route:
         """HQ's answer: the queues of a route and who reads them."""
-        answer: frames.Route = await self._line.request(
+        answer: frames.Route = await self._connection.request(
             frames.Resolve, exchange=exchange, routing_key=routing_key
         )
         return answer

@@ -22,10 +22,10 @@ CONSUME_BYTES = 16 * 1024 * 1024
 
 
 async def send_nack(
-    line: ReconnectingConnection, delivery: Delivery, requeue: bool, outcome: int, reason: str
+    connection: ReconnectingConnection, delivery: Delivery, requeue: bool, outcome: int, reason: str
 ) -> None:
     """Tell HQ that this envelope was not taken in: back to the queue, or to the dead letters."""
-    await line.request(
+    await connection.request(
         frames.Nack,
         queue=delivery.queue,
         seq=delivery.seq,
@@ -40,7 +40,7 @@ async def send_nack(
 class ConsumingCalls:
     """Mixed into `Client`."""
 
-    line: ReconnectingConnection
+    connection: ReconnectingConnection
     events: Events
     home: Home
     opener: Opener
@@ -80,7 +80,7 @@ class ConsumingCalls:
     ) -> AsyncIterator[Consumer]:
         """As `consume`; take with ``batch()``, and open or refuse each delivery yourself."""
         await self.revocations.ensure()
-        consumer = Consumer(self.line, self.opener, queue or self.mailbox, envelopes, size)
+        consumer = Consumer(self.connection, self.opener, queue or self.mailbox, envelopes, size)
         try:
             await consumer.start()
             yield consumer
@@ -98,11 +98,11 @@ class ConsumingCalls:
     async def fetch_unopened(self, queue: str | None = None, envelopes: int = 1) -> list[Delivery]:
         """As `fetch`, not opened yet."""
         name = queue or self.mailbox
-        answer: frames.Fetched = await self.line.request(
+        answer: frames.Fetched = await self.connection.request(
             frames.Fetch, queue=name, envelopes=envelopes, size=CONSUME_BYTES
         )
         items = [(e.seq, e.attempt, e.accepted_at, e.log_entry, e.envelope) for e in answer.entries]
-        return [Delivery(name, item, None, self.line.link) for item in items]
+        return [Delivery(name, item, None, self.connection.link) for item in items]
 
     async def open(self, delivery: Delivery) -> Delivery:
         """Verifies and opens a delivery taken unopened; EnvelopeError says why not."""
@@ -123,7 +123,7 @@ class ConsumingCalls:
             self._say(own, "ACK sent for {}")
             for at in range(0, len(numbers), LIMITS.ranges_per_frame):
                 part = numbers[at : at + LIMITS.ranges_per_frame]
-                answer: frames.AckConfirmed = await self.line.request(
+                answer: frames.AckConfirmed = await self.connection.request(
                     frames.Ack, queue=queue, ranges=part
                 )
                 counted += answer.count
@@ -140,7 +140,7 @@ class ConsumingCalls:
         """Says that this envelope could not be verified or opened here: back to the queue, or to
         the dead letters.
         """
-        await send_nack(self.line, delivery, requeue, outcome, reason)
+        await send_nack(self.connection, delivery, requeue, outcome, reason)
 
     async def resend(
         self, queue: str | None = None, *, sender_id: str = "", envelope_id: bytes = bytes(16)
@@ -148,7 +148,7 @@ class ConsumingCalls:
         """Asks for everything unacknowledged again (None: of every queue), or for one envelope;
         how many.
         """
-        answer: frames.Ok = await self.line.request(
+        answer: frames.Ok = await self.connection.request(
             frames.Resend, queue=queue or "", sender_id=sender_id, envelope_id=envelope_id
         )
         return answer.count

@@ -42,11 +42,16 @@ class Consumer:
     """
 
     def __init__(
-        self, line: ReconnectingConnection, opener: Opener, queue: str, envelopes: int, size: int
+        self,
+        connection: ReconnectingConnection,
+        opener: Opener,
+        queue: str,
+        envelopes: int,
+        size: int,
     ) -> None:
         self.queue = queue
         self.tag = 0
-        self._line, self._opener = line, opener
+        self._connection, self._opener = connection, opener
         self._envelopes = max(1, min(envelopes, LIMITS.credit_envelopes))
         self._size = max(1, min(size, LIMITS.credit_bytes))
         self._given = (self._envelopes, self._size)
@@ -157,7 +162,7 @@ class Consumer:
                     self._opener.events.say(
                         RECEIVER, f"HQ cannot hand out {self.queue} now: {error}; asking again"
                     )
-                    self._line.later(AGAIN_S, again)
+                    self._connection.later(AGAIN_S, again)
             elif self._link is link:
                 self.fail(error)
 
@@ -194,22 +199,22 @@ class Consumer:
 
     async def start(self) -> None:
         """Subscribe and wait for HQ's answer; raise its refusal."""
-        self.tag = self._line.next_tag()
-        self._line.subscribe(self.tag, self)
-        with trio.move_on_after(self._line.tries * self._line.timeout_s):
+        self.tag = self._connection.next_tag()
+        self._connection.subscribe(self.tag, self)
+        with trio.move_on_after(self._connection.tries * self._connection.timeout_s):
             await self.started.wait()
         if self._failure is not None:
             raise fresh(self._failure)
         if not self.started.is_set():
             raise fresh(
-                self._line.trouble or self._trouble or TimedOut("HQ did not answer CONSUME")
+                self._connection.trouble or self._trouble or TimedOut("HQ did not answer CONSUME")
             )
         self._opener.events.say(RECEIVER, f"Subscribed to queue {self.queue}")
 
     async def stop(self) -> None:
         """End the subscription; unacknowledged deliveries return to the front of their queue."""
         link, self._link = self._link, None
-        self._line.unsubscribe(self.tag)
+        self._connection.unsubscribe(self.tag)
         self._failure = self._failure or GoingAway("the consumer is closed")
         self._waiting.clear()
         self._returned.clear()

@@ -37,16 +37,16 @@ class ContactsUploader:
         The file is read again after each upload: another program may have changed it and uploaded
         an older version meanwhile.
         """
-        line, changed = self._client.line, False
+        connection, changed = self._client.connection, False
         while True:
-            link = await line.ready(line.tries)
+            link = await connection.ready(connection.tries)
             if link is not self._link:
                 self._link, self._known_digest = link, link.welcome.contacts
             lists = self._wanted()
             if lists.digest == self._known_digest:
                 return changed
             self._known_digest = b"?"  # unknown until HQ answers
-            await line.request(
+            await connection.request(
                 frames.TellContacts, allowed=list(lists.allowed), blocked=list(lists.blocked)
             )
             self._known_digest, changed = lists.digest, True
@@ -65,7 +65,7 @@ async def keep_uploaded(client: Connected) -> None:
 
     async def upload() -> None:
         nonlocal reported
-        await client.line.ready()
+        await client.connection.ready()
         if await uploader.upload():
             client.events.say(LINE, "HQ knows whom mail is taken from")
         reported = ""
@@ -80,5 +80,5 @@ async def keep_uploaded(client: Connected) -> None:
 
     with suppress(CipherBoxError):  # the connection failed permanently, and said so
         await repeat(
-            upload, LOOK_S, transient=lambda _: client.line.failure is None, on_failure=failed
+            upload, LOOK_S, transient=lambda _: client.connection.failure is None, on_failure=failed
         )

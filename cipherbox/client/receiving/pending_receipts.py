@@ -243,10 +243,10 @@ class PendingReceipts:
         item: PendingPublish = client.sealer.seal(
             address, target, pack(messages), len(messages), lambda _: done.set()
         )
-        window = client.line.window
+        window = client.connection.window
         window.add(item)
         try:
-            with trio.move_on_after(client.line.tries * client.line.timeout_s):
+            with trio.move_on_after(client.connection.tries * client.connection.timeout_s):
                 await done.wait()
         finally:
             if not item.gone:

@@ -38,7 +38,7 @@ class Connected(Reporter, Protocol):
     """A home with its connection to HQ."""
 
     @property
-    def line(self) -> ReconnectingConnection: ...
+    def connection(self) -> ReconnectingConnection: ...
 
 
 class ReceiptSender(Connected, Protocol):

@@ -72,7 +72,7 @@ class ReceiptConsumer:
             ):
                 await self._idle.wait()
                 await trio.lowlevel.checkpoint()  # the taker's turn: what waits makes it busy
-        await self._client.log.rest(self._client.line)
+        await self._client.log.rest(self._client.connection)
 
     async def run(self) -> None:
         """Take in receipts until cancelled; what could not be taken in is redelivered."""

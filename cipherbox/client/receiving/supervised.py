@@ -24,7 +24,7 @@ async def keep_running(
     failed = False
 
     def transient(error: CipherBoxError) -> bool:
-        if client.line.failure is not None:  # which no restart mends, whatever its class
+        if client.connection.failure is not None:  # which no restart mends, whatever its class
             return False
         counted = isinstance(error, also_transient) and not isinstance(error, CredentialsError)
         return error.retryable or counted
@@ -36,7 +36,7 @@ async def keep_running(
 
     async def attempt() -> None:
         if failed:
-            await client.line.ready()
+            await client.connection.ready()
         await work()
 
     backoff = Backoff(PAUSE_S, PAUSE_MAX_S, healthy_s=PAUSE_MAX_S)

@@ -39,9 +39,11 @@ REST_S = 1.0  # between replacements that somebody else can cause
 class Prekeys:
     """See the module."""
 
-    def __init__(self, sessions: Sessions, line: ReconnectingConnection, events: Events) -> None:
+    def __init__(
+        self, sessions: Sessions, connection: ReconnectingConnection, events: Events
+    ) -> None:
         self.sessions = sessions
-        self._line, self._events = line, events
+        self._connection, self._events = connection, events
         self._beginning: dict[str, trio.Event] = {}  # a session with this client is being begun
         self._looked = trio.Event()
         self._unknown = trio.Event()
@@ -89,7 +91,9 @@ class Prekeys:
                 raise UnknownRecipient(
                     "this HQ keeps no prekeys; its admin must bring it up to date"
                 )
-            answer: frames.Prekeys = await self._line.request(frames.GetPrekeys, clients=list(due))
+            answer: frames.Prekeys = await self._connection.request(
+                frames.GetPrekeys, clients=list(due)
+            )
         except CipherBoxError:
             if lacking:
                 raise
@@ -179,20 +183,20 @@ class Prekeys:
                 await self.offer()
 
     async def _send(self, signed: bytes, once: Sequence[bytes], *, replace: bool) -> int:
-        answer: frames.Ok = await self._line.request(
+        answer: frames.Ok = await self._connection.request(
             frames.OfferPrekeys, replace=replace, signed=signed, once=list(once)
         )
         return answer.count
 
     @property
     def _history(self) -> bytes:
-        link = self._line.link
+        link = self._connection.link
         return link.welcome.history if link is not None else b""
 
     async def _supported(self) -> bool:
         """Whether HQ keeps prekeys: an older one would end the connection at a frame it does not
         know.
         """
-        await self._line.ready(self._line.tries)
-        link = self._line.link
+        await self._connection.ready(self._connection.tries)
+        link = self._connection.link
         return link is not None and bool(link.welcome.features & frames.PREKEYS)

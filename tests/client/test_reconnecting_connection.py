@@ -44,19 +44,19 @@ async def line_to(
     monkeypatch.setattr(transport, "connect", hq.connect)
     listener = said.append if said is not None else None
     async with background() as nursery:
-        line = ReconnectingConnection("hq:1", no_context, Events(listener), **options)
-        nursery.start_soon(line.run, nursery)
-        yield line
+        connection = ReconnectingConnection("hq:1", no_context, Events(listener), **options)
+        nursery.start_soon(connection.run, nursery)
+        yield connection
 
 
 class Outcome:
     """An envelope on its way, and a place to wait for what becomes of it."""
 
-    def __init__(self, line: ReconnectingConnection, raw: bytes = b"envelope") -> None:
+    def __init__(self, connection: ReconnectingConnection, raw: bytes = b"envelope") -> None:
         self.done = trio.Event()
         self.count = 0
         self.item = PendingPublish(raw, bytes(16), 1, self._settled)
-        line.window.add(self.item)
+        connection.window.add(self.item)
 
     def _settled(self, item: PendingPublish) -> None:
         self.count += 1
@@ -86,10 +86,10 @@ async def test_a_request_gets_its_own_answer(monkeypatch: pytest.MonkeyPatch) ->
 
     held: list[Any] = []
     found: dict[str, int] = {}
-    async with line_to(FakeHq(backwards), monkeypatch) as line:
+    async with line_to(FakeHq(backwards), monkeypatch) as connection:
 
         async def ask(queue: str) -> None:
-            found[queue] = (await line.request(frames.Purge, queue=queue)).count
+            found[queue] = (await connection.request(frames.Purge, queue=queue)).count
 
         async with trio.open_nursery() as nursery:
             for name in ("a", "bb", "ccc"):
@@ -103,9 +103,9 @@ async def test_a_refusal_is_raised_once_and_not_repeated(monkeypatch: pytest.Mon
         await session.send(frames.Error(event.correlation, NotFound.code, False, "no queue x", b""))
 
     hq = FakeHq(no)
-    async with line_to(hq, monkeypatch) as line:
+    async with line_to(hq, monkeypatch) as connection:
         with pytest.raises(NotFound, match="no queue x"):
-            await line.request(frames.Purge, queue="x")
+            await connection.request(frames.Purge, queue="x")
     assert len(hq.seen) == 1
 
 
@@ -119,8 +119,8 @@ async def test_a_retryable_refusal_is_tried_again(
             await session.send(frames.Ok(event.correlation, 1))
 
     hq = FakeHq(later)
-    async with line_to(hq, monkeypatch) as line:
-        assert (await line.request(frames.Purge, queue="x")).count == 1
+    async with line_to(hq, monkeypatch) as connection:
+        assert (await connection.request(frames.Purge, queue="x")).count == 1
     assert len(hq.seen) == 3
 
 
@@ -128,10 +128,10 @@ async def test_silence_is_tried_so_often_and_then_said(
     monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
 ) -> None:
     hq = FakeHq()
-    async with line_to(hq, monkeypatch, tries=3, timeout_s=10.0) as line:
+    async with line_to(hq, monkeypatch, tries=3, timeout_s=10.0) as connection:
         began = trio.current_time()
         with pytest.raises(TimedOut):
-            await line.request(frames.Purge, queue="x")
+            await connection.request(frames.Purge, queue="x")
         assert 20 < trio.current_time() - began <= 31
     assert len([e for e in hq.seen if isinstance(e, frames.Purge)]) == 3
     assert len(hq.sessions) >= 2  # a silent connection is given up, not asked again
@@ -142,12 +142,12 @@ async def test_credentials_are_never_tried_again(
 ) -> None:
     hq = FakeHq()
     hq.refusals = [CredentialsError("it has expired")]
-    async with line_to(hq, monkeypatch) as line:
+    async with line_to(hq, monkeypatch) as connection:
         with pytest.raises(CredentialsError, match="expired"):
-            await line.ready()
+            await connection.ready()
         await trio.sleep(1000)
         with pytest.raises(CredentialsError, match="expired"):
-            await line.request(frames.Ping)
+            await connection.request(frames.Ping)
     assert not hq.sessions
 
 
@@ -158,8 +158,8 @@ async def test_a_revoked_client_is_told_and_stops(
         await session.send(frames.Error(0, Revoked.code, False, "revoked by the admin", b""))
 
     hq = FakeHq(revoke)
-    async with line_to(hq, monkeypatch) as line:
-        outcome = Outcome(line)
+    async with line_to(hq, monkeypatch) as connection:
+        outcome = Outcome(connection)
         item = await outcome.wait()
         assert isinstance(item.error, Revoked)
         await trio.sleep(1000)
@@ -171,9 +171,9 @@ async def test_no_common_version_is_final(
 ) -> None:
     hq = FakeHq()
     hq.refusals = [VersionMismatch("HQ speaks version 9")]
-    async with line_to(hq, monkeypatch) as line:
+    async with line_to(hq, monkeypatch) as connection:
         with pytest.raises(VersionMismatch):
-            await line.ready()
+            await connection.ready()
 
 
 async def test_pauses_grow_to_their_bound_and_never_end(
@@ -181,10 +181,10 @@ async def test_pauses_grow_to_their_bound_and_never_end(
 ) -> None:
     hq = FakeHq(answer_ok)
     hq.refusals = [UNREACHABLE] * 40
-    async with line_to(hq, monkeypatch, said) as line:
-        await line.ready()
+    async with line_to(hq, monkeypatch, said) as connection:
+        await connection.ready()
         took = trio.current_time()
-        assert line.attempts == 0
+        assert connection.attempts == 0
     # ten doublings from 0.1 s reach the bound; thirty more of 30 to 60 s follow
     assert 900 < took < 2000
     waits = [float(text.rsplit(" in ", 1)[1].split()[0]) for text in said if "trying again" in text]
@@ -198,9 +198,9 @@ async def test_the_first_connection_gives_up_after_its_tries(
 ) -> None:
     hq = FakeHq()
     hq.refusals = [UNREACHABLE] * 40
-    async with line_to(hq, monkeypatch) as line:
+    async with line_to(hq, monkeypatch) as connection:
         with pytest.raises(NetworkError, match="cannot be reached"):
-            await line.ready(3)
+            await connection.ready(3)
 
 
 async def test_what_is_unconfirmed_goes_again_in_its_order_and_is_settled_once(
@@ -214,9 +214,9 @@ async def test_what_is_unconfirmed_goes_again_in_its_order_and_is_settled_once(
             await session.confirm([c for c, *_ in event.items], 1)
 
     hq = FakeHq(cut_the_first)
-    async with line_to(hq, monkeypatch) as line:
-        await line.ready()
-        outcomes = [Outcome(line, bytes([n]) * 50) for n in range(3)]
+    async with line_to(hq, monkeypatch) as connection:
+        await connection.ready()
+        outcomes = [Outcome(connection, bytes([n]) * 50) for n in range(3)]
         for outcome in outcomes:
             item = await outcome.wait()
             assert item.result is not None
@@ -237,8 +237,8 @@ async def test_a_lost_confirm_is_asked_for_again_over_the_same_line(
             await session.confirm([event.items[0][0]], 1)
 
     hq = FakeHq(forget_one, heartbeat_s=3)
-    async with line_to(hq, monkeypatch) as line:
-        outcome = Outcome(line, b"same bytes")
+    async with line_to(hq, monkeypatch) as connection:
+        outcome = Outcome(connection, b"same bytes")
         assert (await outcome.wait()).result is not None
     first, second = hq.sent()
     assert first[3] == second[3] == b"same bytes"
@@ -260,8 +260,8 @@ async def test_a_full_disk_holds_the_envelope_back(
                 await session.confirm([correlation])
 
     hq = FakeHq(full_at_first)
-    async with line_to(hq, monkeypatch) as line:
-        outcomes = [Outcome(line, bytes([n]) * 9) for n in range(4)]
+    async with line_to(hq, monkeypatch) as connection:
+        outcomes = [Outcome(connection, bytes([n]) * 9) for n in range(4)]
         for outcome in outcomes:
             assert (await outcome.wait()).result is not None
     order = [raw[0] for *_, raw in hq.sent()]
@@ -275,8 +275,8 @@ async def test_a_refused_envelope_is_the_outcome(monkeypatch: pytest.MonkeyPatch
             frames.Error(event.items[0][0], RouteChanged.code, False, "changed", b"detail")
         )
 
-    async with line_to(FakeHq(changed), monkeypatch) as line:
-        item = await Outcome(line).wait()
+    async with line_to(FakeHq(changed), monkeypatch) as connection:
+        item = await Outcome(connection).wait()
     assert isinstance(item.error, RouteChanged)
     assert item.error.detail == b"detail"
 
@@ -288,25 +288,25 @@ async def test_the_window_bounds_what_is_unconfirmed(
 
     async def slow(session: Session, event: Any) -> None:
         nonlocal most
-        most = max(most, len(line.window.unconfirmed))
+        most = max(most, len(connection.window.unconfirmed))
         await trio.sleep(0.1)
         await session.confirm([c for c, *_ in event.items])
 
-    async with line_to(FakeHq(slow, window=4), monkeypatch) as line:
-        await line.ready()
-        outcomes = [Outcome(line) for _ in range(20)]
-        assert line.window.full
+    async with line_to(FakeHq(slow, window=4), monkeypatch) as connection:
+        await connection.ready()
+        outcomes = [Outcome(connection) for _ in range(20)]
+        assert connection.window.full
         for outcome in outcomes:
             await outcome.wait()
-        assert line.window.idle
+        assert connection.window.idle
     assert most == 4
 
 
 async def test_too_large_for_hq_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with line_to(FakeHq(), monkeypatch) as line:
-        await line.ready()
+    async with line_to(FakeHq(), monkeypatch) as connection:
+        await connection.ready()
         with pytest.raises(TooLarge, match="HQ takes 16777216"):
-            Outcome(line, bytes((16 << 20) + 1))
+            Outcome(connection, bytes((16 << 20) + 1))
 
 
 async def test_the_heartbeat_is_kept_and_watched(
@@ -317,13 +317,13 @@ async def test_the_heartbeat_is_kept_and_watched(
             await session.send(frames.Pong(event.correlation))
 
     hq = FakeHq(pong_until_50, heartbeat_s=9)
-    async with line_to(hq, monkeypatch) as line:
+    async with line_to(hq, monkeypatch) as connection:
         await trio.sleep(49)
         assert len(hq.sessions) == 1
         assert len([e for e in hq.seen if isinstance(e, frames.Ping)]) >= 49 // 9
         await trio.sleep(40)
         assert len(hq.sessions) >= 2
-        assert line.failure is None
+        assert connection.failure is None
 
 
 async def test_hq_may_ask_whether_we_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -332,8 +332,8 @@ async def test_hq_may_ask_whether_we_are_there(monkeypatch: pytest.MonkeyPatch) 
 
     answered = trio.Event()
     hq = FakeHq(remember)
-    async with line_to(hq, monkeypatch) as line:
-        await line.ready()
+    async with line_to(hq, monkeypatch) as connection:
+        await connection.ready()
         await hq.sessions[0].send(frames.Ping(77))
         with trio.fail_after(5):
             await answered.wait()
@@ -351,8 +351,8 @@ async def test_going_away_is_waited_for_as_hq_asked(
             await answer_ok(session, event)
 
     hq = FakeHq(going)
-    async with line_to(hq, monkeypatch, said, tries=5) as line:
-        await line.request(frames.Purge, queue="x")
+    async with line_to(hq, monkeypatch, said, tries=5) as connection:
+        await connection.request(frames.Purge, queue="x")
         assert trio.current_time() >= 20
     assert any("an update" in text for text in said)
 
@@ -364,9 +364,9 @@ async def test_going_away_with_a_request_says_so(
         await session.send(frames.GoingAway(0, "the end"))
         await session.cut()
 
-    async with line_to(FakeHq(going), monkeypatch, tries=1) as line:
+    async with line_to(FakeHq(going), monkeypatch, tries=1) as connection:
         with pytest.raises(GoingAway, match="the end"):
-            await line.request(frames.Purge, queue="x")
+            await connection.request(frames.Purge, queue="x")
 
 
 async def test_a_cut_in_the_middle_of_a_frame_is_a_network_error(
@@ -376,6 +376,6 @@ async def test_a_cut_in_the_middle_of_a_frame_is_a_network_error(
         await session.stream.send_all(session.wire.send(frames.Ok(event.correlation, 1))[:7])
         await session.cut()
 
-    async with line_to(FakeHq(half), monkeypatch, tries=1) as line:
+    async with line_to(FakeHq(half), monkeypatch, tries=1) as connection:
         with pytest.raises(NetworkError, match="closed the connection"):
-            await line.request(frames.Purge, queue="x")
+            await connection.request(frames.Purge, queue="x")
