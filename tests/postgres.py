@@ -100,9 +100,9 @@ def schema() -> str:
 
 def connect(server: Server, schema: str = "cipherbox") -> PostgresConnection:
     """A session as a tool has it: PostgreSQL's own settings, HQ's schema."""
-    link = PostgresConnection(
+    connection = PostgresConnection(
         target(server, schema), str(server.directory), server.port, None, None
     )
-    link.script("RESET ALL")
-    link.script(f'SET search_path = "{schema}"')
-    return link
+    connection.script("RESET ALL")
+    connection.script(f'SET search_path = "{schema}"')
+    return connection

@@ -77,11 +77,11 @@ async def test_keys_and_log_outlive_a_restart(tmp_path: Path) -> None:
         await hq.join("FL-LAB", "CA-RC")
         async with hq.client("FL-LAB") as lab:
             await lab.publish("before", to="CA-RC")
-            key, pin = lab.connection.link.log_key, lab.directory.pins.get("CA-RC")
+            key, pin = lab.connection.current.log_key, lab.directory.pins.get("CA-RC")
         await hq.restart()
         async with hq.client("FL-LAB") as lab, hq.client("CA-RC") as center:
             (answer,) = await lab.directory.ask([("CA-RC", 0)])
             assert [decode_bundle(raw).hash for raw in answer.bundles] == [pin.bundle.hash]
-            assert lab.connection.link.log_key == key
+            assert lab.connection.current.log_key == key
             (delivery,) = await center.fetch()
             assert delivery.messages[0].content == b"before"

@@ -85,10 +85,10 @@ async def _ended(client: Client, most: float) -> bool:
 
     from cipherbox.errors import CipherBoxError
 
-    links = client.connection.links
+    opened = client.connection.opened
     while True:
         await trio.sleep(_LOOK_S)
-        if client.connection.link is None or client.connection.links != links:
+        if client.connection.current is None or client.connection.opened != opened:
             return True
         try:
             with trio.move_on_after(2.0) as scope:

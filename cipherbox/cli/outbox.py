@@ -244,7 +244,8 @@ def outbox_send(ctx: click.Context) -> int:
                         raise client.connection.failure
                     if client.connection.away:
                         raise Queued(
-                            f"HQ cannot be reached ({client.connection.trouble}); what waits is kept"
+                            f"HQ cannot be reached ({client.connection.trouble}); "
+                            "what waits is kept"
                         )
                     await trio.sleep(0.1)
 

@@ -69,8 +69,8 @@ class ClientObserver(ConnectionObserver):
     def __init__(self, revocations: Revocations, outbox_sender: OutboxSender | None) -> None:
         self._revocations, self._outbox_sender = revocations, outbox_sender
 
-    def accept(self, link: Connection) -> None:
-        self._revocations.check_hq(link)
+    def accept(self, connection: Connection) -> None:
+        self._revocations.check_hq(connection)
 
     async def opened(self, welcome: frames.Welcome) -> None:
         if self._outbox_sender is not None:
@@ -187,8 +187,8 @@ class Client(ConsumingCalls, Tracking, AdminCalls):
     @property
     def hq(self) -> frames.Welcome | None:
         """What HQ said at the newest opening: name, limits, clock."""
-        if self.connection.link is not None:
-            self._welcome = self.connection.link.welcome
+        if self.connection.current is not None:
+            self._welcome = self.connection.current.welcome
         return self._welcome
 
     # -- receiving ---------------------------------------------------------------------------------
@@ -308,10 +308,10 @@ async def open_client(
                 await connection.ready(config.tries)
                 await client.finish_keys()
             yield client
-            if connection.link is not None:
+            if connection.current is not None:
                 await client.receipts.finish()
     finally:
-        note_replaced(files.path, connection.failure, connection.links > 0)
+        note_replaced(files.path, connection.failure, connection.opened > 0)
         if client is not None and client.sessions is not None:
             client.sessions.close()
         log.close()

@@ -76,7 +76,7 @@ def next_key(home: Path, local_key: bytes, *, begun: bool) -> pki.PrivateKey:
 
 
 async def come_back(
-    link: Connection,
+    connection: Connection,
     config: ClientConfig,
     fresh: Identity | None,
     chain: Sequence[x509.Certificate],
@@ -93,12 +93,12 @@ async def come_back(
             identity = None
             if fresh is not None:
                 identity = _keys_of(home, fresh, local_key)
-                await _prepare(link, identity, fresh, chain, key, timeout_s)
+                await _prepare(connection, identity, fresh, chain, key, timeout_s)
                 keyfile.save(home / IDENTITY, identity, local_key=local_key)
             _put_certificate(home, chain, local_key)
             try:
                 if identity is not None:
-                    await _publish(link, identity, timeout_s)
+                    await _publish(connection, identity, timeout_s)
                     keyfile.save(home / IDENTITY, identity, local_key=local_key)
             except BundleRefused:
                 if attempt == TRIES:
@@ -122,7 +122,7 @@ def _keys_of(home: Path, fresh: Identity, local_key: bytes) -> Identity:
 
 
 async def _prepare(
-    link: Connection,
+    connection: Connection,
     identity: Identity,
     fresh: Identity,
     chain: Sequence[x509.Certificate],
@@ -135,7 +135,7 @@ async def _prepare(
     leaf = pki.der(chain[0])
     if identity.bundle is not None and identity.bundle.chain[0] == leaf:
         return  # an earlier attempt came as far as that
-    answer: frames.Bundles = await link.ask(
+    answer: frames.Bundles = await connection.ask(
         frames.GetBundles,
         timeout_s,
         clients=[frames.BundleQuery(identity.client_id, frames.NEWEST)],
@@ -156,10 +156,10 @@ async def _prepare(
     identity.upcoming = fresh
 
 
-async def _publish(link: Connection, identity: Identity, timeout_s: float) -> None:
+async def _publish(connection: Connection, identity: Identity, timeout_s: float) -> None:
     if identity.upcoming is not None:
         assert identity.upcoming.bundle is not None
-        await link.ask(frames.Register, timeout_s, bundle=identity.upcoming.bundle.raw)
+        await connection.ask(frames.Register, timeout_s, bundle=identity.upcoming.bundle.raw)
         identity.promote(clock.now_ms())
 
 

@@ -28,7 +28,7 @@ from cryptography import x509
 from cipherbox import clock, pki
 from cipherbox.checks import checked
 from cipherbox.client.comeback import come_back, next_key, returning
-from cipherbox.client.connection.connection import Connection, open_link
+from cipherbox.client.connection.connection import Connection, open_connection
 from cipherbox.client.home import CERTIFICATE, IDENTITY, ISSUING, KEY, ROOT, home_with
 from cipherbox.client.keys.local_key import (
     LOCAL_KEY,
@@ -134,14 +134,16 @@ async def join(
         write_atomic(where / ISSUING, pki.pem(*chain[1:]))
         write_atomic(where / CERTIFICATE, pki.pem(*chain))
     context = tls.client_context(root, chain, key)
-    async with open_link(token.address, context, timeout_s=timeout_s, line=line) as link:
-        role, hq = _identified(link.welcome, token.client_id), link.welcome.software
+    async with open_connection(
+        token.address, context, timeout_s=timeout_s, line=line
+    ) as connection:
+        role, hq = _identified(connection.welcome, token.client_id), connection.welcome.software
         fresh = Identity.generate(token.client_id, SUITES[signatures]) if role != "admin" else None
         if before is not None:
-            await come_back(link, before, fresh, chain, key, local_key, timeout_s)
+            await come_back(connection, before, fresh, chain, key, local_key, timeout_s)
         elif fresh is not None:
-            await _register(link, where, fresh, chain, key, local_key, timeout_s)
-        other = await _other(link, token.client_id, timeout_s)
+            await _register(connection, where, fresh, chain, key, local_key, timeout_s)
+        other = await _other(connection, token.client_id, timeout_s)
     known = before or ClientConfig(where, token.client_id, token.address, role)
     config = attrs.evolve(known, address=token.address, role=role, signatures=signatures, line=line)
     _finish(config, before, local_key)
@@ -168,19 +170,19 @@ def _finish(config: ClientConfig, before: ClientConfig | None, local_key: bytes)
     home_with(config, local_key)
 
 
-async def _other(link: Connection, client_id: str, timeout_s: float) -> str:
+async def _other(connection: Connection, client_id: str, timeout_s: float) -> str:
     """A client with keys besides this one, for an example that works; that there is none stops
     nothing.
     """
     try:
-        page: frames.Listing = await link.ask(
+        page: frames.Listing = await connection.ask(
             frames.List, timeout_s, what="clients", name="", after=""
         )
         names = [row["name"] for row in orjson.loads(page.rows) if row["name"] != client_id][
             :_ASKED
         ]
         wanted = [frames.BundleQuery(name, 0) for name in names]
-        found: frames.Bundles = await link.ask(
+        found: frames.Bundles = await connection.ask(
             frames.GetBundles, timeout_s, clients=wanted, hashes=[]
         )
         return next(
@@ -249,8 +251,8 @@ def _keys(
 
 
 async def _fetch_root(token: Token, timeout_s: float, line: LineSettings) -> x509.Certificate:
-    async def ask(link: Connection) -> frames.Root:
-        answer: frames.Root = await link.ask(frames.GetRoot, timeout_s)
+    async def ask(connection: Connection) -> frames.Root:
+        answer: frames.Root = await connection.ask(frames.GetRoot, timeout_s)
         return answer
 
     answer = await _connected(token, tls.first_contact_context(), timeout_s, ask, line)
@@ -275,8 +277,8 @@ async def _certificate(
     context = tls.client_context(root, None, None)
     csr = pki.make_csr(key, token.client_id)
 
-    async def ask(link: Connection) -> frames.Certificate:
-        answer: frames.Certificate = await link.ask(
+    async def ask(connection: Connection) -> frames.Certificate:
+        answer: frames.Certificate = await connection.ask(
             frames.RequestCertificate,
             timeout_s,
             client_id=token.client_id,
@@ -329,7 +331,7 @@ def checked_chain(
 
 
 async def _register(
-    link: Connection,
+    connection: Connection,
     home: Path,
     fresh: Identity,
     chain: list[x509.Certificate],
@@ -344,7 +346,7 @@ async def _register(
     client_id = fresh.client_id
     identity = keyfile.load(path, local_key=local_key) if path.exists() else fresh
     if identity.bundle is None:
-        answer: frames.Bundles = await link.ask(
+        answer: frames.Bundles = await connection.ask(
             frames.GetBundles,
             timeout_s,
             clients=[frames.BundleQuery(client_id, frames.NEWEST)],
@@ -355,7 +357,7 @@ async def _register(
         last = max(before, key=lambda b: b.sequence, default=None)
         identity.bundle = identity.make_bundle(key, chain, clock.now_ms(), last)
         keyfile.save(path, identity, local_key=local_key)
-    await link.ask(frames.Register, timeout_s, bundle=identity.bundle.raw)
+    await connection.ask(frames.Register, timeout_s, bundle=identity.bundle.raw)
 
 
 async def _connected(
@@ -368,8 +370,10 @@ async def _connected(
     """One short connection and one request; tried again when the network fails."""
 
     async def once() -> Any:
-        async with open_link(token.address, context, timeout_s=timeout_s, line=line) as link:
-            return await ask(link)
+        async with open_connection(
+            token.address, context, timeout_s=timeout_s, line=line
+        ) as connection:
+            return await ask(connection)
 
     return await retry(
         once, Backoff(NETWORK_PAUSE_S), tries=NETWORK_TRIES, transient=only(NetworkError)

@@ -45,25 +45,29 @@ def main(rows: int) -> None:
     try:
         server.start("shared_buffers=512MB", "max_wal_size=4GB", "synchronous_commit=off")
         store = PostgresStore(postgres.target(server), Path(tempfile.mkdtemp()), create=True)
-        link = store._writer()
-        link.script(
+        connection = store._writer()
+        connection.script(
             "SET statement_timeout = 0; RESET enable_seqscan; RESET enable_hashjoin; RESET "
             "enable_mergejoin"
         )
         began = int(time.time() * 1000) - SPAN_S * 1000
         for month in range(schema.month_of(began), schema.month_of(began) + 8):
-            schema.make_month(link, month)
-        link.script(
+            schema.make_month(connection, month)
+        connection.script(
             "INSERT INTO queues (queue_no, name, owner, readers) VALUES (1, 'box.CA-RC', "
             "'CA-RC', '[]')"
         )
         at = time.monotonic()
         for first in range(1, rows + 1, 500_000):
             last = min(first + 499_999, rows)
-            link.script(FILL.format(first=first, last=last, began=began, step=SPAN_S * 1000 / rows))
-        link.script("VACUUM ANALYZE")
+            connection.script(
+                FILL.format(first=first, last=last, began=began, step=SPAN_S * 1000 / rows)
+            )
+        connection.script("VACUUM ANALYZE")
         print(f"{rows:,} rows made in {time.monotonic() - at:.0f} s")
-        some = link.script(f"SELECT envelope_id FROM envelopes WHERE number = {rows // 3}")[0][0]
+        some = connection.script(f"SELECT envelope_id FROM envelopes WHERE number = {rows // 3}")[
+            0
+        ][0]
         other = postgres.connect(server)
         for query in queries():
             query = query.replace("019a8c3e-0b1e-7000-8000-012345670003", str(some))

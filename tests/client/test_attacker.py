@@ -33,7 +33,7 @@ import trio
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from cipherbox.client.connection.connection import open_link
+from cipherbox.client.connection.connection import open_connection
 from cipherbox.client.inbox.lines import line_id
 from cipherbox.client.publishing.files import send_file
 from cipherbox.client.receiving.lookups import PER_SENDER
@@ -371,9 +371,11 @@ class World:
 
     async def _frame(self, raw: bytes) -> None:
         home = self._bad.home
-        async with open_link(self._hq.gate.address, home.context(), timeout_s=5) as link:
-            link._put(raw)
-            await link.ask(frames.GetRevocations, 1)
+        async with open_connection(
+            self._hq.gate.address, home.context(), timeout_s=5
+        ) as connection:
+            connection._put(raw)
+            await connection.ask(frames.GetRevocations, 1)
 
 
 def shortened(text: str) -> str:

@@ -159,7 +159,7 @@ async def test_hq_restarts_in_the_middle_of_publishing(hq: Any) -> None:
                     assert publisher.confirmed == put
                 await until(lambda: len(hq.lines("CA-RC")) >= put)
             nursery.cancel_scope.cancel()
-        assert lab.connection.links >= 3
+        assert lab.connection.opened >= 3
     lines = hq.lines("CA-RC")
     assert len(lines) == put
     assert len({line["message_id"] for line in lines}) == put
@@ -260,7 +260,7 @@ async def test_a_consumer_lives_on_over_a_cut(hq: Any) -> None:
                     delivery = await deliveries.__anext__()
                 assert delivery.messages[0].content == b"%d" % n
                 await center.ack(delivery)
-        assert center.connection.links == 3
+        assert center.connection.opened == 3
 
 
 async def test_revocation_cuts_and_is_never_tried_again(hq: Any) -> None:
@@ -270,9 +270,9 @@ async def test_revocation_cuts_and_is_never_tried_again(hq: Any) -> None:
         await until(lambda: lab.connection.failure is not None)
         with pytest.raises(CredentialsError, match="revoked"):
             await lab.publish("x", to="CA-RC")
-        links = lab.connection.links
+        opened = lab.connection.opened
         await trio.sleep(0.3)
-        assert lab.connection.links == links
+        assert lab.connection.opened == opened
         center.directory._asked.clear()
         with pytest.raises(RecipientRevoked, match="revoked"):
             await center.publish("x", to="FL-LAB")
@@ -291,7 +291,7 @@ async def test_hq_that_is_not_there_is_said_plainly(hq: Any) -> None:
             async with hq.client("FL-LAB", pause_max_s=0.05, address="127.0.0.1:1"):
                 pass
         async with hq.client("FL-LAB", pause_max_s=0.05, keep_trying=True) as lab:
-            assert lab.connection.link is None
+            assert lab.connection.current is None
             await hq.start()
             confirmation = await lab.publish("later", to="CA-RC")
             assert confirmation.queues

@@ -57,7 +57,7 @@ async def test_an_hq_that_refuses_to_prove_its_heads_is_not_used(
         with monkeypatch.context() as patch:
             patch.setattr(logrequests, "_consistency", silent)
             lab.log.meet(forked(lab, 3), "CA-RC")
-            await until(lambda: lab.connection.link is None)
+            await until(lambda: lab.connection.current is None)
             with pytest.raises(Queued, match="not today"):
                 await publish(lab)
     with monkeypatch.context() as patch:  # and no other program of this home uses it

@@ -73,7 +73,7 @@ async def test_each_bundle_comes_with_the_proof_that_the_log_names_it(hq: Any) -
         pin = lab.directory.pins.get("CA-RC")
         key = lab.directory.pins.log_key()
         proof = lab.directory.pins.proof("CA-RC")
-        assert key == lab.connection.link.log_key
+        assert key == lab.connection.current.log_key
         found = log.verify_bundle_proof(proof, "CA-RC", 2, pin.bundle.hash, key).record
         page = await admin.read_log(found.index - 1, 1)
     # the log admins verify is the one the lab was shown

@@ -27,7 +27,7 @@ async def test_a_short_fetch_leaves_prekeys(hq: Any) -> None:
 
 async def test_an_older_hq_is_not_asked(hq: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     async with hq.client("FL-LAB") as lab:
-        lab.connection.link.welcome.features = 0
+        lab.connection.current.welcome.features = 0
         assert await Receiver(lab).drain() == 0
         for call in (lab.offer_prekeys, lambda: lab.publish("x", to="CA-RC", stanza="ratchet")):
             with pytest.raises(UnknownRecipient, match="keeps no prekeys"):
@@ -61,7 +61,7 @@ async def test_an_hq_that_was_set_back_gets_fresh_prekeys(hq: Any) -> None:
         offered = keys._fact("offered")
         await center.offer_prekeys()
         assert keys._fact("offered") == offered
-        center.connection.link.welcome.history = b"another history."
+        center.connection.current.welcome.history = b"another history."
         await center.offer_prekeys()
         assert keys._fact("offered") != offered
 

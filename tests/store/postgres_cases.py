@@ -11,6 +11,6 @@ def bodies(store: PostgresStore, *numbers: int) -> list[bytes | None]:
 
 
 def store_pid(store: PostgresStore) -> int:
-    assert store._link is not None
-    found: int = store._link._db.run("SELECT pg_backend_pid()")[0][0]
+    assert store._connection is not None
+    found: int = store._connection._db.run("SELECT pg_backend_pid()")[0][0]
     return found

@@ -120,8 +120,8 @@ def test_a_second_hq_waits_and_takes_over(opening: Opener, postgresql: postgres.
 def test_a_killed_hq_is_followed_at_once(opening: Opener, postgresql: postgres.Server) -> None:
     target = postgres.target(postgresql, postgres.schema())
     first = opening(target)
-    assert first._link is not None
-    first._link._sock.shutdown(2)  # as the kernel does for a killed process
+    assert first._connection is not None
+    first._connection._sock.shutdown(2)  # as the kernel does for a killed process
     for _ in range(200):
         try:
             second = opening(target)

@@ -41,15 +41,15 @@ def test_a_connection_cut_in_the_middle_of_commit(
     store.commit(published(1), store.epoch)
     script, armed = PostgresConnection.script, [True]
 
-    def cut(link: PostgresConnection, statements: str) -> list[list[Any]]:
+    def cut(connection: PostgresConnection, statements: str) -> list[list[Any]]:
         if statements == "COMMIT" and armed:
             armed.clear()
             if reached:
-                script(link, statements)
-                link._sock.shutdown(2)
-                return script(link, "SELECT 1")
+                script(connection, statements)
+                connection._sock.shutdown(2)
+                return script(connection, "SELECT 1")
             postgresql.sql(f"SELECT pg_terminate_backend({store_pid(store)})")
-        return script(link, statements)
+        return script(connection, statements)
 
     monkeypatch.setattr(PostgresConnection, "script", cut)
     if reached:

@@ -29,10 +29,10 @@ FINDERS = {"message_metadata": "find_message", "message_deliveries": "find_deliv
 
 @attrs.frozen
 class PostgresTool:
-    link: PostgresConnection
+    connection: PostgresConnection
 
     def rows(self, query: str) -> list[tuple[Any, ...]]:
-        return [tuple(row) for row in self.link.script(query)]
+        return [tuple(row) for row in self.connection.script(query)]
 
     def columns(self, view: str) -> list[str]:
         rows = self.rows(
@@ -61,8 +61,8 @@ def store(tmp_path: Path, postgresql: postgres.Server) -> Iterator[PostgresStore
 
 @pytest.fixture
 def tool(store: PostgresStore, postgresql: postgres.Server) -> Iterator[PostgresTool]:
-    with closing(postgres.connect(postgresql, store.target.schema)) as link:
-        yield PostgresTool(link)
+    with closing(postgres.connect(postgresql, store.target.schema)) as connection:
+        yield PostgresTool(connection)
 
 
 class TestViews(Views):
@@ -77,12 +77,12 @@ def manual_queries() -> list[str]:
 def test_the_manuals_queries_run_and_use_indexes(store: PostgresStore, tool: PostgresTool) -> None:
     """Judged as with a large store: where there is an index, it is taken."""
     for month in range(schema.month_of(AT) - 3, schema.month_of(AT) + 1):
-        schema.make_month(tool.link, month)
-    tool.link.script("SET enable_seqscan = off")
+        schema.make_month(tool.connection, month)
+    tool.connection.script("SET enable_seqscan = off")
     assert len(manual_queries()) >= 8
     for query in manual_queries():
-        tool.link.script(query)
-        plan = "\n".join(row[0] for row in tool.link.script(f"EXPLAIN {query.rstrip(';')}"))
+        tool.connection.script(query)
+        plan = "\n".join(row[0] for row in tool.connection.script(f"EXPLAIN {query.rstrip(';')}"))
         for table in ("envelopes", "deliveries", "entries", "bodies"):
             assert f"Seq Scan on {table}" not in plan, f"{query}\n{plan}"
         if "sent_time DESC" in query or "find_" in query:
@@ -115,7 +115,7 @@ def test_a_month_goes_as_a_whole_and_what_waits_stays(
     store.commit(Changes(retention=cutoffs, watermark=ends), store.epoch)
     assert not store.older_than(cutoffs)
     name = schema.name_of("envelopes", schema.month_of(past))
-    assert tool.link.script(f"SELECT to_regclass('{name}')") == [[None]]
+    assert tool.connection.script(f"SELECT to_regclass('{name}')") == [[None]]
     assert store.trace("A", incoming(10).envelope_id) is None
     for number, body in ((11, b"b"), (12, b"c")):
         assert store.trace("A", incoming(number).envelope_id) is not None
@@ -139,8 +139,8 @@ class Later:
 def test_a_month_without_a_partition_goes_to_the_others(
     store: PostgresStore, tool: PostgresTool
 ) -> None:
-    assert tool.link.script("SELECT count(*) FROM envelopes_other") == [[2]]
+    assert tool.connection.script("SELECT count(*) FROM envelopes_other") == [[2]]
     # rows of it are there already
     assert not schema.make_month(store._writer(), schema.month_of(AT))
     store.commit(published(3), store.epoch)
-    assert tool.link.script("SELECT count(*) FROM envelopes_other") == [[3]]
+    assert tool.connection.script("SELECT count(*) FROM envelopes_other") == [[3]]

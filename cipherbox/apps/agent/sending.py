@@ -75,7 +75,7 @@ class FolderSender:
 
     def start(self, nursery: trio.Nursery, whole: Sequence[Found]) -> None:
         """Begins to send what is due; without a connection it all waits where it lies."""
-        if self._client.connection.link is None:
+        if self._client.connection.current is None:
             return
         small: dict[Address, list[Found]] = {}
         for found in whole:

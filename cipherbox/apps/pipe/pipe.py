@@ -257,7 +257,7 @@ class Pipe:
         while True:
             await trio.sleep(tick_s)
             now = trio.current_time()
-            if self.client.connection.link is None:
+            if self.client.connection.current is None:
                 self._heard_at = now
             elif self._idle_s and now - self._heard_at > self._idle_s:
                 gone = "its program, its machine or its line is gone"

@@ -127,7 +127,7 @@ class ConfirmWindow:
 
     def __init__(self, owner: WindowOwner, log: ProofCheck | None = None) -> None:
         self._owner, self._log = owner, log
-        # correlation -> of every SEND of this link that has no answer
+        # correlation -> of every SEND of this connection that has no answer
         self._leaves: dict[int, bytes] = {}
         # confirmed, and waiting for witnesses
         self._uncovered: list[tuple[int, PendingPublish, Confirmed]] = []
@@ -135,7 +135,7 @@ class ConfirmWindow:
         self.waiting: list[PendingPublish] = []
         # publishers: called when room may have come free
         self.room_listeners: list[Callable[[], None]] = []
-        self._link: Connection | None = None
+        self._connection: Connection | None = None
         self._order = 0
         self._bytes = 0
         self._most = LIMITS.publish_window
@@ -202,8 +202,8 @@ class ConfirmWindow:
         self._order += 1
         item.order = self._order
         self.waiting.append(item)
-        if self._link is not None and not self._held:
-            self._pump(self._link)
+        if self._connection is not None and not self._held:
+            self._pump(self._connection)
 
     def forget(self, item: PendingPublish) -> None:
         """Stop waiting for an outcome; HQ may have the envelope nevertheless."""
@@ -211,18 +211,18 @@ class ConfirmWindow:
         if item in self.waiting:
             self.waiting.remove(item)
 
-    def attach(self, link: Connection) -> None:
+    def attach(self, connection: Connection) -> None:
         """Take the limits of a new connection, and resend everything unconfirmed over it."""
-        self._link = link
-        self._most = max(1, link.welcome.publish_window)
-        self._most_bytes = max(1, link.welcome.publish_window_bytes)
-        self.envelope_bytes = link.welcome.envelope_bytes
+        self._connection = connection
+        self._most = max(1, connection.welcome.publish_window)
+        self._most_bytes = max(1, connection.welcome.publish_window_bytes)
+        self.envelope_bytes = connection.welcome.envelope_bytes
         self._held = False
-        self._pump(link)
+        self._pump(connection)
 
     def detach(self, error: CipherBoxError) -> None:
         """Put back, in order, what the ended connection had not confirmed."""
-        self._link = None
+        self._connection = None
         items = [*self.unconfirmed.values(), *(item for _, item, _ in self._uncovered)]
         for item in items:
             item.trouble = error
@@ -321,8 +321,8 @@ class ConfirmWindow:
     def resume(self) -> None:
         """Resume sending after a pause, or when there is room."""
         self._held = False
-        if self._link is not None and self.waiting:
-            self._pump(self._link)
+        if self._connection is not None and self.waiting:
+            self._pump(self._connection)
 
     def fail(self, error: CipherBoxError) -> None:
         """Settle everything with the error that ended the connection permanently."""
@@ -335,21 +335,21 @@ class ConfirmWindow:
                 item.error = error
                 self._settle(item)
 
-    def overdue(self, link: Connection, timeout_s: float) -> None:
+    def overdue(self, connection: Connection, timeout_s: float) -> None:
         """Resend what HQ has not confirmed in time; end a connection on which HQ is silent."""
         now = trio.current_time()
         patience = timeout_s + self._bytes / SLOWEST_BYTES_PER_S
         late = [item for item in self.unconfirmed.values() if now - item.sent_at > patience]
         if not late:
             return
-        if link.heard_at < min(item.sent_at for item in late):
-            link.end(TimedOut(f"HQ did not answer within {timeout_s:g} s"))
+        if connection.heard_at < min(item.sent_at for item in late):
+            connection.end(TimedOut(f"HQ did not answer within {timeout_s:g} s"))
             return
         for item in late:
             item.trouble = TimedOut(f"HQ sent no confirm within {timeout_s:g} s")
-        self._send(link, late)
+        self._send(connection, late)
 
-    def _pump(self, link: Connection) -> None:
+    def _pump(self, connection: Connection) -> None:
         taken = 0
         room = self._most - len(self.unconfirmed)
         for item in self.waiting:
@@ -359,22 +359,22 @@ class ConfirmWindow:
             self._bytes += len(item.raw)
         if taken:
             batch, self.waiting = self.waiting[:taken], self.waiting[taken:]
-            self._send(link, batch)
+            self._send(connection, batch)
 
-    def _send(self, link: Connection, items: list[PendingPublish]) -> None:
+    def _send(self, connection: Connection, items: list[PendingPublish]) -> None:
         now = trio.current_time()
         batch = []
         for item in items:
             if item.correlation in self.unconfirmed and self.unconfirmed[item.correlation] is item:
                 del self.unconfirmed[item.correlation]
-            item.correlation = link.next_correlation()
+            item.correlation = connection.next_correlation()
             item.sent_at = now
             item.tries += 1
             self.unconfirmed[item.correlation] = item
             if self._log is not None:
                 self._leaves[item.correlation] = item.leaf()
             batch.append((item.correlation, item.flags, item.route_version, item.raw))
-        link.send_envelopes(batch)
+        connection.send_envelopes(batch)
 
     def _pop(self, correlation: int) -> PendingPublish | None:
         item = self.unconfirmed.pop(correlation, None)

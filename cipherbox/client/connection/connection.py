@@ -51,13 +51,15 @@ Done = Callable[[Any, "CipherBoxError | None"], None]
 class Handler(Protocol):
     """Callbacks for unsolicited frames."""
 
-    def deliveries(self, link: Connection, tag: int, entries: list[DeliveredItem]) -> None: ...
+    def deliveries(
+        self, connection: Connection, tag: int, entries: list[DeliveredItem]
+    ) -> None: ...
 
     def confirmed(self, frame: frames.Confirm) -> None: ...
 
     def refused(self, correlation: int, error: CipherBoxError) -> bool: ...
 
-    def beat(self, link: Connection) -> None: ...
+    def beat(self, connection: Connection) -> None: ...
 
     def news(self, text: str) -> None: ...
 
@@ -65,7 +67,7 @@ class Handler(Protocol):
 
 
 class Connection:
-    """See the module; made by `open_link`."""
+    """See the module; made by `open_connection`."""
 
     welcome: frames.Welcome
     certificate: x509.Certificate | None = None  # HQ's, as this connection showed it
@@ -299,7 +301,7 @@ class Connection:
 
 
 @asynccontextmanager
-async def open_link(
+async def open_connection(
     address: str,
     context: Any,
     *,
@@ -318,22 +320,22 @@ async def open_link(
         stream = await transport.connect(
             address, context, nursery, timeout_s=timeout_s, line=line or LineSettings()
         )
-        link = Connection(stream, handler, timeout_s / 2)
-        nursery.start_soon(link.run)
+        connection = Connection(stream, handler, timeout_s / 2)
+        nursery.start_soon(connection.run)
         try:
             with trio.move_on_after(timeout_s):
-                await link._welcomed.wait()
-            if link.error is not None:
-                raise fresh(link.error)
-            if not hasattr(link, "welcome"):
+                await connection._welcomed.wait()
+            if connection.error is not None:
+                raise fresh(connection.error)
+            if not hasattr(connection, "welcome"):
                 raise TimedOut(f"HQ did not answer the opening within {timeout_s:g} s")
-            link.certificate = getattr(stream, "peer_certificate", lambda: None)()
-            link.log_key = known_log_key(link.welcome.log_key, link.certificate)
-            yield link
+            connection.certificate = getattr(stream, "peer_certificate", lambda: None)()
+            connection.log_key = known_log_key(connection.welcome.log_key, connection.certificate)
+            yield connection
         finally:
-            link.end(NetworkError("this client closed the connection"))
+            connection.end(NetworkError("this client closed the connection"))
             with trio.move_on_after(CLOSE_S, shield=True):
-                await link.closed.wait()
+                await connection.closed.wait()
 
 
 def fresh(error: CipherBoxError) -> CipherBoxError:

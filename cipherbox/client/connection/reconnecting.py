@@ -24,7 +24,7 @@ from cipherbox.client.connection.confirm_window import (
     PendingPublish,
     ProofCheck,
 )
-from cipherbox.client.connection.connection import Connection, fresh, open_link
+from cipherbox.client.connection.connection import Connection, fresh, open_connection
 from cipherbox.client.events import LINE, EventKind, Events
 from cipherbox.concurrency import Backoff, Signal
 from cipherbox.config.proxies import LineSettings
@@ -49,7 +49,7 @@ FIRST_PAUSE_S = 0.1  # a restart of HQ takes a second or two
 REQUEST_PAUSE_S = 0.4  # before a request that HQ could not take is repeated
 _STEP_S = 0.25
 AWAY_S = 5.0
-GOOD_S = 10.0  # a link that lived so long begins the pauses anew
+GOOD_S = 10.0  # a connection that lived so long begins the pauses anew
 # HQ is away, or does not let this client in: what is sent can wait.  Any other trouble with
 # certificates or with the revocation list stops it.
 NOT_LET_IN = (NetworkError, Revoked, Replaced, tls.NotAccepted)
@@ -60,7 +60,7 @@ _LASTING = (CredentialsError, VersionMismatch, LogMissing, LogContradiction)
 class ConnectionObserver:
     """What the rest of the client does when something happens on the connection; here nothing."""
 
-    def accept(self, link: Connection) -> None:
+    def accept(self, connection: Connection) -> None:
         """Raise CredentialsError if HQ's certificate was revoked."""
 
     async def opened(self, welcome: frames.Welcome) -> None:
@@ -80,7 +80,7 @@ class ConnectionObserver:
 class Subscriber(Protocol):
     """What the connection needs of a consumer."""
 
-    def attach(self, link: Connection) -> None: ...
+    def attach(self, connection: Connection) -> None: ...
 
     def detach(self) -> None: ...
 
@@ -92,7 +92,7 @@ class Subscriber(Protocol):
 class LogCheck(ProofCheck, Protocol):
     """What the connection needs of the log verifier: checks of WELCOME and of confirms."""
 
-    async def welcome(self, link: Connection, timeout_s: float) -> None: ...
+    async def welcome(self, connection: Connection, timeout_s: float) -> None: ...
 
 
 class ReconnectingConnection:
@@ -114,13 +114,13 @@ class ReconnectingConnection:
         self._log = log
         self._observer = ConnectionObserver()
         self.window = ConfirmWindow(self, log)
-        self.link: Connection | None = None
+        self.current: Connection | None = None
         self.failure: CipherBoxError | None = None
         self.trouble: CipherBoxError | None = None
         self.attempts = 0  # failed ones in a row
         self.away_since = 0.0  # when the first of them failed, in seconds since 1970
         self._away_from = 0.0  # the same by trio's clock
-        self.links = 0  # opened so far
+        self.opened = 0  # opened so far
         self._address, self._context, self._events = address, context, events
         self._pause_max_s = pause_max_s
         self._settings = settings
@@ -159,7 +159,7 @@ class ReconnectingConnection:
             FIRST_PAUSE_S, max(self._pause_max_s, 0.001), jitter=0.5, healthy_s=GOOD_S
         )
         while self.failure is None:
-            error, away_s = await self._one_link()
+            error, away_s = await self._one_connection()
             if isinstance(error, _LASTING) and not error.retryable:
                 self._fail(error)
                 return
@@ -170,27 +170,27 @@ class ReconnectingConnection:
             self._wake()
             await trio.sleep(wait)
 
-    async def _one_link(self) -> tuple[CipherBoxError, float]:
+    async def _one_connection(self) -> tuple[CipherBoxError, float]:
         away_s = 0.0
         try:
-            async with open_link(
+            async with open_connection(
                 self._address,
                 self._context(),
                 timeout_s=self.timeout_s,
                 handler=self,
                 line=self._settings,
-            ) as link:
+            ) as connection:
                 if self._log is not None:
-                    await self._log.welcome(link, self.timeout_s)
-                self._observer.accept(link)
-                self._up(link)
+                    await self._log.welcome(connection, self.timeout_s)
+                self._observer.accept(connection)
+                self._up(connection)
                 try:
-                    await link.closed.wait()
+                    await connection.closed.wait()
                 finally:
-                    self._down(link)
-                away_s = link.away_s
-                assert link.error is not None
-                return link.error, away_s
+                    self._down(connection)
+                away_s = connection.away_s
+                assert connection.error is not None
+                return connection.error, away_s
         except CipherBoxError as error:
             self._missed()
             return error, away_s
@@ -203,21 +203,26 @@ class ReconnectingConnection:
             self.away_since, self._away_from = time.time(), trio.current_time()
         self.attempts += 1
 
-    def _up(self, link: Connection) -> None:
-        again = self.links > 0
-        self.link, self.trouble, self.attempts, self.links = link, None, 0, self.links + 1
+    def _up(self, connection: Connection) -> None:
+        again = self.opened > 0
+        self.current, self.trouble, self.attempts, self.opened = (
+            connection,
+            None,
+            0,
+            self.opened + 1,
+        )
         if again:
             self._events.say(LINE, "connected to HQ again")
-        self.window.attach(link)
+        self.window.attach(connection)
         for subscriber in list(self._subscribers.values()):
-            subscriber.attach(link)
+            subscriber.attach(connection)
         self._wake()
         if self._nursery is not None:
-            self._nursery.start_soon(self._observer.opened, link.welcome)
+            self._nursery.start_soon(self._observer.opened, connection.welcome)
 
-    def _down(self, link: Connection) -> None:
-        self.link = None
-        self.window.detach(link.error or NetworkError("the connection was closed"))
+    def _down(self, connection: Connection) -> None:
+        self.current = None
+        self.window.detach(connection.error or NetworkError("the connection was closed"))
         for subscriber in list(self._subscribers.values()):
             subscriber.detach()
 
@@ -244,7 +249,7 @@ class ReconnectingConnection:
     @property
     def away(self) -> bool:
         """Return whether HQ is unreachable for longer than a restart takes, a second or two."""
-        tried = self.link is None and self.attempts >= self.tries
+        tried = self.current is None and self.attempts >= self.tries
         return tried and trio.current_time() - self._away_from >= min(AWAY_S, self.timeout_s)
 
     # -- asking ------------------------------------------------------------------------------------
@@ -257,8 +262,8 @@ class ReconnectingConnection:
         while True:
             if self.failure is not None:
                 raise fresh(self.failure)
-            if self.link is not None and self.link.error is None:
-                return self.link
+            if self.current is not None and self.current.error is None:
+                return self.current
             if attempts is not None and self.attempts >= attempts and self.trouble is not None:
                 raise fresh(self.trouble)
             await self._changed.wait()
@@ -287,8 +292,8 @@ class ReconnectingConnection:
             began = trio.current_time()
             try:
                 with trio.fail_after(limit):
-                    link = await self._ready_or_away()
-                return await link.ask(
+                    connection = await self._ready_or_away()
+                return await connection.ask(
                     kind, max(0.001, limit - (trio.current_time() - began)), **fields
                 )
             except trio.TooSlowError:
@@ -315,18 +320,18 @@ class ReconnectingConnection:
         self._subscribers[tag] = subscriber
         if self.failure is not None:
             subscriber.fail(self.failure)
-        elif self.link is not None and self.link.error is None:
-            subscriber.attach(self.link)
+        elif self.current is not None and self.current.error is None:
+            subscriber.attach(self.current)
 
     def unsubscribe(self, tag: int) -> None:
         """Forget a consumer; what is still delivered to it is dropped, and HQ requeues it."""
         self._subscribers.pop(tag, None)
 
-    # -- the link's handler ------------------------------------------------------------------------
+    # -- the connection's handler -----------------------------------------------------------------
 
-    def deliveries(self, link: Connection, tag: int, entries: list[DeliveredItem]) -> None:
+    def deliveries(self, connection: Connection, tag: int, entries: list[DeliveredItem]) -> None:
         subscriber = self._subscribers.get(tag)
-        if subscriber is not None and link is self.link:
+        if subscriber is not None and connection is self.current:
             subscriber.take(entries)
 
     def confirmed(self, frame: frames.Confirm) -> None:
@@ -344,8 +349,8 @@ class ReconnectingConnection:
         assert self._nursery is not None
         self._nursery.start_soon(self._observer.revocation_list, number)
 
-    def beat(self, link: Connection) -> None:
-        self.window.overdue(link, self.timeout_s)
+    def beat(self, connection: Connection) -> None:
+        self.window.overdue(connection, self.timeout_s)
 
     # -- the window's owner ------------------------------------------------------------------------
 
@@ -376,7 +381,9 @@ class Patience:
     def ended(self) -> bool:
         connection = self._connection
         taken = (
-            min(_SYSTEM_BYTES, connection.window.size_bytes) if connection.link is not None else 0
+            min(_SYSTEM_BYTES, connection.window.size_bytes)
+            if connection.current is not None
+            else 0
         )
         most_s = connection.tries * connection.timeout_s + taken / SLOWEST_BYTES_PER_S
         return self._still_s >= most_s or connection.away
@@ -389,6 +396,6 @@ class Patience:
         if not scope.cancelled_caught:
             self._still_s = 0.0
             return
-        link = connection.link
-        moved = link is not None and link.moved_at > began
+        current = connection.current
+        moved = current is not None and current.moved_at > began
         self._still_s = 0.0 if moved else self._still_s + trio.current_time() - began

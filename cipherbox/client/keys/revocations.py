@@ -2,7 +2,7 @@
 
 A list older than one seen before is refused, and so is one whose end has passed: HQ must not hide a
 revocation by showing yesterday's list.  HQ's own certificate may be on it, too: no connection with
-it counts then.  It is asked for at every new link and at least every hour.
+it counts then.  It is asked for at every new connection and at least every hour.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Revocations:
         self._list: RevocationList | None = None
         self._asked_at = float("-inf")
         self._ends_s = 0.0  # when the list ends, in seconds since 1970
-        self._link = 0
+        self._current = 0
         self._lock = trio.Lock()
         try:
             self._list = check_crl(self._path.read_bytes(), issuing, clock.now(), ahead=_AHEAD)
@@ -53,7 +53,7 @@ class Revocations:
         """Whether the list was asked for lately and has not ended."""
         return (
             self._list is not None
-            and self._link == self._connection.links
+            and self._current == self._connection.opened
             and trio.current_time() - self._asked_at < FRESH_S
             and time.time() < self._ends_s
         )
@@ -73,24 +73,24 @@ class Revocations:
             if self._list is None or found.number != least:
                 with translated(self._path):
                     write_atomic(self._path, answer.crl)
-            self._list, self._asked_at, self._link = (
+            self._list, self._asked_at, self._current = (
                 found,
                 trio.current_time(),
-                self._connection.links,
+                self._connection.opened,
             )
             self._ends_s = found.next_update.timestamp()
-        if self._connection.link is not None:
-            self.check_hq(self._connection.link)
+        if self._connection.current is not None:
+            self.check_hq(self._connection.current)
 
-    def check_hq(self, link: Connection) -> None:
-        """HqRevoked if HQ's own certificate is on the list; the link ends then."""
-        shown = link.certificate
+    def check_hq(self, current: Connection) -> None:
+        """HqRevoked if HQ's own certificate is on the list; the connection ends then."""
+        shown = current.certificate
         if shown is not None and self.revoked_at(pki.serial(shown)):
             error = HqRevoked(
                 f"HQ's own certificate was revoked (serial number {pki.serial(shown)}): send "
                 "nothing, and tell HQ's administrator, who must have another one made"
             )
-            link.end(error)
+            current.end(error)
             raise error
 
     def _serves(self, number: int) -> bool:

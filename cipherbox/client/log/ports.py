@@ -41,8 +41,8 @@ class ShownLog(Protocol):
 class Over:
     """Asks over one connection, before it counts as open."""
 
-    def __init__(self, link: ShownLog, timeout_s: float) -> None:
-        self._link, self._timeout_s = link, timeout_s
+    def __init__(self, connection: ShownLog, timeout_s: float) -> None:
+        self._connection, self._timeout_s = connection, timeout_s
 
     async def request(self, kind: Callable[..., Any], **fields: Any) -> Any:
-        return await self._link.ask(kind, self._timeout_s, **fields)
+        return await self._connection.ask(kind, self._timeout_s, **fields)

@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from cipherbox import pki
-from cipherbox.client.connection.connection import open_link
+from cipherbox.client.connection.connection import open_connection
 from cipherbox.client.home import Home
 from cipherbox.client.log.heads import Heads
 from cipherbox.client.log.ports import Asks
@@ -165,11 +165,11 @@ async def attest_restored(files: Home, ask: Callable[[str], None]) -> None:
     Over a connection of its own: an admin's home may itself have stopped for the rollback.
     """
     timeout_s = files.config.timeout_s
-    async with open_link(
+    async with open_connection(
         files.config.address, files.context(), timeout_s=timeout_s, line=files.config.line
-    ) as link:
-        newest = verify_checkpoint(link.welcome.log_head, link.log_key)
-        answer: frames.Proven = await link.ask(
+    ) as connection:
+        newest = verify_checkpoint(connection.welcome.log_head, connection.log_key)
+        answer: frames.Proven = await connection.ask(
             frames.Prove, timeout_s, envelopes=[], serials=[], incarnation=True
         )
         begun = next((one for one in answer.statements if one.kind == log.BEGUN), None)
@@ -178,7 +178,9 @@ async def attest_restored(files: Home, ask: Callable[[str], None]) -> None:
             raise NotFound(
                 "HQ's log does not say that this store goes on from another: it was not restored"
             )
-        log.verify_group_proof(begun.proof, log.Group(begun.kind, begun.payload), link.log_key)
+        log.verify_group_proof(
+            begun.proof, log.Group(begun.kind, begun.payload), connection.log_key
+        )
         old, size, root = str(after["origin"]), int(after["size"]), bytes.fromhex(after["root"])
         ask(
             f"HQ's store {newest.origin.rsplit('/', 1)[1][:8]} goes on from the first {size} "
@@ -189,7 +191,7 @@ async def attest_restored(files: Home, ask: Callable[[str], None]) -> None:
         statement = make_statement(
             Word("", origins, size, root, newest.origin), list(files.chain), files.key
         )
-        await link.ask(frames.AttestRestore, timeout_s, statement=statement)
+        await connection.ask(frames.AttestRestore, timeout_s, statement=statement)
 
 
 def _seen(files: Home, newest: Checkpoint) -> list[str]:

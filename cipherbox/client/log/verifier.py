@@ -81,7 +81,7 @@ class LogProofVerifier:
         for head in self.heads.met():
             self._meet(head)
         self.bundle_proofs = BundleProofs()
-        self._link: ShownLog | None = None
+        self._current: ShownLog | None = None
         self._contradiction: str | None = None
 
     @classmethod
@@ -93,42 +93,42 @@ class LogProofVerifier:
 
     # -- connections -------------------------------------------------------------------------------
 
-    async def welcome(self, link: ShownLog, timeout_s: float) -> None:
+    async def welcome(self, current: ShownLog, timeout_s: float) -> None:
         """A connection was made: checks what it shows of the log before anything else goes over it.
 
         LogMissing or LogContradiction: nothing does.  LogUnproven: not now.
         """
-        if not link.log_key or not link.welcome.log_head:
+        if not current.log_key or not current.welcome.log_head:
             raise LogMissing(
                 "HQ shows no signed log, so nothing it says can be proven; it is older than this "
                 "program, or it hides what it does. Nothing is sent; ask its admin"
             )
-        if self._key and link.log_key != self._key:
+        if self._key and current.log_key != self._key:
             raise LogContradiction(
-                f"HQ's signed log has the key {link.log_key.hex()}, and {self._key.hex()} was "
+                f"HQ's signed log has the key {current.log_key.hex()}, and {self._key.hex()} was "
                 "seen here before. Either the admin replaced it, or this is another HQ with the "
                 "same CA. Ask the admin by a way HQ has no part in; if it was replaced, delete "
                 f"certs/{LOG_KEY} in this client's directory"
             )
         try:
-            head = verify_checkpoint(link.welcome.log_head, link.log_key)
+            head = verify_checkpoint(current.welcome.log_head, current.log_key)
         except EnvelopeError as error:
             raise LogMissing(
                 f"HQ's newest head does not hold: {error}. Nothing is sent; tell the admin"
             ) from None
-        if head.incarnation != link.welcome.history:
+        if head.incarnation != current.welcome.history:
             raise LogMissing(
                 "HQ's newest head is of another incarnation than it says. Nothing is sent; tell "
                 "the admin"
             )
         if not self._key:
-            self._pins.remember_log_key(link.log_key)
-            self._key = link.log_key
-        self._link = link
-        connection = Over(link, timeout_s)
+            self._pins.remember_log_key(current.log_key)
+            self._key = current.log_key
+        self._current = current
+        connection = Over(current, timeout_s)
         if len(self._met) >= MOST_MET:
             await self.check(connection)
-        self._meet(Head(head, link.welcome.log_head))
+        self._meet(Head(head, current.welcome.log_head))
         await self._resolve(connection, head)
         if self._met:
             await self.check(connection)
@@ -211,8 +211,8 @@ class LogProofVerifier:
             error = LogUnproven(
                 f"HQ owes the proof that {MOST_MET} heads of its log go together; tell the admin"
             )
-            if self._link is not None:
-                self._link.end(error)
+            if self._current is not None:
+                self._current.end(error)
             raise error
         self._met[key] = head
         self._work.set()
@@ -224,29 +224,29 @@ class LogProofVerifier:
         An HQ that never answers would keep a fork hidden: after a while its connection ends, and
         the next one is not used before it has answered.
         """
-        link, since = self._link, trio.current_time()
+        current, since = self._current, trio.current_time()
         while True:
             if not self._met:
                 self._work.clear()
                 with trio.move_on_after(COVER_S if self.quorum.demanded else float("inf")):
                     await self._work.wait()
-                link, since = self._link, trio.current_time()
-            if link is not self._link:
-                link, since = self._link, trio.current_time()
+                current, since = self._current, trio.current_time()
+            if current is not self._current:
+                current, since = self._current, trio.current_time()
             try:
                 with trio.fail_after(max(0.1, since + PATIENCE_S - trio.current_time())):
                     await self.check(connection)
                 covered(self.quorum.covered)
                 since = trio.current_time()
             except LogContradiction as error:
-                if self._link is not None:
-                    self._link.end(error)
+                if self._current is not None:
+                    self._current.end(error)
                 return
             except (CipherBoxError, trio.TooSlowError) as error:
                 self._keep_met()
                 late = trio.current_time() >= since + PATIENCE_S
-                if late and self._met and link is not None and link is self._link:
-                    link.end(
+                if late and self._met and current is not None and current is self._current:
+                    current.end(
                         LogUnproven(
                             f"HQ has not proven for {PATIENCE_S:g} s that the heads of its log "
                             f"that were met here go together ({str(error) or 'no answer'}). "
@@ -376,14 +376,14 @@ class LogProofVerifier:
             compare(first.checkpoint, second.checkpoint, proof), first.checkpoint, second.checkpoint
         )
         file = self._home / f"log-evidence-{int(time.time())}.json"
-        link = self._link
-        certificate = link.certificate if link is not None else None
+        current = self._current
+        certificate = current.certificate if current is not None else None
         evidence = Evidence(
             first.note,
             second.note,
             tuple(proof),
             self._key,
-            link.welcome.log_key if link is not None else b"",
+            current.welcome.log_key if current is not None else b"",
             pki.der(certificate) if certificate is not None else b"",
             clock.now_ms(),
             self._client_id,
@@ -400,6 +400,6 @@ class LogProofVerifier:
         self.heads.contradict(what, file, between)
         error = LogContradiction(stopped(*(self.heads.contradiction() or (what, file))))
         self._events.say(LINE, str(error))
-        if self._link is not None:
-            self._link.end(error)
+        if self._current is not None:
+            self._current.end(error)
         raise error

@@ -193,7 +193,7 @@ class EnvelopePublisher:
             item.disown()
             self._events.messages(SENDER, "Kept {} in the outbox", item.envelope_id, item.count)
             return
-        what = "Sent {}" if connection.link is not None else "Kept {} in the outbox"
+        what = "Sent {}" if connection.current is not None else "Kept {} in the outbox"
         self._events.messages(SENDER, what, item.envelope_id, item.count)
         patience = Patience(connection)
         try:

@@ -260,7 +260,7 @@ class Publisher:
             )
             self._outbox_sender.add(item)
         except CipherBoxError as error:
-            # often in the link's reader, which must go on: the next call raises it
+            # often in the connection's reader, which must go on: the next call raises it
             self._fail(error, batch)
             return
         self._under_way[item] = batch
@@ -374,8 +374,8 @@ class Publisher:
                     else ""
                 )
                 raise TimedOut(
-                    f"HQ confirmed nothing within {connection.tries} tries of {connection.timeout_s:g} "
-                    f"s{reason}; {self.unconfirmed} messages wait"
+                    f"HQ confirmed nothing within {connection.tries} tries of "
+                    f"{connection.timeout_s:g} s{reason}; {self.unconfirmed} messages wait"
                 )
             await patience.wait(self._changed.next())
 

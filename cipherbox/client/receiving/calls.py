@@ -102,7 +102,7 @@ class ConsumingCalls:
             frames.Fetch, queue=name, envelopes=envelopes, size=CONSUME_BYTES
         )
         items = [(e.seq, e.attempt, e.accepted_at, e.log_entry, e.envelope) for e in answer.entries]
-        return [Delivery(name, item, None, self.connection.link) for item in items]
+        return [Delivery(name, item, None, self.connection.current) for item in items]
 
     async def open(self, delivery: Delivery) -> Delivery:
         """Verifies and opens a delivery taken unopened; EnvelopeError says why not."""

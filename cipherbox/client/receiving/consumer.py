@@ -62,7 +62,7 @@ class Consumer:
         # why HQ did not take the newest subscription, for now
         self._trouble: CipherBoxError | None = None
         self._changed = Signal()
-        self._link: Connection | None = None
+        self._current: Connection | None = None
         self.started = trio.Event()
 
     def __aiter__(self) -> Consumer:
@@ -79,7 +79,7 @@ class Consumer:
                     return delivery
             except (trio.Cancelled, CipherBoxError) as error:
                 lasts = isinstance(error, CipherBoxError) and not error.retryable
-                if delivery.link is self._link and not lasts:
+                if delivery.connection is self._current and not lasts:
                     # a caller's time limit, or HQ's silence, must not lose it
                     self._returned.appendleft(delivery)
                 raise
@@ -91,13 +91,13 @@ class Consumer:
 
     def requeue(self, deliveries: Sequence[Delivery]) -> None:
         """Put deliveries back, to be taken next; drop those of an earlier connection."""
-        self._returned.extendleft(d for d in reversed(deliveries) if d.link is self._link)
+        self._returned.extendleft(d for d in reversed(deliveries) if d.connection is self._current)
         self._changed.notify()
 
     def looked_up(self, delivery: Delivery, error: Exception | None) -> None:
         """Requeue a parked delivery when its sender's keys were looked up, or refuse it."""
         if error is None:
-            if delivery.link is self._link:
+            if delivery.connection is self._current:
                 self._returned.append(delivery)
                 self._changed.notify()
         elif fault_of(error) is Fault.SENDER:
@@ -124,53 +124,53 @@ class Consumer:
 
     def settled(self, deliveries: Iterable[Delivery]) -> None:
         """Return the credit of acknowledged or refused deliveries to HQ, in eighths."""
-        link = self._link
+        current = self._current
         for delivery in deliveries:
-            if delivery.link is link and not delivery.credited:
+            if delivery.connection is current and not delivery.credited:
                 delivery.credited = True
                 self._back_envelopes += 1
                 self._back_bytes += delivery.size
         envelopes, size = self._given
-        if link is not None and (
+        if current is not None and (
             self._back_envelopes * 8 >= envelopes or self._back_bytes * 8 >= size
         ):
-            link.credit(self.tag, self._back_envelopes, self._back_bytes)
+            current.credit(self.tag, self._back_envelopes, self._back_bytes)
             self._back_envelopes = self._back_bytes = 0
 
     # -- the line's subscriber ---------------------------------------------------------------------
 
-    def attach(self, link: Connection) -> None:
+    def attach(self, current: Connection) -> None:
         """Subscribe on a new connection, with the whole credit."""
-        if self._failure is not None or link.error is not None:
+        if self._failure is not None or current.error is not None:
             return
-        self._link = link
+        self._current = current
         self._back_envelopes = self._back_bytes = 0
         self._given = (
-            min(self._envelopes, max(1, link.welcome.credit_envelopes)),
-            min(self._size, max(1, link.welcome.credit_bytes)),
+            min(self._envelopes, max(1, current.welcome.credit_envelopes)),
+            min(self._size, max(1, current.welcome.credit_bytes)),
         )
-        self._subscribe(link)
+        self._subscribe(current)
 
-    def _subscribe(self, link: Connection) -> None:
+    def _subscribe(self, current: Connection) -> None:
         def done(answer: frames.Ok | None, error: CipherBoxError | None) -> None:
             if error is None:
                 self._trouble = None
                 self.started.set()
             elif error.retryable:
                 self._trouble = error
-                if self._link is link and link.error is None:
+                if self._current is current and current.error is None:
                     self._opener.events.say(
                         RECEIVER, f"HQ cannot hand out {self.queue} now: {error}; asking again"
                     )
                     self._connection.later(AGAIN_S, again)
-            elif self._link is link:
+            elif self._current is current:
                 self.fail(error)
 
         def again() -> None:
-            if self._link is link and self._failure is None and link.error is None:
-                self._subscribe(link)
+            if self._current is current and self._failure is None and current.error is None:
+                self._subscribe(current)
 
-        link.post(
+        current.post(
             frames.Consume,
             done,
             tag=self.tag,
@@ -181,14 +181,14 @@ class Consumer:
 
     def detach(self) -> None:
         """Drop what nobody took: the connection ended, and HQ redelivers it."""
-        self._link = None
+        self._current = None
         self._waiting.clear()
         self._returned.clear()
 
     def take(self, entries: list[DeliveredItem]) -> None:
         """Queue what HQ pushed."""
-        link = self._link
-        self._waiting.extend(Delivery(self.queue, item, self, link) for item in entries)
+        current = self._current
+        self._waiting.extend(Delivery(self.queue, item, self, current) for item in entries)
         self._changed.notify()
 
     def fail(self, error: CipherBoxError) -> None:
@@ -213,15 +213,15 @@ class Consumer:
 
     async def stop(self) -> None:
         """End the subscription; unacknowledged deliveries return to the front of their queue."""
-        link, self._link = self._link, None
+        current, self._current = self._current, None
         self._connection.unsubscribe(self.tag)
         self._failure = self._failure or GoingAway("the consumer is closed")
         self._waiting.clear()
         self._returned.clear()
         self._changed.notify()
-        if link is not None and link.error is None:
+        if current is not None and current.error is None:
             with trio.move_on_after(1.0, shield=True):
                 try:
-                    await link.ask(frames.Cancel, 1.0, tag=self.tag)
+                    await current.ask(frames.Cancel, 1.0, tag=self.tag)
                 except CipherBoxError:
                     pass  # the end of the connection ends the subscription as well

@@ -28,7 +28,7 @@ class ContactsUploader:
     def __init__(self, client: Connected) -> None:
         self._client = client
         self._contacts = Contacts(client.home.path)
-        self._link: Connection | None = None
+        self._current: Connection | None = None
         self._known_digest = b""  # of the lists HQ has
 
     async def upload(self) -> bool:
@@ -39,9 +39,9 @@ class ContactsUploader:
         """
         connection, changed = self._client.connection, False
         while True:
-            link = await connection.ready(connection.tries)
-            if link is not self._link:
-                self._link, self._known_digest = link, link.welcome.contacts
+            current = await connection.ready(connection.tries)
+            if current is not self._current:
+                self._current, self._known_digest = current, current.welcome.contacts
             lists = self._wanted()
             if lists.digest == self._known_digest:
                 return changed

@@ -36,9 +36,9 @@ class Delivery:
         "_parsed",
         "accepted_at",
         "attempt",
+        "connection",
         "consumer",
         "credited",
-        "link",
         "log_entry",
         "queue",
         "raw",
@@ -51,12 +51,12 @@ class Delivery:
         queue: str,
         item: DeliveredItem,
         consumer: CreditHolder | None,
-        link: Connection | None,
+        connection: Connection | None,
     ) -> None:
         self.queue = queue
         self.seq, self.attempt, self.accepted_at, self.log_entry, self.raw = item
         self.size = len(self.raw)  # what it takes of the credit, also when the bytes are gone
-        self.consumer, self.link = consumer, link
+        self.consumer, self.connection = consumer, connection
         self._messages: Sequence[Message] | None = None
         self._parsed: ParsedEnvelope | None = None
         self._error: EnvelopeError | None = None

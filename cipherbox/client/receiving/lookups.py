@@ -190,7 +190,7 @@ class Lookups:
             for delivery, done in self._parked.pop(sender, ()):
                 pair = sender, _named(delivery)
                 if self._lost(delivery):
-                    # its link is gone: HQ delivers it again, and nobody waits for this one
+                    # its connection has ended: HQ redelivers it, and nobody waits for this one
                     done(delivery, None)
                 elif pair in found:
                     done(delivery, found[pair])
@@ -203,7 +203,7 @@ class Lookups:
 
     @staticmethod
     def _lost(delivery: Delivery) -> bool:
-        return delivery.link is not None and delivery.link.error is not None
+        return delivery.connection is not None and delivery.connection.error is not None
 
     def _miss(self, sender: str, bundle_hash: bytes) -> None:
         own = self._misses.setdefault(sender, OrderedDict())

@@ -109,8 +109,9 @@ class Refusals:
 
     async def _tell(self, one: _Due) -> None:
         try:
-            link = one.delivery.link
-            if link is None or link.error is None:  # else it is back in its queue already
+            connection = one.delivery.connection
+            # once its connection has ended, it is back in its queue already
+            if connection is None or connection.error is None:
                 await self._nack(one.delivery, one.requeue, one.outcome, one.reason)
         except CipherBoxError as error:
             self._events.say(

@@ -190,13 +190,13 @@ class Prekeys:
 
     @property
     def _history(self) -> bytes:
-        link = self._connection.link
-        return link.welcome.history if link is not None else b""
+        current = self._connection.current
+        return current.welcome.history if current is not None else b""
 
     async def _supported(self) -> bool:
         """Whether HQ keeps prekeys: an older one would end the connection at a frame it does not
         know.
         """
         await self._connection.ready(self._connection.tries)
-        link = self._connection.link
-        return link is not None and bool(link.welcome.features & frames.PREKEYS)
+        current = self._connection.current
+        return current is not None and bool(current.welcome.features & frames.PREKEYS)

@@ -64,10 +64,10 @@ class QueueNumbers:
     number.
     """
 
-    def __init__(self, link: PostgresConnection) -> None:
-        rows = link.run("SELECT name, queue_no FROM queues WHERE dropped = 0")
+    def __init__(self, connection: PostgresConnection) -> None:
+        rows = connection.run("SELECT name, queue_no FROM queues WHERE dropped = 0")
         self.of: dict[str, int] = {row[0]: row[1] for row in rows}
-        self._next: int = link.run("SELECT coalesce(max(queue_no), 0) + 1 FROM queues")[0][0]
+        self._next: int = connection.run("SELECT coalesce(max(queue_no), 0) + 1 FROM queues")[0][0]
 
     def add(self, name: str) -> int:
         self.of[name] = self._next
@@ -76,90 +76,96 @@ class QueueNumbers:
 
 
 def write(
-    link: PostgresConnection, changes: Changes, numbers: QueueNumbers, spooled: Spooled
+    connection: PostgresConnection, changes: Changes, numbers: QueueNumbers, spooled: Spooled
 ) -> list[str]:
     """See the module; ``spooled`` holds the bodies that went to the spool."""
     if changes.retention is not None:
-        retention.drop_dead_letters(link, changes, changes.retention)
-    _topology(link, changes, numbers)
-    _envelopes(link, changes, numbers, spooled)
-    dropped = _replaced(link, changes, spooled)
-    _marks(link, changes, numbers)
-    dropped |= _drop_bodies(link, changes)
-    _counters(link, changes, numbers)
+        retention.drop_dead_letters(connection, changes, changes.retention)
+    _topology(connection, changes, numbers)
+    _envelopes(connection, changes, numbers, spooled)
+    dropped = _replaced(connection, changes, spooled)
+    _marks(connection, changes, numbers)
+    dropped |= _drop_bodies(connection, changes)
+    _counters(connection, changes, numbers)
     for name in changes.dropped_queues:
         if name in numbers.of:
-            link.run("UPDATE queues SET dropped = 1 WHERE queue_no = ?", (numbers.of.pop(name),))
-        link.run("DELETE FROM usage WHERE queue = ?", (name,))
+            connection.run(
+                "UPDATE queues SET dropped = 1 WHERE queue_no = ?", (numbers.of.pop(name),)
+            )
+        connection.run("DELETE FROM usage WHERE queue = ?", (name,))
     if changes.retention is not None:
-        retention.drop_records(link, changes.retention)
+        retention.drop_records(connection, changes.retention)
     for setting, value in (
         ("bindings_version", changes.bindings_version),
         ("watermark", changes.watermark),
     ):
         if value:
-            link.run(upsert("settings", ("name", "value")), (setting, str(value).encode()))
+            connection.run(upsert("settings", ("name", "value")), (setting, str(value).encode()))
     if changes.log is not None:
         index, at, *fields = changes.log
-        link.copy_in(LOG, stream([row_of([_INT8.pack(index), _INT8.pack(at), *fields])]))
-    return _unnamed(link, dropped)
+        connection.copy_in(LOG, stream([row_of([_INT8.pack(index), _INT8.pack(at), *fields])]))
+    return _unnamed(connection, dropped)
 
 
-def _unnamed(link: PostgresConnection, files: set[str]) -> list[str]:
+def _unnamed(connection: PostgresConnection, files: set[str]) -> list[str]:
     if not files:
         return []
-    still = link.run(
+    still = connection.run(
         "SELECT DISTINCT spool FROM bodies WHERE spool = ANY(CAST(? AS text[]))", (sorted(files),)
     )
     return sorted(files - {name for (name,) in still})
 
 
-def _topology(link: PostgresConnection, changes: Changes, numbers: QueueNumbers) -> None:
+def _topology(connection: PostgresConnection, changes: Changes, numbers: QueueNumbers) -> None:
     for c in changes.clients:
         names = ("name", "role", "added_at", "revoked_at", "reason")
-        link.run(
+        connection.run(
             upsert("clients", names), (c.name, c.role, c.added_at, c.revoked_at, _clean(c.reason))
         )
     for name, kind in changes.exchanges:
-        link.run(upsert("exchanges", ("name", "type")), (name, int(kind)))
+        connection.run(upsert("exchanges", ("name", "type")), (name, int(kind)))
     for q in changes.queues:
         values = (q.owner, orjson.dumps(q.readers).decode(), q.ttl_s, q.max_length)
         if q.name in numbers.of:
-            link.run(
+            connection.run(
                 "UPDATE queues SET owner = ?, readers = ?, ttl_s = ?, max_length = ? WHERE "
                 "queue_no = ?",
                 (*values, numbers.of[q.name]),
             )
         else:
-            link.run(
+            connection.run(
                 "INSERT INTO queues (name, owner, readers, ttl_s, max_length, queue_no) VALUES "
                 "(?, ?, ?, ?, ?, ?)",
                 (q.name, *values, numbers.add(q.name)),
             )
     for binding in changes.bindings:
-        link.run(upsert("bindings", ("exchange", "queue", "routing_key"), 3), binding)
+        connection.run(upsert("bindings", ("exchange", "queue", "routing_key"), 3), binding)
     for (client, what), most in changes.client_limits.items():
         if most >= 0:
             row = (client, what, min(most, _MOST))
-            link.run(upsert("client_limits", ("client", "what", "most"), 2), row)
+            connection.run(upsert("client_limits", ("client", "what", "most"), 2), row)
         else:
-            link.run("DELETE FROM client_limits WHERE client = ? AND what = ?", (client, what))
+            connection.run(
+                "DELETE FROM client_limits WHERE client = ? AND what = ?", (client, what)
+            )
     for client, lists in changes.contacts.items():
         if lists:
             parts = [orjson.dumps(part).decode() for part in (lists.allowed, lists.blocked)]
-            link.run(upsert("contacts", ("client", "allowed", "blocked")), (client, *parts))
+            connection.run(upsert("contacts", ("client", "allowed", "blocked")), (client, *parts))
         else:
-            link.run("DELETE FROM contacts WHERE client = ?", (client,))
+            connection.run("DELETE FROM contacts WHERE client = ?", (client,))
     for grant in changes.grants:
-        link.run(upsert("grants", ("client", '"right"', "resource"), 3), grant)
+        connection.run(upsert("grants", ("client", '"right"', "resource"), 3), grant)
     for grant in changes.dropped_grants:
-        link.run('DELETE FROM grants WHERE client = ? AND "right" = ? AND resource = ?', grant)
+        connection.run(
+            'DELETE FROM grants WHERE client = ? AND "right" = ? AND resource = ?', grant
+        )
     for binding in changes.dropped_bindings:
-        link.run(
+        connection.run(
             "DELETE FROM bindings WHERE exchange = ? AND queue = ? AND routing_key = ?", binding
         )
     for name in changes.dropped_exchanges:
-        link.run("DELETE FROM exchanges WHERE name = ?", (name,))
+        connection.run("DELETE FROM exchanges WHERE name = ?", (name,))
 
 
 def _clean(value: str) -> str:
@@ -217,7 +223,7 @@ def body_row(
 
 
 def _envelopes(
-    link: PostgresConnection, changes: Changes, numbers: QueueNumbers, spooled: Spooled
+    connection: PostgresConnection, changes: Changes, numbers: QueueNumbers, spooled: Spooled
 ) -> None:
     rows: list[bytes] = []
     bodies: list[bytes] = []
@@ -229,9 +235,9 @@ def _envelopes(
         place = spooled.get((number, incoming.generation)) if spooled else None
         bodies += body_row(number, references, incoming, place, log_entry)
     if rows:
-        link.copy_in(ENVELOPES, stream(rows))
-        link.copy_in(BODIES, stream(bodies))
-        link.run(GIVEN, (max(fresh),))
+        connection.copy_in(ENVELOPES, stream(rows))
+        connection.copy_in(BODIES, stream(bodies))
+        connection.run(GIVEN, (max(fresh),))
     entries: list[bytes] = []
     again = []
     for entry in changes.entries:
@@ -241,10 +247,10 @@ def _envelopes(
         else:
             entries.append(_entry_row(numbers.of[entry.queue], entry, known))
     if entries:
-        link.copy_in(ENTRIES, stream(entries))
+        connection.copy_in(ENTRIES, stream(entries))
     # a dead letter waits again, perhaps in its next generation
     for queue, seq, number, at, client in again:
-        link.run(
+        connection.run(
             "INSERT INTO entries SELECT ?, ?, number, accepted_at, ?, ?, to_timestamp(CAST(? AS "
             "bigint) / 1000.0), ?, bytes, fan, expires_at, sender, envelope_id FROM entries "
             "WHERE number = ? ORDER BY queue_no, seq LIMIT 1",
@@ -297,16 +303,18 @@ def _log_entry(changes: Changes) -> int:
     return changes.log.index if changes.log is not None else 0
 
 
-def _replaced(link: PostgresConnection, changes: Changes, spooled: Spooled) -> set[str]:
+def _replaced(connection: PostgresConnection, changes: Changes, spooled: Spooled) -> set[str]:
     dropped = set()
     log_entry = _log_entry(changes)
     for number, i in changes.replaced:
-        old = link.run("DELETE FROM bodies WHERE number = ? RETURNING pending, spool", (number,))
+        old = connection.run(
+            "DELETE FROM bodies WHERE number = ? RETURNING pending, spool", (number,)
+        )
         if old and old[0][1]:
             dropped.add(old[0][1])
-        pending = old[0][0] if old else _waiting(link, number)
+        pending = old[0][0] if old else _waiting(connection, number)
         expires_at = min(i.expires_at, _MOST)
-        link.run(
+        connection.run(
             "UPDATE envelopes SET generation = ?, envelope_hash = ?, sealed_at = ?, expires_at = "
             "?, bytes = ?, messages = ?, commitment = ?, log_entry = ? WHERE envelope_id = "
             "CAST(? AS uuid) AND number = ?",
@@ -323,20 +331,20 @@ def _replaced(link: PostgresConnection, changes: Changes, spooled: Spooled) -> s
                 number,
             ),
         )
-        link.run(
+        connection.run(
             "UPDATE entries SET bytes = ?, expires_at = ? WHERE number = ?",
             (i.size, expires_at, number),
         )
-        link.copy_in(
+        connection.copy_in(
             BODIES,
             stream(body_row(number, pending, i, spooled.get((number, i.generation)), log_entry)),
         )
     return dropped
 
 
-def _waiting(link: PostgresConnection, number: int) -> int:
+def _waiting(connection: PostgresConnection, number: int) -> int:
     """Queues in which an envelope waits."""
-    count: int = link.run(
+    count: int = connection.run(
         "SELECT count(*) FROM entries WHERE number = ? AND state < ?", (number, ACKED)
     )[0][0]
     return count
@@ -367,19 +375,19 @@ _ACKNOWLEDGE = (
 )
 
 
-def _marks(link: PostgresConnection, changes: Changes, numbers: QueueNumbers) -> None:
+def _marks(connection: PostgresConnection, changes: Changes, numbers: QueueNumbers) -> None:
     for statement, marks in ((_DELIVER, changes.delivered), (_ACKNOWLEDGE, changes.acked)):
         if marks:
-            link.run(
+            connection.run(
                 statement,
                 _columns((numbers.of[m.queue], m.first, m.last, m.at, m.client) for m in marks),
             )
     for d in changes.dead:
         queue_no = numbers.of[d.queue]
-        link.run(
+        connection.run(
             f"UPDATE entries SET state = {_DEAD} WHERE queue_no = ? AND seq = ?", (queue_no, d.seq)
         )
-        link.run(
+        connection.run(
             "INSERT INTO dead_letters (queue_no, seq, number, accepted_at, at, reason, by) "
             "SELECT queue_no, seq, number, accepted_at, ?, ?, ? FROM entries WHERE queue_no = ? "
             "AND seq = ? ON CONFLICT (queue_no, seq) DO UPDATE SET at = excluded.at, reason = "
@@ -387,7 +395,7 @@ def _marks(link: PostgresConnection, changes: Changes, numbers: QueueNumbers) ->
             (d.at, _clean(d.reason), d.by, queue_no, d.seq),
         )
     for s in changes.settled:
-        link.run(
+        connection.run(
             "UPDATE dead_letters SET settled = ?, settled_at = ?, settled_by = ? WHERE queue_no "
             "= ? AND seq = ?",
             (s.how, s.at, s.by, numbers.of[s.queue], s.seq),
@@ -416,31 +424,31 @@ _USE_NO_MORE = (
 )
 
 
-def _counters(link: PostgresConnection, changes: Changes, numbers: QueueNumbers) -> None:
+def _counters(connection: PostgresConnection, changes: Changes, numbers: QueueNumbers) -> None:
     counters = [c for c in changes.counters if c.queue in numbers.of]
     if counters:
-        link.run(
+        connection.run(
             _COUNT,
             _columns((numbers.of[c.queue], c.depth, c.size, c.first, c.next) for c in counters),
         )
     if changes.highest:
-        link.run(
+        connection.run(
             _HIGHEST,
             _columns((sender, highest.hex()) for sender, highest in changes.highest.items()),
         )
     used = [(*key, *used) for key, used in changes.usage.items() if used[1]]
     if used:
-        link.run(_USE, _columns(used))
+        connection.run(_USE, _columns(used))
     unused = [key for key, used in changes.usage.items() if not used[1]]
     if unused:
-        link.run(_USE_NO_MORE, _columns(unused))
+        connection.run(_USE_NO_MORE, _columns(unused))
 
 
-def _drop_bodies(link: PostgresConnection, changes: Changes) -> set[str]:
+def _drop_bodies(connection: PostgresConnection, changes: Changes) -> set[str]:
     finished = list(changes.finished)
     released = Counter(changes.released)
     if released:
-        rows = link.run(
+        rows = connection.run(
             "UPDATE bodies b SET pending = b.pending - r.times FROM unnest(CAST(? AS bigint[]), "
             "CAST(? AS integer[])) AS r (number, times) WHERE b.number = r.number RETURNING "
             "b.number, b.pending",
@@ -450,7 +458,7 @@ def _drop_bodies(link: PostgresConnection, changes: Changes) -> set[str]:
     if not finished:
         return set()
     first, last = _columns(_runs(sorted(finished)))
-    rows = link.run(
+    rows = connection.run(
         "WITH gone AS (DELETE FROM bodies b USING unnest(CAST(? AS bigint[]), CAST(? AS "
         "bigint[])) AS r (first, last) WHERE b.number BETWEEN r.first AND r.last RETURNING "
         "b.spool) SELECT spool FROM gone WHERE spool IS NOT NULL",

@@ -29,7 +29,7 @@ FROM pg_database WHERE datname = current_database()
 
 
 class Connector:
-    """Makes links to the writable server of a target."""
+    """Open connections to the writable server of a target."""
 
     def __init__(self, target: Target) -> None:
         self.target = target
@@ -37,7 +37,7 @@ class Connector:
         self._context: ssl.SSLContext | None = tls_context(target)
 
     def writable(self) -> PostgresConnection:
-        """A link to the primary.  StoreError if none can ever do as it is set up, else
+        """Return a connection to the primary.  StoreError if none can ever do as it is set up, else
         StoreUnavailable.
         """
         password = self.target.password()
@@ -46,33 +46,34 @@ class Connector:
         try:
             for host, port in self.target.hosts:
                 try:
-                    link = PostgresConnection(self.target, host, port, password, self._context)
+                    connection = PostgresConnection(
+                        self.target, host, port, password, self._context
+                    )
                 except (StoreUnavailable, StoreError) as error:
                     wrong.append(error)
                     continue
-                found.append(("", link))
-                found[-1] = (self._timeline(link), link)
+                found.append(("", connection))
+                found[-1] = (self._timeline(connection), connection)
             best = max(found, key=lambda f: f[0], default=("", None))
             if best[0] and best[1] is not None and best[0] >= self._newest:
                 self._newest = best[0]
                 found.remove((best[0], best[1]))
                 return best[1]
         finally:
-            for _, link in found:
-                link.close()
+            for _, connection in found:
+                connection.close()
         if wrong and all(isinstance(error, StoreError) for error in wrong):
             raise wrong[0]
         why = [str(error) for error in wrong]
-        for timeline, link in found:
-            why.append(
-                f"{link.host}:{link.port} is {'an old primary' if timeline else 'a standby'}"
-            )
+        for timeline, connection in found:
+            role = "an old primary" if timeline else "a standby"
+            why.append(f"{connection.host}:{connection.port} is {role}")
         raise StoreUnavailable("no PostgreSQL can be written: " + "; ".join(why), remedy=_REMEDY)
 
-    def _timeline(self, link: PostgresConnection) -> str:
+    def _timeline(self, connection: PostgresConnection) -> str:
         """'' for a standby.  StoreError for a server that must not be used."""
-        recovery, version, fsync, pages, synchronous, encoding = link.script(_LOOK)[0]
-        where = f"PostgreSQL at {link.host}:{link.port}"
+        recovery, version, fsync, pages, synchronous, encoding = connection.script(_LOOK)[0]
+        where = f"PostgreSQL at {connection.host}:{connection.port}"
         if int(version) < OLDEST * 10_000:
             raise StoreError(
                 f"{where} is of version {int(version) // 10_000}; CipherBox needs {OLDEST} or newer"
@@ -90,8 +91,8 @@ class Connector:
                 "turn them on"
             )
         if synchronous in ("off", "local"):
-            link.script("SET synchronous_commit = on")
-        timeline: str = link.script("SELECT substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)")[
-            0
-        ][0]
+            connection.script("SET synchronous_commit = on")
+        timeline: str = connection.script(
+            "SELECT substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)"
+        )[0][0]
         return timeline

@@ -80,12 +80,14 @@ class PostgresSource:
     def __init__(self, target: Target, directory: Path) -> None:
         """``directory``: HQ's, which holds the spool, where large bodies may lie."""
         self._spool = SpoolSnapshot(directory)
-        self._link: PostgresConnection = Connector(target).writable()
+        self._connection: PostgresConnection = Connector(target).writable()
         try:
-            if schema.version_of(self._link, target.schema) != len(schema.scripts()):
+            if schema.version_of(self._connection, target.schema) != len(schema.scripts()):
                 raise StoreError(f"there is no HQ of this program's schema in {target}")
-            self._link.script("RESET enable_seqscan; RESET enable_hashjoin; RESET enable_mergejoin")
-            self._link.script(
+            self._connection.script(
+                "RESET enable_seqscan; RESET enable_hashjoin; RESET enable_mergejoin"
+            )
+            self._connection.script(
                 "SET statement_timeout = 0; SET idle_in_transaction_session_timeout = 0"
             )
             self._spool.take(self._begin, self._undo)
@@ -94,12 +96,14 @@ class PostgresSource:
             raise
 
     def _begin(self) -> list[str]:
-        self._link.script("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
-        named = self._link.copy_out("SELECT DISTINCT spool FROM bodies WHERE spool IS NOT NULL")
+        self._connection.script("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        named = self._connection.copy_out(
+            "SELECT DISTINCT spool FROM bodies WHERE spool IS NOT NULL"
+        )
         return [name.decode() for (name,) in named if name is not None]
 
     def _undo(self) -> None:
-        self._link.script("ROLLBACK")
+        self._connection.script("ROLLBACK")
 
     def rows(self, table: str) -> Iterator[list[Row]]:
         kinds = [kind for _, kind in columns(table)]
@@ -121,13 +125,15 @@ class PostgresSource:
     def _fetch(self, table: str) -> Iterator[list[bytes | None]]:
         if table not in _PAGES:
             names = ", ".join(quoted(name) for name, _ in columns(table))
-            yield from self._link.copy_out(f"SELECT {names} FROM {table}")
+            yield from self._connection.copy_out(f"SELECT {names} FROM {table}")
             return
         most = _PAGE_ROWS.get(table, 10_000)
         for query, keys in _PAGES[table]:
             names, where = ", ".join(name for name, _ in keys), ""
             while True:
-                rows = list(self._link.copy_out(f"{query}{where} ORDER BY {names} LIMIT {most}"))
+                rows = list(
+                    self._connection.copy_out(f"{query}{where} ORDER BY {names} LIMIT {most}")
+                )
                 yield from rows
                 if len(rows) < most:
                     break
@@ -140,7 +146,7 @@ class PostgresSource:
             yield number, pending, stored_hash, raw, size, log_entry
 
     def close(self) -> None:
-        self._link.close()
+        self._connection.close()
         self._spool.close()
 
 
@@ -167,7 +173,7 @@ def _encoded(kind: str, value: Any) -> bytes | None:
     return text(value) if kind == "t" else bytes(value)
 
 
-def fill(link: PostgresConnection, table: str, rows: Sequence[Row]) -> None:
+def fill(connection: PostgresConnection, table: str, rows: Sequence[Row]) -> None:
     """Inserts rows in the open transaction.  Bodies go into the database, wherever they lay
     before.
     """
@@ -177,7 +183,7 @@ def fill(link: PostgresConnection, table: str, rows: Sequence[Row]) -> None:
         at = {name: n for n, name in enumerate(names)}
         done = [row for row in rows if row[at["state"]] == commit.ACKED]
         _copy(
-            link,
+            connection,
             _DELIVERIES,
             [[_encoded(kinds[n], row[at[n]]) for n in _OF_DELIVERY] for row in done],
         )
@@ -188,10 +194,10 @@ def fill(link: PostgresConnection, table: str, rows: Sequence[Row]) -> None:
             for row in rows
         ]
     if table == "envelopes":
-        link.run(commit.GIVEN, (max(row[0] for row in rows),))
+        connection.run(commit.GIVEN, (max(row[0] for row in rows),))
     into = f"{table} ({', '.join(map(quoted, names))})"
     _copy(
-        link,
+        connection,
         into,
         [[_encoded(kinds[n], v) for n, v in zip(names, row, strict=True)] for row in rows],
     )
@@ -205,6 +211,8 @@ def months_of(table: str, rows: Sequence[Row]) -> set[int]:
     return {schema.month_of(row[at]) for row in rows}
 
 
-def _copy(link: PostgresConnection, into: str, rows: Sequence[Sequence[bytes | None]]) -> None:
+def _copy(
+    connection: PostgresConnection, into: str, rows: Sequence[Sequence[bytes | None]]
+) -> None:
     if rows:
-        link.copy_in(into, stream([row_of(row) for row in rows]))
+        connection.copy_in(into, stream([row_of(row) for row in rows]))

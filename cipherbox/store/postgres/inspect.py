@@ -21,19 +21,24 @@ class Inspection(NamedTuple):
 
 def look_at(target: Target) -> Inspection:
     """StoreError or StoreUnavailable says why nobody can be asked."""
-    link = Connector(target).writable()
+    connection = Connector(target).writable()
     try:
         began = time.monotonic()
-        version, at = link.script(
+        version, at = connection.script(
             "SELECT current_setting('server_version'), extract(epoch FROM clock_timestamp())"
         )[0]
         ms = (time.monotonic() - began) * 1000
-        there = schema.version_of(link, target.schema) or None
+        there = schema.version_of(connection, target.schema) or None
         known = there is not None and there <= len(schema.scripts())
-        holder = lease.look(link) if known else None
+        holder = lease.look(connection) if known else None
     finally:
-        link.close()
+        connection.close()
     name = holder.name if holder is not None and holder.alive else ""
     return Inspection(
-        f"{link.host}:{link.port}", str(version), there, name, ms, float(at) - time.time()
+        f"{connection.host}:{connection.port}",
+        str(version),
+        there,
+        name,
+        ms,
+        float(at) - time.time(),
     )

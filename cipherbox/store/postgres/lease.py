@@ -33,9 +33,9 @@ class Holder:
     alive: bool  # its session is there and it renewed in time
 
 
-def look(link: PostgresConnection) -> Holder:
+def look(connection: PostgresConnection) -> Holder:
     """The lease as it stands."""
-    holder, epoch, alive = link.run(
+    holder, epoch, alive = connection.run(
         "SELECT w.holder, w.epoch, w.renewed_at > clock_timestamp() - make_interval(secs => ?) "
         "AND EXISTS (SELECT 1 FROM pg_stat_activity a WHERE a.pid = w.pid AND a.backend_start = "
         "w.session_began) FROM writer w",
@@ -44,20 +44,20 @@ def look(link: PostgresConnection) -> Holder:
     return Holder(holder, epoch, bool(holder) and alive)
 
 
-def take(link: PostgresConnection, name: str, least: int, *, force: bool) -> tuple[int, int]:
+def take(connection: PostgresConnection, name: str, least: int, *, force: bool) -> tuple[int, int]:
     """The new epoch, above ``least``, and the count of commits.  StoreUnavailable while somebody
     else has the lease.
     """
-    old = link.run("SELECT pid, session_began FROM writer")[0]
-    if not force and look(link).alive:
-        raise StoreUnavailable(f"another HQ has the lease: {look(link).name}")
+    old = connection.run("SELECT pid, session_began FROM writer")[0]
+    if not force and look(connection).alive:
+        raise StoreUnavailable(f"another HQ has the lease: {look(connection).name}")
     if old[1] is not None:
-        link.run(
+        connection.run(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid = ? AND "
             "backend_start = ? AND pid <> pg_backend_pid()",
             old,
         )
-    rows = link.run(
+    rows = connection.run(
         "UPDATE writer SET epoch = greatest(epoch, CAST(? AS bigint)) + 1, holder = ?, pid = "
         "pg_backend_pid(), session_began = (SELECT backend_start FROM pg_stat_activity WHERE pid "
         "= pg_backend_pid()), renewed_at = clock_timestamp() WHERE epoch = (SELECT epoch FROM "
@@ -69,13 +69,13 @@ def take(link: PostgresConnection, name: str, least: int, *, force: bool) -> tup
     return rows[0][0], rows[0][1]
 
 
-def resume(link: PostgresConnection, name: str, epoch: int) -> int:
+def resume(connection: PostgresConnection, name: str, epoch: int) -> int:
     """This holder with a new session; the count of commits.  Waits for what the old session
     still does.  Fenced.
     """
-    rows = link.run("SELECT 1 FROM writer WHERE epoch = ? AND holder = ?", (epoch, name))
+    rows = connection.run("SELECT 1 FROM writer WHERE epoch = ? AND holder = ?", (epoch, name))
     if rows:
-        rows = link.settle(
+        rows = connection.settle(
             "UPDATE writer SET pid = pg_backend_pid(), session_began = (SELECT backend_start "
             "FROM pg_stat_activity WHERE pid = pg_backend_pid()), renewed_at = "
             f"clock_timestamp() WHERE epoch = {epoch} RETURNING commits"
@@ -86,29 +86,29 @@ def resume(link: PostgresConnection, name: str, epoch: int) -> int:
     return count
 
 
-def begin(link: PostgresConnection, epoch: int) -> int:
+def begin(connection: PostgresConnection, epoch: int) -> int:
     """Opens a transaction of the writer; the number it will have if it is committed.  Fenced."""
-    rows = link.script(
+    rows = connection.script(
         "BEGIN; UPDATE writer SET commits = commits + 1, renewed_at = clock_timestamp() WHERE "
         f"epoch = {epoch} RETURNING commits"
     )
     if not rows:
-        link.script("ROLLBACK")
+        connection.script("ROLLBACK")
         raise Fenced
     count: int = rows[0][0]
     return count
 
 
-def renew(link: PostgresConnection, epoch: int) -> None:
+def renew(connection: PostgresConnection, epoch: int) -> None:
     """Says that the holder lives.  Fenced."""
-    if not link.settle(
+    if not connection.settle(
         f"UPDATE writer SET renewed_at = clock_timestamp() WHERE epoch = {epoch} RETURNING 1"
     ):
         raise Fenced
 
 
-def release(link: PostgresConnection, epoch: int) -> None:
+def release(connection: PostgresConnection, epoch: int) -> None:
     """The next HQ need not wait."""
-    link.script(
+    connection.script(
         f"UPDATE writer SET holder = '', pid = 0, session_began = NULL WHERE epoch = {epoch}"
     )

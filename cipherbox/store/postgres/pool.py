@@ -21,21 +21,21 @@ class ReaderPool:
     def reader(self) -> Iterator[PostgresConnection]:
         """Lend a session; one that broke meanwhile is closed."""
         with self._lock:
-            link = self._idle.pop() if self._idle else None
-        if link is None or link.broken:
-            link = self._connect()
+            connection = self._idle.pop() if self._idle else None
+        if connection is None or connection.broken:
+            connection = self._connect()
         try:
-            yield link
+            yield connection
         finally:
-            if link.broken:
-                link.close()
+            if connection.broken:
+                connection.close()
             else:
                 with self._lock:
-                    self._idle.append(link)
+                    self._idle.append(connection)
 
     def close(self) -> None:
         """Close the idle sessions; the pool can be used again."""
         with self._lock:
             idle, self._idle = self._idle, []
-        for link in idle:
-            link.close()
+        for connection in idle:
+            connection.close()

@@ -87,43 +87,45 @@ def _entries(rows: Iterable[Sequence[Any]]) -> list[Entry]:
     return [Entry._make((*row[:6], row[6].bytes, *row[7:])) for row in rows]
 
 
-def load(link: PostgresConnection, head: int) -> Snapshot:
+def load(connection: PostgresConnection, head: int) -> Snapshot:
     """Counters are read, never counted; of each queue only the head."""
     snapshot = Snapshot()
-    snapshot.next_number = link.script("SELECT last_number + 1 FROM writer")[0][0]
-    snapshot.first_seq = link.script("SELECT coalesce(max(next), 1) FROM queues WHERE dropped = 1")[
-        0
-    ][0]
+    snapshot.next_number = connection.script("SELECT last_number + 1 FROM writer")[0][0]
+    snapshot.first_seq = connection.script(
+        "SELECT coalesce(max(next), 1) FROM queues WHERE dropped = 1"
+    )[0][0]
     settings = {
-        name: bytes(value) for name, value in link.script("SELECT name, value FROM settings")
+        name: bytes(value) for name, value in connection.script("SELECT name, value FROM settings")
     }
     snapshot.bindings_version = int(settings.get("bindings_version", b"1"))
     snapshot.watermark = int(settings.get("watermark", b"0"))
     snapshot.clients = [
-        ClientRow(*row) for row in link.script("SELECT * FROM clients ORDER BY name")
+        ClientRow(*row) for row in connection.script("SELECT * FROM clients ORDER BY name")
     ]
     snapshot.exchanges = [
-        (name, kind) for name, kind in link.script("SELECT name, type FROM exchanges ORDER BY name")
+        (name, kind)
+        for name, kind in connection.script("SELECT name, type FROM exchanges ORDER BY name")
     ]
     snapshot.bindings = [
-        (e, q, k) for e, q, k in link.script("SELECT exchange, queue, routing_key FROM bindings")
+        (e, q, k)
+        for e, q, k in connection.script("SELECT exchange, queue, routing_key FROM bindings")
     ]
     snapshot.grants = [
-        (c, r, x) for c, r, x in link.script('SELECT client, "right", resource FROM grants')
+        (c, r, x) for c, r, x in connection.script('SELECT client, "right", resource FROM grants')
     ]
     snapshot.highest = {
         sender: bytes(highest)
-        for sender, highest in link.script("SELECT sender, highest FROM senders")
+        for sender, highest in connection.script("SELECT sender, highest FROM senders")
     }
-    usage = link.script("SELECT sender, queue, bytes, envelopes FROM usage")
+    usage = connection.script("SELECT sender, queue, bytes, envelopes FROM usage")
     snapshot.usage = {(sender, queue): (size, count) for sender, queue, size, count in usage}
-    own = link.script("SELECT client, what, most FROM client_limits")
+    own = connection.script("SELECT client, what, most FROM client_limits")
     snapshot.client_limits = {(client, what): most for client, what, most in own}
-    told = link.script("SELECT client, allowed, blocked FROM contacts")
+    told = connection.script("SELECT client, allowed, blocked FROM contacts")
     snapshot.contacts = {
         name: ContactLists(*(tuple(orjson.loads(part)) for part in parts)) for name, *parts in told
     }
-    rows = link.script(
+    rows = connection.script(
         "SELECT queue_no, name, owner, readers, depth, bytes, first, next, ttl_s, max_length "
         "FROM queues WHERE dropped = 0 ORDER BY name"
     )
@@ -133,18 +135,20 @@ def load(link: PostgresConnection, head: int) -> Snapshot:
         )
         snapshot.counters.append(Counters(name, depth, size, first, following))
         if depth:
-            found = link.run(
+            found = connection.run(
                 _ENTRY + _WAITS + "AND d.seq >= ? ORDER BY d.seq LIMIT ?", (queue_no, first, head)
             )
             snapshot.heads[name] = _entries(found)
     return snapshot
 
 
-def facts(link: PostgresConnection, numbers: QueueNumbers, wanted: Wanted, page: int) -> Facts:
+def facts(
+    connection: PostgresConnection, numbers: QueueNumbers, wanted: Wanted, page: int
+) -> Facts:
     """See the port."""
     found = Facts()
     if wanted.known:
-        found.known = _known(link, wanted.known)
+        found.known = _known(connection, wanted.known)
     for what, spans, into in (
         (_WAITS, wanted.entries, found.entries),
         (f"AND {_OPEN_DEAD}", wanted.dead, found.dead),
@@ -152,13 +156,13 @@ def facts(link: PostgresConnection, numbers: QueueNumbers, wanted: Wanted, page:
         for queue, first, count in spans:
             if queue in numbers.of and first <= MOST:
                 span = (numbers.of[queue], first, min(first + count - 1, MOST))
-                rows = _entries(link.run(_ENTRY + what + "AND d.seq BETWEEN ? AND ?", span))
+                rows = _entries(connection.run(_ENTRY + what + "AND d.seq BETWEEN ? AND ?", span))
                 into.setdefault(queue, {}).update({entry.seq: entry for entry in rows})
     for queue, sender, envelope_id in wanted.envelopes:
         if queue in numbers.of:
-            found_numbers = [k.number for k in _known(link, [(sender, envelope_id)]).values()]
+            found_numbers = [k.number for k in _known(connection, [(sender, envelope_id)]).values()]
             rows = _entries(
-                link.run(
+                connection.run(
                     _ENTRY + _WAITS + "AND d.number = ANY(CAST(? AS bigint[]))",
                     (numbers.of[queue], found_numbers),
                 )
@@ -166,12 +170,13 @@ def facts(link: PostgresConnection, numbers: QueueNumbers, wanted: Wanted, page:
             found.entries.setdefault(queue, {}).update({entry.seq: entry for entry in rows})
     if wanted.retired:
         found.retired = [
-            (q, s, size) for q, s, size in link.run(_RETIRED, (wanted.retired, retention.MOST))
+            (q, s, size)
+            for q, s, size in connection.run(_RETIRED, (wanted.retired, retention.MOST))
         ]
     for queue, after in wanted.pages:
         if queue in numbers.of:
             rows = _entries(
-                link.run(
+                connection.run(
                     _ENTRY + _WAITS + "AND d.seq > ? ORDER BY d.seq LIMIT ?",
                     (numbers.of[queue], after, page),
                 )
@@ -181,15 +186,15 @@ def facts(link: PostgresConnection, numbers: QueueNumbers, wanted: Wanted, page:
 
 
 def _known(
-    link: PostgresConnection, wanted: Sequence[tuple[str, bytes]]
+    connection: PostgresConnection, wanted: Sequence[tuple[str, bytes]]
 ) -> dict[tuple[str, bytes], Known]:
-    rows = link.run(
+    rows = connection.run(
         _KNOWN, ([sender for sender, _ in wanted], [str(UUID(bytes=i)) for _, i in wanted])
     )
     if not rows:
         return {}
     places: dict[int, list[tuple[str, int, int]]] = defaultdict(list)
-    for number, name, seq, state, *_ in link.run(
+    for number, name, seq, state, *_ in connection.run(
         _PLACES, ([r[2] for r in rows], [r[5] for r in rows])
     ):
         places[number].append((name, seq, state))
@@ -212,24 +217,24 @@ def _known(
             size,
             bytes(commitment),
             places[number],
-            partial(_kept, link, number),
+            partial(_kept, connection, number),
         )
     return found
 
 
-def _kept(link: PostgresConnection, number: int) -> list[str]:
-    return [name for (name,) in link.run(_KEPT, (number,))]
+def _kept(connection: PostgresConnection, number: int) -> list[str]:
+    return [name for (name,) in connection.run(_KEPT, (number,))]
 
 
 def read_bodies(
-    link: PostgresConnection, spooled: Spooled, numbers: Sequence[int]
+    connection: PostgresConnection, spooled: Spooled, numbers: Sequence[int]
 ) -> list[Body | None]:
     """The envelopes in the order asked; None for one that is gone or does not match its hash."""
     found: dict[int, Body] = {}
     wanted = ",".join(str(int(number)) for number in numbers)
     if not wanted:
         return []
-    rows = link.copy_out(
+    rows = connection.copy_out(
         "SELECT number, stored_hash, data, spool, at, bytes, log_entry FROM bodies WHERE number "
         f"IN ({wanted})"
     )
@@ -246,9 +251,9 @@ def read_bodies(
     return [found.get(number) for number in numbers]
 
 
-def trace(link: PostgresConnection, sender: str, envelope_id: bytes) -> TraceReport | None:
+def trace(connection: PostgresConnection, sender: str, envelope_id: bytes) -> TraceReport | None:
     """Where an envelope is, queue by queue."""
-    known = link.run(
+    known = connection.run(
         "SELECT number, ms_of(accepted_at), messages FROM envelopes WHERE envelope_id = CAST(? "
         "AS uuid) AND sender = ?",
         (envelope_id.hex(), sender),
@@ -258,12 +263,12 @@ def trace(link: PostgresConnection, sender: str, envelope_id: bytes) -> TraceRep
     ((number, accepted_at, messages),) = known
     reasons = {
         (r[0], r[1]): r[2]
-        for r in link.run(
+        for r in connection.run(
             "SELECT queue_no, seq, reason FROM dead_letters WHERE number = ?", (number,)
         )
     }
     traces = []
-    for row in link.run(_PLACES, ([number], [accepted_at])):
+    for row in connection.run(_PLACES, ([number], [accepted_at])):
         _, name, seq, state, client, attempts, delivered, acked, owner, readers, queue_no = row
         who = tuple(sorted({owner, *orjson.loads(readers)} - {""}))
         reason = reasons.get((queue_no, seq), "")
@@ -274,7 +279,7 @@ def trace(link: PostgresConnection, sender: str, envelope_id: bytes) -> TraceRep
 
 
 def dead_letters(
-    link: PostgresConnection, queue: str, after: str, most: int, settled: bool
+    connection: PostgresConnection, queue: str, after: str, most: int, settled: bool
 ) -> tuple[list[dict[str, object]], str]:
     """See the port."""
-    return dead_page(link.run, _DEAD_ROWS, _OPEN_DEAD, queue, after, most, settled)
+    return dead_page(connection.run, _DEAD_ROWS, _OPEN_DEAD, queue, after, most, settled)

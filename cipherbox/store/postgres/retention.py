@@ -36,11 +36,11 @@ _OLD_OTHER = (
 )
 
 
-def drop_dead_letters(link: PostgresConnection, changes: Changes, cutoffs: Cutoffs) -> None:
+def drop_dead_letters(connection: PostgresConnection, changes: Changes, cutoffs: Cutoffs) -> None:
     """Old dead letters are dropped, and their bodies with the others of this commit."""
     if not cutoffs.dead_letters:
         return
-    rows = link.run(
+    rows = connection.run(
         "SELECT x.queue_no, x.seq, d.number, d.fan, EXISTS (SELECT 1 FROM entries y WHERE "
         "y.number = d.number AND y.queue_no = d.queue_no AND y.seq > d.seq) OR EXISTS (SELECT 1 "
         "FROM deliveries y WHERE y.accepted_at = d.accepted_at AND y.number = d.number AND "
@@ -49,7 +49,7 @@ def drop_dead_letters(link: PostgresConnection, changes: Changes, cutoffs: Cutof
         (cutoffs.dead_letters, MOST),
     )
     for queue_no, seq, number, references, again in rows:
-        link.run(
+        connection.run(
             "UPDATE dead_letters SET settled = ?, settled_at = ?, settled_by = ? WHERE queue_no "
             "= ? AND seq = ?",
             (DROPPED, cutoffs.dead_letters, BY, queue_no, seq),
@@ -59,72 +59,76 @@ def drop_dead_letters(link: PostgresConnection, changes: Changes, cutoffs: Cutof
             (changes.finished if references == 1 else changes.released).append(number)
 
 
-def drop_records(link: PostgresConnection, cutoffs: Cutoffs) -> None:
+def drop_records(connection: PostgresConnection, cutoffs: Cutoffs) -> None:
     """Metadata and log older than they are kept."""
     if cutoffs.metadata:
-        old = old_months(link, cutoffs.metadata)
-        if old and _locked(link):
+        old = old_months(connection, cutoffs.metadata)
+        if old and _locked(connection):
             for month in old:
-                _drop_month(link, month)
-        rows = link.run(_OLD_OTHER, (cutoffs.metadata, cutoffs.metadata, MOST))
+                _drop_month(connection, month)
+        rows = connection.run(_OLD_OTHER, (cutoffs.metadata, cutoffs.metadata, MOST))
         if rows:
             numbers = [number for (number,) in rows]
             for table in ("dead_letters", "entries", "deliveries_other", "envelopes_other"):
-                link.run(f"DELETE FROM {table} WHERE number = ANY(CAST(? AS bigint[]))", (numbers,))
+                connection.run(
+                    f"DELETE FROM {table} WHERE number = ANY(CAST(? AS bigint[]))", (numbers,)
+                )
     if cutoffs.log:
-        first = str(logtable.drop_old(link.run, cutoffs.log, MOST)).encode()
-        link.run(upsert("settings", ("name", "value")), (logtable.FIRST, first))
+        first = str(logtable.drop_old(connection.run, cutoffs.log, MOST)).encode()
+        connection.run(upsert("settings", ("name", "value")), (logtable.FIRST, first))
 
 
-def old_months(link: PostgresConnection, cutoff: int) -> list[int]:
+def old_months(connection: PostgresConnection, cutoff: int) -> list[int]:
     """Never this month or a later one, whatever the cutoff: rows are on their way there."""
     now = month_of(time.time_ns() // 1_000_000)
-    return [month for month in months(link) if ends_at_ms(month) <= cutoff and month < now]
+    return [month for month in months(connection) if ends_at_ms(month) <= cutoff and month < now]
 
 
-def _locked(link: PostgresConnection) -> bool:
+def _locked(connection: PostgresConnection) -> bool:
     """Whether the tables could be had for dropping parts of them; a tool with a long query must
     not hold up HQ.
     """
-    link.script("SAVEPOINT months")
+    connection.script("SAVEPOINT months")
     try:
-        link.script(f"SET LOCAL lock_timeout = {_LOCK_MS}; LOCK TABLE {', '.join(PARTITIONED)}")
+        connection.script(
+            f"SET LOCAL lock_timeout = {_LOCK_MS}; LOCK TABLE {', '.join(PARTITIONED)}"
+        )
     except StoreUnavailable:
-        if link.broken:
+        if connection.broken:
             raise
-        link.script("ROLLBACK TO SAVEPOINT months")
+        connection.script("ROLLBACK TO SAVEPOINT months")
         return False
     return True
 
 
-def _drop_month(link: PostgresConnection, month: int) -> None:
+def _drop_month(connection: PostgresConnection, month: int) -> None:
     end = ends_at_ms(month)
-    numbers = sorted({number for (number,) in link.run(_OPEN, (end,))})
+    numbers = sorted({number for (number,) in connection.run(_OPEN, (end,))})
     for table in PARTITIONED:
         part = name_of(table, month)
-        link.script(f"ALTER TABLE {table} DETACH PARTITION {part}")
+        connection.script(f"ALTER TABLE {table} DETACH PARTITION {part}")
         if numbers:
-            link.script(
+            connection.script(
                 f"INSERT INTO {table} SELECT * FROM {part} WHERE number = "
                 f"ANY('{{{','.join(map(str, numbers))}}}')"
             )
-        link.script(f"DROP TABLE {part}")
+        connection.script(f"DROP TABLE {part}")
     for table in ("dead_letters", "entries"):
-        link.run(
+        connection.run(
             f"DELETE FROM {table} WHERE accepted_at < to_timestamp(CAST(? AS bigint) / 1000.0) "
             "AND number <> ALL(CAST(? AS bigint[]))",
             (end, numbers),
         )
 
 
-def anything(link: PostgresConnection, cutoffs: Cutoffs) -> bool:
+def anything(connection: PostgresConnection, cutoffs: Cutoffs) -> bool:
     """Whether there is something to drop."""
     if cutoffs.metadata and (
-        old_months(link, cutoffs.metadata)
-        or link.run(_OLD_OTHER, (cutoffs.metadata, cutoffs.metadata, 1))
+        old_months(connection, cutoffs.metadata)
+        or connection.run(_OLD_OTHER, (cutoffs.metadata, cutoffs.metadata, 1))
     ):
         return True
     query = "SELECT 1 FROM dead_letters WHERE settled = '' AND at < ? LIMIT 1"
-    if cutoffs.dead_letters and link.run(query, (cutoffs.dead_letters,)):
+    if cutoffs.dead_letters and connection.run(query, (cutoffs.dead_letters,)):
         return True
-    return bool(cutoffs.log) and logtable.has_old(link.run, cutoffs.log)
+    return bool(cutoffs.log) and logtable.has_old(connection.run, cutoffs.log)

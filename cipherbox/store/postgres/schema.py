@@ -29,9 +29,9 @@ def scripts() -> list[str]:
     return [f.read_text("utf-8") for f in files]
 
 
-def version_of(link: PostgresConnection, schema: str) -> int | None:
+def version_of(connection: PostgresConnection, schema: str) -> int | None:
     """None: there is no such schema; StoreError if it is another program's."""
-    rows = link.run(
+    rows = connection.run(
         "SELECT obj_description(oid, 'pg_namespace') FROM pg_namespace WHERE nspname = ?", (schema,)
     )
     if not rows:
@@ -39,7 +39,7 @@ def version_of(link: PostgresConnection, schema: str) -> int | None:
     mark = str(rows[0][0] or "").split()
     if len(mark) == 2 and mark[0] == MARK and mark[1].isdigit():
         return int(mark[1])
-    tables = link.run(
+    tables = connection.run(
         "SELECT count(*) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE "
         "nspname = ?",
         (schema,),
@@ -51,10 +51,10 @@ def version_of(link: PostgresConnection, schema: str) -> int | None:
     return 0
 
 
-def prepare(link: PostgresConnection, target: Target, *, create: bool, upgrade: bool) -> None:
+def prepare(connection: PostgresConnection, target: Target, *, create: bool, upgrade: bool) -> None:
     """Brings the schema to this program's version, or says why not."""
     steps, name = scripts(), target.schema
-    version = version_of(link, name)
+    version = version_of(connection, name)
     if not version and not create:
         raise StoreError(f"there is no HQ in {target}; run: cipherbox init --database URL")
     if version is not None and version > len(steps):
@@ -76,18 +76,18 @@ def prepare(link: PostgresConnection, target: Target, *, create: bool, upgrade: 
         )
     try:
         if version is None:
-            link.script(f"CREATE SCHEMA IF NOT EXISTS {quoted(name)}")
+            connection.script(f"CREATE SCHEMA IF NOT EXISTS {quoted(name)}")
         marked = f"COMMENT ON SCHEMA {quoted(name)} IS '{MARK} {len(steps)}'"
-        link.script(";".join(["BEGIN", f"SELECT pg_advisory_xact_lock({_LOCK})"]))
-        if version_of(link, name) == (version or 0):
+        connection.script(";".join(["BEGIN", f"SELECT pg_advisory_xact_lock({_LOCK})"]))
+        if version_of(connection, name) == (version or 0):
             if version:
-                _keep(link, name, f"{name}_before_{len(steps)}")
+                _keep(connection, name, f"{name}_before_{len(steps)}")
             for step in steps[version or 0 :]:
-                link.script(step)
-            link.script(marked)
-        link.script("COMMIT")
+                connection.script(step)
+            connection.script(marked)
+        connection.script("COMMIT")
     except StoreError as error:
-        link.close()
+        connection.close()
         raise StoreError(
             f"{error}; as a superuser in database {target.database} say one of: "
             f"GRANT CREATE ON DATABASE {quoted(target.database)} TO {quoted(target.user)};  or: "
@@ -95,16 +95,16 @@ def prepare(link: PostgresConnection, target: Target, *, create: bool, upgrade: 
         ) from error
 
 
-def _keep(link: PostgresConnection, name: str, copy: str) -> None:
+def _keep(connection: PostgresConnection, name: str, copy: str) -> None:
     """Every table as it is, without indexes, in a schema of its own."""
-    link.script(f"SET LOCAL statement_timeout = 0; CREATE SCHEMA {quoted(copy)}")
-    tables = link.run(
+    connection.script(f"SET LOCAL statement_timeout = 0; CREATE SCHEMA {quoted(copy)}")
+    tables = connection.run(
         "SELECT c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace "
         "WHERE n.nspname = ? AND c.relkind IN ('r', 'p') AND NOT c.relispartition",
         (name,),
     )
     for (table,) in tables:
-        link.script(
+        connection.script(
             f"CREATE TABLE {quoted(copy)}.{quoted(table)} AS TABLE {quoted(name)}.{quoted(table)}"
         )
 
@@ -123,9 +123,9 @@ def name_of(table: str, month: int) -> str:
     return f"{table}_{month // 12:04d}_{month % 12 + 1:02d}"
 
 
-def months(link: PostgresConnection) -> list[int]:
+def months(connection: PostgresConnection) -> list[int]:
     """Those that have partitions."""
-    rows = link.run(
+    rows = connection.run(
         "SELECT c.relname FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid WHERE "
         "i.inhparent = CAST('envelopes' AS regclass) AND c.relname ~ "
         "'^envelopes_[0-9]{4}_[0-9]{2}$' ORDER BY 1"
@@ -133,11 +133,11 @@ def months(link: PostgresConnection) -> list[int]:
     return [int(name[-7:-3]) * 12 + int(name[-2:]) - 1 for (name,) in rows]
 
 
-def make_month(link: PostgresConnection, month: int) -> bool:
+def make_month(connection: PostgresConnection, month: int) -> bool:
     """A partition for that month, in a transaction of its own; False if it cannot be had now."""
     try:
         for table in PARTITIONED:
-            link.script(
+            connection.script(
                 f"SET lock_timeout = 1000; CREATE TABLE IF NOT EXISTS {name_of(table, month)} "
                 f"PARTITION OF {table} FOR VALUES FROM ('{_first(month)}') TO "
                 f"('{_first(month + 1)}')"
@@ -145,8 +145,8 @@ def make_month(link: PostgresConnection, month: int) -> bool:
     except Busy:
         return False
     finally:
-        if not link.broken:
-            link.script(f"SET lock_timeout = {LOCK_MS}")
+        if not connection.broken:
+            connection.script(f"SET lock_timeout = {LOCK_MS}")
     return True
 
 

@@ -78,28 +78,28 @@ class PostgresStore(Registry):
         # the session of the transaction that is open
         self._inside: PostgresConnection | None = None
         self.epoch = self._commits = 0
-        self._link: PostgresConnection | None = self._connector.writable()
+        self._connection: PostgresConnection | None = self._connector.writable()
         try:
             if (
                 upgrade
-                and schema.version_of(self._link, target.schema)
-                and lease.look(self._link).alive
+                and schema.version_of(self._connection, target.schema)
+                and lease.look(self._connection).alive
             ):
                 raise StoreLeased("another HQ serves this database; stop it before the upgrade")
-            schema.prepare(self._link, target, create=create, upgrade=upgrade)
+            schema.prepare(self._connection, target, create=create, upgrade=upgrade)
             try:
-                self.epoch, self._commits = lease.take(self._link, self._name, 0, force=force)
+                self.epoch, self._commits = lease.take(self._connection, self._name, 0, force=force)
             except StoreUnavailable as error:
                 raise StoreLeased(str(error)) from None
             self._spool = self._open_spool(directory, files or Files())
-            self._keep_months(self._link)
+            self._keep_months(self._connection)
         except BaseException:
-            self._link.close()
+            self._connection.close()
             raise
 
-    def _queue_numbers(self, link: PostgresConnection) -> QueueNumbers:
+    def _queue_numbers(self, connection: PostgresConnection) -> QueueNumbers:
         if self._numbers is None:
-            self._numbers = QueueNumbers(link)
+            self._numbers = QueueNumbers(connection)
         return self._numbers
 
     def _open_spool(self, directory: Path, files: Files) -> Spool | None:
@@ -130,18 +130,18 @@ class PostgresStore(Registry):
 
     def _writer(self) -> PostgresConnection:
         """The writing session; a new one where the old one broke."""
-        if self._link is None or self._link.broken:
-            if self._link is not None:
-                self._link.close()
-            link = self._connect()
+        if self._connection is None or self._connection.broken:
+            if self._connection is not None:
+                self._connection.close()
+            connection = self._connect()
             try:
-                self._resume(link)
+                self._resume(connection)
             except BaseException:
-                link.close()
+                connection.close()
                 raise
             self._pool.close()
-            self._link = link
-        return self._link
+            self._connection = connection
+        return self._connection
 
     def _connect(self) -> PostgresConnection:
         """Another session at the primary; what is set up wrong now was right once: an
@@ -152,16 +152,20 @@ class PostgresStore(Registry):
         except StoreError as error:
             raise StoreUnavailable(str(error)) from error
 
-    def _resume(self, link: PostgresConnection) -> None:
+    def _resume(self, connection: PostgresConnection) -> None:
         """Resume the lease on a new session; begin another incarnation if commits are lost."""
-        found = lease.look(link)
+        found = lease.look(connection)
         if found.epoch > self.epoch or (found.epoch == self.epoch and found.name != self._name):
             raise Fenced
         # A server with an older epoch does not even know that this process opened the store.
-        commits = lease.resume(link, self._name, self.epoch) if found.epoch == self.epoch else -1
+        commits = (
+            lease.resume(connection, self._name, self.epoch) if found.epoch == self.epoch else -1
+        )
         if commits < self._commits:
-            self.epoch, self._commits = lease.take(link, self._name, self.epoch, force=True)
-            link.run(upsert("settings", ("name", "value")), (INCARNATION, secrets.token_bytes(16)))
+            self.epoch, self._commits = lease.take(connection, self._name, self.epoch, force=True)
+            connection.run(
+                upsert("settings", ("name", "value")), (INCARNATION, secrets.token_bytes(16))
+            )
             self._set_back = True
         else:
             self._commits = commits
@@ -170,33 +174,37 @@ class PostgresStore(Registry):
         """Reads over the writing session, which sees its own commits; once more over a new one
         if it broke.
         """
-        link = self._writer()
+        connection = self._writer()
         try:
-            return work(link)
+            return work(connection)
         except StoreUnavailable:
-            if not link.broken:
+            if not connection.broken:
                 raise
         return work(self._writer())
 
     # -- reads -------------------------------------------------------------------------------------
 
     def load(self, head: int) -> Snapshot:
-        def work(link: PostgresConnection) -> Snapshot:
+        def work(connection: PostgresConnection) -> Snapshot:
             # a commit: what is loaded is as safe as what is confirmed
-            lease.renew(link, self.epoch)
+            lease.renew(connection, self.epoch)
             self._numbers = None
-            snapshot = queries.load(link, head)
+            snapshot = queries.load(connection, head)
             self._set_back = False
             return snapshot
 
         return self._ask(work)
 
     def facts(self, wanted: Wanted, page: int) -> Facts:
-        return self._ask(lambda link: queries.facts(link, self._queue_numbers(link), wanted, page))
+        return self._ask(
+            lambda connection: queries.facts(
+                connection, self._queue_numbers(connection), wanted, page
+            )
+        )
 
     def read_bodies(self, numbers: Sequence[int]) -> list[Body | None]:
-        with self._pool.reader() as link:
-            return queries.read_bodies(link, self._from_spool, numbers)
+        with self._pool.reader() as connection:
+            return queries.read_bodies(connection, self._from_spool, numbers)
 
     def _from_spool(self, place: Place, size: int) -> bytes | None:
         good = (
@@ -205,12 +213,14 @@ class PostgresStore(Registry):
         return self._spool.read(place, size) if good else None  # type: ignore[union-attr]
 
     def trace(self, sender: str, envelope_id: bytes) -> TraceReport | None:
-        return self._ask(lambda link: queries.trace(link, sender, envelope_id))
+        return self._ask(lambda connection: queries.trace(connection, sender, envelope_id))
 
     def dead_letters(
         self, queue: str, after: str, most: int, settled: bool
     ) -> tuple[list[dict[str, object]], str]:
-        return self._ask(lambda link: queries.dead_letters(link, queue, after, most, settled))
+        return self._ask(
+            lambda connection: queries.dead_letters(connection, queue, after, most, settled)
+        )
 
     def acceptance(self, sender: str, envelope_id: bytes) -> Acceptance | None:
         query = (
@@ -224,7 +234,7 @@ class PostgresStore(Registry):
     def older_than(self, cutoffs: Cutoffs) -> bool:
         if time.monotonic() < self._skip_until:
             return False
-        return self._ask(lambda link: retention.anything(link, cutoffs))
+        return self._ask(lambda connection: retention.anything(connection, cutoffs))
 
     def free_bytes(self) -> int:
         # the server alone knows; it says so when there is none left
@@ -242,7 +252,9 @@ class PostgresStore(Registry):
         places = self._to_spool(changes)
         try:
             dropped = self._write_once(
-                lambda link: commit.write(link, changes, self._queue_numbers(link), places)
+                lambda connection: commit.write(
+                    connection, changes, self._queue_numbers(connection), places
+                )
             )
         except BaseException:
             self._numbers = None  # some of them may not exist
@@ -257,7 +269,7 @@ class PostgresStore(Registry):
         the answer is.
         """
         with suppress(Busy):
-            if self._ask(lambda link: retention.old_months(link, cutoffs.metadata)):
+            if self._ask(lambda connection: retention.old_months(connection, cutoffs.metadata)):
                 self._skip_until = time.monotonic() + _SKIP_S
 
     def _check_incarnation(self) -> None:
@@ -283,25 +295,25 @@ class PostgresStore(Registry):
 
     def _write_once(self, work: Callable[[PostgresConnection], T]) -> T:
         """One transaction; what it returned, once it is known to be committed."""
-        link, number = self._begin()
+        connection, number = self._begin()
         if self._set_back:
-            self._roll_back(link)
+            self._roll_back(connection)
             self._check_incarnation()
-        self._inside = link
+        self._inside = connection
         try:
-            result = work(link)
+            result = work(connection)
         except BaseException:
-            self._roll_back(link)
+            self._roll_back(connection)
             raise
         finally:
             self._inside = None
         began = time.perf_counter()
         try:
-            link.settle("COMMIT")
+            connection.settle("COMMIT")
         except StoreUnavailable:
-            if not link.broken:
+            if not connection.broken:
                 raise  # the server said no
-            link.close()
+            connection.close()
             if not self._took_effect(number):
                 raise
         finally:
@@ -311,21 +323,21 @@ class PostgresStore(Registry):
 
     def _begin(self) -> tuple[PostgresConnection, int]:
         """Once more when the session broke since it was last used: nothing was sent yet."""
-        link = self._writer()
+        connection = self._writer()
         try:
-            return link, lease.begin(link, self.epoch)
+            return connection, lease.begin(connection, self.epoch)
         except StoreUnavailable:
-            if not link.broken:
+            if not connection.broken:
                 raise
-        link = self._writer()
-        return link, lease.begin(link, self.epoch)
+        connection = self._writer()
+        return connection, lease.begin(connection, self.epoch)
 
-    def _roll_back(self, link: PostgresConnection) -> None:
-        if not link.broken:
+    def _roll_back(self, connection: PostgresConnection) -> None:
+        if not connection.broken:
             with suppress(CipherBoxError):
-                link.script("ROLLBACK")
+                connection.script("ROLLBACK")
                 return
-        link.close()
+        connection.close()
 
     def _took_effect(self, number: int) -> bool:
         """After a COMMIT without an answer.  StoreUnavailable when nobody could be asked in
@@ -348,36 +360,36 @@ class PostgresStore(Registry):
     def _rows(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
         if self._inside is not None:
             return self._inside.run(statement, values)
-        return self._ask(lambda link: link.run(statement, values))
+        return self._ask(lambda connection: connection.run(statement, values))
 
     def fill(self, table: str, rows: Sequence[Row]) -> None:
         """See `copying.Sink`."""
         for month in sorted(copying.months_of(table, rows) - self._months):
             schema.make_month(self._writer(), month)
             self._months.add(month)
-        self._write_once(lambda link: copying.fill(link, table, rows))
+        self._write_once(lambda connection: copying.fill(connection, table, rows))
 
     def renew(self) -> None:
-        link = self._writer()
-        lease.renew(link, self.epoch)
+        connection = self._writer()
+        lease.renew(connection, self.epoch)
         if time.monotonic() > self._months_at:
             with suppress(StoreError, Busy):  # rows go to the partition `other` then
-                self._keep_months(link)
+                self._keep_months(connection)
 
-    def _keep_months(self, link: PostgresConnection) -> None:
+    def _keep_months(self, connection: PostgresConnection) -> None:
         """This month's partitions and the next one's; where they cannot be had, rows go to the
         partition `other`.
         """
         self._months_at = time.monotonic() + _MONTHS_S
         now = time.time_ns() // 1_000_000
-        have = set(schema.months(link))
+        have = set(schema.months(connection))
         for month in {schema.month_of(now), schema.month_of(now + 31 * _DAY_MS)} - have:
-            schema.make_month(link, month)
+            schema.make_month(connection, month)
 
     def close(self) -> None:
         self._pool.close()
-        if self._link is not None:
-            if not self._link.broken:
+        if self._connection is not None:
+            if not self._connection.broken:
                 with suppress(CipherBoxError):
-                    lease.release(self._link, self.epoch)
-            self._link.close()
+                    lease.release(self._connection, self.epoch)
+            self._connection.close()
