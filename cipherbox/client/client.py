@@ -98,7 +98,7 @@ def _sessions(home: Home) -> Sessions | None:
     """Return the sessions of this home; None on an admin's machine, which has no identity."""
     if home.identity is None:
         return None
-    return Sessions(home.path, home.keeper.vault, home.identity, settings_of(home.config))
+    return Sessions(home.path, home.secret_box.session_box, home.identity, settings_of(home.config))
 
 
 @checked
@@ -148,7 +148,7 @@ class Client(ConsumingCalls, Tracking, AdminCalls):
             self.allow,
             connection,
             events,
-            home.keeper,
+            home.secret_box,
             Routes(home.path),
             prekeys=self.prekeys,
         )
@@ -229,7 +229,7 @@ class Client(ConsumingCalls, Tracking, AdminCalls):
         if identity is None or identity.bundle is None:
             raise keyless("an admin's machine holds no keys to publish")
         await self.connection.request(frames.Register, bundle=identity.bundle.raw)
-        self.events.say(
+        self.events.emit(
             RECEIVER, f"Registered key bundle {identity.bundle.sequence} of {self.client_id}"
         )
 
@@ -292,7 +292,7 @@ async def open_client(
     files = (
         home
         if isinstance(home, Home)
-        else load_home(home, password=password, say=lambda t: events.say(KEYS, t))
+        else load_home(home, password=password, say=lambda t: events.emit(KEYS, t))
     )
     if overrides:
         files = attrs.evolve(files, config=attrs.evolve(files.config, **overrides))

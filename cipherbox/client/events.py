@@ -59,11 +59,11 @@ class Events:
         self._listener = listener
 
     @property
-    def heard(self) -> bool:
+    def has_listener(self) -> bool:
         """Whether anybody listens."""
         return self._listener is not None
 
-    def say(
+    def emit(
         self, role: str, text: str, *, mark: bool = False, kind: EventKind = EventKind.STEP
     ) -> None:
         """One line."""
@@ -80,7 +80,7 @@ class Events:
             return
         if count <= ONE_LINE_EACH:
             for index in range(count):
-                self.say(role, text.format(f"message {message_id(envelope_id, index)}"), mark=mark)
+                self.emit(role, text.format(f"message {message_id(envelope_id, index)}"), mark=mark)
             return
         first, last = message_id(envelope_id, 0), message_id(envelope_id, count - 1)
-        self.say(role, text.format(f"messages {first} to {last} ({count})"), mark=mark)
+        self.emit(role, text.format(f"messages {first} to {last} ({count})"), mark=mark)

@@ -38,7 +38,7 @@ from cipherbox.pki.key_replacement import KeyReplacement
 from cipherbox.portable import write_atomic
 from cipherbox.sealing import key_file as keyfile
 from cipherbox.sealing.identity import Identity
-from cipherbox.sealing.local_secret_box import LocalSecretBox, Vault
+from cipherbox.sealing.local_secret_box import LocalSecretBox, SecretBox
 from cipherbox.sealing.open import is_signed_by
 
 ROOT, ISSUING, CERTIFICATE, KEY = "ca.crt", "issuing.crt", "client.crt", "client.key"
@@ -70,7 +70,7 @@ class Home:
     chain: tuple[x509.Certificate, ...]
     key: pki.PrivateKey = attrs.field(repr=False)
     identity: Identity | None
-    keeper: LocalSecretBox
+    secret_box: LocalSecretBox
     # None: nothing on the disk is changed
     local_key: bytes | None = attrs.field(default=None, repr=False)
     sealed: bool = False  # its keys are under a password
@@ -80,9 +80,9 @@ class Home:
         return self.config.home
 
     @property
-    def hides(self) -> Vault | None:
+    def hides(self) -> SecretBox | None:
         """What content is encrypted with before it is written here; None: it lies readable."""
-        return self.keeper.content if self.sealed and not self.config.inbox.plain else None
+        return self.secret_box.content_box if self.sealed and not self.config.inbox.plain else None
 
     @property
     def folder(self) -> Path:

@@ -53,7 +53,7 @@ async def watch(client: WatchedClient, lasting: bool, *, pause_s: float = LOOK_S
         config.client_id,
         config.alerts,
         config.home,
-        lambda text, why: client.events.say(LINE, f"{text}: {why}"),
+        lambda text, why: client.events.emit(LINE, f"{text}: {why}"),
     )
 
     async def look() -> None:

@@ -17,10 +17,10 @@ import os
 from typing import Any, Protocol
 
 from cipherbox.portable import read_at, write_at
-from cipherbox.sealing.local_secret_box import VAULT_BYTES, Vault
+from cipherbox.sealing.local_secret_box import SECRET_BOX_BYTES, SecretBox
 
 CHUNK = 16 * 1024
-SLOT = CHUNK + VAULT_BYTES
+SLOT = CHUNK + SECRET_BOX_BYTES
 _EMPTY = bytes(SLOT)
 
 
@@ -62,8 +62,8 @@ class ClearFile:
 class EncryptedFile:
     """See the module; as `ClearFile`.  ``name`` is the file's id."""
 
-    def __init__(self, fd: int, vault: Vault, name: bytes) -> None:
-        self._fd, self._vault, self._name = fd, vault, name
+    def __init__(self, fd: int, box: SecretBox, name: bytes) -> None:
+        self._fd, self._box, self._name = fd, box, name
 
     def read(self, size: int, at: int) -> bytes:
         """Up to ``size`` bytes from ``at``; DecryptionFailed when they were changed.  What was
@@ -89,7 +89,7 @@ class EncryptedFile:
             if len(piece) < CHUNK:
                 before = self._chunk(number) or bytes(CHUNK)
                 whole = before[:inside] + bytes(piece) + before[inside + len(piece) :]
-            write_at(self._fd, self._vault.lock(whole, self._place(number)), number * SLOT)
+            write_at(self._fd, self._box.encrypt(whole, self._place(number)), number * SLOT)
             view, at = view[len(piece) :], at + len(piece)
 
     def sync(self, size: int | None = None) -> None:
@@ -106,7 +106,7 @@ class EncryptedFile:
         slot = read_at(self._fd, SLOT, number * SLOT)
         if len(slot) < SLOT:
             return b""
-        return bytes(CHUNK) if slot == _EMPTY else self._vault.unlock(slot, self._place(number))
+        return bytes(CHUNK) if slot == _EMPTY else self._box.decrypt(slot, self._place(number))
 
     def _place(self, number: int) -> bytes:
         return b"file" + self._name + number.to_bytes(8, "big")

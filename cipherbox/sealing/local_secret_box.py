@@ -20,7 +20,7 @@ from cipherbox.errors import DecryptionFailed
 from cipherbox.sealing.primitives import hkdf
 
 _NONCE = 24
-VAULT_BYTES = _NONCE + 16  # what locking adds
+SECRET_BOX_BYTES = _NONCE + 16  # what locking adds
 SESSION_TROUBLE = (
     "the file with the sessions is damaged or belongs to another key; move it away, and they begin "
     "anew"
@@ -35,8 +35,8 @@ class LocalSecretBox:
 
     def __init__(self, local_key: bytes) -> None:
         self._key = hkdf(local_key, label("outbox"), 32)
-        self.vault = Vault(hkdf(local_key, label("sessions"), 32))
-        self.content = Vault(hkdf(local_key, label("content"), 32), CONTENT_TROUBLE)
+        self.session_box = SecretBox(hkdf(local_key, label("sessions"), 32))
+        self.content_box = SecretBox(hkdf(local_key, label("content"), 32), CONTENT_TROUBLE)
 
     def __repr__(self) -> str:
         return "LocalSecretBox(…)"
@@ -62,7 +62,7 @@ class LocalSecretBox:
             raise DecryptionFailed("the kept key of this envelope cannot be read") from None
 
 
-class Vault:
+class SecretBox:
     """Encrypts what lies on this machine's disk.  ``key`` has 32 bytes; ``place`` says where the
     bytes belong, ``trouble`` what to tell a person when they do not open.
     """
@@ -71,16 +71,16 @@ class Vault:
         self._key, self._trouble = key, trouble
 
     def __repr__(self) -> str:
-        return "Vault(…)"
+        return "SecretBox(…)"
 
-    def lock(self, secret: bytes | memoryview, place: bytes) -> bytes:
+    def encrypt(self, secret: bytes | memoryview, place: bytes) -> bytes:
         """What may lie on the disk: 40 bytes more."""
         nonce = nacl.utils.random(_NONCE)
         return nonce + crypto_aead_xchacha20poly1305_ietf_encrypt(
             bytes(secret), place, nonce, self._key
         )
 
-    def unlock(self, locked: bytes, place: bytes) -> bytes:
+    def decrypt(self, locked: bytes, place: bytes) -> bytes:
         """The secret; DecryptionFailed if these bytes were changed, moved, or belong to another
         home.
         """

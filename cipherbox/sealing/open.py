@@ -56,48 +56,48 @@ class ParsedEnvelope(NamedTuple):
     hashes: Hashes
 
 
-def inspect(raw: bytes) -> ParsedEnvelope:
+def parse_envelope(raw: bytes) -> ParsedEnvelope:
     """Reads layout and hashes: enough to look the envelope up before opening it."""
     layout = layouts.split(raw)
     return ParsedEnvelope(raw, layout, layouts.hashes(raw, layout))
 
 
-def verify(sighted: ParsedEnvelope, sender: KeyBundle) -> None:
+def verify(parsed: ParsedEnvelope, sender: KeyBundle) -> None:
     """The sender's signature, by the bundle the prefix names (checked by the caller)."""
-    prefix = sighted.layout.prefix
+    prefix = parsed.layout.prefix
     if sender.client_id != prefix.sender or not hmac.compare_digest(
         sender.hash, prefix.bundle_hash
     ):
         raise SignatureInvalid("the envelope was sealed with other sender's keys than these")
-    signed = sighted.raw[sighted.layout.signatures_at :]
+    signed = parsed.raw[parsed.layout.signatures_at :]
     signature.verify(
         sender.sign_keys,
         prefix.signature_suite,
         SIGNATURE_USE,
-        sighted.hashes.envelope_hash,
+        parsed.hashes.envelope_hash,
         signed,
     )
 
 
 def is_signed_by(raw: bytes, sender: KeyBundle) -> bool:
     """Whether these keys signed an envelope, whatever bundle of theirs it names."""
-    sighted = inspect(raw)
+    parsed = parse_envelope(raw)
     try:
-        verify(sighted, attrs.evolve(sender, hash=sighted.layout.prefix.bundle_hash))
+        verify(parsed, attrs.evolve(sender, hash=parsed.layout.prefix.bundle_hash))
     except SignatureInvalid:
         return False
     return True
 
 
-def content_key(sighted: ParsedEnvelope, identity: Identity) -> bytes:
+def content_key(parsed: ParsedEnvelope, identity: Identity) -> bytes:
     """Unwraps this client's stanza and checks the commitment."""
-    return _content_key(sighted, identity)[0]
+    return _content_key(parsed, identity)[0]
 
 
 def _content_key(
-    sighted: ParsedEnvelope, identity: Identity, in_session: OpenInSession | None = None
+    parsed: ParsedEnvelope, identity: Identity, in_session: OpenInSession | None = None
 ) -> tuple[bytes, ContentKeys]:
-    prefix = sighted.layout.prefix
+    prefix = parsed.layout.prefix
     wanted = identity.client_id.casefold()
     index = next(
         (i for i, r in enumerate(prefix.recipients) if r.client_id.casefold() == wanted), None
@@ -105,8 +105,8 @@ def _content_key(
     if index is None:
         raise NotRecipient
     entry = prefix.recipients[index]
-    prefix_hash = hashlib.sha256(sighted.raw[: prefix.prefix_length]).digest()
-    stanza = layouts.stanza(sighted.raw, sighted.layout, index)
+    prefix_hash = hashlib.sha256(parsed.raw[: prefix.prefix_length]).digest()
+    stanza = layouts.stanza(parsed.raw, parsed.layout, index)
     if entry.stanza_type == StanzaType.RATCHET and in_session is not None:
         unwrapped = in_session(entry.key_id, stanza, stanzas.session_binding(prefix_hash, index))
     else:
@@ -122,14 +122,14 @@ def _content_key(
     return unwrapped, keys
 
 
-def open_plain(sighted: ParsedEnvelope, key: bytes) -> bytes:
+def open_plain(parsed: ParsedEnvelope, key: bytes) -> bytes:
     """The body's plaintext as `body.pack` made it: what a sender seals again."""
-    return _plain(sighted, derive(key))
+    return _plain(parsed, derive(key))
 
 
-def _open_body(sighted: ParsedEnvelope, keys: ContentKeys) -> Messages:
-    prefix = sighted.layout.prefix
-    plain = _plain(sighted, keys)
+def _open_body(parsed: ParsedEnvelope, keys: ContentKeys) -> Messages:
+    prefix = parsed.layout.prefix
+    plain = _plain(parsed, keys)
     layout = FIRST_LAYOUT
     if prefix.version == VERSION:
         layout = LAYOUT
@@ -140,19 +140,19 @@ def _open_body(sighted: ParsedEnvelope, keys: ContentKeys) -> Messages:
     return unpack(plain, prefix.message_count, prefix.sealed_at)
 
 
-def _plain(sighted: ParsedEnvelope, keys: ContentKeys) -> bytes:
-    layout = sighted.layout
-    body = memoryview(sighted.raw)[layout.body_at : layout.signatures_at]
+def _plain(parsed: ParsedEnvelope, keys: ContentKeys) -> bytes:
+    layout = parsed.layout
+    body = memoryview(parsed.raw)[layout.body_at : layout.signatures_at]
     try:
         return aead(layout.prefix.body_cipher, keys.body_key).decrypt(
-            keys.nonce, body, sighted.hashes.header_hash
+            keys.nonce, body, parsed.hashes.header_hash
         )
     except (InvalidTag, OverflowError):  # the latter: more than the cipher takes, 2 GiB
         raise DecryptionFailed("the body was changed") from None
 
 
 def open_envelope(
-    sighted: ParsedEnvelope,
+    parsed: ParsedEnvelope,
     identity: Identity,
     sender: KeyBundle,
     in_session: OpenInSession | None = None,
@@ -160,6 +160,6 @@ def open_envelope(
     """All checks in their order; the messages.  Without ``in_session`` nothing of a session
     opens (KeyMissing).
     """
-    verify(sighted, sender)
-    _, keys = _content_key(sighted, identity, in_session)
-    return _open_body(sighted, keys)
+    verify(parsed, sender)
+    _, keys = _content_key(parsed, identity, in_session)
+    return _open_body(parsed, keys)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from cipherbox.envelope import layout as layouts
 from cipherbox.envelope.ids import EnvelopeIds
 from cipherbox.sealing.body import pack_contents
-from cipherbox.sealing.open import inspect, open_envelope
+from cipherbox.sealing.open import open_envelope, parse_envelope
 from cipherbox.sealing.seal import Sealed, seal
 from tests.parties import now_ms, party
 
@@ -39,7 +39,7 @@ def main() -> None:
         )
 
     def opened(raw: bytes) -> object:
-        return open_envelope(inspect(raw), ca.identity, lab.bundle)
+        return open_envelope(parse_envelope(raw), ca.identity, lab.bundle)
 
     small, large = b"x" * 100, bytes(1 << 20)
     for name, contents in (

@@ -14,7 +14,7 @@ from cipherbox.envelope.ids import EnvelopeIds
 from cipherbox.sealing import stanzas
 from cipherbox.sealing.body import Message, pack
 from cipherbox.sealing.identity import DecryptKey
-from cipherbox.sealing.open import inspect, open_envelope
+from cipherbox.sealing.open import open_envelope, parse_envelope
 from cipherbox.sealing.ratchet import session
 from cipherbox.sealing.seal import seal
 from tests.client.session_world import world
@@ -68,7 +68,7 @@ def main() -> None:
             raw = here.seal(lab, "CA-RC", b"x" * 100)
             lab.sessions.sync()
             here.open(center, "FL-LAB", raw)
-            center.sessions.acknowledged([inspect(raw).hashes.envelope_hash])
+            center.sessions.acknowledged([parse_envelope(raw).hashes.envelope_hash])
 
         def hybrid() -> None:
             raw = seal(
@@ -79,7 +79,7 @@ def main() -> None:
                 envelope_id=ids.next(),
                 sealed_at=now_ms(),
             ).raw
-            open_envelope(inspect(raw), center.party.identity, lab.party.bundle)
+            open_envelope(parse_envelope(raw), center.party.identity, lab.party.bundle)
 
         in_session()
         measured("an envelope in a session, states on disk", in_session, 200)

@@ -27,7 +27,7 @@ from cipherbox.pki.revocation_lists import make_crl
 from cipherbox.portable import private_dir
 from cipherbox.sealing.body import Message
 from cipherbox.sealing.local_secret_box import LocalSecretBox
-from cipherbox.sealing.open import inspect, open_envelope
+from cipherbox.sealing.open import open_envelope, parse_envelope
 from cipherbox.wire import codec, frames
 from cipherbox.wire.connection import SendBatch
 from tests.client.fake_hq import FakeHq, Session, no_context
@@ -205,4 +205,4 @@ async def settle() -> None:
 
 
 def opened(raw: bytes, sender: Party, recipient: Party) -> list[Message]:
-    return open_envelope(inspect(raw), recipient.identity, sender.bundle)
+    return open_envelope(parse_envelope(raw), recipient.identity, sender.bundle)

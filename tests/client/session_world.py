@@ -15,8 +15,8 @@ from cipherbox.client.sessions.sessions import Sessions
 from cipherbox.envelope import layout as layouts
 from cipherbox.envelope.ids import EnvelopeIds
 from cipherbox.sealing.body import Message, pack
-from cipherbox.sealing.local_secret_box import Vault
-from cipherbox.sealing.open import inspect
+from cipherbox.sealing.local_secret_box import SecretBox
+from cipherbox.sealing.open import parse_envelope
 from cipherbox.sealing.ratchet import session
 from cipherbox.sealing.ratchet.prekeys import believed
 from cipherbox.sealing.ratchet.settings import SessionSettings
@@ -40,7 +40,7 @@ class Home:
 
     def start(self) -> None:
         self.sessions = Sessions(
-            self._path, Vault(bytes(32)), self.party.identity, self._numbers, self._clock
+            self._path, SecretBox(bytes(32)), self.party.identity, self._numbers, self._clock
         )
         self.outbox = Outbox(self._path, chains=self.sessions.chains)
 
@@ -134,7 +134,7 @@ class World:
         return raw
 
     def open(self, home: Home, sender: str, raw: bytes) -> bytes:
-        messages = home.sessions.open(inspect(raw), self.homes[sender].party.bundle)
+        messages = home.sessions.open(parse_envelope(raw), self.homes[sender].party.bundle)
         return messages[0].content
 
 

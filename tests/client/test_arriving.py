@@ -31,12 +31,12 @@ from cipherbox.envelope.ids import EnvelopeIds
 from cipherbox.errors import MalformedEnvelope
 from cipherbox.limits import LIMITS
 from cipherbox.sealing.body import Message
-from cipherbox.sealing.local_secret_box import Vault
+from cipherbox.sealing.local_secret_box import SecretBox
 from tests.client.parties import now_ms
 
 IDS = EnvelopeIds(now_ms)
 SENDER = "FL-LAB"
-VAULT = Vault(bytes(32))
+BOX = SecretBox(bytes(32))
 
 
 def sealed(message: Message, sender: str = SENDER, queue: str = "box.CA-RC.bulk") -> Received:
@@ -181,7 +181,7 @@ def test_a_part_of_another_size_that_writes_over_another_is_noticed(
     *parts, manifest = in_parts(content, ["whole.bin"], transfer=transfer)
     # Recorded as part 1, but written where the end of part 0 lies.
     over = sealed(part_message(transfer, 1, 40_000, b"!" * 40_000, compress=False))
-    inbox = Inbox(tmp_path, storing=Storing(tmp_path / "incoming", VAULT, plain))
+    inbox = Inbox(tmp_path, storing=Storing(tmp_path / "incoming", BOX, plain))
     inbox.record([parts[0], over, parts[2], manifest])
     assert completed(inbox) == []
     assert last(receipts(inbox)) == (None, 255)  # refused, and its sender is told
@@ -393,7 +393,7 @@ def test_a_file_is_there_once_wherever_the_machine_died(
     death: Callable[[pytest.MonkeyPatch], None],
     plain: bool,
 ) -> None:
-    storing = Storing(tmp_path / "incoming", VAULT, plain)
+    storing = Storing(tmp_path / "incoming", BOX, plain)
     inbox = Inbox(tmp_path, storing=storing)
     small = sealed(Message(b"s", "text/csv", {"filename": "small.csv"}), queue="box.CA-RC")
     inbox.record([*in_parts(b"l" * 100_000, ["large.csv"]), small])

@@ -18,7 +18,7 @@ from cipherbox.envelope.outcomes import Outcome
 from cipherbox.envelope.prefix import FIXED
 from cipherbox.sealing import seal as sealing
 from cipherbox.sealing.body import Message, pack, text_message
-from cipherbox.sealing.open import inspect, open_plain
+from cipherbox.sealing.open import open_plain, parse_envelope
 from cipherbox.sealing.primitives import aead, derive
 from tests.client.attacker import IDS, crafted, now_ms, refusal, submit
 from tests.client.real_hq import RealHq
@@ -104,7 +104,7 @@ async def test_a_lie_about_the_plaintext_is_refused_and_nothing_else_is_kept_up(
 def as_version_1(raw: bytes, content_key: bytes) -> bytes:
     """As 0.5.0 sealed it, but for the stanzas, which the sender does not need."""
     at = split(raw)
-    plain = open_plain(inspect(raw), content_key)
+    plain = open_plain(parse_envelope(raw), content_key)
     fields = list(FIXED.unpack_from(raw))
     fields[1], fields[3], fields[4] = 1, at.stanzas_at - 33, at.prefix.body_length - 32
     del fields[15], fields[12]
@@ -123,7 +123,7 @@ async def test_an_outbox_of_0_5_0_is_sealed_again_and_hq_takes_no_version_1(hq: 
     async with hq.client("FL-LAB", keep_trying=True) as lab:
         kept = await lab.publish("from before", to="CA-RC", wait=False)
         row = await lab.sent(kept.message_ids[0])
-        key = lab.home.keeper.unwrap(row.content_key, row.envelope_id, 0)
+        key = lab.home.secret_box.unwrap(row.content_key, row.envelope_id, 0)
     with sqlite3.connect(hq.home("FL-LAB") / "outbox.sqlite3") as db:
         (data,) = db.execute("SELECT data FROM envelopes").fetchone()
         old = as_version_1(data, key)

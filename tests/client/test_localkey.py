@@ -293,7 +293,7 @@ async def test_a_client_joins_and_works_under_a_password(quick: None, hq: RealHq
     told: list[str] = []
     async with hq.client("FL-LAB", password="correct horse", on_event=told.append) as lab:
         await lab.publish("it works", to="FL-LAB")
-        for shown in map(repr, (lab.home, lab.home.keeper, lab.home.identity, lab.home.config)):
+        for shown in map(repr, (lab.home, lab.home.secret_box, lab.home.identity, lab.home.config)):
             assert "correct horse" not in shown
             assert repr(local_key) not in shown
             assert local_key.hex() not in shown

@@ -24,7 +24,7 @@ from cipherbox.sealing.body import Message, pack, unpack
 from tests.client.memory import MOST_BYTES, Memory
 from tests.client.parties import now_ms
 from tests.client.real_hq import real_hq
-from tests.client.test_arriving import IDS, VAULT, completed, files_below, lines, receipts
+from tests.client.test_arriving import BOX, IDS, completed, files_below, lines, receipts
 
 MANY = 300
 
@@ -54,7 +54,7 @@ def counted_syncs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
 def test_recording_many_files_syncs_once_for_all(
     tmp_path: Path, plain: bool, each: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    inbox = Inbox(tmp_path, storing=Storing(tmp_path / "incoming", VAULT, plain=plain))
+    inbox = Inbox(tmp_path, storing=Storing(tmp_path / "incoming", BOX, plain=plain))
     batch = [envelope(1) for _ in range(MANY)] if each else [envelope(MANY)]
     inbox.record([envelope(2)])  # what is made once
     with counted_syncs(monkeypatch) as syncs:
@@ -85,14 +85,14 @@ def test_large_files_have_a_hidden_file_of_their_own(tmp_path: Path) -> None:
 def test_what_files_share_outlives_a_crash_and_another_directory(
     tmp_path: Path, plain: bool
 ) -> None:
-    inbox = Inbox(tmp_path, storing=Storing(tmp_path / "before", VAULT, plain=plain))
+    inbox = Inbox(tmp_path, storing=Storing(tmp_path / "before", BOX, plain=plain))
     inbox.record([envelope(3)])
     (check, *others) = inbox.ready()
     check.step()  # one is copied, and nothing is recorded of it
     inbox.close()
     for one in (check, *others):
         one.close()
-    inbox = Inbox(tmp_path, storing=Storing(tmp_path / "after", VAULT, plain=plain))
+    inbox = Inbox(tmp_path, storing=Storing(tmp_path / "after", BOX, plain=plain))
     inbox.tidy()
     assert len(completed(inbox)) == 3
     assert not list(tmp_path.rglob(f"{SHARED}/*"))
@@ -155,7 +155,7 @@ def test_more_files_than_are_remembered_are_completed(
 
 @pytest.mark.parametrize("plain", [True, False])
 def test_the_most_files_of_an_envelope_cost_little_memory(tmp_path: Path, plain: bool) -> None:
-    inbox = Inbox(tmp_path, storing=Storing(tmp_path / "incoming", VAULT, plain=plain))
+    inbox = Inbox(tmp_path, storing=Storing(tmp_path / "incoming", BOX, plain=plain))
     count = LIMITS.messages - 1
     one = envelope(1)._replace(messages=unpack(pack([Message(b"\xff" * 240)] * count), count, 0))
     memory = Memory()
@@ -200,7 +200,7 @@ def test_a_file_that_cannot_be_made_durable_is_tried_again(
 def test_the_database_works_in_proportion(tmp_path: Path, handled: bool) -> None:
     def steps(count: int) -> int:
         inbox = Inbox(
-            tmp_path / str(count), storing=Storing(tmp_path / "in", VAULT), keep_contents=handled
+            tmp_path / str(count), storing=Storing(tmp_path / "in", BOX), keep_contents=handled
         )
         done = [0]
 

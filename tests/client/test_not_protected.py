@@ -55,7 +55,7 @@ async def test_a_copy_of_a_home_without_a_password_is_that_client(hq: Any, tmp_p
 async def test_encryption_keys_and_the_bytes_at_hq_are_enough_to_read(
     hq: Any, tmp_path: Path
 ) -> None:
-    from cipherbox.sealing.open import inspect, open_envelope
+    from cipherbox.sealing.open import open_envelope, parse_envelope
 
     async with hq.client("FL-LAB") as lab:
         await lab.publish(TEXT, to="CA-RC")
@@ -65,7 +65,7 @@ async def test_encryption_keys_and_the_bytes_at_hq_are_enough_to_read(
     assert sender is not None
     assert sender.bundle is not None
     assert center is not None
-    opened = open_envelope(inspect(envelope), center, sender.bundle)
+    opened = open_envelope(parse_envelope(envelope), center, sender.bundle)
     assert [bytes(message.content) for message in opened] == [TEXT.encode()]
 
 

@@ -14,7 +14,7 @@ import pytest
 from cipherbox.client.sessions import old as oldsessions
 from cipherbox.client.sessions.sessions import Sessions
 from cipherbox.errors import Damaged
-from cipherbox.sealing.local_secret_box import Vault
+from cipherbox.sealing.local_secret_box import SecretBox
 from cipherbox.sealing.ratchet import session
 from cipherbox.sealing.ratchet.settings import SETTINGS
 from tests.parties import party
@@ -38,7 +38,7 @@ CREATE TABLE facts (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
 STATES = json.loads(
     (Path(__file__).parent.parent / "sealing/sessions/states_version_1.json").read_text()
 )
-VAULT, IDENTITY = Vault(bytes(32)), b"i" * 32
+BOX, IDENTITY = SecretBox(bytes(32)), b"i" * 32
 
 
 def old_file(home: Path) -> None:
@@ -46,7 +46,7 @@ def old_file(home: Path) -> None:
     known = session.decode(raw)
     db = sqlite3.connect(home / oldsessions.DATABASE)
     db.executescript(SCHEMA)
-    locked = VAULT.lock(raw, b"CA-RC\x00" + known.session_id)
+    locked = BOX.encrypt(raw, b"CA-RC\x00" + known.session_id)
     db.execute(
         "INSERT INTO sessions VALUES ('CA-RC', ?, ?, ?, 1, 0, 5, ?)",
         (known.session_id, known.made_at, known.since, locked),
@@ -56,10 +56,11 @@ def old_file(home: Path) -> None:
     )
     db.execute(
         "INSERT INTO secrets VALUES (0, 1, 1, 0, ?)",
-        (VAULT.lock(IDENTITY, b"secret\x00\x00\x00\x00\x01"),),
+        (BOX.encrypt(IDENTITY, b"secret\x00\x00\x00\x00\x01"),),
     )
     db.execute(
-        "INSERT INTO held VALUES (?, 1, ?)", (b"h" * 32, VAULT.lock(b"k" * 32, b"held" + b"h" * 32))
+        "INSERT INTO held VALUES (?, 1, ?)",
+        (b"h" * 32, BOX.encrypt(b"k" * 32, b"held" + b"h" * 32)),
     )
     db.execute("INSERT INTO facts VALUES ('once_id', ?)", (b"\x00\x00\x00\x07",))
     db.commit()
@@ -67,7 +68,7 @@ def old_file(home: Path) -> None:
 
 
 def opened(home: Path) -> Sessions:
-    return Sessions(home, VAULT, party("FL-LAB").identity, SETTINGS, lambda: 2000)
+    return Sessions(home, BOX, party("FL-LAB").identity, SETTINGS, lambda: 2000)
 
 
 def check(sessions: Sessions) -> None:

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from cipherbox.envelope import layout as layouts
 from cipherbox.errors import CipherBoxError, DecryptionFailed, KeyMissing, StoreError
 from cipherbox.limits import LIMITS
-from cipherbox.sealing.open import inspect
+from cipherbox.sealing.open import parse_envelope
 from cipherbox.sealing.ratchet import session
 from cipherbox.sealing.ratchet.settings import SessionSettings
 from tests import soak
@@ -90,7 +90,7 @@ def hear(here: World, home: Home, chance: int) -> None:
     if not box:
         return
     sender, raw = box[chance % len(box)]
-    digest = inspect(raw).hashes.envelope_hash
+    digest = parse_envelope(raw).hashes.envelope_hash
     if digest not in home.known:
         text = here.open(home, sender, raw)
         if chance % 7 == 2:

@@ -18,7 +18,7 @@ from cipherbox.envelope import layout as layouts
 from cipherbox.envelope.bundle import KeyBundle
 from cipherbox.errors import KeyMissing, StoreError
 from cipherbox.sealing.body import Message, pack
-from cipherbox.sealing.open import inspect
+from cipherbox.sealing.open import parse_envelope
 from cipherbox.sealing.ratchet import session
 from cipherbox.sealing.ratchet.settings import SessionSettings
 from cipherbox.sealing.seal import seal
@@ -176,7 +176,7 @@ def beside_each_other(path: Path) -> tuple[World, Home, Home, Home]:
 
 def heard(home: Home, raw: bytes, bundle: KeyBundle) -> Any:
     """What a recording has to write after this."""
-    home.sessions.hear(inspect(raw), bundle)
+    home.sessions.hear(parse_envelope(raw), bundle)
     batch = home.sessions.heard()
     assert batch is not None
     return batch
@@ -189,7 +189,7 @@ def none_opens_again(home: Home, bundle: KeyBundle, *raws: bytes) -> None:
         home.sessions._db.execute("DELETE FROM held")
     for raw in raws:
         with pytest.raises(KeyMissing):
-            home.sessions.hear(inspect(raw), bundle)
+            home.sessions.hear(parse_envelope(raw), bundle)
 
 
 def test_a_busy_reader_follows_what_another_process_heard(tmp_path: Path) -> None:
@@ -200,7 +200,7 @@ def test_a_busy_reader_follows_what_another_process_heard(tmp_path: Path) -> Non
     bundle = lab.party.bundle
     one, two, three = (here.seal(lab, "CA-RC", text) for text in (b"1", b"2", b"3"))
     batch = heard(center, one, bundle)
-    center.sessions.hear(inspect(two), bundle)  # while the first is written
+    center.sessions.hear(parse_envelope(two), bundle)  # while the first is written
     here.open(other, "FL-LAB", three)
     record(center, batch)
     here.open(lab, "CA-RC", here.seal(center, "FL-LAB", b"back"))
@@ -208,7 +208,7 @@ def test_a_busy_reader_follows_what_another_process_heard(tmp_path: Path) -> Non
     here.open(other, "FL-LAB", four)
     here.open(lab, "CA-RC", here.seal(other, "FL-LAB", b"back"))
     five = here.seal(lab, "CA-RC", b"5")
-    assert center.sessions.hear(inspect(five), bundle)[0].content == b"5"
+    assert center.sessions.hear(parse_envelope(five), bundle)[0].content == b"5"
     batch = center.sessions.heard()
     assert batch is not None
     record(center, batch)
@@ -309,7 +309,7 @@ def test_errors_of_the_disk_are_ours_and_end_no_session(
                 sealed(here, lab, "CA-RC", b"1")
             if name == "_db":
                 with pytest.raises(StoreError, match="disk I/O error"):
-                    lab.sessions.hear(inspect(answer), center.party.bundle)
+                    lab.sessions.hear(parse_envelope(answer), center.party.bundle)
     assert (
         session.parse(stanza(here.seal(lab, "CA-RC", b"2"))).session_id
         == session.parse(stanza(answer)).session_id
@@ -341,7 +341,7 @@ def take(inbox: Inbox, here: World, center: Home, raws: list[bytes]) -> bytes:
     """Records envelopes, as a receiver does; the session's row, as it is on the disk."""
     new = []
     for raw in raws:
-        messages = center.sessions.hear(inspect(raw), here.homes["FL-LAB"].party.bundle)
+        messages = center.sessions.hear(parse_envelope(raw), here.homes["FL-LAB"].party.bundle)
         new.append(
             Received(
                 "FL-LAB", layouts.split(raw).prefix.envelope_id, 0, "box.CA-RC", 1, 1, messages

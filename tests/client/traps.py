@@ -29,7 +29,7 @@ ERRORS: dict[str, Callable[[], Exception]] = {
 # Where -> the function, and what its arguments are about: the sender's id, or a transfer's.
 PLACES: dict[str, tuple[Any, str, Callable[..., object]]] = {
     "lines_of": (inbox, "lines_of", lambda received: received.sender),
-    "open_envelope": (opening, "open_envelope", lambda sighted, identity, sender: sender.client_id),
+    "open_envelope": (opening, "open_envelope", lambda parsed, identity, sender: sender.client_id),
     "decode_group": (receipts, "decode_group", lambda raw: read_receipt(raw)[0].recipient),
     "read_part": (
         arriving,

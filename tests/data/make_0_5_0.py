@@ -50,7 +50,7 @@ from cipherbox.sealing.body import Message
 from cipherbox.sealing.identity import DecryptKey
 from cipherbox.sealing.rsa import generate
 from cipherbox.server.ca.authority import bring_back
-from cipherbox.server.ca.offline import ISSUING_KEY, Vault, read_requests
+from cipherbox.server.ca.offline import ISSUING_KEY, SecretBox, read_requests
 from tests.client.real_hq import RealHq, real_hq
 from tests.server.hq import open_vault
 
@@ -61,10 +61,10 @@ LABS, CENTERS = ("FL-LAB", "MA-LAB", "TX-LAB"), ("CA-RC", "NY-RC")
 CLIENTS = (*LABS, *CENTERS)
 
 
-def sign_long(vault: Vault, document: bytes) -> bytes:
+def sign_long(box: SecretBox, document: bytes) -> bytes:
     """As `sign_offline`, with certificates that last as long as their issuer can."""
-    requests, data, chain = read_requests(document), orjson.loads(document), vault.chain()
-    issuing = vault.authority(ISSUING_KEY, chain[0])
+    requests, data, chain = read_requests(document), orjson.loads(document), box.chain()
+    issuing = box.authority(ISSUING_KEY, chain[0])
 
     def signed(csr: bytes, client_id: str, hq: str) -> x509.Certificate:
         key = pki.key_of_csr(csr)
@@ -100,7 +100,7 @@ class Maker:
 
     def __init__(self, hq: RealHq, base: Path) -> None:
         self.hq, self.base = hq, base
-        self.vault = open_vault(base / "ca")
+        self.box = open_vault(base / "ca")
         self.expected: dict[str, Any] = {
             "waiting": {},
             "outbox": {},
@@ -114,7 +114,7 @@ class Maker:
 
     async def sign_waiting(self) -> None:
         async with self.hq.admin() as admin:
-            await admin.import_certificates(sign_long(self.vault, await admin.export_requests()))
+            await admin.import_certificates(sign_long(self.box, await admin.export_requests()))
 
     async def enrol(self) -> None:
         for name in CLIENTS:
@@ -140,12 +140,12 @@ class Maker:
                 await self.sign_waiting()
         async with self.hq.admin() as admin:
             await admin.life.renew()
-            await admin.import_certificates(sign_long(self.vault, await admin.export_requests()))
+            await admin.import_certificates(sign_long(self.box, await admin.export_requests()))
             await admin.life.renew()
 
     async def online(self) -> None:
         """The CA's keys come back to HQ."""
-        bring_back(load_server_config(self.hq.directory), self.vault, whole=True)
+        bring_back(load_server_config(self.hq.directory), self.box, whole=True)
         self.hq.config = load_server_config(self.hq.directory)
         await self.hq.restart()
 

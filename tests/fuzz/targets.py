@@ -122,7 +122,7 @@ def _(data: bytes) -> object:
 
 @target("envelope", envelopes, errors.EnvelopeError)
 def _(data: bytes) -> object:
-    return opening.inspect(data)
+    return opening.parse_envelope(data)
 
 
 def bodies() -> Bytes:

@@ -17,7 +17,7 @@ from cipherbox.sealing import seal as seal_module
 from cipherbox.sealing import stanzas
 from cipherbox.sealing.body import Message, pack
 from cipherbox.sealing.identity import Identity
-from cipherbox.sealing.open import content_key, inspect
+from cipherbox.sealing.open import content_key, parse_envelope
 from cipherbox.sealing.primitives import aead, derive
 from cipherbox.sealing.seal import SIGNATURE_USE, choose_keys, seal
 from tests.golden import files
@@ -71,7 +71,7 @@ def opened_row(
     at = layouts.split(raw)
     hashes = layouts.hashes(raw, at)
     key = content_key(
-        inspect(raw), (recipient or party(at.prefix.recipients[0].client_id)).identity
+        parse_envelope(raw), (recipient or party(at.prefix.recipients[0].client_id)).identity
     )
     keys = derive(key)
     plain = aead(at.prefix.body_cipher, keys.body_key).decrypt(

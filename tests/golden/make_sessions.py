@@ -10,7 +10,7 @@ from typing import Any
 from cipherbox.envelope import layout as layouts
 from cipherbox.envelope.ids import EnvelopeIds
 from cipherbox.sealing.body import Message, pack
-from cipherbox.sealing.open import inspect, open_envelope
+from cipherbox.sealing.open import open_envelope, parse_envelope
 from cipherbox.sealing.ratchet import handshake, session
 from cipherbox.sealing.ratchet.double_ratchet import public
 from cipherbox.sealing.ratchet.handshake import Secrets
@@ -124,7 +124,7 @@ def envelope(
         return session.open_(found, session.parse(stanza), binding)[1]
 
     assert (
-        open_envelope(inspect(raw), center.identity, lab.bundle, in_session)[0].content
+        open_envelope(parse_envelope(raw), center.identity, lab.bundle, in_session)[0].content
         == message.content
     )
     return {

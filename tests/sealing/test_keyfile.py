@@ -15,7 +15,7 @@ from cipherbox.envelope.suites import SignatureSuite
 from cipherbox.errors import CipherBoxError, CredentialsError, PasswordError, WrongPassword
 from cipherbox.sealing import key_file as keyfile
 from cipherbox.sealing.identity import Identity
-from cipherbox.sealing.open import inspect, open_envelope
+from cipherbox.sealing.open import open_envelope, parse_envelope
 from tests.golden.make_envelopes import MESSAGES, sealed
 from tests.parties import party
 
@@ -29,7 +29,7 @@ def test_key_files_keep_everything_and_show_nothing(tmp_path: Path) -> None:
     assert back.seeds() == ca.identity.seeds()
     assert back.bundle == ca.identity.bundle
     raw = sealed(party("FL-LAB"), [ca], MESSAGES)
-    assert open_envelope(inspect(raw), back, party("FL-LAB").bundle)
+    assert open_envelope(parse_envelope(raw), back, party("FL-LAB").bundle)
     secrets = [s for s in ca.identity.seeds() if s] + [k.seed for k in ca.identity.current]
     shown = repr(ca.identity) + repr(ca.identity.current) + str(vars(ca.identity).get("current"))
     for secret in secrets:

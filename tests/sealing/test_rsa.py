@@ -29,7 +29,7 @@ from cipherbox.sealing import rsa, stanzas
 from cipherbox.sealing import seal as sealing
 from cipherbox.sealing.body import pack, text_message
 from cipherbox.sealing.identity import DecryptKey, Identity
-from cipherbox.sealing.open import inspect, open_envelope
+from cipherbox.sealing.open import open_envelope, parse_envelope
 from tests.golden import files
 from tests.golden.make_envelopes import MESSAGES, resigned, sealed
 from tests.golden.make_rsa import crafted, dishonest, mixed, rsa_key, unusable, with_rsa
@@ -56,9 +56,9 @@ def golden_sender(row: dict[str, str]) -> bundles.KeyBundle:
 
 @pytest.mark.parametrize("row", GOLDEN["opens"], ids=lambda r: r["name"])
 def test_golden_envelopes_open_for_every_recipient(row: dict[str, Any]) -> None:
-    sighted = inspect(bytes.fromhex(row["envelope"]))
-    for entry in sighted.layout.prefix.recipients:
-        messages = open_envelope(sighted, golden_identity(entry.client_id), golden_sender(row))
+    parsed = parse_envelope(bytes.fromhex(row["envelope"]))
+    for entry in parsed.layout.prefix.recipients:
+        messages = open_envelope(parsed, golden_identity(entry.client_id), golden_sender(row))
         assert [m.content.hex() for m in messages] == [m["content"] for m in row["messages"]]
 
 
@@ -66,7 +66,7 @@ def test_golden_envelopes_open_for_every_recipient(row: dict[str, Any]) -> None:
 def test_golden_damage_fails_by_its_name(row: dict[str, str]) -> None:
     with pytest.raises(EnvelopeError) as found:
         open_envelope(
-            inspect(bytes.fromhex(row["envelope"])),
+            parse_envelope(bytes.fromhex(row["envelope"])),
             golden_identity(row["recipient"]),
             golden_sender(row),
         )
@@ -100,7 +100,7 @@ def test_what_is_sealed_opens_and_is_as_long_as_the_manual_says(bits: int) -> No
     (entry, _) = split(raw).prefix.recipients
     assert (entry.stanza_type, entry.stanza_length) == (3, bits // 8 + OVERHEAD)
     for identity in (ca.identity, with_rsa("NY-RC").identity):
-        assert [m.content for m in open_envelope(inspect(raw), identity, lab.bundle)] == [
+        assert [m.content for m in open_envelope(parse_envelope(raw), identity, lab.bundle)] == [
             m.content for m in MESSAGES
         ]
 
@@ -109,7 +109,7 @@ def test_dishonest_senders_are_told_apart_by_the_failure() -> None:
     lab, ca = party("FL-LAB"), with_rsa("CA-RC")
     for what, raw, error in dishonest(lab, ca, with_rsa("NY-RC")):
         with pytest.raises(EnvelopeError) as found:
-            open_envelope(inspect(raw), ca.identity, lab.bundle)
+            open_envelope(parse_envelope(raw), ca.identity, lab.bundle)
         assert found.value.name == error, what
 
 
@@ -121,10 +121,12 @@ def test_every_byte_of_an_envelope_counts(bit: int) -> None:
     for offset in range(len(raw)):
         changed = raw[:offset] + bytes([raw[offset] ^ bit]) + raw[offset + 1 :]
         with pytest.raises(EnvelopeError):
-            open_envelope(inspect(changed), ca.identity, lab.bundle)
+            open_envelope(parse_envelope(changed), ca.identity, lab.bundle)
         if split(raw).stanzas_at <= offset < split(raw).signatures_at:
             with pytest.raises(DecryptionFailed):
-                open_envelope(inspect(resigned(changed, lab.identity)), ca.identity, lab.bundle)
+                open_envelope(
+                    parse_envelope(resigned(changed, lab.identity)), ca.identity, lab.bundle
+                )
 
 
 def test_a_stanza_opens_in_its_own_place_alone() -> None:
@@ -183,9 +185,9 @@ def test_who_is_no_recipient_and_who_has_no_key() -> None:
     lab, ca = party("FL-LAB"), with_rsa("CA-RC")
     raw = sealed(lab, [ca], MESSAGES, stanza=3)
     with pytest.raises(NotRecipient):
-        open_envelope(inspect(raw), with_rsa("NY-RC").identity, lab.bundle)
+        open_envelope(parse_envelope(raw), with_rsa("NY-RC").identity, lab.bundle)
     with pytest.raises(KeyMissing):
-        open_envelope(inspect(raw), party("CA-RC").identity, lab.bundle)
+        open_envelope(parse_envelope(raw), party("CA-RC").identity, lab.bundle)
 
 
 # -- choosing --------------------------------------------------------------------------------------
@@ -218,7 +220,7 @@ def test_rsa_beside_a_post_quantum_recipient_needs_a_word() -> None:
     raw = mixed(lab, [ca, alone])
     assert [r.stanza_type for r in split(raw).prefix.recipients] == [1, 3]
     for who in (ca, alone):
-        assert open_envelope(inspect(raw), who.identity, lab.bundle)
+        assert open_envelope(parse_envelope(raw), who.identity, lab.bundle)
 
 
 # -- keys ------------------------------------------------------------------------------------------
@@ -276,7 +278,7 @@ def test_a_replaced_key_goes_on_opening_and_the_key_file_keeps_both(tmp_path: Pa
     assert (tmp_path / "keys.cbk").stat().st_mode & 0o777 == 0o600
     back = keyfile.load(tmp_path / "keys.cbk", local_key=bytes(32))
     assert (back.current, back.retired) == (later.current, later.retired)
-    assert open_envelope(inspect(raw), back, lab.bundle)
+    assert open_envelope(parse_envelope(raw), back, lab.bundle)
     assert new.seed.hex() not in repr(back.current)
     assert new.seed not in (tmp_path / "keys.cbk").read_bytes()
     with pytest.raises(KeyMissing):

@@ -32,7 +32,7 @@ from cipherbox.sealing import primitives, stanzas
 from cipherbox.sealing import seal as sealing
 from cipherbox.sealing.body import Message, pack, text_message
 from cipherbox.sealing.identity import DecryptKey, Identity
-from cipherbox.sealing.open import inspect, open_envelope, open_plain
+from cipherbox.sealing.open import open_envelope, open_plain, parse_envelope
 from cipherbox.sealing.seal import seal
 from tests.golden import files
 from tests.golden.make_envelopes import MESSAGES, damaged, dishonest, resigned, sealed, stripped
@@ -45,7 +45,7 @@ IDS = EnvelopeIds(now_ms)
 
 def open_as(who: Party | Identity, raw: bytes, sender: Party) -> list[Message]:
     identity = who.identity if isinstance(who, Party) else who
-    return open_envelope(inspect(raw), identity, sender.bundle)
+    return open_envelope(parse_envelope(raw), identity, sender.bundle)
 
 
 def golden_identity(name: str) -> Identity:
@@ -60,19 +60,19 @@ def golden_identity(name: str) -> Identity:
 
 @pytest.mark.parametrize("row", GOLDEN["opens"], ids=lambda r: r["name"])
 def test_golden_envelopes_open_for_every_recipient(row: dict[str, object]) -> None:
-    sighted = inspect(bytes.fromhex(str(row["envelope"])))
+    parsed = parse_envelope(bytes.fromhex(str(row["envelope"])))
     sender = decode_bundle(bytes.fromhex(GOLDEN["bundles"][row["sender_bundle"]]))
-    assert sighted.hashes.header_hash.hex() == row["header_hash"]
-    assert sighted.hashes.envelope_hash.hex() == row["envelope_hash"]
+    assert parsed.hashes.header_hash.hex() == row["header_hash"]
+    assert parsed.hashes.envelope_hash.hex() == row["envelope_hash"]
     keys = primitives.derive(bytes.fromhex(str(row["content_key"])))
     assert [keys.body_key.hex(), keys.nonce.hex()] == [row["body_key"], row["body_nonce"]]
-    assert open_plain(sighted, bytes.fromhex(str(row["content_key"])))
-    assert sighted.hashes.stored_hash.hex() == row["stored_hash"]
-    for recipient in sighted.layout.prefix.recipients:
-        messages = open_envelope(sighted, golden_identity(recipient.client_id), sender)
+    assert open_plain(parsed, bytes.fromhex(str(row["content_key"])))
+    assert parsed.hashes.stored_hash.hex() == row["stored_hash"]
+    for recipient in parsed.layout.prefix.recipients:
+        messages = open_envelope(parsed, golden_identity(recipient.client_id), sender)
         wanted = [dict(m) for m in row["messages"]]  # type: ignore[attr-defined]
         for m in wanted:
-            m["sent_at"] = m["sent_at"] or sighted.layout.prefix.sealed_at
+            m["sent_at"] = m["sent_at"] or parsed.layout.prefix.sealed_at
         assert [files.plain(m) for m in messages] == [
             {**m, "headers": m["headers"]} for m in wanted
         ]
@@ -83,7 +83,9 @@ def test_golden_damage_fails_by_its_name(row: dict[str, str]) -> None:
     sender = decode_bundle(bytes.fromhex(GOLDEN["bundles"][row["sender_bundle"]]))
     with pytest.raises(EnvelopeError) as found:
         open_envelope(
-            inspect(bytes.fromhex(row["envelope"])), golden_identity(row["recipient"]), sender
+            parse_envelope(bytes.fromhex(row["envelope"])),
+            golden_identity(row["recipient"]),
+            sender,
         )
     assert found.value.name == row["error"]
 
@@ -91,23 +93,23 @@ def test_golden_damage_fails_by_its_name(row: dict[str, str]) -> None:
 @pytest.mark.parametrize("row", FIRST["opens"], ids=lambda r: r["name"])
 def test_envelopes_of_version_1_still_open(row: dict[str, Any]) -> None:
     """They wait at HQ from 0.5.0; nothing makes them any more."""
-    sighted = inspect(bytes.fromhex(row["envelope"]))
+    parsed = parse_envelope(bytes.fromhex(row["envelope"]))
     keys = {int(kind): bytes.fromhex(key) for kind, key in row["sign_keys"].items()}
     sender: Any = SimpleNamespace(
         client_id=row["sender"], hash=bytes.fromhex(row["bundle_hash"]), sign_keys=keys
     )
-    for recipient in sighted.layout.prefix.recipients:
+    for recipient in parsed.layout.prefix.recipients:
         keys_here = [
             DecryptKey.from_seed(k, bytes.fromhex(s))
             for k, s in FIRST["recipients"][recipient.client_id]
         ]
         messages = open_envelope(
-            sighted, Identity(recipient.client_id, bytes(32), None, keys_here), sender
+            parsed, Identity(recipient.client_id, bytes(32), None, keys_here), sender
         )
         assert [m.content.hex() for m in messages] == [m["content"] for m in row["messages"]]
-    plain = open_plain(sighted, bytes.fromhex(row["content_key"]))
+    plain = open_plain(parsed, bytes.fromhex(row["content_key"]))
     assert plain.hex() == row["body"]
-    assert (sighted.layout.prefix.version, sighted.layout.prefix.plain_commitment) == (1, b"")
+    assert (parsed.layout.prefix.version, parsed.layout.prefix.plain_commitment) == (1, b"")
 
 
 def test_every_generation_commits_to_the_same_plaintext() -> None:
@@ -245,7 +247,7 @@ def test_the_bundle_is_the_one_the_prefix_names_though_its_signing_key_is_the_sa
     lab, ca = party("FL-LAB"), party("CA-RC")
     other = lab.identity.make_bundle(lab.key, lab.chain, lab.bundle.created_at + 1)
     with pytest.raises(SignatureInvalid, match="other sender's keys"):
-        open_envelope(inspect(sealed(lab, [ca], MESSAGES)), ca.identity, other)
+        open_envelope(parse_envelope(sealed(lab, [ca], MESSAGES)), ca.identity, other)
 
 
 def test_a_key_opens_stanzas_of_its_own_type_alone() -> None:

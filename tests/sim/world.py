@@ -242,7 +242,7 @@ class World:
         hq_root, issuing = self.root
         events = Events(None)
         async with background() as nursery:
-            keeper = LocalSecretBox(bytes(32))
+            secret_box = LocalSecretBox(bytes(32))
             files = Home(
                 config,
                 hq_root,
@@ -250,7 +250,7 @@ class World:
                 tuple(person.chain),
                 person.key,
                 person.identity,
-                keeper,
+                secret_box,
                 bytes(32),
             )
             log = LogProofVerifier.of(files, events)

@@ -195,10 +195,10 @@ class Agent:
         self.sent += len(at_hq)
         if len(at_hq) > ONE_LINE_EACH:
             first, last = at_hq[0].name, at_hq[-1].name
-            self._events.say(SENDER, f"{len(at_hq)} files are at HQ: {first} to {last}", mark=True)
+            self._events.emit(SENDER, f"{len(at_hq)} files are at HQ: {first} to {last}", mark=True)
         for end in ends:
             if end.confirmed and len(at_hq) <= ONE_LINE_EACH:
-                self._events.say(SENDER, f"{end.name} is at HQ", mark=True)
+                self._events.emit(SENDER, f"{end.name} is at HQ", mark=True)
             if end.changed:
                 self._say(
                     f"{end.name} changed while it was sent; it is sent again when it stays as it is"
@@ -240,7 +240,7 @@ class Agent:
                     self.refused += 1
                     self._say(f"{end.name}: {end.reason}; it is in {REFUSED_TO}")
                 else:
-                    self._events.say(
+                    self._events.emit(
                         SENDER, f"{end.name} was taken after all; it is in {SENT_TO}", mark=True
                     )
 
@@ -263,7 +263,7 @@ class Agent:
         return await self._post.store(call, *arguments)  # type: ignore[arg-type]
 
     def _say(self, text: str) -> None:
-        self._events.say(SENDER, text)
+        self._events.emit(SENDER, text)
 
     def _say_once(self, text: str) -> None:
         if text not in self._told:

@@ -203,7 +203,7 @@ class Chat:
             unless_locked,
             Backoff(_PAUSE_S, _PAUSE_S),
             transient=lambda error: not isinstance(error, CredentialsError),
-            on_failure=lambda error, pause_s: self.client.events.say(
+            on_failure=lambda error, pause_s: self.client.events.emit(
                 RECEIVER, f"{error}; going on in {pause_s:.0f} s"
             ),
         )

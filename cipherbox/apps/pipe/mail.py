@@ -42,7 +42,7 @@ async def arriving(
                         owed.notify()
                     await client.ack(frames)
                 except (NetworkError, Refused) as error:
-                    client.events.say(
+                    client.events.emit(
                         RECEIVER, f"HQ did not confirm an ACK: {error}; what it was for comes again"
                     )
     finally:
@@ -69,12 +69,12 @@ async def _sorted(
         try:
             frame = read_frame(delivery.messages[0].content)
         except MalformedEnvelope as error:
-            client.events.say(RECEIVER, f"{delivery.sender_id}: {error}")
+            client.events.emit(RECEIVER, f"{delivery.sender_id}: {error}")
             frames.append(delivery)
             continue
         if delivery.sender_id != peer:
             if frame.kind == Kind.OPEN:
-                client.events.say(
+                client.events.emit(
                     RECEIVER,
                     f"{delivery.sender_id} called; this end is for {peer} alone",
                     kind=EventKind.STRANGER,

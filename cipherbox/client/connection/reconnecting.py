@@ -165,7 +165,7 @@ class ReconnectingConnection:
                 return
             wait = backoff.next(least_s=away_s)
             text = f"{error}; trying again in {wait:.1f} s"
-            self._events.say(LINE, text, kind=EventKind.RECONNECTING)
+            self._events.emit(LINE, text, kind=EventKind.RECONNECTING)
             self.trouble = error
             self._wake()
             await trio.sleep(wait)
@@ -212,7 +212,7 @@ class ReconnectingConnection:
             self.opened + 1,
         )
         if again:
-            self._events.say(LINE, "connected to HQ again")
+            self._events.emit(LINE, "connected to HQ again")
         self.window.attach(connection)
         for subscriber in list(self._subscribers.values()):
             subscriber.attach(connection)
@@ -342,7 +342,7 @@ class ReconnectingConnection:
 
     def news(self, text: str) -> None:
         """Report why HQ accepts nothing now, or that it accepts again."""
-        self._events.say(LINE, text)
+        self._events.emit(LINE, text)
 
     def revocations(self, number: int) -> None:
         """Pass on that HQ has a revocation list of this number."""

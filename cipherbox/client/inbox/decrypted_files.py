@@ -18,17 +18,17 @@ from cipherbox.client.publishing.parts import Entry
 from cipherbox.errors import FileError
 from cipherbox.portable import O_BINARY, write_all
 from cipherbox.sealing.encrypted_file import EncryptedFile
-from cipherbox.sealing.local_secret_box import Vault
+from cipherbox.sealing.local_secret_box import SecretBox
 
 OPENED = "data/opened"  # of calls under way
 _STEP = 4 * 1024 * 1024
 
 
-def write_out(home: Path, vault: Vault, kept: str, size: int, target: Path) -> None:
+def write_out(home: Path, box: SecretBox, kept: str, size: int, target: Path) -> None:
     """Writes what is kept as a new file of this user alone; FileError when the kept file is
     gone, or the name taken.
     """
-    source = _source(home, vault, kept)
+    source = _source(home, box, kept)
     try:
         if os.path.lexists(target):
             raise FileError(f"{target} exists already")
@@ -47,10 +47,10 @@ def write_out(home: Path, vault: Vault, kept: str, size: int, target: Path) -> N
 
 
 def write_out_directory(
-    home: Path, vault: Vault, kept: str, files: Sequence[dict[str, Any]], target: Path
+    home: Path, box: SecretBox, kept: str, files: Sequence[dict[str, Any]], target: Path
 ) -> None:
     """As `write_out`, a directory that came as one."""
-    source = _source(home, vault, kept)
+    source = _source(home, box, kept)
     try:
         if os.path.lexists(target):
             raise FileError(f"{target} exists already")
@@ -61,26 +61,26 @@ def write_out_directory(
         source.close()
 
 
-def _source(home: Path, vault: Vault, kept: str) -> EncryptedFile:
+def _source(home: Path, box: SecretBox, kept: str) -> EncryptedFile:
     try:
         fd = os.open(home / KEPT / kept, os.O_RDONLY | O_BINARY)
     except FileNotFoundError:
         raise FileError(f"{home / KEPT / kept} is gone; ask the sender to send it again") from None
-    return EncryptedFile(fd, vault, kept_name(*kept.split("/", 1)))
+    return EncryptedFile(fd, box, kept_name(*kept.split("/", 1)))
 
 
 @contextmanager
 def opened_file(
-    home: Path, vault: Vault, kept: str, size: int, filename: str, files: Sequence[dict[str, Any]]
+    home: Path, box: SecretBox, kept: str, size: int, filename: str, files: Sequence[dict[str, Any]]
 ) -> Iterator[Path]:
     """The file in clear while the block runs."""
     folder = private_dirs(home / OPENED / os.urandom(8).hex())
     path = folder / safe_name(filename)
     try:
         if files:
-            write_out_directory(home, vault, kept, files, path)
+            write_out_directory(home, box, kept, files, path)
         else:
-            write_out(home, vault, kept, size, path)
+            write_out(home, box, kept, size, path)
         yield path
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -21,7 +21,7 @@ import zstandard
 from cipherbox.client.inbox.lines import is_text
 from cipherbox.client.local_database import translated
 from cipherbox.envelope.ids import split_message_id
-from cipherbox.sealing.local_secret_box import Vault
+from cipherbox.sealing.local_secret_box import SecretBox
 
 STEP = """
 CREATE TABLE lines (
@@ -64,8 +64,8 @@ class Entry:
 class EncryptedLines:
     """Writes inside the inbox's transaction."""
 
-    def __init__(self, db: sqlite3.Connection, vault: Vault) -> None:
-        self._db, self._vault = db, vault
+    def __init__(self, db: sqlite3.Connection, box: SecretBox) -> None:
+        self._db, self._box = db, box
         self._compressor = zstandard.ZstdCompressor(1)
 
     def write(
@@ -76,7 +76,7 @@ class EncryptedLines:
         # joined, both would be there twice
         stream = self._compressor.compressobj(size=len(head) + len(lines))
         packed = b"".join((stream.compress(head), stream.compress(lines), stream.flush()))
-        data = self._vault.lock(packed, _place(sender, envelope_id))
+        data = self._box.encrypt(packed, _place(sender, envelope_id))
         self._db.execute(
             "INSERT INTO lines (sender, envelope_id, at, data) VALUES (?, ?, ?, ?)",
             (sender, envelope_id, at, data),
@@ -92,8 +92,8 @@ class Shelf:
     StoreError.
     """
 
-    def __init__(self, db: sqlite3.Connection, path: Path, vault: Vault) -> None:
-        self._db, self._path, self._vault = db, path, vault
+    def __init__(self, db: sqlite3.Connection, path: Path, box: SecretBox) -> None:
+        self._db, self._path, self._box = db, path, box
 
     def newest(self, since_ms: int = 0, sender: str = "") -> Iterator[Entry]:
         """Newest first."""
@@ -166,7 +166,7 @@ class Shelf:
 
     def _of_row(self, row: tuple[int, str, bytes, int, bytes]) -> Iterator[Entry]:
         _, sender, envelope_id, at, data = row
-        packed = self._vault.unlock(data, _place(sender, envelope_id))
+        packed = self._box.decrypt(data, _place(sender, envelope_id))
         raw = zstandard.ZstdDecompressor().decompress(packed, max_output_size=_MOST)
         head, _, lines = raw.partition(b"\n")
         about = orjson.loads(head)

@@ -29,7 +29,7 @@ from cipherbox.envelope.ids import id_time_ms, split_message_id
 from cipherbox.errors import CipherBoxError, StoreError
 from cipherbox.portable import lock_file, sync_directory
 from cipherbox.sealing.encrypted_file import EncryptedFile
-from cipherbox.sealing.local_secret_box import Vault
+from cipherbox.sealing.local_secret_box import SecretBox
 
 _STEP = 4 * 1024 * 1024
 _OLD_PLACES = ("data/files", "data/incoming")  # of versions before 0.6.0
@@ -50,10 +50,10 @@ def lock_all(home: Home) -> Locked:
     with lock_file(home.path / LOCK, f"the inbox in {home.path}"):
         db = open_database(home.path / DATABASE, STEPS, OLDEST)
         try:
-            one = _Locking(home.path, db, home.keeper.content, done)
+            one = _Locking(home.path, db, home.secret_box.content_box, done)
             one.lines()
             with transaction(db, home.path / DATABASE):
-                lock_contents(db, home.keeper.content)
+                lock_contents(db, home.secret_box.content_box)
         finally:
             db.close()
     for place in _OLD_PLACES:
@@ -68,10 +68,10 @@ def lock_all(home: Home) -> Locked:
 
 
 class _Locking:
-    def __init__(self, home: Path, db: sqlite3.Connection, vault: Vault, done: Locked) -> None:
-        self._home, self._db, self._vault, self._done = home, db, vault, done
+    def __init__(self, home: Path, db: sqlite3.Connection, box: SecretBox, done: Locked) -> None:
+        self._home, self._db, self._box, self._done = home, db, box, done
         self._path = home / DATABASE
-        self._kept, self._shelf = EncryptedLines(db, vault), Shelf(db, self._path, vault)
+        self._kept, self._shelf = EncryptedLines(db, box), Shelf(db, self._path, box)
 
     def lines(self) -> None:
         """Every line of the readable files, and the files they name."""
@@ -139,7 +139,7 @@ class _Locking:
         path = self._home / KEPT / sender / name
         with suppress(FileNotFoundError):
             path.unlink()
-        locked = EncryptedFile(open_new(path), self._vault, kept_name(sender, name))
+        locked = EncryptedFile(open_new(path), self._box, kept_name(sender, name))
         try:
             before, size = hashlib.sha256(), 0
             with source.open("rb") as file:

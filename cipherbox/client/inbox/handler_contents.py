@@ -15,7 +15,7 @@ import orjson
 
 from cipherbox.client.inbox.lines import Received
 from cipherbox.sealing.body import Message, Messages, pack, unpack
-from cipherbox.sealing.local_secret_box import Vault
+from cipherbox.sealing.local_secret_box import SecretBox
 
 WAITING, DONE, PARKED, NOT_WHOLE = range(4)
 STEP = """
@@ -28,8 +28,8 @@ _MOST = (1 << 62) - 1  # of a time that a sender's clock says: SQLite takes no m
 class Contents:
     """Writes inside the inbox's transaction."""
 
-    def __init__(self, db: sqlite3.Connection, vault: Vault | None) -> None:
-        self._db, self._vault = db, vault
+    def __init__(self, db: sqlite3.Connection, box: SecretBox | None) -> None:
+        self._db, self._box = db, box
 
     def keep(self, number: int, received: Received, files: Collection[int]) -> None:
         """All messages of an envelope; ``files``: those that are not whole yet."""
@@ -93,9 +93,9 @@ class Contents:
         states: bytes,
         files: str,
     ) -> None:
-        locked = self._vault is not None
-        if self._vault is not None:
-            plain = self._vault.lock(plain, _place(sender, envelope_id))
+        locked = self._box is not None
+        if self._box is not None:
+            plain = self._box.encrypt(plain, _place(sender, envelope_id))
         self._db.execute(
             "INSERT INTO contents (number, sealed_at, plain, states, locked, files) VALUES (?, "
             "?, ?, ?, ?, ?)",
@@ -103,19 +103,19 @@ class Contents:
         )
 
 
-def lock_contents(db: sqlite3.Connection, vault: Vault) -> None:
+def lock_contents(db: sqlite3.Connection, box: SecretBox) -> None:
     """Encrypts what versions before 0.6.0 kept readable; inside a transaction."""
     rows = db.execute(
         "SELECT c.number, e.sender, e.envelope_id, c.plain FROM contents c JOIN envelopes e ON "
         "e.number = c.number WHERE NOT c.locked"
     ).fetchall()
     for number, sender, envelope_id, plain in rows:
-        locked = vault.lock(plain, _place(sender, envelope_id))
+        locked = box.encrypt(plain, _place(sender, envelope_id))
         db.execute("UPDATE contents SET plain = ?, locked = 1 WHERE number = ?", (locked, number))
 
 
 def opened(
-    vault: Vault,
+    box: SecretBox,
     plain: bytes,
     locked: bool,
     sender: str,
@@ -125,7 +125,7 @@ def opened(
 ) -> Messages:
     """The messages of a row."""
     if locked:
-        plain = vault.unlock(plain, _place(sender, envelope_id))
+        plain = box.decrypt(plain, _place(sender, envelope_id))
     return unpack(plain, count, sealed_at)
 
 

@@ -24,7 +24,7 @@ from cipherbox.client.publishing.parts import manifest_message, manifest_of
 from cipherbox.limits import LIMITS
 from cipherbox.portable import sync_directory
 from cipherbox.sealing.encrypted_file import ClearFile, EncryptedFile, Places
-from cipherbox.sealing.local_secret_box import Vault
+from cipherbox.sealing.local_secret_box import SecretBox
 
 PARTIAL, KEPT = ".partial", "data/kept"
 # of a file in parts; one that came as a message has the message's id and a letter
@@ -83,8 +83,8 @@ class Hidden:
     ``home``.
     """
 
-    def __init__(self, home: Path, incoming: Path, vault: Vault | None, locked: bool) -> None:
-        self._home, self._incoming, self._vault, self._locked = home, incoming, vault, locked
+    def __init__(self, home: Path, incoming: Path, box: SecretBox | None, locked: bool) -> None:
+        self._home, self._incoming, self._box, self._locked = home, incoming, box, locked
 
     def new(self, sender: str, transfer: bytes) -> Row:
         """A file of which nothing has come."""
@@ -110,8 +110,8 @@ class Hidden:
         fd = open_new(self.place(row))
         if not row.locked:
             return ClearFile(fd)
-        assert self._vault is not None
-        return EncryptedFile(fd, self._vault, kept_name(row.sender, row.transfer.hex()))
+        assert self._box is not None
+        return EncryptedFile(fd, self._box, kept_name(row.sender, row.transfer.hex()))
 
     def write_messages(self, batch: Sequence[tuple[Received, Sequence[int]]]) -> list[Beside]:
         """The files among the messages of a batch (their numbers), written and synced."""

@@ -45,7 +45,7 @@ from cipherbox.portable import private_dir
 if TYPE_CHECKING:
     from cipherbox.client.home import Home
     from cipherbox.client.sessions.sessions import Sessions
-    from cipherbox.sealing.local_secret_box import Vault
+    from cipherbox.sealing.local_secret_box import SecretBox
 
 _DAY_MS = 24 * 3600 * 1000
 
@@ -54,13 +54,13 @@ _DAY_MS = 24 * 3600 * 1000
 class Storing:
     """How an inbox keeps what it receives.
 
-    ``incoming``: where files get their names.  ``vault`` opens what is kept; None: nothing is kept
+    ``incoming``: where files get their names.  ``box`` opens what is kept; None: nothing is kept
     to be shown again.  ``plain``: lines and files are readable on the disk, as they are without a
     password.  ``rotate``: (bytes, days).
     """
 
     incoming: Path
-    vault: Vault | None = None
+    box: SecretBox | None = None
     plain: bool = True
     keep_days: int = 400
     partial_days: int = 14
@@ -72,7 +72,7 @@ class Storing:
         said = home.config.inbox
         return cls(
             incoming or home.incoming,
-            home.keeper.content,
+            home.secret_box.content_box,
             home.hides is None,
             said.keep_days,
             said.partial_days,
@@ -116,12 +116,12 @@ class Inbox:
                 at = At(state["length"], state["inode"], state["begun"])
                 self._file = LinesFile(home / LINES, at, say, storing.rotate)
                 self._record_at(self._file.at)
-            vault = storing.vault
-            self._kept = EncryptedLines(self._db, vault) if vault is not None else None
-            self._contents = Contents(self._db, vault) if keep_contents else None
+            box = storing.box
+            self._kept = EncryptedLines(self._db, box) if box is not None else None
+            self._contents = Contents(self._db, box) if keep_contents else None
             self._transfers = Transfers(self._db, self._contents, self._kept)
             self._arriving = IncomingFiles(
-                home, storing.incoming, self._transfers, vault, not storing.plain, say, self._step
+                home, storing.incoming, self._transfers, box, not storing.plain, say, self._step
             )
         except (OSError, sqlite3.Error) as error:
             raise StoreError(f"the inbox in {home} cannot be opened: {error}") from None

@@ -57,7 +57,7 @@ from cipherbox.client.publishing.parts import MANIFEST, Manifest, read_manifest,
 from cipherbox.client.receiving.faults import Fault, fault_of, refusal
 from cipherbox.errors import MalformedEnvelope
 from cipherbox.sealing.encrypted_file import Places, sync_open
-from cipherbox.sealing.local_secret_box import Vault
+from cipherbox.sealing.local_secret_box import SecretBox
 
 OPEN_FILES = 32  # of parts that are being written
 CHECK_BYTES = 64 * 1024 * 1024  # files checked before the first of them gets its name
@@ -99,7 +99,7 @@ class Arrived:
 class IncomingFiles:
     """Files of one inbox.  Methods block on the disk: OSError.
 
-    ``incoming`` is where they get their names; ``vault``: they are kept under the local key
+    ``incoming`` is where they get their names; ``box``: they are kept under the local key
     instead, in ``home``.  ``keep_contents``: a handler gets them.  ``say`` tells a person about
     trouble with one of them.
     """
@@ -109,13 +109,13 @@ class IncomingFiles:
         home: Path,
         incoming: Path,
         transfers: Transfers,
-        vault: Vault | None,
+        box: SecretBox | None,
         locked: bool,
         say: Callable[[str], None],
         step: Step,
     ) -> None:
         self._home, self._incoming = home, incoming.absolute()
-        self.hidden = Hidden(home, self._incoming, vault, locked)
+        self.hidden = Hidden(home, self._incoming, box, locked)
         self._transfers = transfers
         self._say, self._step = say, step
         self._touched: dict[str, dict[bytes, None]] = {}

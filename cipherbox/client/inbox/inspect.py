@@ -62,7 +62,7 @@ class InboxInspection:
         self._home = home
         self._path = home.path / DATABASE
         self._db: sqlite3.Connection = open_database(self._path, STEPS, OLDEST)
-        self.shelf = Shelf(self._db, self._path, home.keeper.content)
+        self.shelf = Shelf(self._db, self._path, home.secret_box.content_box)
 
     def close(self) -> None:
         self._db.close()
@@ -139,13 +139,17 @@ class InboxInspection:
         path = free_name(target, name) if target.is_dir() else target
         files = entry.document["content"].get("files") if entry.text is None else None
         if entry.kept and files:
-            write_out_directory(self._home.path, self._home.keeper.content, entry.kept, files, path)
+            write_out_directory(
+                self._home.path, self._home.secret_box.content_box, entry.kept, files, path
+            )
             return path
         if files:
             shutil.copytree(entry.file, path)
             return path
         if entry.kept:
-            write_out(self._home.path, self._home.keeper.content, entry.kept, entry.size, path)
+            write_out(
+                self._home.path, self._home.secret_box.content_box, entry.kept, entry.size, path
+            )
             return path
         if path.exists():
             raise FileError(f"{path} exists already")

@@ -230,7 +230,7 @@ class Directory(Senders):
             if role == SENDER:  # nobody is met by keys to which nothing may be sealed
                 check_bundle(newest, name, self._root, clock.now_ms(), ended_is_error=False)
             pinned = self.pins.accept(newest, FIRST_USE, proof=self.log.bundle_proofs.proof(newest))
-            self._events.say(
+            self._events.emit(
                 role,
                 f"Key of {name} retrieved and pinned at first use; fingerprint "
                 f"{fingerprint(newest)}",
@@ -246,14 +246,14 @@ class Directory(Senders):
             return pin
         between = tuple(b.hash for b in later)
         pinned = self.pins.accept(newest, SUCCESSION, between, self.log.bundle_proofs.proof(newest))
-        self._events.say(
+        self._events.emit(
             role,
             f"Key of {name} changed: bundle {pin.bundle.sequence} to {newest.sequence}, signed "
             f"by the keys before; fingerprint {fingerprint(newest)}",
             kind=EventKind.KEY,
         )
         if pin.verified_at and not pinned.verified_at:
-            self._events.say(
+            self._events.emit(
                 role,
                 f"The keys of {name} were compared on {day(pin.verified_at)} by a number of "
                 "CipherBox 0.5.0, which did not cover the keys that messages are sealed to; "
@@ -290,7 +290,7 @@ class Directory(Senders):
             if pin is not None and newest.hash != self._told.get(name):
                 self._told[name] = newest.hash
                 why = explained(pin, newest, str(error), self.log.bundle_proofs.entry(newest))
-                self._events.say(SENDER, f"WARNING: {why}")
+                self._events.emit(SENDER, f"WARNING: {why}")
         except BundleError:
             pass  # said when somebody sends to it
 

@@ -177,11 +177,11 @@ class KeyLifecycle:
         stops nothing.
         """
         bundle = self._home.identity.bundle if self._home.identity is not None else None
-        if bundle is None or not self._events.heard:
+        if bundle is None or not self._events.has_listener:
             return
         with suppress(CipherBoxError):
             if await self._at_hq(bundle.sequence) == bundle.hash:
-                self._events.say(
+                self._events.emit(
                     RECEIVER,
                     f"Public key of {bundle.client_id} is registered at HQ, bundle "
                     f"{bundle.sequence}",
@@ -208,7 +208,7 @@ class KeyLifecycle:
         found = await self.renew()
         if found.ends_at:
             end = datetime.fromtimestamp(found.ends_at / 1000, UTC)
-            self._events.say(KEYS, f"The certificate was renewed; it ends on {end:%Y-%m-%d}")
+            self._events.emit(KEYS, f"The certificate was renewed; it ends on {end:%Y-%m-%d}")
         else:
             self._say_once(
                 "The renewal waits until requests were carried to the offline CA; number "
@@ -293,7 +293,7 @@ class KeyLifecycle:
         identity.promote(clock.now_ms())
         self._save()
         number = fingerprint(fresh.bundle)
-        self._events.say(
+        self._events.emit(
             KEYS,
             f"Key bundle {fresh.bundle.sequence} of {identity.client_id} is published; its "
             f"number: {number}",
@@ -332,7 +332,7 @@ class KeyLifecycle:
         count = identity.destroy(clock.now_ms() - self._home.config.keep_old_days * _DAY_MS)
         if count:
             self._save()
-            self._events.say(
+            self._events.emit(
                 KEYS, f"{count} old private keys were destroyed: nothing sealed to them can arrive"
             )
 
@@ -382,7 +382,7 @@ class KeyLifecycle:
     def _say_once(self, text: str) -> None:
         if text != self._told:
             self._told = text
-            self._events.say(KEYS, text)
+            self._events.emit(KEYS, text)
 
 
 def _stamp(path: Path) -> tuple[int, int, int]:

@@ -346,7 +346,7 @@ class LogProofVerifier:
             self._contradict(*wrong, stored)
         for origin, one in words.items():
             ended[origin] = min(one.size, ended.get(origin, one.size))
-        self._events.say(
+        self._events.emit(
             LINE,
             f"HQ was restored from a backup, as {words[gone[0].origin].by} has signed in its log; "
             f"entries after {words[gone[0].origin].size} of the log before may be lost",
@@ -399,7 +399,7 @@ class LogProofVerifier:
         """
         self.heads.contradict(what, file, between)
         error = LogContradiction(stopped(*(self.heads.contradiction() or (what, file))))
-        self._events.say(LINE, str(error))
+        self._events.emit(LINE, str(error))
         if self._current is not None:
             self._current.end(error)
         raise error

@@ -45,11 +45,11 @@ def load_key(home: Home) -> nacl.signing.SigningKey:
     if not path.exists():
         part = path.with_name(f"{KEY_FILE}.{os.getpid()}")
         seed = bytes(nacl.signing.SigningKey.generate())
-        write_private(part, home.keeper.vault.lock(seed, _PLACE))
+        write_private(part, home.secret_box.session_box.encrypt(seed, _PLACE))
         with suppress(FileExistsError):
             os.link(part, path)  # whoever came first; never over another's key
         part.unlink()
-    return nacl.signing.SigningKey(home.keeper.vault.unlock(read_private(path), _PLACE))
+    return nacl.signing.SigningKey(home.secret_box.session_box.decrypt(read_private(path), _PLACE))
 
 
 def verifier_key(client_id: str, key: nacl.signing.SigningKey) -> VerifierKey:

@@ -41,7 +41,7 @@ from cipherbox.client.outbox.rows import (
 from cipherbox.client.sessions.sending_chains import STEP as CHAINS
 from cipherbox.client.sessions.sending_chains import RatchetStep, SendingChains
 from cipherbox.portable import O_BINARY, private_dir, sync_directory, write_all
-from cipherbox.sealing.local_secret_box import Vault
+from cipherbox.sealing.local_secret_box import SecretBox
 
 DATABASE, FILES = "outbox.sqlite3", "outbox"
 _FILE_FROM = 64 * 1024  # larger envelopes are files: in the database they cost half the speed
@@ -110,7 +110,7 @@ class Outbox(OutboxReceipts):
         home: Path,
         keep_until: str = UNTIL_OPENED,
         chains: SendingChains | None = None,
-        hides: Vault | None = None,
+        hides: SecretBox | None = None,
     ) -> None:
         self._chains = chains
         self.hides = hides

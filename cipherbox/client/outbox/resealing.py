@@ -106,7 +106,7 @@ class Resealing:
                             reason=f"{name} was revoked",
                         )
             if count:
-                self._events.say(
+                self._events.emit(
                     SENDER, f"{name} was revoked: {count} envelopes are sealed again for the others"
                 )
 

@@ -167,7 +167,7 @@ class OutboxSender(Resealing):
                 f"HQ was set back to an earlier state: {count} envelopes that nobody signed for "
                 "are sent again"
             )
-            self._events.say(SENDER, news)
+            self._events.emit(SENDER, news)
             self.look()
 
     # -- the tasks ---------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ from cipherbox.errors import FileChanged, FileError, FileUnreadable
 from cipherbox.limits import LIMITS
 from cipherbox.portable import O_BINARY, int64
 from cipherbox.sealing.encrypted_file import ClearFile, EncryptedFile, Places
-from cipherbox.sealing.local_secret_box import Vault
+from cipherbox.sealing.local_secret_box import SecretBox
 
 SENDING, SENT, STOPPED = range(3)  # SENT: the manifest is in the outbox, which has it from here on
 COPIES = "copies"
@@ -356,7 +356,7 @@ def _part_bytes(file: Path, size: int) -> int:
     return part_bytes
 
 
-def _copied(files: Sequence[Path], kept: Path, transfer_id: bytes, hides: Vault | None) -> int:
+def _copied(files: Sequence[Path], kept: Path, transfer_id: bytes, hides: SecretBox | None) -> int:
     """Copies files one behind the other, durably; how many bytes they had."""
     stored = copy_at(os.open(kept, os.O_RDWR | os.O_CREAT | O_BINARY, 0o600), transfer_id, hides)
     size = 0
@@ -372,7 +372,7 @@ def _copied(files: Sequence[Path], kept: Path, transfer_id: bytes, hides: Vault 
     return size
 
 
-def copy_at(fd: int, transfer_id: bytes, hides: Vault | None) -> Places:
+def copy_at(fd: int, transfer_id: bytes, hides: SecretBox | None) -> Places:
     """A file's copy, to be read and written; takes over the descriptor."""
     return ClearFile(fd) if hides is None else EncryptedFile(fd, hides, b"copy" + transfer_id)
 

@@ -119,7 +119,7 @@ class FileSender:
         self._transfer = attrs.evolve(transfer, recipients=left)
         await self._outbox_sender.store(self._transfers.leave_out, self._transfer)
         what = f"{error}; {'/'.join(transfer.path)} goes to {', '.join(left)}"
-        self._client.events.say(SENDER, what)
+        self._client.events.emit(SENDER, what)
         return refused
 
     async def _run(self) -> Confirmation:
@@ -141,7 +141,7 @@ class FileSender:
             partial=False,
         )
         route = await client.sealer.resolve_route(options)
-        source = open_source(transfer, client.home.keeper.content)
+        source = open_source(transfer, client.home.secret_box.content_box)
         try:
             async with background() as nursery:
                 send, receive = trio.open_memory_channel[_Read](_AHEAD)
@@ -317,7 +317,7 @@ async def send_file(
         )
     )
     assert isinstance(transfer, Transfer)
-    client.events.say(
+    client.events.emit(
         SENDER, f"Sending {'/'.join(path)}, {transfer.size} bytes in {transfer.parts} parts"
     )
     return await FileSender(client, transfer, patient=patient, on_progress=on_progress).run()
@@ -347,7 +347,7 @@ async def send_directory(
         )
     )
     assert isinstance(transfer, Transfer)
-    client.events.say(
+    client.events.emit(
         SENDER, f"Sending {transfer.path[0]}, {len(transfer.entries)} files, {transfer.size} bytes"
     )
     return await FileSender(client, transfer, patient=patient, on_progress=on_progress).run()

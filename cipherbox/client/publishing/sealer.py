@@ -40,7 +40,7 @@ from cipherbox.limits import LIMITS
 from cipherbox.sealing.body import salted
 from cipherbox.sealing.identity import Identity
 from cipherbox.sealing.local_secret_box import LocalSecretBox
-from cipherbox.sealing.open import inspect, open_plain
+from cipherbox.sealing.open import open_plain, parse_envelope
 from cipherbox.sealing.seal import Sealed, choose_keys, seal
 from cipherbox.wire import frames
 
@@ -72,7 +72,7 @@ class Sealer:
         allow: AllowList,
         connection: ReconnectingConnection,
         events: Events,
-        keeper: LocalSecretBox,
+        secret_box: LocalSecretBox,
         routes: Routes,
         clock_ms: Callable[[], int] = clock.now_ms,
         prekeys: Prekeys | None = None,
@@ -85,7 +85,7 @@ class Sealer:
             connection,
         )
         self.events = events
-        self._keeper = keeper
+        self._secret_box = secret_box
         self._clock_ms = clock_ms
         self._ids = EnvelopeIds(clock_ms)
         self._routes: dict[tuple[str, str], frames.Route] = {}
@@ -204,7 +204,7 @@ class Sealer:
         steps = tuple(step for chain in sending_chains or () for step in chain.turned)
         entry = self._entry(sealed, generation, route, options.flags, sealed_at, steps)
         entry = entry._replace(replaces=replaces, beside=beside)
-        if self.events.heard and route.routing_key not in (".bulk", ".sys"):
+        if self.events.has_listener and route.routing_key not in (".bulk", ".sys"):
             self.events.messages(
                 SENDER, "Encrypted {} for " + ", ".join(route.names), sealed.envelope_id, count
             )
@@ -241,7 +241,7 @@ class Sealer:
             route.version,
             sealed_at,
             sealed.envelope_hash,
-            self._keeper.wrap(sealed.content_key, sealed.envelope_id, generation),
+            self._secret_box.wrap(sealed.content_key, sealed.envelope_id, generation),
             turned=steps,
             commitment=sealed.commitment,
         )
@@ -271,17 +271,17 @@ class Sealer:
         gone its owner's preferred one is used; what went through a session goes through a fresh
         one.  Raises what stops a publish, or DecryptionFailed.
         """
-        sighted = inspect(raw)
-        prefix = sighted.layout.prefix
-        key = self._keeper.unwrap(row.content_key or b"", row.envelope_id, row.generation)
-        plain = salted(open_plain(sighted, key))
+        parsed = parse_envelope(raw)
+        prefix = parsed.layout.prefix
+        key = self._secret_box.unwrap(row.content_key or b"", row.envelope_id, row.generation)
+        plain = salted(open_plain(parsed, key))
         by_route = not is_mailbox(row.exchange, row.routing_key)
         kinds = {StanzaType(r.stanza_type) for r in prefix.recipients}
         stanza = next(iter(kinds)) if len(kinds) == 1 and not kinds & POST_QUANTUM else None
         left = row.recipients if by_route else tuple(n for n in row.recipients if n not in without)
         if not left:
             raise RecipientRevoked(f"the certificate of {', '.join(row.recipients)} was revoked")
-        if in_sessions(sighted) and self._prekeys is not None:
+        if in_sessions(parsed) and self._prekeys is not None:
             stanza = StanzaType.RATCHET
             for name in left:
                 self._prekeys.sessions.retire(name, raw)

@@ -17,7 +17,7 @@ from cipherbox.client.outbox.transfers import LOCKED_COPY, Transfer, copy_at
 from cipherbox.errors import FileChanged
 from cipherbox.portable import O_BINARY, int64, read_at
 from cipherbox.sealing.encrypted_file import Places
-from cipherbox.sealing.local_secret_box import Vault
+from cipherbox.sealing.local_secret_box import SecretBox
 
 
 class Source(Protocol):
@@ -32,17 +32,17 @@ class Source(Protocol):
     def close(self) -> None: ...
 
 
-def open_source(transfer: Transfer, vault: Vault) -> Source:
-    """What this transfer reads; ``vault`` opens a copy that is encrypted."""
+def open_source(transfer: Transfer, box: SecretBox) -> Source:
+    """What this transfer reads; ``box`` opens a copy that is encrypted."""
     if transfer.entries and not transfer.copied:
         return DirectorySource(transfer)
-    return FileSource(transfer, vault)
+    return FileSource(transfer, box)
 
 
 class FileSource:
     """One file, or a copy."""
 
-    def __init__(self, transfer: Transfer, vault: Vault) -> None:
+    def __init__(self, transfer: Transfer, box: SecretBox) -> None:
         self._transfer = transfer
         try:
             self._fd = os.open(transfer.file, os.O_RDONLY | O_BINARY)
@@ -51,7 +51,7 @@ class FileSource:
                 f"{transfer.file} cannot be read any more: {error.strerror}"
             ) from None
         self._stored: Places = copy_at(
-            self._fd, transfer.id, vault if transfer.copied == LOCKED_COPY else None
+            self._fd, transfer.id, box if transfer.copied == LOCKED_COPY else None
         )
         try:
             self.check()

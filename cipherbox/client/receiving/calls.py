@@ -154,7 +154,7 @@ class ConsumingCalls:
         return answer.count
 
     def _say(self, deliveries: list[Delivery], text: str, *, mark: bool = False) -> None:
-        if self.events.heard:
+        if self.events.has_listener:
             for delivery in deliveries:
                 if not delivery.quiet:
                     self.events.messages(

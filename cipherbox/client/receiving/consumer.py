@@ -159,7 +159,7 @@ class Consumer:
             elif error.retryable:
                 self._trouble = error
                 if self._current is current and current.error is None:
-                    self._opener.events.say(
+                    self._opener.events.emit(
                         RECEIVER, f"HQ cannot hand out {self.queue} now: {error}; asking again"
                     )
                     self._connection.later(AGAIN_S, again)
@@ -209,7 +209,7 @@ class Consumer:
             raise fresh(
                 self._connection.trouble or self._trouble or TimedOut("HQ did not answer CONSUME")
             )
-        self._opener.events.say(RECEIVER, f"Subscribed to queue {self.queue}")
+        self._opener.events.emit(RECEIVER, f"Subscribed to queue {self.queue}")
 
     async def stop(self) -> None:
         """End the subscription; unacknowledged deliveries return to the front of their queue."""

@@ -67,7 +67,7 @@ async def keep_uploaded(client: Connected) -> None:
         nonlocal reported
         await client.connection.ready()
         if await uploader.upload():
-            client.events.say(LINE, "HQ knows whom mail is taken from")
+            client.events.emit(LINE, "HQ knows whom mail is taken from")
         reported = ""
 
     def failed(error: CipherBoxError, pause_s: float) -> None:
@@ -76,7 +76,7 @@ async def keep_uploaded(client: Connected) -> None:
         # connection itself.
         if str(error) != reported and not isinstance(error, NetworkError | CredentialsError):
             reported = str(error)
-            client.events.say(LINE, f"HQ was not told whom mail is taken from: {error}")
+            client.events.emit(LINE, f"HQ was not told whom mail is taken from: {error}")
 
     with suppress(CipherBoxError):  # the connection failed permanently, and said so
         await repeat(

@@ -10,7 +10,7 @@ from cipherbox.client.connection.connection import Connection, fresh
 from cipherbox.envelope.ids import message_id
 from cipherbox.errors import EnvelopeError
 from cipherbox.sealing.body import Message
-from cipherbox.sealing.open import ParsedEnvelope, inspect
+from cipherbox.sealing.open import ParsedEnvelope, parse_envelope
 from cipherbox.wire import frames
 from cipherbox.wire.codec import DeliveredItem
 
@@ -74,7 +74,7 @@ class Delivery:
             if self._error is not None:
                 raise fresh(self._error)
             try:
-                self._parsed = inspect(self.raw)
+                self._parsed = parse_envelope(self.raw)
             except EnvelopeError as error:
                 self._error = error
                 raise

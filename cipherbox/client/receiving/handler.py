@@ -91,7 +91,7 @@ class Handlers:
         self._path = client.home.path / DATABASE
         self._db = open_database(self._path, STEPS)
         self._tries, self._ordered = tries, ordered
-        self._away = Away(lambda text: client.events.say(RECEIVER, text))
+        self._away = Away(lambda text: client.events.emit(RECEIVER, text))
         self._read: tuple[int, Messages] | None = None  # the envelope that was read last
         self.done = 0
         self.parked_count = 0
@@ -150,7 +150,7 @@ class Handlers:
         sender, envelope_id, count, sealed_at, plain, locked, files = row
         if self._read is None or self._read[0] != number:
             read = opened(
-                self._client.home.keeper.content,
+                self._client.home.secret_box.content_box,
                 plain,
                 locked,
                 sender,
@@ -216,7 +216,7 @@ class Handlers:
         home = self._client.home
         with opened_file(
             home.path,
-            home.keeper.content,
+            home.secret_box.content_box,
             handled._kept,
             handled._size,
             handled.filename,
@@ -253,7 +253,7 @@ class Handlers:
             f"The handler failed at message {handled.message_id} ({attempt}): {reason}; it is "
             f"{what}"
         )
-        self._client.events.say(RECEIVER, text)
+        self._client.events.emit(RECEIVER, text)
 
     def _mark(self, number: int, index: int, state: int) -> None:
         """Mark a message done or parked inside a transaction; with the last, its envelope."""

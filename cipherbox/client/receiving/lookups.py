@@ -129,7 +129,7 @@ class Lookups:
                         continue
                     for sender in wanted:
                         self._bucket(sender).give_back()
-                    self._events.say(
+                    self._events.emit(
                         RECEIVER, f"Keys of senders cannot be looked up now: {error}; asking again"
                     )
                     await backoff.wait()

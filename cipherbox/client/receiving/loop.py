@@ -196,7 +196,7 @@ class ReceiveLoop:
             if done:
                 await self._client.ack(done)
         except CipherBoxError as error:
-            self._client.events.say(
+            self._client.events.emit(
                 RECEIVER,
                 f"HQ did not confirm an ACK: {error}; the messages are stored and come again",
             )

@@ -227,7 +227,7 @@ class Opener:
             pause_s=0.0 if final else pause_s,
         )
         what = "goes back to the queue" if back else "becomes a dead letter"
-        self.events.say(RECEIVER, f"Refused {name}: {error}; it {what}")
+        self.events.emit(RECEIVER, f"Refused {name}: {error}; it {what}")
 
 
 def _sender(delivery: Delivery) -> str:

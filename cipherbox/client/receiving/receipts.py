@@ -126,7 +126,7 @@ class ReceiptConsumer:
             except Exception as error:
                 if fault_of(error) is not Fault.SENDER:
                     raise
-                client.events.say(
+                client.events.emit(
                     SENDER, f"A receipt from {delivery.sender_id} does not hold: {error}"
                 )
         return True
@@ -187,7 +187,7 @@ class ReceiptConsumer:
         events = self._client.events
         for one in news:
             if one.proven_entry:
-                events.say(
+                events.emit(
                     SENDER,
                     f"{one.recipient} signed that HQ delivered {message_id(one.envelope_id, 0)} "
                     f"as accepted in entry {one.log_entry} of its log, and HQ proved here that "
@@ -195,7 +195,7 @@ class ReceiptConsumer:
                     "between, HQ keeps two logs, or one of the two does not tell the truth: ask "
                     "them, and the admin (cipherbox manual log)",
                 )
-        if not events.heard:
+        if not events.has_listener:
             return
         for one in news:
             failed = len(one.messages) - one.messages.count(Outcome.OPENED)
@@ -218,6 +218,6 @@ class ReceiptConsumer:
             client.directory.refresh(one.recipient)
             await client.outbox_sender.seal_again(one.envelope_id, generation=one.generation)
         except CipherBoxError as error:
-            client.events.say(
+            client.events.emit(
                 SENDER, f"An envelope for {one.recipient} could not be sealed again: {error}"
             )

@@ -126,7 +126,7 @@ class Recorder:
             progress.incomplete_files -= one.whole
             where = one.file or "kept under this home's key; cipherbox inbox save writes it"
             text = f"{one.filename} from {one.sender} is whole, {one.size} bytes: {where}"
-            self._events.say(RECEIVER, text, mark=True)
+            self._events.emit(RECEIVER, text, mark=True)
         if arrived:
             self.receipts.notify()
             if self._on_lines is not None:
@@ -150,7 +150,7 @@ def open_recorder(
 
     def was_cut(cut: int) -> None:
         text = f"{cut} bytes that this inbox had not recorded were cut off {LINES}"
-        events.say(RECEIVER, f"{text}; messages of an interrupted step come again")
+        events.emit(RECEIVER, f"{text}; messages of an interrupted step come again")
 
     inbox = Inbox(
         home.path,
@@ -158,7 +158,7 @@ def open_recorder(
         storing,
         keep_contents=keep_contents,
         sessions=sessions,
-        say=lambda text: events.say(RECEIVER, text),
+        say=lambda text: events.emit(RECEIVER, text),
     )
     progress.begin()
     stored = f"Stored {{}} in {LINES}" if storing.plain else "Stored {} under this home's key"

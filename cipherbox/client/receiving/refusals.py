@@ -114,7 +114,7 @@ class Refusals:
             if connection is None or connection.error is None:
                 await self._nack(one.delivery, one.requeue, one.outcome, one.reason)
         except CipherBoxError as error:
-            self._events.say(
+            self._events.emit(
                 RECEIVER, f"HQ was not told of a refusal: {error}; it delivers the envelope again"
             )
         finally:

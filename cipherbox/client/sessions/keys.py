@@ -26,7 +26,7 @@ from cipherbox.concurrency import Signal
 from cipherbox.errors import KeyMissing
 from cipherbox.limits import LIMITS
 from cipherbox.sealing.identity import Identity
-from cipherbox.sealing.local_secret_box import Vault
+from cipherbox.sealing.local_secret_box import SecretBox
 from cipherbox.sealing.ratchet.double_ratchet import KEY, public
 from cipherbox.sealing.ratchet.handshake import Secrets
 from cipherbox.sealing.ratchet.prekeys import Pair, offer, offer_once, session_key_id
@@ -56,12 +56,12 @@ class SessionKeys:
         self,
         db: sqlite3.Connection,
         path: Path,
-        vault: Vault,
+        box: SecretBox,
         identity: Identity,
         settings: SessionSettings,
         clock_ms: Callable[[], int],
     ) -> None:
-        self._db, self._path, self._vault, self._identity = db, path, vault, identity
+        self._db, self._path, self._box, self._identity = db, path, box, identity
         self._settings, self._clock_ms = settings, clock_ms
         # numbers that were given out, though not as far as this file knows
         self._unknown: dict[str, int] = {}
@@ -213,10 +213,10 @@ class SessionKeys:
         row = self._db.execute(
             "SELECT secret FROM secrets WHERE kind = ? AND id = ?", (kind, number)
         ).fetchone()
-        return self._vault.unlock(row[0], _place(kind, number)) if row is not None else None
+        return self._box.decrypt(row[0], _place(kind, number)) if row is not None else None
 
     def _put(self, kind: int, number: int, secret: bytes) -> None:
-        row = (kind, number, self._clock_ms(), self._vault.lock(secret, _place(kind, number)))
+        row = (kind, number, self._clock_ms(), self._box.encrypt(secret, _place(kind, number)))
         self._db.execute("INSERT INTO secrets VALUES (?, ?, ?, 0, ?)", row)
 
     def any(self) -> bool:

@@ -20,14 +20,14 @@ from cipherbox.client.local_database import transaction, translated
 from cipherbox.client.sessions.sending_chains import at
 from cipherbox.errors import CipherBoxError
 from cipherbox.portable import sync_directory
-from cipherbox.sealing.local_secret_box import Vault
+from cipherbox.sealing.local_secret_box import SecretBox
 from cipherbox.sealing.ratchet import session
 
 DATABASE = "sessions.sqlite3"
 
 
 def take_over(
-    home: Path, vault: Vault, inbox: sqlite3.Connection, path: Path, outbox: sqlite3.Connection
+    home: Path, box: SecretBox, inbox: sqlite3.Connection, path: Path, outbox: sqlite3.Connection
 ) -> None:
     """Moves what that file has into the databases of inbox and outbox, and removes it; nothing
     if there is none.
@@ -44,17 +44,17 @@ def take_over(
             bound = peer.encode() + b"\x00" + session_id
             # one that cannot be read is no session; a fresh one is begun
             with suppress(CipherBoxError):
-                state = session.decode(vault.unlock(locked, bound))
+                state = session.decode(box.decrypt(locked, bound))
                 chain = state.chain
                 if chain is not None:
                     row = (
                         session_id,
                         *at(chain),
                         now,
-                        vault.lock(session.encode_chain(chain), b"chain" + session_id),
+                        box.encrypt(session.encode_chain(chain), b"chain" + session_id),
                     )
                     outbox.execute("INSERT OR IGNORE INTO chains VALUES (?, ?, ?, ?, ?)", row)
-                half = vault.lock(session.encode(attrs.evolve(state, chain=None)), bound)
+                half = box.encrypt(session.encode(attrs.evolve(state, chain=None)), bound)
                 inbox.execute(
                     "INSERT OR IGNORE INTO sessions VALUES (?, ?, ?, ?, ?, ?, ?, 1, ?, NULL)",
                     (peer, session_id, made_at, since, state.state.turn, retired, used_at, half),

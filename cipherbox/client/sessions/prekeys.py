@@ -116,10 +116,12 @@ class Prekeys:
         except BundleError as error:
             if name in lacking:
                 raise
-            self._events.say(KEYS, f"No fresh session with {name}: {error}; the old one is used on")
+            self._events.emit(
+                KEYS, f"No fresh session with {name}: {error}; the old one is used on"
+            )
             return
         last = "" if found.once else " (its one-time prekeys are used up)"
-        self._events.say(KEYS, f"Began a session with {name}{last}")
+        self._events.emit(KEYS, f"Began a session with {name}{last}")
 
     # -- this client's -----------------------------------------------------------------------------
 
@@ -143,7 +145,7 @@ class Prekeys:
             except CipherBoxError as error:
                 pause = RETRY_S
                 if not isinstance(error, NetworkError):
-                    self._events.say(KEYS, f"Prekeys could not be left at HQ: {error}")
+                    self._events.emit(KEYS, f"Prekeys could not be left at HQ: {error}")
             self._looked.set()
             with trio.move_on_after(pause):
                 await self._unknown.wait()

@@ -32,7 +32,7 @@ from cipherbox.errors import CipherBoxError, DecryptionFailed, KeyMissing
 from cipherbox.limits import LIMITS
 from cipherbox.sealing.body import Messages
 from cipherbox.sealing.identity import Identity
-from cipherbox.sealing.local_secret_box import Vault
+from cipherbox.sealing.local_secret_box import SecretBox
 from cipherbox.sealing.open import ParsedEnvelope, open_envelope
 from cipherbox.sealing.primitives import CONTENT_KEY_BYTES
 from cipherbox.sealing.ratchet import handshake, session
@@ -88,14 +88,14 @@ class ReceivingChains:
         self,
         db: sqlite3.Connection,
         path: Path,
-        vault: Vault,
+        box: SecretBox,
         identity: Identity,
         keys: SessionKeys,
         settings: SessionSettings,
         clock_ms: Callable[[], int],
     ) -> None:
         self.keys = keys
-        self._db, self._path, self._vault, self._identity = db, path, vault, identity
+        self._db, self._path, self._box, self._identity = db, path, box, identity
         self._settings, self._clock_ms = settings, clock_ms
         self._ears: dict[Place, _Ear] = {}
         self._newest: dict[str, Session | None] = {}
@@ -104,18 +104,18 @@ class ReceivingChains:
 
     # -- opening -----------------------------------------------------------------------------------
 
-    def hear(self, sighted: ParsedEnvelope, sender: KeyBundle) -> Messages:
+    def hear(self, parsed: ParsedEnvelope, sender: KeyBundle) -> Messages:
         """As `open_envelope`, with this home's sessions; the next state stays in memory until
         `heard`.
         """
-        digest = sighted.hashes.envelope_hash
+        digest = parsed.hashes.envelope_hash
         taken: list[tuple[Place, _Ear, Session, tuple[Parsed, bytes], bytes]] = []
 
         def in_session(key_id: bytes, stanza: bytes, binding: bytes) -> bytes:
-            parsed = session.parse(stanza)
-            place = sender.client_id, parsed.session_id
+            message = session.parse(stanza)
+            place = sender.client_id, message.session_id
             try:
-                ear, following, content_key = self._next(place, parsed, binding, key_id)
+                ear, following, content_key = self._next(place, message, binding, key_id)
             except (KeyMissing, DecryptionFailed) as error:
                 kept = self._held_key(place, digest)
                 if kept is not None:
@@ -125,19 +125,19 @@ class ReceivingChains:
                 raise KeyMissing(f"{error}; the sender is asked to begin another session") from None
             if len(content_key) != CONTENT_KEY_BYTES:
                 raise DecryptionFailed("the stanza holds no content key")
-            taken.append((place, ear, following, (parsed, binding), content_key))
+            taken.append((place, ear, following, (message, binding), content_key))
             return content_key
 
         with translated(self._path):
-            messages = open_envelope(sighted, self._identity, sender, in_session)
+            messages = open_envelope(parsed, self._identity, sender, in_session)
         for place, ear, following, step, content_key in taken:
             self._took(place, ear, following, step)
             ear.keys[digest] = content_key
         return messages
 
-    def open(self, sighted: ParsedEnvelope, sender: KeyBundle) -> Messages:
+    def open(self, parsed: ParsedEnvelope, sender: KeyBundle) -> Messages:
         """`hear`, and the states are written; the content key is held until `acknowledged`."""
-        messages = self.hear(sighted, sender)
+        messages = self.hear(parsed, sender)
         self._commit()
         return messages
 
@@ -187,7 +187,9 @@ class ReceivingChains:
                 self._forget_old(db, place[0])
             if hold:
                 now = self._clock_ms()
-                rows = [(h, now, self._vault.lock(key, b"held" + h)) for h, key in ear.keys.items()]
+                rows = [
+                    (h, now, self._box.encrypt(key, b"held" + h)) for h, key in ear.keys.items()
+                ]
                 db.executemany("INSERT OR REPLACE INTO held VALUES (?, ?, ?)", rows)
 
     def recorded(self, heard: Heard) -> None:
@@ -235,8 +237,8 @@ class ReceivingChains:
         # In order, whatever the clock does: what is used now is the last to be forgotten.
         latest = "SELECT coalesce(MAX(used_at), 0) FROM sessions WHERE peer = ?"
         now = max(self._clock_ms(), db.execute(latest, (peer,)).fetchone()[0] + 1)
-        locked = self._vault.lock(session.encode(_without_start(found)), _bound(place))
-        start = self._vault.lock(state.start, _bound(place) + b"start") if state.start else None
+        locked = self._box.encrypt(session.encode(_without_start(found)), _bound(place))
+        start = self._box.encrypt(state.start, _bound(place) + b"start") if state.start else None
         if before == _NOT_THERE:
             sql = "INSERT OR IGNORE INTO sessions VALUES (?, ?, ?, ?, ?, 0, ?, ?, ?, ?)"
             row = (
@@ -302,9 +304,9 @@ class ReceivingChains:
                 return None
             place = peer, bytes(row[0])
             with suppress(CipherBoxError):
-                found = session.decode(self._vault.unlock(row[1], _bound(place)))
+                found = session.decode(self._box.decrypt(row[1], _bound(place)))
                 start = (
-                    self._vault.unlock(row[2], _bound(place) + b"start")
+                    self._box.decrypt(row[2], _bound(place) + b"start")
                     if row[2] is not None
                     else b""
                 )
@@ -382,7 +384,7 @@ class ReceivingChains:
         return (
             None
             if row is None
-            else (session.decode(self._vault.unlock(row[0], _bound(place))), row[1])
+            else (session.decode(self._box.decrypt(row[0], _bound(place))), row[1])
         )
 
     def _held_key(self, place: Place, digest: bytes) -> bytes | None:
@@ -395,7 +397,7 @@ class ReceivingChains:
         if row is None:
             return None
         self._held.add(digest)
-        return self._vault.unlock(row[0], b"held" + digest)
+        return self._box.decrypt(row[0], b"held" + digest)
 
     def _answer(self, peer: str, key_id: bytes | None, parsed: Parsed) -> _Ear:
         shaken = parsed.handshake

@@ -29,7 +29,7 @@ from cipherbox.errors import (
     ProtocolError,
     TooLarge,
 )
-from cipherbox.sealing.local_secret_box import Vault
+from cipherbox.sealing.local_secret_box import SecretBox
 from cipherbox.sealing.primitives import hkdf
 from cipherbox.sealing.ratchet.secure_session import HandshakeBuilder, SecureContext, SecureSession
 
@@ -226,7 +226,7 @@ class SqliteSessions:
         if len(key) != 32:
             raise InvalidRequest(f"the key of a session file has 32 bytes, this one has {len(key)}")
         self._path = path
-        self._vault = Vault(hkdf(key, label("secure-sessions"), 32))
+        self._box = SecretBox(hkdf(key, label("secure-sessions"), 32))
         self._db = open_database(
             path,
             (
@@ -240,11 +240,11 @@ class SqliteSessions:
         row = self._db.execute(
             "SELECT state FROM states WHERE session_id = ?", (session_id,)
         ).fetchone()
-        return self._vault.unlock(row[0], session_id) if row is not None else None
+        return self._box.decrypt(row[0], session_id) if row is not None else None
 
     def save(self, session_id: bytes, state: bytes) -> None:
         with transaction(self._db, self._path):
-            row = (session_id, self._vault.lock(state, session_id))
+            row = (session_id, self._box.encrypt(state, session_id))
             self._db.execute("INSERT OR REPLACE INTO states VALUES (?, ?)", row)
 
     def delete(self, session_id: bytes) -> None:

@@ -20,7 +20,7 @@ import attrs
 
 from cipherbox import clock
 from cipherbox.limits import LIMITS
-from cipherbox.sealing.local_secret_box import Vault
+from cipherbox.sealing.local_secret_box import SecretBox
 from cipherbox.sealing.ratchet import session
 from cipherbox.sealing.ratchet.double_ratchet import Chain
 
@@ -57,8 +57,8 @@ def at(chain: Chain | None) -> At:
 class SendingChains:
     """Reads and writes the table; the connection is the caller's."""
 
-    def __init__(self, vault: Vault) -> None:
-        self._vault = vault
+    def __init__(self, box: SecretBox) -> None:
+        self._box = box
 
     def read(self, db: sqlite3.Connection, session_id: bytes) -> Chain | None:
         """As far as it was written; DecryptionFailed or Damaged when it cannot be read."""
@@ -66,7 +66,7 @@ class SendingChains:
         return (
             None
             if row is None
-            else session.decode_chain(self._vault.unlock(row[0], b"chain" + session_id))
+            else session.decode_chain(self._box.decrypt(row[0], b"chain" + session_id))
         )
 
     def write(self, db: sqlite3.Connection, steps: Iterable[RatchetStep]) -> set[bytes]:
@@ -93,7 +93,7 @@ class SendingChains:
             now = clock.now_ms()
             if row is None:  # rarely: sessions that nobody can have spoken in for so long go
                 db.execute("DELETE FROM chains WHERE used_at < ?", (now - LIMITS.watermark_ms,))
-            locked = self._vault.lock(session.encode_chain(chain), b"chain" + name)
+            locked = self._box.encrypt(session.encode_chain(chain), b"chain" + name)
             db.execute(
                 "INSERT OR REPLACE INTO chains VALUES (?, ?, ?, ?, ?)",
                 (name, *at(chain), now, locked),

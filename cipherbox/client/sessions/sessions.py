@@ -35,8 +35,8 @@ from cipherbox.errors import Damaged, DecryptionFailed, InvalidRequest, KeyMissi
 from cipherbox.portable import sync_directory, sync_file
 from cipherbox.sealing.body import Messages
 from cipherbox.sealing.identity import Identity
-from cipherbox.sealing.local_secret_box import Vault
-from cipherbox.sealing.open import ParsedEnvelope, inspect
+from cipherbox.sealing.local_secret_box import SecretBox
+from cipherbox.sealing.open import ParsedEnvelope, parse_envelope
 from cipherbox.sealing.primitives import CONTENT_KEY_BYTES
 from cipherbox.sealing.ratchet import double_ratchet as ratchet
 from cipherbox.sealing.ratchet import handshake, session
@@ -89,14 +89,14 @@ class Sessions:
     def __init__(
         self,
         home: Path,
-        vault: Vault,
+        box: SecretBox,
         identity: Identity,
         settings: SessionSettings,
         clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
     ) -> None:
         self.settings = settings
-        self.chains = SendingChains(vault)
-        self._home, self._vault, self._identity, self._clock_ms = home, vault, identity, clock_ms
+        self.chains = SendingChains(box)
+        self._home, self._box, self._identity, self._clock_ms = home, box, identity, clock_ms
         self._path = home / inbox.DATABASE
         self._outbox_path = home / outbox.DATABASE
         self._hearing: ReceivingChains | None = None
@@ -116,16 +116,16 @@ class Sessions:
                 undo.callback(self._outbox.close)
                 sync_directory(self._home)
                 self._db.execute("PRAGMA secure_delete = ON")
-                take_over(self._home, self._vault, self._db, self._path, self._outbox)
+                take_over(self._home, self._box, self._db, self._path, self._outbox)
                 for db in (self._db, self._outbox):
                     db.execute("PRAGMA synchronous = NORMAL")
                 keys = SessionKeys(
-                    self._db, self._path, self._vault, self._identity, self.settings, self._clock_ms
+                    self._db, self._path, self._box, self._identity, self.settings, self._clock_ms
                 )
                 self._hearing = ReceivingChains(
                     self._db,
                     self._path,
-                    self._vault,
+                    self._box,
                     self._identity,
                     keys,
                     self.settings,
@@ -204,10 +204,10 @@ class Sessions:
         """The sender's own envelope did not open at the peer: nothing more is said in the
         session it went through.
         """
-        sighted = inspect(raw)
-        for index, entry in enumerate(sighted.layout.prefix.recipients):
+        parsed = parse_envelope(raw)
+        for index, entry in enumerate(parsed.layout.prefix.recipients):
             if entry.client_id == peer and entry.stanza_type == StanzaType.RATCHET:
-                session_id = session.parse(stanza_of(raw, sighted.layout, index)).session_id
+                session_id = session.parse(stanza_of(raw, parsed.layout, index)).session_id
                 self.hearing.retire((peer, session_id))
 
     @contextmanager
@@ -320,15 +320,15 @@ class Sessions:
             raise KeyMissing("there are no sessions here")
         self.hearing.take_turn(peer, session.parse(raw), _STEP)
 
-    def open(self, sighted: ParsedEnvelope, sender: KeyBundle) -> Messages:
+    def open(self, parsed: ParsedEnvelope, sender: KeyBundle) -> Messages:
         """As `open_envelope`, with this home's sessions; what does not open changes nothing."""
-        return self.hearing.open(sighted, sender)
+        return self.hearing.open(parsed, sender)
 
-    def hear(self, sighted: ParsedEnvelope, sender: KeyBundle) -> Messages:
+    def hear(self, parsed: ParsedEnvelope, sender: KeyBundle) -> Messages:
         """`open` for who records the messages, and writes what `heard` gives in the same
         transaction.
         """
-        return self.hearing.hear(sighted, sender)
+        return self.hearing.hear(parsed, sender)
 
     def heard(self) -> Heard | None:
         """What `hear` changed since the last time; None: nothing."""
@@ -350,11 +350,9 @@ class Sessions:
             self.hearing.acknowledged(envelope_hashes)
 
 
-def in_sessions(sighted: ParsedEnvelope) -> bool:
+def in_sessions(parsed: ParsedEnvelope) -> bool:
     """Whether an envelope has a stanza of a session."""
-    return any(
-        entry.stanza_type == StanzaType.RATCHET for entry in sighted.layout.prefix.recipients
-    )
+    return any(entry.stanza_type == StanzaType.RATCHET for entry in parsed.layout.prefix.recipients)
 
 
 __all__ = ["STEP_TYPE", "Sessions", "in_sessions", "settings_of"]
