@@ -23,7 +23,7 @@ Map, written by `make generate`:
     dead_letters      `dead`: what could not be delivered, why, and what becomes of it.
     demo/             `demo`: the labs scenario with real processes.
     doctor/           `doctor`: what is wrong on this machine, and what to do about it.
-    document          The parts of the manual that are made from code: commands, settings, exit
+    document          The parts of the manual that are generated from code: commands, settings, exit
                       codes, metrics.
     enrol             Who belongs to this HQ: tokens, joining, approval, revocation.
     exits             Exit codes: one table for every command, and what each kind of error advises

@@ -1,7 +1,7 @@
-"""The parts of the manual that are made from code: commands, settings, exit codes, metrics.
+"""The parts of the manual that are generated from code: commands, settings, exit codes, metrics.
 
-`make generate` replaces what stands between `<!-- made: begin -->` and `<!-- made: end -->`; the
-rest of each page is written by hand.  A test compares, so no option or setting goes undocumented.
+`make generate` replaces what is between `<!-- made: begin -->` and `<!-- made: end -->`; the
+rest of each page is written by hand.  A test compares, so no option or setting is undocumented.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ def settings() -> str:
         if kind is not limits.Limits:
             parts += _settings(table, kind)
     parts.append(
-        "\n### `[limits]`\n\nEvery bound has a default with a reason; set one only when you know "
-        "better.\n"
+        "\n### `[limits]`\n\nEach limit has a default and the reason for it; change one only for a "
+        "known need.\n"
     )
     reasons = _reasons()
     rows = [
@@ -148,7 +148,13 @@ def _help(command: click.Command) -> str:
 
 
 def _settings(table: str, kind: Any) -> Iterator[str]:
-    words = {bool: "true or false", int: "whole number", float: "number", str: "text"}
+    words = {
+        bool: "true or false",
+        int: "whole number",
+        float: "number",
+        str: "text",
+        tuple[str, ...]: "list of text",
+    }
     hints = get_type_hints(kind)
     rows = []
     for a in attrs.fields(kind):

@@ -39,35 +39,33 @@ MEANING: dict[Exit, str] = {
         "HQ refused the request, a recipient refused the message, or a comparison found a "
         "difference"
     ),
-    Exit.USAGE: "the command was not given what it needs",
+    Exit.USAGE: "invalid usage: an argument or option is missing or wrong",
     Exit.NETWORK: (
-        "HQ, or the other end of a pipe, cannot be reached, or the line was cut; trying again "
-        "later may help"
+        "HQ, or the other end of a pipe, cannot be reached, or the connection was cut; "
+        "retrying later may help"
     ),
     Exit.CREDENTIALS: (
         "the certificate or the enrolment token was not accepted, or the password of the keys is "
         "wrong"
     ),
-    Exit.CONFIG: "a setting or a file it names is not valid",
+    Exit.CONFIG: "a setting, or a file it names, is invalid",
     Exit.STORE: "this machine's storage failed: a file, a disk, the database, a lock",
-    Exit.KEYS: "a key bundle is not trusted, or a recipient is not allowed; somebody must look",
+    Exit.KEYS: "a key bundle is not trusted, or a recipient is not allowed; a person must decide",
     Exit.ENVELOPE: "an envelope must not be opened, or cannot be sealed this way",
-    Exit.PROTOCOL: "the two ends did not understand each other",
+    Exit.PROTOCOL: "protocol error between client and HQ",
     Exit.OUTPUT: (
         "the work is done, but its result could not be printed: standard output is closed, full, "
         "or not read"
     ),
     Exit.QUEUED: (
-        "kept in this machine's outbox and not yet where it was waited for; it goes on by itself"
+        "stored in this machine's outbox, but the awaited state was not reached in "
+        "time; it is sent automatically"
     ),
-    Exit.FILE: (
-        "a file changed, vanished, or cannot be sent as it is; nothing of it gets a name at the "
-        "recipient"
-    ),
-    Exit.BUG: "a mistake in CipherBox itself",
+    Exit.FILE: ("a file changed, disappeared, or cannot be sent; the recipient sees nothing of it"),
+    Exit.BUG: "internal error in CipherBox",
     Exit.INTERRUPTED: (
-        "stopped by Ctrl-C or SIGTERM before its end (what has none, like `serve` and `top`, "
-        "gives 0)"
+        "stopped by Ctrl-C or SIGTERM before it finished (commands that run until "
+        "stopped, like `serve` and `top`, exit with 0)"
     ),
 }
 

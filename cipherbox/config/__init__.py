@@ -2,7 +2,7 @@
 
 Map, written by `make generate`:
 
-    alerts        Table `[alerts]`: who is told when somebody has to look, and by which way.
+    alerts        Table `[alerts]`: how people are notified when something needs attention.
     database_url  A database URL as people write it:
                   postgresql://user@host:port,host:port/name?schema=...&tls=...
     proxies       Which way a client takes to HQ: directly, or through a proxy that the settings or

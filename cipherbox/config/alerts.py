@@ -1,5 +1,5 @@
-"""Table `[alerts]`: who is told when somebody has to look, and by which way.  HQ and clients
-have the same.
+"""Table `[alerts]`: how people are notified when something needs attention.  HQ and clients have
+the same table.
 """
 
 from __future__ import annotations
@@ -25,35 +25,37 @@ _UNITS = {"m": 60, "h": 3600, "d": 86_400}
 class AlertSettings:
     """Table `[alerts]`."""
 
-    command: str = setting("", "run this for each alert, its JSON on standard input")
-    webhook: str = setting("", "POST the JSON of each alert to this https:// address")
+    command: str = setting("", "command run for each alert, with its JSON on standard input")
+    webhook: str = setting("", "https:// address to which the JSON of each alert is POSTed")
     webhook_authorization_file: Path | None = setting(
-        None, "file with the value of the header Authorization"
+        None, "file with the value of the Authorization header"
     )
     webhook_ca: Path | None = setting(
-        None, "who certified the webhook (PEM); empty: the system's list"
+        None, "CA certificates for the webhook (PEM); empty: the system's trust store"
     )
-    mail: str = setting("", "send each alert to these addresses, separated by commas")
-    mail_from: str = setting("", "the sender's address")
+    mail: str = setting("", "addresses to which each alert is mailed, separated by commas")
+    mail_from: str = setting("", "sender address of the mail")
     mail_server: str = setting("", "host:port of the mail server")
     mail_tls: str = setting(
-        "starttls", "how the mail server is spoken to; off: only on this machine", choices=MAIL_TLS
+        "starttls", "encryption to the mail server; off: on this machine only", choices=MAIL_TLS
     )
-    mail_user: str = setting("", "the user at the mail server")
+    mail_user: str = setting("", "user at the mail server")
     mail_password_file: Path | None = setting(
         None, "file with that user's password; credential:NAME: from systemd"
     )
     mail_ca: Path | None = setting(
-        None, "who certified the mail server (PEM); empty: the system's list"
+        None, "CA certificates for the mail server (PEM); empty: the system's trust store"
     )
-    timeout_s: float = setting(30.0, "how long each way may take", low=0.1)
+    timeout_s: float = setting(30.0, "timeout of each channel", low=0.1)
     stuck_minutes: int = setting(
-        60, "a client's message that HQ has not confirmed for so long is one", low=1
+        60, "client: alert if HQ has not confirmed a message for this number of minutes", low=1
     )
     certificate_days: int = setting(
-        30, "a client's certificate that ends within so many days is one", low=1
+        30, "client: alert if its certificate expires within this number of days", low=1
     )
-    quiet: str = setting("", "a client that sent nothing for so long is one: FL-LAB 24h, PA-LAB 7d")
+    quiet: str = setting(
+        "", "client: alert if a sender is silent for this long, for example FL-LAB 24h, PA-LAB 7d"
+    )
 
     @property
     def any(self) -> bool:

@@ -36,15 +36,12 @@ class LineSettings:
 
     proxy: str = setting(
         "",
-        "http://host:port (CONNECT) or socks5://host:port; empty: what HTTPS_PROXY says; none: "
-        "no proxy",
+        "http://host:port (CONNECT) or socks5://host:port; empty: use HTTPS_PROXY; none: no proxy",
     )
     proxy_credentials_file: Path | None = setting(
         None, "file with USER:PASSWORD for the proxy; credential:NAME: from systemd"
     )
-    no_proxy: str = setting(
-        "", "hosts, domains and networks that are reached directly, separated by commas"
-    )
+    no_proxy: str = setting("", "hosts, domains and networks reached directly, separated by commas")
 
 
 @attrs.frozen

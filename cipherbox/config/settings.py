@@ -1,14 +1,14 @@
 """Settings: TOML files into frozen classes, and back.
 
 HQ has `cipherbox.toml` in its data directory, a client has `client.toml` in its home.  The classes
-below are the whole truth: a table's keys are a class's fields, and what a file does not say has the
-field's default.
+below define every setting: a table's keys are a class's fields, and a key that is absent from the
+file has the field's default.
 
 1. An unknown key, a wrong type and a value out of range are errors that name file, table and key,
    and what is allowed.
-2. A file names secrets, it never holds them: `secret_key` reads the file a setting points to, or
-   for ``credential:NAME`` what systemd hands to the service under that name.
-3. A relative path is relative to the directory of the file that holds it.
+2. A file names secrets and never contains them: `secret_key` reads the file that a setting names,
+   or for ``credential:NAME`` systemd's credential of that name.
+3. A relative path is relative to the directory of its file.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ from cipherbox.limits import Limits, check_client_id
 SERVER_FILE = "cipherbox.toml"
 CLIENT_FILE = "client.toml"
 CLIENT_HEAD = "This client's settings. `cipherbox manual configuration` explains them."
-# For those who know settings by this module alone.
+# Re-exported for callers that import settings from this module.
 __all__ = [
     "CREDENTIAL",
     "DEFAULT_PORT",
@@ -79,18 +79,18 @@ SIGNATURES = ("ed25519", "ed25519+mldsa65")
 class ServerSettings:
     """Table `[server]`."""
 
-    name: str = setting("DC-HQ", "what HQ calls itself in logs and to clients")
+    name: str = setting("DC-HQ", "HQ's name, in logs and for clients")
     listen: str = setting(
-        f"127.0.0.1:{DEFAULT_PORT}", "host:port for TLS; several separated by commas"
+        f"127.0.0.1:{DEFAULT_PORT}", "host:port for TLS; separate several with commas"
     )
-    websocket_listen: str = setting("", "host:port for the same inside WebSocket; empty: none")
+    websocket_listen: str = setting("", "host:port for WebSocket inside TLS; empty: none")
     websocket_origins: str = setting(
         "",
-        "https://host of web pages that may connect, separated by commas; a program that is no "
-        "browser names none",
+        "origins of web pages that may connect (https://host), separated by commas; "
+        "programs other than browsers send none",
     )
     address: str = setting(
-        f"127.0.0.1:{DEFAULT_PORT}", "where clients find HQ; goes into every token"
+        f"127.0.0.1:{DEFAULT_PORT}", "where clients reach HQ; part of every token"
     )
 
 
@@ -108,52 +108,58 @@ class TlsSettings:
 class LoggingSettings:
     """Table `[logging]`."""
 
-    level: str = setting("INFO", "the least important lines to write", choices=LEVELS)
+    level: str = setting("INFO", "lowest level to write", choices=LEVELS)
     directory: Path | None = setting(
-        None, "also write server_info.log, server_debug.log, server_error.log there"
+        None, "also write server_info.log, server_debug.log and server_error.log to this directory"
     )
-    rotation: str = setting("daily", "when to begin new files", choices=ROTATIONS)
-    largest_bytes: int = setting(100 * 1024 * 1024, "begin a new file at this size too", low=4096)
-    keep: int = setting(14, "how many older files of each kind to keep", low=0)
+    rotation: str = setting("daily", "when to start new files", choices=ROTATIONS)
+    largest_bytes: int = setting(100 * 1024 * 1024, "also start a new file at this size", low=4096)
+    keep: int = setting(14, "number of older files of each kind to keep", low=0)
 
 
 @attrs.frozen
 class DatabaseSettings:
     """Table `[database]`."""
 
-    kind: str = setting("sqlite", "sqlite, or postgresql", choices=("sqlite", "postgresql"))
+    kind: str = setting("sqlite", "the kind of database", choices=("sqlite", "postgresql"))
     path: Path = setting(
-        Path("cipherbox.sqlite3"), "the SQLite database; bodies lie in spool/ beside it"
+        Path("cipherbox.sqlite3"), "the SQLite database; large bodies are in spool/ beside it"
     )
     url: str = setting(
-        "", "postgresql://user@host:port/name?schema=...: what it says counts before the keys below"
+        "", "postgresql://user@host:port/name?schema=...; takes precedence over the keys below"
     )
     hosts: str = setting(
-        "", "host:port of PostgreSQL, several separated by commas; the writable one is found"
+        "", "host:port of PostgreSQL; separate several with commas; the writable one is used"
     )
-    name: str = setting("cipherbox", "PostgreSQL's database")
-    user: str = setting("cipherbox", "PostgreSQL's user")
-    password_file: Path | None = setting(None, "holds its password; credential:NAME: from systemd")
+    name: str = setting("cipherbox", "name of the PostgreSQL database")
+    user: str = setting("cipherbox", "PostgreSQL user")
+    password_file: Path | None = setting(
+        None, "file with that user's password; credential:NAME: from systemd"
+    )
     tls: str = setting(
-        "verify", "to PostgreSQL: verify, unverified (anybody may pose as it), or off", choices=TLS
+        "verify",
+        "TLS to PostgreSQL: verify, unverified (anyone can impersonate it), or off",
+        choices=TLS,
     )
-    tls_ca: Path | None = setting(None, "who certified PostgreSQL (PEM); empty: the system's list")
+    tls_ca: Path | None = setting(
+        None, "CA certificates for PostgreSQL (PEM); empty: the system's trust store"
+    )
     tls_certificate: Path | None = setting(
-        None, "HQ's certificate for PostgreSQL (PEM), if it asks for one"
+        None, "HQ's client certificate for PostgreSQL (PEM), if required"
     )
     tls_key: Path | None = setting(None, "its private key (PEM)")
-    schema: str = setting("cipherbox", "PostgreSQL's schema")
-    pool_size: int = setting(3, "connections HQ opens: one writes, the others read bodies", low=2)
+    schema: str = setting("cipherbox", "PostgreSQL schema")
+    pool_size: int = setting(3, "number of connections: one writes, the others read bodies", low=2)
     bodies: str = setting(
         "database",
-        "where PostgreSQL's large bodies lie: database, or spool (one HQ machine only)",
+        "where large bodies are stored with PostgreSQL: database, or spool (one HQ machine only)",
         choices=BODIES,
     )
 
 
 @attrs.frozen
 class EncryptionSettings:
-    """Table `[encryption]`: names of files, or credential:NAME, that hold 32 random bytes each."""
+    """Table `[encryption]`: files, or credential:NAME, that contain 32 random bytes each."""
 
     database_key_file: Path = setting(
         Path("secrets/database.key"), "encrypts the key bundles in the database"
@@ -169,60 +175,63 @@ class CaSettings:
     """Table `[ca]`."""
 
     offline: bool = setting(
-        False, "true: the CA's keys are elsewhere, requests are carried there and back"
+        False, "true: the CA's keys are kept elsewhere; requests and responses are carried as files"
     )
     organization: bool = setting(
-        False, "true: the root is an organization's own, and signs what HQ asks for"
+        False, "true: an organization's CA is the root and signs HQ's requests"
     )
     root_key: Path = setting(
-        Path("ca/root.key"), "private key of the root CA; may be taken off the machine"
+        Path("ca/root.key"), "private key of the root CA; may be kept off the machine"
     )
     issuing_key: Path = setting(Path("ca/issuing.key"), "private key of the issuing CA")
     revocation_lists: Path | None = setting(
         None,
-        "revocation lists of an organization's CAs: a file, or a directory of *.crl; read again "
-        "when they change",
+        "revocation lists of an organization's CAs: a file, or a directory of *.crl; "
+        "reread when they change",
     )
     stale_lists: str = setting(
         "warn",
-        "when one of them has ended: warn, or refuse new connections until there is a newer one",
+        "when one of them has expired: warn, or refuse new connections until a newer "
+        "one is available",
         choices=STALE,
     )
 
 
 @attrs.frozen
 class RetentionSettings:
-    """Table `[retention]`: after how many days a record goes; 0: never.  The signed log says
-    when something went.
+    """Table `[retention]`: the days after which records are deleted; 0: never.  Deletions are
+    recorded in the signed log.
     """
 
     metadata_days: int = setting(
-        400, "what became of acknowledged envelopes; older ids are refused then", low=0
+        400, "days to keep records of acknowledged envelopes; older ids are refused", low=0
     )
-    dead_letter_days: int = setting(0, "dead letters nobody looked at, with their bytes", low=0)
-    log_days: int = setting(0, "entries of the signed log", low=0)
+    dead_letter_days: int = setting(
+        0, "days to keep unhandled dead letters, with their bytes; 0: forever", low=0
+    )
+    log_days: int = setting(0, "days to keep entries of the signed log; 0: forever", low=0)
 
 
 @attrs.frozen
 class MetricsSettings:
-    """Table `[metrics]`: figures for Prometheus and what a supervisor asks, over plain HTTP on
-    this machine alone.
+    """Table `[metrics]`: metrics for Prometheus and health checks, over plain HTTP on loopback
+    only.
     """
 
     listen: str = setting(
-        "", "loopback host:port of /metrics, /healthz, /readyz: 127.0.0.1:9463; empty: none"
+        "",
+        "loopback host:port for /metrics, /healthz and /readyz, for example "
+        "127.0.0.1:9463; empty: none",
     )
-    queues: int = setting(100, "of so many queues, the deepest, each has figures of its own", low=0)
+    queues: int = setting(100, "number of queues, the deepest, with metrics of their own", low=0)
     clients: int = setting(
-        20, "of so many clients, with the most bytes at HQ, each has figures of its own", low=0
+        20, "number of clients, those with the most bytes at HQ, with metrics of their own", low=0
     )
 
 
 @attrs.frozen
 class ServerConfig:
-    """Everything `serve` is told.  ``directory`` is HQ's data directory; all paths below it are
-    absolute.
-    """
+    """All settings of HQ.  ``directory`` is HQ's data directory; all paths are absolute."""
 
     directory: Path
     server: ServerSettings = attrs.Factory(ServerSettings)
@@ -235,7 +244,7 @@ class ServerConfig:
     metrics: MetricsSettings = attrs.Factory(MetricsSettings)
     alerts: AlertSettings = attrs.Factory(AlertSettings)
     limits: Limits = attrs.Factory(Limits)
-    # the file, where it is not the directory's own
+    # the settings file, if it is not the one in the directory
     source: Path | None = attrs.field(default=None, eq=False)
 
     def __attrs_post_init__(self) -> None:
@@ -246,13 +255,13 @@ class ServerConfig:
 
     @property
     def file(self) -> Path:
-        """Where these settings are read from."""
+        """Return the file these settings are read from."""
         return self.source or self.directory / SERVER_FILE
 
     @property
     def own_secrets(self) -> Path:
-        """Where HQ keeps the keys it makes while it runs: beside the service key, if that is a
-        file of its own.
+        """Return the directory of keys that HQ generates while it runs: the service key's, if
+        that key is a file.
         """
         service = self.encryption.service_key_file
         return self.directory / "secrets" if is_credential(service) else service.parent
@@ -278,13 +287,13 @@ SERVER_TABLES: dict[str, type] = {
 class IdentitySettings:
     """Table `[client]`."""
 
-    client_id: str = setting("", "who this is; the certificate's common name")
+    client_id: str = setting("", "this client's id; the common name of its certificate")
     address: str = setting(
-        "", "where HQ is: host:port or wss://host:port/, several separated by commas"
+        "", "HQ's address: host:port or wss://host:port/; separate several with commas"
     )
-    role: str = setting("client", "client, or admin", choices=ROLES)
+    role: str = setting("client", "this client's role", choices=ROLES)
     password_file: Path | None = setting(
-        None, "file with the password of the keys, should they be under one"
+        None, "file with the password of the keys, if they have one; credential:NAME: from systemd"
     )
 
 
@@ -293,8 +302,8 @@ class RetrySettings:
     """Table `[retry]`."""
 
     tries: int = setting(3, "attempts before a command gives up", low=1)
-    timeout_s: float = setting(10.0, "how long one attempt may take", low=0.001)
-    pause_max_s: float = setting(60.0, "the longest pause before connecting again", low=0.0)
+    timeout_s: float = setting(10.0, "timeout of one attempt", low=0.001)
+    pause_max_s: float = setting(60.0, "longest back-off before reconnecting", low=0.0)
 
 
 @attrs.frozen
@@ -303,7 +312,7 @@ class OutboxSettings:
 
     keep_until: str = setting(
         "opened",
-        "what was sent stays here, to be sealed again, until it was that",
+        "state until which envelopes are kept for resealing",
         choices=KEEP_UNTIL,
     )
 
@@ -314,53 +323,51 @@ class KeySettings:
 
     signatures: str = setting(
         "ed25519",
-        "how this client signs, from its next `cipherbox keys rotate` on",
+        "signature algorithms, effective from the next `cipherbox keys rotate`",
         choices=SIGNATURES,
     )
-    keep_old_days: int = setting(
-        436, "private keys that were rotated out are destroyed after so many days", low=1
-    )
+    keep_old_days: int = setting(436, "days after which rotated private keys are destroyed", low=1)
 
 
 @attrs.frozen
 class SessionTable:
-    """Table `[sessions]`; the manual page `sessions` explains them."""
+    """Table `[sessions]`, explained on the manual page `sessions`."""
 
     max_skipped: int = setting(
-        2000, "keys kept for messages of a session that did not come yet", low=0
+        2000, "message keys kept for a session's messages that have not arrived yet", low=0
     )
-    rotation_s: int = setting(
-        86_400, "a session older than this is followed by a fresh one", low=60
-    )
+    rotation_s: int = setting(86_400, "a session older than this is replaced by a new one", low=60)
     sessions_per_peer: int = setting(
-        8, "sessions kept with each client, for what is still under way", low=2
+        8, "sessions kept with each client, for messages still in transit", low=2
     )
     one_time_prekeys: int = setting(
-        100, "kept at HQ, each for one first contact; HQ may keep fewer", low=0
+        100, "one-time prekeys kept at HQ, each for one first contact; HQ may keep fewer", low=0
     )
     signed_prekey_s: int = setting(
-        7 * 86_400, "prekeys at HQ are replaced when they are older", low=60
+        7 * 86_400, "age at which the signed prekey at HQ is replaced", low=60
     )
     signed_prekey_kept_s: int = setting(
-        30 * 86_400, "replaced prekeys still open what was begun before", low=60
+        30 * 86_400, "how long a replaced prekey still opens sessions begun before", low=60
     )
 
 
 @attrs.frozen
 class LogSettings:
-    """Table `[log]`; the manual page `log` explains them."""
+    """Table `[log]`, explained on the manual page `log`."""
 
     witnesses: tuple[str, ...] = setting(
-        (), "keys of witnesses, as `cipherbox witness --key` prints them"
+        (), "public keys of witnesses, as `cipherbox witness --key` prints them"
     )
     quorum: int = setting(
-        0, "a confirm counts when so many of them stand behind it; 0: HQ's word is enough", low=0
+        0,
+        "number of witnesses that must cosign before a confirm counts; 0: HQ's signature is enough",
+        low=0,
     )
 
 
 @attrs.frozen
 class ClientConfig:
-    """Everything a client is told.  ``home`` is its directory, absolute."""
+    """All settings of a client.  ``home`` is its directory, absolute."""
 
     home: Path
     client_id: str
@@ -400,8 +407,8 @@ CLIENT_TABLES: dict[str, type] = {
 
 
 def load_server_config(where: Path) -> ServerConfig:
-    """HQ's configuration from its data directory or from the file itself.  ConfigError says what
-    is wrong.
+    """Return HQ's configuration, read from its data directory or from the file itself; raise
+    ConfigError if it is invalid.
     """
     file = where if where.suffix == ".toml" and not where.is_dir() else where / SERVER_FILE
     missing = f"restore it, or make a new data directory with: cipherbox init {file.parent}"
@@ -417,7 +424,7 @@ def load_server_config(where: Path) -> ServerConfig:
         except ConfigError as error:
             raise ConfigError(f"{file}: [server] {key}: {error}") from None
         if key == "listen" and not addresses:
-            raise ConfigError(f"{file}: [server] listen: say at least one host:port")
+            raise ConfigError(f"{file}: [server] listen: at least one host:port is required")
     try:
         parse_origins(config.server.websocket_origins)
     except ConfigError as error:
@@ -431,7 +438,7 @@ def load_server_config(where: Path) -> ServerConfig:
         parse_hosts(config.database.hosts)
     if not config.server.address:
         raise ConfigError(
-            f"{file}: [server] address: say where clients find HQ, for example hq.example.org:7443"
+            f"{file}: [server] address: clients need HQ's address, for example hq.example.org:7443"
         )
     return config
 
@@ -439,7 +446,7 @@ def load_server_config(where: Path) -> ServerConfig:
 def with_url(
     settings: DatabaseSettings, url: str, where: str = "the database URL"
 ) -> DatabaseSettings:
-    """The settings with what the URL says; ConfigError says what is wrong with it."""
+    """Return the settings with those the URL contains; raise ConfigError if it is invalid."""
     given = parse_url(url)
     values: dict[str, Any] = {
         k: int(v) if k == "pool_size" and v.isdigit() else v for k, v in given.items()
@@ -449,7 +456,7 @@ def with_url(
 
 
 def write_server_config(config: ServerConfig) -> Path:
-    """Writes ``cipherbox.toml`` into the data directory, every setting with its meaning; returns
+    """Write ``cipherbox.toml`` into the data directory, every setting with its meaning; return
     its path.
     """
     head = (
@@ -461,7 +468,7 @@ def write_server_config(config: ServerConfig) -> Path:
 
 
 def load_client_config(home: Path | None = None) -> ClientConfig:
-    """A client's configuration from its home directory.  ConfigError says what is wrong."""
+    """Return a client's configuration, read from its home; raise ConfigError if it is invalid."""
     home = (home or default_home()).absolute()
     file = home / CLIENT_FILE
     tables = read_tables(
@@ -474,7 +481,7 @@ def load_client_config(home: Path | None = None) -> ClientConfig:
         raise ConfigError(f"{file}: [client] client_id: {error}") from None
     if not who.address:
         raise ConfigError(
-            f"{file}: [client] address: say where HQ is, for example hq.example.org:{DEFAULT_PORT}"
+            f"{file}: [client] address: set HQ's address, for example hq.example.org:{DEFAULT_PORT}"
         )
     for part in who.address.split(","):
         check_address(f"{file}: [client] address", part.strip())
@@ -511,7 +518,7 @@ def _absolute(directory: Path, table: Any) -> Any:
 
 
 def write_client_config(config: ClientConfig) -> Path:
-    """Writes ``client.toml`` into the home directory; returns its path."""
+    """Write ``client.toml`` into the home directory; return its path."""
     tables = {
         name: kind(
             **{a.name: getattr(getattr(config, name, config), a.name) for a in attrs.fields(kind)}

@@ -78,12 +78,12 @@ def setting(
 class AgentSettings:
     """Table `[agent]`."""
 
-    settle_s: float = setting(10.0, "a file is sent when it has not changed for so long", low=0.0)
+    settle_s: float = setting(10.0, "a file is sent when it has not changed for this long", low=0.0)
     marker: str = setting(
-        "", "not empty: a file is sent when a file of its name with this ending stands beside it"
+        "", "if set, a file is sent when a file of the same name with this suffix exists beside it"
     )
     ignore: str = setting(
-        "", "names that are not sent, as patterns separated by commas, for example *.log, ~*"
+        "", "patterns of names that are not sent, separated by commas, for example *.log, ~*"
     )
 
 
@@ -92,7 +92,7 @@ class ContactSettings:
     """Table `[contacts]`: whom mail is taken from is said by `cipherbox contacts`."""
 
     tell_hq: bool = setting(
-        True, "HQ is told the lists and refuses what you would refuse; false: they stay here"
+        True, "true: HQ gets the lists and refuses on your behalf; false: they stay on this machine"
     )
 
 
@@ -101,21 +101,21 @@ class InboxSettings:
     """Table `[inbox]`."""
 
     incoming: Path | None = setting(
-        None, "where files arrive; empty: incoming/ in the folder that a person sees"
+        None, "where files arrive; empty: incoming/ in the home, for ~/.cipherbox in ~/CipherBox"
     )
     plain: bool = setting(
-        False, "true: what was received lies here readable, under a password, too"
+        False, "true: store received messages and files readable even if the keys have a password"
     )
     keep_days: int = setting(
-        400, "what was received can be shown and written again for so many days", low=1
+        400, "days for which received messages can be shown and exported again", low=1
     )
     partial_days: int = setting(
-        14, "files that came in part are given up after so many days without news", low=1
+        14, "days without a new part after which an incomplete file is dropped", low=1
     )
     rotate_bytes: int = setting(
-        0, "begin a new received_messages.jsonl above this size; 0: never", low=0
+        0, "start a new received_messages.jsonl above this size; 0: never", low=0
     )
-    rotate_days: int = setting(0, "begin a new one when it is so old; 0: never", low=0)
+    rotate_days: int = setting(0, "start a new one at this age in days; 0: never", low=0)
 
 
 def default_home() -> Path:

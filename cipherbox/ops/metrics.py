@@ -52,138 +52,144 @@ class Sample(NamedTuple):
 
 METRICS: dict[str, Metric] = {
     # Who is here.
-    "cipherbox_build_info": Metric(GAUGE, "Always 1; the version that runs.", ("version",)),
-    "cipherbox_ready": Metric(GAUGE, "1 while HQ takes everything, as /readyz says; else 0."),
+    "cipherbox_build_info": Metric(
+        GAUGE, "Always 1; the label is the running version.", ("version",)
+    ),
+    "cipherbox_ready": Metric(
+        GAUGE, "1 while HQ accepts everything, as /readyz reports; otherwise 0."
+    ),
     "cipherbox_draining": Metric(
-        GAUGE, "1 while HQ takes nothing new and lets what waits go out; else 0."
+        GAUGE, "1 while HQ accepts no new publishes and delivers waiting envelopes; otherwise 0."
     ),
     "cipherbox_connected_clients": Metric(GAUGE, "Clients with at least one connection."),
-    "cipherbox_connections": Metric(GAUGE, "Connections now, by role of the client.", ("role",)),
-    "cipherbox_connections_opened_total": Metric(
-        COUNTER, "Connections that HQ took up since its start."
+    "cipherbox_connections": Metric(
+        GAUGE, "Current connections, by role of the client.", ("role",)
     ),
+    "cipherbox_connections_opened_total": Metric(COUNTER, "Connections opened since HQ started."),
     "cipherbox_handshakes_failed_total": Metric(
-        COUNTER, "Connections that did not get through TLS and HELLO."
+        COUNTER, "Connections that failed during TLS or HELLO."
     ),
-    "cipherbox_greeting_connections": Metric(GAUGE, "Connections that have not said HELLO yet."),
+    "cipherbox_greeting_connections": Metric(GAUGE, "Connections that have not sent HELLO yet."),
     "cipherbox_turned_away_total": Metric(
         COUNTER,
-        "Connections closed before HELLO because their address, or HQ, had too many of them.",
+        "Connections closed before HELLO because their address, or HQ, had too many.",
     ),
-    "cipherbox_kicked_connections_total": Metric(COUNTER, "Connections that an admin cut."),
+    "cipherbox_kicked_connections_total": Metric(COUNTER, "Connections closed by an admin."),
     # The wire.
-    "cipherbox_frames_received_total": Metric(COUNTER, "Frames that clients sent."),
+    "cipherbox_frames_received_total": Metric(COUNTER, "Frames received from clients."),
     "cipherbox_frames_sent_total": Metric(COUNTER, "Frames sent to clients."),
     "cipherbox_received_bytes_total": Metric(COUNTER, "Bytes of frames received, without TLS."),
     "cipherbox_sent_bytes_total": Metric(COUNTER, "Bytes of frames sent, without TLS."),
     "cipherbox_request_duration_seconds": Metric(
         HISTOGRAM,
-        "From the moment a request was read to its answer: for a publish, until it was on stable "
-        "storage.",
+        "Time from reading a request to its response; for a publish, until it is on "
+        "stable storage.",
         ("request",),
     ),
     "cipherbox_throttled_requests_total": Metric(
-        COUNTER, "Requests refused because their client had spent its budget of them."
+        COUNTER, "Requests refused because their client had used up its budget."
     ),
     # Messages.  HQ counts deliveries and acks by envelope: what an envelope holds is not its
     # business there.
     "cipherbox_published_messages_total": Metric(COUNTER, "Messages stored and confirmed."),
     "cipherbox_published_envelopes_total": Metric(
-        COUNTER, "Envelopes stored and confirmed; one holds many messages."
+        COUNTER, "Envelopes stored and confirmed; an envelope contains many messages."
     ),
     "cipherbox_published_bytes_total": Metric(
         COUNTER, "Bytes of the envelopes stored and confirmed."
     ),
     "cipherbox_delivered_envelopes_total": Metric(
-        COUNTER, "Envelopes handed to consumers, redeliveries included."
+        COUNTER, "Envelopes delivered to consumers, including redeliveries."
     ),
     "cipherbox_redelivered_envelopes_total": Metric(
-        COUNTER, "Envelopes handed out again after a first delivery."
+        COUNTER, "Envelopes delivered again after their first delivery."
     ),
     "cipherbox_acked_envelopes_total": Metric(
         COUNTER, "Envelopes acknowledged by their recipients."
     ),
     "cipherbox_dead_lettered_envelopes_total": Metric(
-        COUNTER, "Envelopes given up on: kept as dead letters."
+        COUNTER, "Envelopes that became dead letters."
     ),
     "cipherbox_settled_dead_letters_total": Metric(
-        COUNTER, "Dead letters that were put back or dropped.", ("how",)
+        COUNTER, "Dead letters redriven or discarded.", ("how",)
     ),
     # Queues.
-    "cipherbox_queues": Metric(GAUGE, "Queues there are."),
+    "cipherbox_queues": Metric(GAUGE, "Number of queues."),
     "cipherbox_queue_depth_envelopes": Metric(
         GAUGE,
-        "Envelopes in a queue, waiting or not acknowledged; of the deepest that are not empty.",
+        "Envelopes in a queue, waiting or unacknowledged, for the deepest non-empty queues.",
         ("queue",),
     ),
     "cipherbox_queue_oldest_age_seconds": Metric(
-        GAUGE, "How long the oldest envelope of that queue has been here.", ("queue",)
+        GAUGE, "Age of the oldest envelope in that queue.", ("queue",)
     ),
     "cipherbox_queue_consumers": Metric(GAUGE, "Consumers of that queue.", ("queue",)),
-    "cipherbox_waiting_envelopes": Metric(GAUGE, "Envelopes that wait, in all queues together."),
+    "cipherbox_waiting_envelopes": Metric(GAUGE, "Envelopes waiting, in all queues."),
     "cipherbox_unacknowledged_envelopes": Metric(
-        GAUGE, "Envelopes delivered and not acknowledged, in all queues."
+        GAUGE, "Envelopes delivered and unacknowledged, in all queues."
     ),
     "cipherbox_queued_bytes": Metric(GAUGE, "Bytes of envelopes in all queues."),
-    "cipherbox_oldest_age_seconds": Metric(
-        GAUGE, "How long the oldest envelope of all queues has been here."
-    ),
+    "cipherbox_oldest_age_seconds": Metric(GAUGE, "Age of the oldest envelope in all queues."),
     "cipherbox_receipts_outstanding_envelopes": Metric(
         GAUGE,
-        "Receipts, in envelopes, that their senders have not taken yet. Which message has none "
-        "HQ cannot see.",
+        "Envelopes with receipts that senders have not fetched yet. HQ cannot see which"
+        " messages have no receipt.",
     ),
     # What clients have here, as senders: waiting, delivered or kept as dead letters, in each queue
     # for itself.
     "cipherbox_client_bytes": Metric(
-        GAUGE, "Bytes a client has at HQ; of the clients with the most.", ("client",)
+        GAUGE, "Bytes that a client has at HQ, for the clients with the most.", ("client",)
     ),
     "cipherbox_client_envelopes": Metric(GAUGE, "Envelopes that client has at HQ.", ("client",)),
     # The store.
-    "cipherbox_store_up": Metric(GAUGE, "1 while the store answers; 0 while HQ waits for it."),
+    "cipherbox_store_up": Metric(GAUGE, "1 while the store responds; 0 while HQ waits for it."),
     "cipherbox_commit_duration_seconds": Metric(
-        HISTOGRAM, "One commit of the store, a batch of many requests."
+        HISTOGRAM, "Duration of a commit of the store, a batch of many requests."
     ),
     "cipherbox_sync_duration_seconds": Metric(
         HISTOGRAM,
-        "The part of a commit that waits for stable storage: the database's COMMIT and the "
-        "spool's files.",
+        "The part of a commit spent waiting for stable storage: the database's COMMIT "
+        "and the spool's files.",
     ),
     "cipherbox_store_failures_total": Metric(
-        COUNTER, "Times the store failed and HQ loaded its state again."
+        COUNTER, "Store failures after which HQ reloaded its state."
     ),
     "cipherbox_disk_free_bytes": Metric(
-        GAUGE, "Bytes HQ may still write where its data directory is."
+        GAUGE, "Free bytes on the file system of HQ's data directory."
     ),
     # HQ itself.
-    "cipherbox_engine_commands": Metric(GAUGE, "Requests that wait for the engine."),
+    "cipherbox_engine_commands": Metric(GAUGE, "Requests waiting for the engine."),
     "cipherbox_held_bytes": Metric(
         GAUGE, "Bytes of envelopes held in memory for all clients (memory_high_bytes)."
     ),
     "cipherbox_memory_short": Metric(
-        GAUGE, "1 while publishers wait because HQ is short of memory; else 0."
+        GAUGE,
+        "1 while publishers wait because HQ's memory is above its high water mark; otherwise 0.",
     ),
     "cipherbox_cut_frames_total": Metric(
         COUNTER,
-        "Large frames whose connections were cut because memory was short and they moved slowest.",
+        "Large frames whose connections were closed because memory was short and they "
+        "were slowest.",
     ),
     "cipherbox_held_most_bytes": Metric(
-        GAUGE, "Bytes of that held for the client with the most of them."
+        GAUGE, "Of these, the bytes held for the client with the most."
     ),
     "cipherbox_body_cache_bytes": Metric(
         GAUGE, "Bytes of envelopes kept in memory for consumers that keep up."
     ),
     "cipherbox_certificate_remaining_days": Metric(
         GAUGE,
-        "Days until it ends: server, issuing, root, crl (the revocation list), or lists (the "
-        "first of an organization's); negative: it has ended.",
+        "Days until expiry: server, issuing, root, crl (the revocation list), or lists "
+        "(an organization's first to expire); negative if expired.",
         ("certificate",),
     ),
-    "process_resident_memory_bytes": Metric(GAUGE, "Memory of HQ's process."),
+    "process_resident_memory_bytes": Metric(GAUGE, "Resident memory of HQ's process."),
     "process_cpu_seconds_total": Metric(COUNTER, "CPU time of HQ's process."),
-    "process_open_fds": Metric(GAUGE, "File handles that HQ's process has open."),
-    "process_max_fds": Metric(GAUGE, "File handles that it may have open."),
-    "process_start_time_seconds": Metric(GAUGE, "When HQ was started, in seconds since 1970."),
+    "process_open_fds": Metric(GAUGE, "Open file descriptors of HQ's process."),
+    "process_max_fds": Metric(GAUGE, "Maximum number of open file descriptors of HQ's process."),
+    "process_start_time_seconds": Metric(
+        GAUGE, "Start time of HQ's process, in seconds since 1970."
+    ),
 }
 
 REQUESTS = ("publish", "fetch", "ack", "nack", "consume", "resolve", "manage", "directory")

@@ -69,7 +69,7 @@ def test_absolute_paths_stay(tmp_path: Path) -> None:
         ("[server]\nlisten = '::1:7443'\n", ["[server] listen", "brackets"]),
         ("[server]\nlisten = 'h:70000'\n", ["0 to 65535"]),
         ("[server]\nlisten = ''\n", ["at least one host:port"]),
-        ("[server]\naddress = ''\n", ["[server] address", "where clients find HQ"]),
+        ("[server]\naddress = ''\n", ["[server] address", "clients need HQ's address"]),
         ("server = 1\n", ["write [server]"]),
         ("[server", ["is not TOML"]),
     ],

@@ -48,24 +48,24 @@ class Cost(NamedTuple):
     why: str
 
 
-_CHANGE = Cost(REQUESTS, 50, "a commit, and an entry in the signed log")
-_ADMIN = Cost(REQUESTS, 50, "an admin's; a commit, and an entry in the signed log")
+_CHANGE = Cost(REQUESTS, 50, "a commit and an entry in the signed log")
+_ADMIN = Cost(REQUESTS, 50, "admin only; a commit and an entry in the signed log")
 _LOOK = Cost(REQUESTS, 20, "a page of up to 1,024 rows")
 COSTS: dict[type, Cost] = {
-    f.Hello: Cost(LOBBY, 0, "once a connection, and those are bounded by address and client"),
-    f.Ping: Cost(FLOW, 50, "an answer"),
-    f.Pong: Cost(FLOW, 1, "nothing is done"),
-    f.Error: Cost(FLOW, 1, "nothing is done"),
-    f.Send: Cost(FLOW, 1, "one row; bytes and envelopes count in the totals"),
-    f.Ack: Cost(FLOW, 1, "and one for each 256 envelopes it names"),
-    f.Nack: Cost(FLOW, 5, "a row, perhaps a dead letter"),
+    f.Hello: Cost(LOBBY, 0, "once per connection; connections are limited by address and client"),
+    f.Ping: Cost(FLOW, 50, "a response"),
+    f.Pong: Cost(FLOW, 1, "no work"),
+    f.Error: Cost(FLOW, 1, "no work"),
+    f.Send: Cost(FLOW, 1, "one row; bytes and envelopes count towards the totals"),
+    f.Ack: Cost(FLOW, 1, "plus one for each 256 envelopes it names"),
+    f.Nack: Cost(FLOW, 5, "a row, possibly a dead letter"),
     f.Credit: Cost(FLOW, 1, "opens a window"),
     f.Fetch: Cost(FLOW, 20, "may read a page from the store"),
     f.Consume: Cost(FLOW, 50, "a consumer"),
-    f.Cancel: Cost(FLOW, 50, "what it held goes back"),
-    f.Resend: Cost(REQUESTS, 20, "delivers again all that is unacknowledged"),
-    f.Resolve: Cost(REQUESTS, 1, "looks a route up"),
-    f.Status: Cost(REQUESTS, 1, "two look-ups by an index"),
+    f.Cancel: Cost(FLOW, 50, "unacknowledged envelopes are requeued"),
+    f.Resend: Cost(REQUESTS, 20, "redelivers everything unacknowledged"),
+    f.Resolve: Cost(REQUESTS, 1, "looks up a route"),
+    f.Status: Cost(REQUESTS, 1, "two look-ups in an index"),
     f.GetRevocations: Cost(REQUESTS, 5, "the list, which may be large"),
     f.List: _LOOK,
     f.ListDead: _LOOK,
@@ -78,28 +78,26 @@ COSTS: dict[type, Cost] = {
     f.Unbind: _CHANGE,
     f.Purge: _ADMIN,
     f.TellContacts: _CHANGE,
-    f.Register: Cost(KEYS, 1, "checks signatures; an entry in the signed log"),
+    f.Register: Cost(KEYS, 1, "verifies signatures; an entry in the signed log"),
     f.GetBundles: Cost(KEYS, 1, "up to 1,024 clients at once"),
-    f.OfferPrekeys: Cost(KEYS, 1, "checks signatures"),
-    f.Renew: Cost(KEYS, 1, "a certificate; those are bounded too"),
-    f.GetPrekeys: Cost(PREKEYS, 1, "for each client it names"),
+    f.OfferPrekeys: Cost(KEYS, 1, "verifies signatures"),
+    f.Renew: Cost(KEYS, 1, "a certificate; their number is limited too"),
+    f.GetPrekeys: Cost(PREKEYS, 1, "per client it names"),
     f.GetRoot: Cost(REQUESTS, 1, "two certificates"),
     f.RequestCertificate: Cost(
-        ENROLMENT, 1, "of its token, or of its address when HQ does not know the token"
+        ENROLMENT, 1, "counted per token, or per address if HQ does not know the token"
     ),
     f.Enrol: _ADMIN,
     f.Approve: _ADMIN,
     f.Grant: _ADMIN,
     f.LimitClient: _ADMIN,
-    f.Revoke: Cost(REQUESTS, 50, "an admin's; a new revocation list"),
+    f.Revoke: Cost(REQUESTS, 50, "admin only; a new revocation list"),
     f.ExportRequests: _LOOK,
     f.ImportCertificates: _ADMIN,
-    f.ReadLog: Cost(REQUESTS, 20, "an admin's; a page of the log"),
-    f.GetHeads: Cost(REQUESTS, 5, "and one for each 4 heads it names: proofs of logarithmic size"),
-    f.Prove: Cost(
-        REQUESTS, 5, "and 3 for each envelope, one for each serial: entries are read whole"
-    ),
-    f.Cosign: Cost(REQUESTS, 20, "checks a signature and keeps it"),
+    f.ReadLog: Cost(REQUESTS, 20, "admin only; a page of the log"),
+    f.GetHeads: Cost(REQUESTS, 5, "plus one for each 4 heads it names: proofs of logarithmic size"),
+    f.Prove: Cost(REQUESTS, 5, "plus 3 per envelope and one per serial: whole entries are read"),
+    f.Cosign: Cost(REQUESTS, 20, "verifies and stores a signature"),
     f.AttestRestore: _ADMIN,
     f.Kick: _ADMIN,
     f.Reload: _ADMIN,
@@ -111,7 +109,7 @@ _MORE: dict[type, Callable[[Any], float]] = {  # points for what a frame names
     f.Prove: lambda x: 3 * len(x.envelopes) + len(x.serials),
     SendBatch: lambda x: len(x.items) - 1,
 }
-_UNKNOWN = Cost(REQUESTS, 50, "a kind without a row; a test finds it")
+_UNKNOWN = Cost(REQUESTS, 50, "a frame type without a row; a test fails")
 
 
 class Rate:
