@@ -6,7 +6,7 @@ is the only one that prints.
 Map, written by `make generate`:
 
     errors         Every error CipherBox raises or sends.
-    clock          The clock: the one place that asks the system for the time of day.
+    clock          The clock: the only place that asks the system for the time of day.
     limits         Every bound of the system with its reason, and the rules for names.
     checks         Types at the door of the public API: a wrong one is named, with the parameter,
                    before anything else happens.

@@ -1,6 +1,6 @@
-"""The clock: the one place that asks the system for the time of day.
+"""The clock: the only place that asks the system for the time of day.
 
-Durations are measured elsewhere, with monotonic clocks: this one may jump.
+Durations are measured elsewhere, with monotonic clocks: the time of day may jump.
 """
 
 from __future__ import annotations

@@ -1,16 +1,16 @@
 """Every error CipherBox raises or sends.
 
-An error says three things besides its text: its stable wire code (what travels in an ERROR frame
-and what scripts may test), whether the same request may be tried again unchanged later, and whether
-the connection survives it.  Codes are never reused.
+Besides its text an error has a stable wire code (which an ERROR frame carries and scripts may
+test), and says whether the same request may be retried later and whether the connection survives
+it.  Codes are never reused.
 
     CipherBoxError
-    +-- ProtocolError            the peer broke the framing or the order of frames; it is cut
+    +-- ProtocolError            the peer violated the protocol; the connection ends
     |   +-- FrameTooLarge        +-- UnexpectedFrame      +-- VersionMismatch
     |   +-- HandshakeTimeout     +-- IdleTimeout          +-- TooManyConnections (retry)
     |   +-- SlowFrame (retry)
-    +-- Refused                  HQ understood the request and said no; the connection lives
-    |   +-- NotFound             unknown, or not yours to know: the two look the same
+    +-- Refused                  HQ refused a valid request; the connection stays open
+    |   +-- NotFound             unknown or not visible to you: the two look the same
     |   +-- Forbidden            +-- Conflict             +-- InvalidRequest
     |   +-- EnvelopeRefused      +-- WrongSender          +-- IdReused
     |   +-- TooOld               +-- ClockSkew            +-- TooLarge
@@ -22,12 +22,12 @@ the connection survives it.  Codes are never reused.
     |                            +-- QuotaExceeded        +-- Throttled            +-- Draining
     +-- CredentialsError         this party's certificate is missing, foreign, expired or revoked
     |   +-- Revoked              +-- TokenError           +-- ListOverdue (retry)
-    |   +-- Replaced             another home has this client's id now
+    |   +-- Replaced             another home has taken over this client's id
     |   +-- HqRevoked (retry)    HQ's own certificate, or a CA above it, was revoked
-    +-- NetworkError (retry)     HQ cannot be reached, or the line was cut
+    +-- NetworkError (retry)     HQ is unreachable, or the connection was lost
     |   +-- TimedOut             +-- GoingAway            +-- PeerGone             +-- ProxyFailed
-    |       +-- Queued           kept in the outbox; it goes out by itself
-    +-- EnvelopeError            bytes that are no envelope, or one that must not be opened
+    |       +-- Queued           kept in the outbox, sent automatically
+    +-- EnvelopeError            not an envelope, or one that must not be opened
     |   +-- MalformedEnvelope    +-- UnknownVersion       +-- NotRecipient
     |   +-- KeyMissing           +-- SignatureInvalid     +-- DecryptionFailed
     |   +-- CommitmentMismatch   +-- UnsafeMix            +-- SenderNotValid
@@ -35,21 +35,21 @@ the connection survives it.  Codes are never reused.
     +-- BundleError              a key bundle that must not be trusted
     |   +-- BundleMalformed      +-- BundleNotCertified   +-- BundleForAnother
     |   +-- BundleRolledBack     +-- BundleDiscontinuous  +-- BundleExpired
-    |   +-- BundleUnlogged       HQ does not stand behind it in its signed log
+    |   +-- BundleUnlogged       HQ's signed log does not name it
     |   +-- BundleNotSigned      +-- BundleOutdated (retry)
-    |   +-- BundleUnknown        an envelope names it, and HQ does not have it
-    |   +-- NotAllowed           a resolved recipient that the sender's allow-list does not hold
-    +-- LogError                 HQ's signed log does not hold what it promises; nothing is sent
+    |   +-- BundleUnknown        named by an envelope, but HQ does not have it
+    |   +-- NotAllowed           a resolved recipient that is not on the sender's allow-list
+    +-- LogError                 HQ's signed log fails verification; nothing is sent
     |   +-- LogMissing           +-- LogUnproven (retry)  +-- LogContradiction
-    +-- ConfigError              a setting, named with file and key and what is allowed
-    +-- PasswordError            what is under a password stays closed
+    +-- ConfigError              an invalid setting, with its file, its key and what is allowed
+    +-- PasswordError            data protected by a password cannot be opened
     |   +-- WrongPassword        +-- PasswordNeeded       +-- WeakPassword
     +-- FileError                a file that cannot be sent as it is
-    |   +-- FileChanged          it changed or vanished while it was sent
-    |   +-- FileUnreadable       this user may not read it, or another program holds it
-    +-- HandlerError             what a handler raises
+    |   +-- FileChanged          changed or removed while it was being sent
+    |   +-- FileUnreadable       no permission, or another program has it open
+    +-- HandlerError             raised by a handler
     |   +-- Later (retry)        +-- Bad
-    +-- StoreError               the database or spool; memory may be ahead of disk: reload
+    +-- StoreError               the database or spool failed; memory may be ahead of disk: reload
         +-- StoreLocked          +-- SchemaTooNew         +-- Damaged           +-- Fenced
         +-- StoreLeased          +-- SessionMoved (retry) +-- SchemaTooOld
 """
@@ -62,9 +62,9 @@ from typing import ClassVar
 
 
 class Problem(str):
-    """What is wrong with this machine, and what to do about it: shown together, read apart.
+    """A problem with this machine, and what to do about it: shown together, read separately.
 
-    ``what`` is the cause and ``remedy`` the way out; the text is both.  Nothing wrong is empty.
+    ``what`` is the cause and ``remedy`` the next step; the text is both.  No problem is empty.
     """
 
     what: str
@@ -97,13 +97,18 @@ class CipherBoxError(Exception):
     def __init__(
         self, message: str = "", detail: bytes = b"", *, remedy: str | None = None
     ) -> None:
-        super().__init__(message or (self.__doc__ or self.name).splitlines()[0].rstrip("."))
+        super().__init__(message or summary(type(self)).rstrip("."))
         self.detail = detail
-        self.remedy = remedy  # what to do about this one; None: what its class advises
+        self.remedy = remedy  # what to do next; None: what its class advises
+
+
+def summary(kind: type[CipherBoxError]) -> str:
+    """Return the first paragraph of an error's docstring as one line."""
+    return " ".join((kind.__doc__ or kind.name).partition("\n\n")[0].split())
 
 
 class ProtocolError(CipherBoxError, code=0x0100, closes=True):
-    """The peer broke the protocol."""
+    """The peer violated the protocol."""
 
 
 class FrameTooLarge(ProtocolError, code=0x0101):
@@ -111,23 +116,23 @@ class FrameTooLarge(ProtocolError, code=0x0101):
 
 
 class UnexpectedFrame(ProtocolError, code=0x0102):
-    """A frame came where its kind is not allowed."""
+    """A frame arrived where its kind is not allowed."""
 
 
 class VersionMismatch(ProtocolError, code=0x0103):
-    """No protocol version is common to both ends."""
+    """The two ends have no protocol version in common."""
 
 
 class HandshakeTimeout(ProtocolError, code=0x0104, retryable=True):
-    """The opening took too long."""
+    """The TLS handshake and HELLO took too long."""
 
 
 class IdleTimeout(ProtocolError, code=0x0105, retryable=True):
-    """Nothing was heard within the heartbeat."""
+    """Nothing was received within two heartbeats."""
 
 
 class TooManyConnections(ProtocolError, code=0x0106, retryable=True):
-    """HQ has no room for another connection now."""
+    """HQ accepts no further connections at present."""
 
 
 class SlowFrame(ProtocolError, code=0x0107, retryable=True):
@@ -139,7 +144,7 @@ class Refused(CipherBoxError, code=0x0200):
 
 
 class NotFound(Refused, code=0x0201):
-    """There is no such thing, or it is not yours."""
+    """It does not exist, or is not visible to you."""
 
 
 class Forbidden(Refused, code=0x0202):
@@ -147,7 +152,7 @@ class Forbidden(Refused, code=0x0202):
 
 
 class Conflict(Refused, code=0x0203):
-    """It exists already and is different."""
+    """It already exists and is different."""
 
 
 class InvalidRequest(Refused, code=0x0204):
@@ -155,11 +160,11 @@ class InvalidRequest(Refused, code=0x0204):
 
 
 class EnvelopeRefused(Refused, code=0x0210):
-    """The envelope's bytes are not well formed."""
+    """The envelope is malformed."""
 
 
 class WrongSender(Refused, code=0x0211):
-    """The envelope's sender is not this connection's client."""
+    """The envelope's sender is not the client of this connection."""
 
 
 class IdReused(Refused, code=0x0212):
@@ -167,11 +172,11 @@ class IdReused(Refused, code=0x0212):
 
 
 class TooOld(Refused, code=0x0213):
-    """The envelope id is older than HQ's records reach."""
+    """The envelope id is older than HQ's records."""
 
 
 class ClockSkew(Refused, code=0x0214):
-    """The envelope's time lies too far in the future; check this machine's clock."""
+    """The envelope's time is too far in the future; check this machine's clock."""
 
 
 class TooLarge(Refused, code=0x0215):
@@ -187,19 +192,19 @@ class RouteChanged(Refused, code=0x0217):
 
 
 class AmbiguousRoute(Refused, code=0x0218):
-    """A recipient would get the envelope in more than one queue."""
+    """A recipient would receive the envelope through more than one queue."""
 
 
 class NoRoute(Refused, code=0x0219):
-    """No queue with a reader is bound to this route."""
+    """No queue that has a reader is bound to this route."""
 
 
 class BundleRefused(Refused, code=0x021B):
-    """HQ did not accept the key bundle."""
+    """HQ refused the key bundle."""
 
 
 class EnrolmentRefused(Refused, code=0x021C, closes=True):
-    """HQ did not accept the enrolment."""
+    """HQ refused the enrolment."""
 
 
 class RecipientRevoked(Refused, code=0x021D):
@@ -211,7 +216,7 @@ class CommitmentChanged(Refused, code=0x0220):
 
 
 class RecipientRefuses(Refused, code=0x0221):
-    """A recipient has told HQ that it takes no mail from this sender."""
+    """A recipient does not accept mail from this sender."""
 
 
 class KeyReused(Refused, code=0x0224):
@@ -219,17 +224,15 @@ class KeyReused(Refused, code=0x0224):
 
 
 class LimitReached(Refused, code=0x0286):
-    """This client has as many of these as it may; an admin may raise it (cipherbox clients
-    limit).
-    """
+    """This client has reached a limit, which an admin may raise (cipherbox clients limit)."""
 
 
 class Busy(Refused, code=0x0280, retryable=True):
-    """HQ cannot take it now; try again later."""
+    """HQ cannot accept it at present; retry later."""
 
 
 class StoreUnavailable(Busy, code=0x0281):
-    """HQ's store does not answer; nothing was recorded."""
+    """HQ's store is not available; nothing was recorded."""
 
 
 class DiskFull(Busy, code=0x0282):
@@ -237,7 +240,7 @@ class DiskFull(Busy, code=0x0282):
 
 
 class QuotaExceeded(Busy, code=0x0283):
-    """This sender has as much at HQ, in that queue or in all, as it may."""
+    """This sender has reached its quota at HQ, in that queue or in all of them."""
 
 
 class Throttled(Busy, code=0x0284):
@@ -245,7 +248,7 @@ class Throttled(Busy, code=0x0284):
 
 
 class Draining(Busy, code=0x0285):
-    """HQ is about to be upgraded and takes nothing new; it goes on afterwards."""
+    """HQ is draining before a restart and accepts nothing new; retry later."""
 
 
 class CredentialsError(CipherBoxError, code=0x0300, closes=True):
@@ -261,18 +264,18 @@ class TokenError(CredentialsError, code=0x0302):
 
 
 class ListOverdue(CredentialsError, code=0x0303, retryable=True, closes=False):
-    """HQ's revocation list has ended, or is older than one seen; nobody is trusted until a newer
-    one comes.
+    """HQ's revocation list has expired or is older than one seen before; no certificate is trusted
+    until there is a newer one.
     """
 
 
 class HqRevoked(CredentialsError, code=0x0308, retryable=True):
-    """HQ's own certificate, or a CA above it, was revoked; HQ needs another one."""
+    """HQ's own certificate, or a CA above it, was revoked; HQ needs a new one."""
 
 
 class Replaced(CredentialsError, code=0x0304):
-    """Another home was enrolled under this client's id, and this one's certificate no longer
-    counts.
+    """Another home was enrolled under this client's id; the certificate of this one is no longer
+    valid.
     """
 
 
@@ -281,25 +284,25 @@ class NetworkError(CipherBoxError, code=0x0400, retryable=True, closes=True):
 
 
 class TimedOut(NetworkError, code=0x0401):
-    """No answer came in time."""
+    """No answer arrived in time."""
 
 
 class Queued(TimedOut, code=0x0403):
-    """HQ has not confirmed it yet; it is kept in the outbox and goes out by itself."""
+    """HQ has not confirmed it yet; it is kept in the outbox and sent automatically."""
 
     message_ids: tuple[str, ...] = ()  # of what is kept
 
 
 class GoingAway(NetworkError, code=0x0402):
-    """HQ is stopping; connect again later."""
+    """HQ is stopping; reconnect later."""
 
 
 class PeerGone(NetworkError, code=0x0404):
-    """The other end of a pipe did not answer, fell silent or broke off."""
+    """The other end of a pipe did not answer, timed out or disconnected."""
 
 
 class ProxyFailed(NetworkError, code=0x0405):
-    """The proxy on the way to HQ cannot be reached, or refuses."""
+    """The proxy on the way to HQ is unreachable or refused the connection."""
 
 
 class EnvelopeError(CipherBoxError, code=0x0500):
@@ -311,7 +314,7 @@ class MalformedEnvelope(EnvelopeError, code=0x0501):
 
 
 class UnknownVersion(EnvelopeError, code=0x0502):
-    """The envelope is of a version this program does not know."""
+    """This program does not know the envelope's version."""
 
 
 class NotRecipient(EnvelopeError, code=0x0503):
@@ -327,7 +330,7 @@ class SignatureInvalid(EnvelopeError, code=0x0505):
 
 
 class DecryptionFailed(EnvelopeError, code=0x0506):
-    """The envelope does not decrypt."""
+    """The envelope cannot be decrypted."""
 
 
 class CommitmentMismatch(EnvelopeError, code=0x0507):
@@ -335,7 +338,7 @@ class CommitmentMismatch(EnvelopeError, code=0x0507):
 
 
 class UnsafeMix(EnvelopeError, code=0x0508):
-    """Post-quantum and classical recipients in one envelope need an explicit word."""
+    """Mixing post-quantum and classical recipients in one envelope must be allowed explicitly."""
 
 
 class SenderNotValid(EnvelopeError, code=0x0509):
@@ -375,7 +378,7 @@ class BundleDiscontinuous(BundleError, code=0x0605):
 
 
 class BundleExpired(BundleError, code=0x0606):
-    """The key bundle has ended."""
+    """The key bundle has expired."""
 
 
 class NotAllowed(BundleError, code=0x0607):
@@ -383,7 +386,7 @@ class NotAllowed(BundleError, code=0x0607):
 
 
 class NotAccepted(EnvelopeError, code=0x050D):
-    """This client takes no mail from that sender."""
+    """This client does not accept mail from that sender."""
 
 
 class BundleUnknown(BundleError, code=0x050C):
@@ -391,7 +394,7 @@ class BundleUnknown(BundleError, code=0x050C):
 
 
 class BundleUnlogged(BundleError, code=0x0608):
-    """HQ did not prove that its signed log names the key bundle."""
+    """HQ has not proved that its signed log names the key bundle."""
 
 
 class BundleNotSigned(BundleError, code=0x0609):
@@ -399,19 +402,19 @@ class BundleNotSigned(BundleError, code=0x0609):
 
 
 class BundleOutdated(BundleError, code=0x060A, retryable=True):
-    """The client has published no keys of this program's version yet."""
+    """The client has not published keys of the current format yet."""
 
 
 class LogError(CipherBoxError, code=0x0B00, closes=True):
-    """HQ's signed log does not hold what it promises."""
+    """HQ's signed log fails verification."""
 
 
 class LogMissing(LogError, code=0x0B01):
-    """HQ shows no signed log."""
+    """HQ presents no signed log."""
 
 
 class LogUnproven(LogError, code=0x0B02, retryable=True):
-    """HQ did not prove that its signed log names what it confirmed."""
+    """HQ has not proved that its signed log names what it confirmed."""
 
 
 class LogContradiction(LogError, code=0x0B03):
@@ -419,7 +422,7 @@ class LogContradiction(LogError, code=0x0B03):
 
 
 class ConfigError(CipherBoxError, code=0x0700):
-    """The configuration is not valid."""
+    """The configuration is invalid."""
 
 
 class PasswordError(CipherBoxError, code=0x0A00):
@@ -431,7 +434,7 @@ class WrongPassword(PasswordError, code=0x0A01):
 
 
 class PasswordNeeded(PasswordError, code=0x0A02):
-    """The keys are under a password, and none was given."""
+    """The keys are protected by a password, and none was given."""
 
 
 class WeakPassword(PasswordError, code=0x0A03):
@@ -443,7 +446,7 @@ class FileError(CipherBoxError, code=0x0900):
 
 
 class FileChanged(FileError, code=0x0901):
-    """The file changed or vanished while it was sent."""
+    """The file was changed or removed while it was being sent."""
 
 
 class FileUnreadable(FileError, code=0x0A10):
@@ -451,15 +454,15 @@ class FileUnreadable(FileError, code=0x0A10):
 
 
 class HandlerError(CipherBoxError, code=0x0A11):
-    """A handler did not take a message."""
+    """A handler did not accept a message."""
 
 
 class Later(HandlerError, code=0x0A12, retryable=True):
-    """The handler cannot take a message now: what it hands it to is away."""
+    """The handler cannot accept a message at present; it is retried later."""
 
 
 class Bad(HandlerError, code=0x0A13):
-    """The handler will not take this message as it is."""
+    """The handler will never accept this message."""
 
 
 class StoreError(CipherBoxError, code=0x0800):
@@ -467,7 +470,7 @@ class StoreError(CipherBoxError, code=0x0800):
 
 
 class StoreLocked(StoreError, code=0x0801):
-    """Another process holds this data directory."""
+    """Another process is using this data directory."""
 
 
 class SchemaTooNew(StoreError, code=0x0802):
@@ -475,7 +478,7 @@ class SchemaTooNew(StoreError, code=0x0802):
 
 
 class SchemaTooOld(StoreError, code=0x0807):
-    """The database was written by a version before 0.5.0, which this one does not understand."""
+    """The database was written by a version before 0.5.0, which this program cannot read."""
 
 
 class Damaged(StoreError, code=0x0803):
@@ -483,11 +486,11 @@ class Damaged(StoreError, code=0x0803):
 
 
 class StoreLeased(StoreError, code=0x0805):
-    """Another HQ serves this database."""
+    """Another HQ is running on this database."""
 
 
 class SessionMoved(StoreError, code=0x0806, retryable=True):
-    """Another process of this home has spoken in the session meanwhile; seal again."""
+    """Another process of this home has advanced the session meanwhile; seal again."""
 
 
 class Fenced(StoreError, code=0x0804):
@@ -502,14 +505,14 @@ def _tree(base: type[CipherBoxError]) -> dict[int, type[CipherBoxError]]:
 
 
 def names_detail(client_ids: Iterable[str]) -> bytes:
-    """The detail of a refusal that is about these recipients alone."""
+    """Return the detail of a refusal that concerns only these recipients."""
     names = [name.encode() for name in client_ids]
     return len(names).to_bytes(4, "big") + b"".join(bytes([len(name)]) + name for name in names)
 
 
 def refused_recipients(error: CipherBoxError) -> tuple[str, ...]:
-    """Whom a refusal is about, when the others could get the envelope; empty for all other
-    errors.
+    """Return the recipients a refusal concerns, if the others could receive the envelope; return an
+    empty tuple for all other errors.
     """
     if not isinstance(error, UnknownRecipient | RecipientRevoked | RecipientRefuses):
         return ()
@@ -527,9 +530,7 @@ BY_CODE: dict[int, type[CipherBoxError]] = _tree(CipherBoxError)
 
 
 def from_wire(code: int, message: str, detail: bytes = b"") -> CipherBoxError:
-    """The error an ERROR frame stands for; an unknown code becomes a plain Refused that names
-    it.
-    """
+    """Return the error of an ERROR frame; an unknown code becomes a plain Refused that names it."""
     kind = BY_CODE.get(code)
     if kind is None:
         return Refused(f"{message} (error code 0x{code:04x})", detail)

@@ -180,7 +180,7 @@ def check_name(text: str, what: str) -> str:
     """
     size = len(text.encode("utf-8", "surrogatepass"))
     if not 1 <= size <= LIMITS.name_bytes:
-        raise InvalidRequest(f"a {what} has 1 to {LIMITS.name_bytes} bytes, this one has {size}")
+        raise InvalidRequest(f"invalid {what}: {size} bytes, must have 1 to {LIMITS.name_bytes}")
     if any(unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp") for c in text):
-        raise InvalidRequest(f"a {what} holds no control characters: {text!r}")
+        raise InvalidRequest(f"invalid {what} {text!r}: control characters are not allowed")
     return text

@@ -1,6 +1,6 @@
-"""Encodes and decodes one frame: `length u32 | kind u8 | body`, where length counts kind and body.
+"""Encode and decode one frame: `length u32 | kind u8 | body`, where length counts kind and body.
 
-SEND, DELIVER and FETCHED carry the load, so they have functions of their own that make and read
+SEND, DELIVER and FETCHED carry the traffic, so they have functions of their own that make and read
 plain tuples; a test holds them to the same bytes as the table.
 """
 
@@ -28,18 +28,18 @@ _SEND_HEAD = struct.Struct(">IBQBQ")
 _SEND_BODY = struct.Struct(">QBQ")
 _DELIVER_HEAD = struct.Struct(">IBII")
 _DELIVERED = struct.Struct(">QHQQI")
-DELIVERED_BYTES = _DELIVERED.size  # of a frame, beside each envelope
+DELIVERED_BYTES = _DELIVERED.size  # overhead of each envelope in a frame
 
 
 def encode_body(frame: object) -> bytes:
-    """The body alone: what a route-changed error carries as its detail."""
+    """Return the encoded body alone, as a route-changed error carries it in its detail."""
     out: list[bytes] = []
     _ENCODE[kind_of(frame)](frame, out)
     return b"".join(out)
 
 
 def encode(frame: object) -> bytes:
-    """The whole frame, header included."""
+    """Return the encoded frame, header included."""
     out: list[bytes] = [b""]
     kind = kind_of(frame)
     _ENCODE[kind](frame, out)
@@ -48,17 +48,17 @@ def encode(frame: object) -> bytes:
 
 
 def decode(kind: int, body: bytes) -> Any:
-    """The frame of this kind; bytes behind its last field are ignored.  ProtocolError if it is
-    not well formed.
+    """Return the decoded frame, ignoring bytes after its last field; raise ProtocolError if it is
+    malformed.
     """
     get = _DECODE.get(kind)
     if get is None:
-        raise ProtocolError(f"there is no frame of kind 0x{kind:02x}")
+        raise ProtocolError(f"unknown frame kind 0x{kind:02x}")
     return get(body, 0)[0]
 
 
 def encode_sends(items: Iterable[SendItem]) -> bytes:
-    """SEND frames for all items, one behind the other."""
+    """Return the SEND frames of all items, concatenated."""
     out: list[bytes] = []
     for correlation, flags, route_version, envelope in items:
         out.append(_SEND_HEAD.pack(18 + len(envelope), SEND, correlation, flags, route_version))
@@ -67,7 +67,7 @@ def encode_sends(items: Iterable[SendItem]) -> bytes:
 
 
 def decode_send(body: bytes | memoryview, at: int, end: int) -> SendItem:
-    """The SEND whose body is ``body[at:end]``."""
+    """Return the SEND whose body is ``body[at:end]``."""
     if end - at < 17:
         raise ProtocolError("the frame ends inside SEND")
     correlation, flags, route_version = _SEND_BODY.unpack_from(body, at)
@@ -75,7 +75,7 @@ def decode_send(body: bytes | memoryview, at: int, end: int) -> SendItem:
 
 
 def encode_deliver(tag: int, entries: list[DeliveredItem]) -> bytes:
-    """One DELIVER frame."""
+    """Return one encoded DELIVER frame."""
     out: list[bytes] = [b""]
     size = 9
     for seq, attempt, accepted_at, log_entry, envelope in entries:
@@ -89,7 +89,7 @@ def encode_deliver(tag: int, entries: list[DeliveredItem]) -> bytes:
 
 
 def decode_deliver(body: bytes | memoryview, at: int, end: int) -> tuple[int, list[DeliveredItem]]:
-    """(tag, entries) of the DELIVER whose body is ``body[at:end]``."""
+    """Return the tag and the entries of the DELIVER whose body is ``body[at:end]``."""
     if end - at < 8:
         raise ProtocolError("the frame ends inside DELIVER")
     tag = int.from_bytes(body[at : at + 4], "big")
@@ -100,11 +100,11 @@ def decode_deliver(body: bytes | memoryview, at: int, end: int) -> tuple[int, li
 def decode_delivered(
     body: bytes | memoryview, at: int, end: int
 ) -> tuple[list[DeliveredItem], int]:
-    """A listing of `Delivered` as tuples, and where it ends."""
+    """Return a listing of `Delivered` as tuples, and the offset at which it ends."""
     count = int.from_bytes(body[at : at + 4], "big")
     at += 4
     if count * DELIVERED_BYTES > end - at:
-        raise ProtocolError(f"a listing claims {count} items in {end - at} bytes")
+        raise ProtocolError(f"a listing announces {count} items in {end - at} bytes")
     entries: list[DeliveredItem] = []
     for _ in range(count):
         if at + DELIVERED_BYTES > end:

@@ -1,22 +1,26 @@
 """One end of a connection without IO: bytes in, events out; frames in, bytes out.
 
     connection = WireConnection("server")
-    connection.receive_data(data)           # as it comes from the stream, any pieces
+    connection.receive_data(data)           # as read from the stream, in pieces of any size
     for event in connection.events(): ...   # complete frames, in order
     stream.send_all(connection.send(frame))
 
 States: OPENING until HELLO was answered with WELCOME, then OPEN, then CLOSED.  In OPENING a server
-takes HELLO alone and reads nothing behind it until `send(Welcome)` has fixed limits and role; a
-client takes WELCOME or ERROR alone.  Which frame may come from whom is the `sender` column of the
-table.
+accepts HELLO only and parses nothing after it until `send(Welcome)` has fixed limits and role; a
+client accepts WELCOME or ERROR only.  The `sender` column of the table of frames says which side
+may send a frame.
 
-Rules.  A length is judged when its four bytes are there, before its body is waited for.  A fault is
-raised by the `events()` call after the one that gave the good frames before it; from then on the
-connection is CLOSED and every call raises the same fault.  Runs of SEND come as one `SendBatch` of
-tuples and DELIVER as `Deliveries`: these are the frames that carry the load.  Pieces of a frame are
-kept as they came and joined once; a large frame has one buffer as soon as so much of it has come,
-and whoever reads the stream may read right into it (`wanted`, `filled`).  A length that is
-announced costs nothing: the buffer grows with what comes, to at most twice of it.
+Rules:
+
+1. A length is checked as soon as its four bytes have arrived, before its body is waited for.
+2. A fault is raised by the `events()` call after the one that returned the valid frames before it;
+   from then on the connection is CLOSED and every call raises the same fault.
+3. Consecutive SENDs are one `SendBatch` of tuples and a DELIVER is `Deliveries`: these are the
+   frames that carry the traffic.
+4. Pieces of a frame are kept as they arrived and joined once.  A large frame has its own buffer
+   once LARGE bytes of it have arrived, and the reader of the stream may read directly into it
+   (`wanted`, `filled`).
+5. Announcing a length costs no memory: the buffer grows with what arrives, to at most twice that.
 """
 
 from __future__ import annotations
@@ -32,14 +36,14 @@ from cipherbox.wire.fields import TABLE, kind_of
 from cipherbox.wire.frames import MAGIC, VERSION, Error, Hello, Welcome
 
 LARGE = 256 * 1024  # frames above it get a buffer of their own
-_PIECES = 256  # of one frame; then they are joined, for a piece of one byte costs forty
-# what a buffer grows by: fresh zeros for each step cost 0.9 ms a MiB in page faults
+_PIECES = 256  # of one frame, then they are joined: a piece of one byte costs forty
+# appended when a buffer grows: fresh zeros for each step cost 0.9 ms a MiB in page faults
 _ROOM = bytes(1024 * 1024)
 HELLO, WELCOME, ERROR = 0x04, 0x05, 0x08
 
 
 class State(enum.Enum):
-    """Of one connection."""
+    """The state of one connection."""
 
     OPENING = "opening"
     OPEN = "open"
@@ -47,7 +51,7 @@ class State(enum.Enum):
 
 
 class SendBatch(NamedTuple):
-    """SENDs that came one behind the other: (correlation, flags, route version, envelope) each."""
+    """Consecutive SENDs: (correlation, flags, route version, envelope) each."""
 
     items: list[SendItem]
 
@@ -59,51 +63,49 @@ class Deliveries(NamedTuple):
     entries: list[DeliveredItem]
 
 
-# Who may send what, by the role HQ gave the connection.  A row of the table names its sender; these
-# are the senders whose frames are taken from a peer of that role.
-_TAKEN = {
+# Which `sender` values of the table are accepted from a peer, by the role HQ gave the connection.
+_ACCEPTED_SENDERS = {
     "anonymous": frozenset({"anonymous", "both"}),
     "client": frozenset({"client", "both", "anonymous"}),
     "admin": frozenset({"client", "both", "anonymous", "admin"}),
     "server": frozenset({"server", "both"}),
 }
 _KINDS = {
-    role: frozenset(k for k, spec in TABLE.items() if spec.sender in who)
-    for role, who in _TAKEN.items()
+    role: frozenset(k for k, spec in TABLE.items() if spec.sender in senders)
+    for role, senders in _ACCEPTED_SENDERS.items()
 }
 _OPENING = {"server": frozenset({HELLO}), "client": frozenset({WELCOME, ERROR})}
 _AFTER_OPENING = frozenset({HELLO, WELCOME})
 
 
 def negotiate(hello: Hello) -> int:
-    """The version both ends will speak; VersionMismatch says what each end has."""
+    """Return the version both ends will speak; raise VersionMismatch if they share none."""
     if hello.magic != MAGIC:
-        raise ProtocolError("the peer does not speak CipherBox")
+        raise ProtocolError("the peer does not speak the CipherBox protocol")
     if not hello.version_min <= VERSION <= hello.version_max:
         raise VersionMismatch(
             f"HQ speaks protocol version {VERSION}, the client {hello.version_min} to "
-            f"{hello.version_max}; update the older program, HQ first: `cipherbox manual "
-            "migrate` says how"
+            f"{hello.version_max}; update the older program, HQ first (cipherbox manual migrate)"
         )
     return VERSION
 
 
 class WireConnection:
-    """See the module.  ``role`` is this end's: "client" or "server"."""
+    """One end of a connection, as in the module's text; ``role`` is "client" or "server"."""
 
     def __init__(self, role: str, limits: Limits = LIMITS) -> None:
         if role not in _OPENING:
-            raise ValueError(f"a connection's role is client or server, not {role!r}")
+            raise ValueError(f"invalid role {role!r}: must be client or server")
         self.role = role
         self.state = State.OPENING
         self._limits = limits
         self._peer = "server" if role == "client" else "anonymous"
-        self._frame_bytes = limits.first_frame_bytes  # what this end takes
-        self._peer_frame_bytes = limits.first_frame_bytes  # what the peer takes
+        self._frame_bytes = limits.first_frame_bytes  # the most this end accepts
+        self._peer_frame_bytes = limits.first_frame_bytes  # the most the peer accepts
         self._pieces: list[bytes] = []
-        # of a frame that is not whole yet; its bytes come before the pieces
+        # of an incomplete large frame; its bytes precede the pieces
         self._large: bytearray | None = None
-        self._filled = 0  # bytes of it that have come
+        self._filled = 0  # bytes of it that have arrived
         self._have = 0  # bytes not parsed yet
         self._need = 4  # bytes until the next step is possible
         self._fault: ProtocolError | None = None
@@ -112,18 +114,16 @@ class WireConnection:
     # -- out ---------------------------------------------------------------------------------------
 
     def send(self, frame: object) -> bytes:
-        """The frame's bytes.  Sending WELCOME opens a server's connection; an ERROR that closes,
-        closes it.
-        """
+        """Return the frame's bytes; WELCOME opens a server's connection."""
         kind = kind_of(frame)
         if self.state is State.CLOSED:
             raise UnexpectedFrame("the connection is closed")
         if self.state is State.OPENING and kind not in (HELLO, WELCOME, ERROR):
-            raise UnexpectedFrame(f"{TABLE[kind].name} before the connection is open")
+            raise UnexpectedFrame(f"cannot send {TABLE[kind].name}: the connection is not open yet")
         data = codec.encode(frame)
         if len(data) - 4 > self._peer_frame_bytes and kind != WELCOME:
             raise FrameTooLarge(
-                f"{TABLE[kind].name} has {len(data) - 4} bytes; the other end takes "
+                f"{TABLE[kind].name} has {len(data) - 4} bytes; the peer accepts at most "
                 f"{self._peer_frame_bytes}"
             )
         if isinstance(frame, Welcome):
@@ -131,13 +131,13 @@ class WireConnection:
         return data
 
     def send_batch(self, items: list[SendItem]) -> bytes:
-        """The bytes of many SENDs."""
+        """Return the bytes of many SENDs."""
         return codec.encode_sends(items)
 
     # -- in ----------------------------------------------------------------------------------------
 
     def receive_data(self, data: bytes) -> None:
-        """Takes what the stream gave."""
+        """Accept bytes that were read from the stream."""
         self._have += len(data)
         while data and self._large is not None and self._filled < self._need:
             self._grow()
@@ -154,7 +154,7 @@ class WireConnection:
                 self._pieces = [b"".join(self._pieces)]
 
     def wanted(self) -> memoryview | None:
-        """Where the next bytes of a large frame belong; None when there is no such frame."""
+        """Return where the next bytes of a large frame belong; None between large frames."""
         if self._large is None or self._filled == self._need:
             return None
         self._grow()
@@ -162,41 +162,35 @@ class WireConnection:
 
     @property
     def coming(self) -> tuple[int, int]:
-        """(bytes that have come of a frame that is not whole yet, its size); (0, 0) between two
-        frames.
-        """
+        """The number of bytes that an incomplete frame has so far, and its size; else (0, 0)."""
         return (self._have, self._need) if self._have else (0, 0)
 
     def filled(self, size: int) -> None:
-        """So many bytes were put where `wanted` said."""
+        """Record that ``size`` bytes were read into the buffer that `wanted` returned."""
         self._filled += size
         self._have += size
 
     def _begin_large(self) -> None:
-        """The frame that is coming is large, and enough of it has come to give it a buffer."""
+        """Give a large frame a buffer of its own, once LARGE bytes of it have arrived."""
         left = b"".join(self._pieces)
         self._pieces = []
         self._large, self._filled = bytearray(left), len(left)
         self._grow()
 
     def _grow(self) -> None:
-        """Makes room in the buffer: as much again as has come, up to 1 MiB, never more than the
-        frame needs.
-        """
+        """Double the buffer if it is full, by at most 1 MiB and never beyond the frame's end."""
         assert self._large is not None
         if self._filled == len(self._large):
             self._large += memoryview(_ROOM)[: min(self._need - self._filled, self._filled)]
 
     def receive_eof(self) -> None:
-        """The stream ended: fine between two frames, a fault inside one."""
+        """Close the connection; raise ProtocolError if the stream ended within a frame."""
         self.state = State.CLOSED
         if self._have and self._fault is None:
-            raise ProtocolError("the connection was cut in the middle of a frame")
+            raise ProtocolError("the connection ended in the middle of a frame")
 
     def events(self) -> list[Any]:
-        """The frames that are complete, in order; a fault is raised by the call after the good
-        ones.
-        """
+        """Return the complete frames, in order; raise a fault in the call after the valid ones."""
         if self._fault is not None:
             raise self._fault
         if self._have < self._need or self._paused:
@@ -213,7 +207,7 @@ class WireConnection:
         return found
 
     def _run(self, buf: bytes | memoryview, found: list[Any]) -> int:
-        """Parses; a fault is raised at once only if nothing good came before it."""
+        """Parse; raise a fault immediately only if no valid frame came before it."""
         try:
             return self._parse(buf, found)
         except ProtocolError as fault:
@@ -226,7 +220,7 @@ class WireConnection:
             return len(buf)
 
     def _keep(self, buf: bytes, at: int) -> None:
-        """What is left waits for the rest of its frame."""
+        """Keep the beginning of an incomplete frame until the rest of it arrives."""
         if self._fault is not None:
             return
         left = buf[at:] if at else buf
@@ -236,9 +230,7 @@ class WireConnection:
             self._begin_large()
 
     def _parse(self, buf: bytes | memoryview, found: list[Any]) -> int:
-        """Reads complete frames into ``found``; returns where the rest begins and sets what it
-        needs.
-        """
+        """Append complete frames to ``found``; set what the rest needs, and return its offset."""
         at, size = 0, len(buf)
         sends: list[SendItem] | None = None
         from_bytes = int.from_bytes
@@ -281,25 +273,25 @@ class WireConnection:
             return
         spec = TABLE.get(kind)
         if spec is None:
-            raise ProtocolError(f"there is no frame of kind 0x{kind:02x}")
+            raise ProtocolError(f"unknown frame kind 0x{kind:02x}")
         if self._peer == "anonymous" and self.state is State.OPEN:
             raise UnexpectedFrame(
-                f"{spec.name} needs a certificate: this connection may only enrol"
+                f"{spec.name} needs a certificate: this connection can only enrol"
             )
-        where = "now" if self.state is State.OPEN else "before the connection is open"
-        raise UnexpectedFrame(f"{spec.name} may not come from this side {where}")
+        when = "now" if self.state is State.OPEN else "before the connection is open"
+        raise UnexpectedFrame(f"this peer may not send {spec.name} {when}")
 
     def _bad_length(self, length: int) -> None:
         if length == 0:
-            raise ProtocolError("a frame has at least one byte: its kind")
+            raise ProtocolError("empty frame: its kind is missing")
         raise FrameTooLarge(
-            f"a frame claims {length} bytes; this connection takes {self._frame_bytes}"
+            f"a frame announces {length} bytes; this connection accepts {self._frame_bytes}"
         )
 
     def _event(self, frame: Any) -> Any:
         if isinstance(frame, Hello):
             if frame.magic != MAGIC:
-                raise ProtocolError("the peer does not speak CipherBox")
+                raise ProtocolError("the peer does not speak the CipherBox protocol")
             self._peer_frame_bytes = max(frame.frame_bytes, self._limits.first_frame_bytes)
             self._paused = True
         elif isinstance(frame, Welcome):

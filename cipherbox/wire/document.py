@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 from pathlib import Path
 
-from cipherbox.errors import BY_CODE, CipherBoxError
+from cipherbox.errors import BY_CODE, CipherBoxError, summary
 from cipherbox.wire import frames  # fills the tables
 from cipherbox.wire.fields import RECORDS, TABLE, FieldSpec
 
@@ -17,7 +17,7 @@ _SENDERS = {
     "client": "client",
     "server": "HQ",
     "both": "either side",
-    "anonymous": "any connection, also one without a certificate",
+    "anonymous": "any connection, even one without a certificate",
     "admin": "an admin",
 }
 
@@ -45,7 +45,7 @@ def tables() -> dict[str, str]:
         doc = inspect.cleandoc(getattr(frames, name).__doc__ or "")
         records += [f"### {name}", "", doc, "", *_fields(fields)]
     errors = [
-        "| code | name | meaning | try again | connection ends |",
+        "| code | name | meaning | retry | connection ends |",
         "| --- | --- | --- | --- | --- |",
     ]
     for code, kind_of_error in sorted(BY_CODE.items()):
@@ -58,15 +58,12 @@ def tables() -> dict[str, str]:
 
 
 def _error(code: int, error: type[CipherBoxError]) -> str:
-    words = " ".join((error.__doc__ or "").partition("\n\n")[0].split())
-    yes = {True: "yes", False: "no"}
-    return (
-        f"| 0x{code:04X} | {error.name} | {words} | {yes[error.retryable]} | {yes[error.closes]} |"
-    )
+    flags = ["yes" if flag else "no" for flag in (error.retryable, error.closes)]
+    return f"| 0x{code:04X} | {error.name} | {summary(error)} | {' | '.join(flags)} |"
 
 
 def refreshed(page: str) -> str:
-    """Return the page with its tables as the code has them now."""
+    """Return the page with its tables made from the code as it is now."""
     for name, text in tables().items():
         begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
         head, rest = page.split(begin)
@@ -76,7 +73,7 @@ def refreshed(page: str) -> str:
 
 
 def main() -> None:
-    """Write the page anew."""
+    """Write the page with its current tables."""
     PAGE.write_text(refreshed(PAGE.read_text("utf-8")), encoding="utf-8")
 
 

@@ -1,11 +1,11 @@
-"""How the table of frames is written: field makers, and the decorators that turn a class into a
-frame.
+"""The building blocks of the table of frames: field makers, and the decorators that turn a class
+into a frame.
 
-Each maker says how one field lies on the wire.  A class under `@frame` or `@record` becomes a plain
+Each maker defines how one field is encoded.  A class under `@frame` or `@record` becomes a plain
 attrs class whose encoder and decoder are compiled once from its fields; a run of fields of fixed
 size is one `struct`.  Integers are big-endian, text is UTF-8, and a count is checked against the
-bytes that are left before anything is made of it, so a frame never costs more memory than its bytes
-justify.
+remaining bytes before anything is allocated for it, so a frame never costs more memory than its
+bytes justify.
 """
 
 from __future__ import annotations
@@ -26,19 +26,18 @@ Get = Callable[[bytes, int], "tuple[Any, int]"]
 
 @attrs.frozen
 class Kind:
-    """One way to lie on the wire: `code` for `struct` when the size is fixed, else the two
-    functions.
-    """
+    """One encoding of a field: `code` for `struct` if its size is fixed, else the two functions."""
 
     name: str
     code: str
     put: Put
     get: Get
-    least: int  # bytes any value needs; bounds the count of a listing
+    least: int  # the fewest bytes a value takes; bounds the count of a listing
     item: Any = None  # of a listing: a Kind or a record class
 
     @property
     def title(self) -> str:
+        """Return its name in the manual."""
         if self.item is None:
             return self.name
         inner = self.item.name if isinstance(self.item, Kind) else self.item.__name__
@@ -52,12 +51,12 @@ class FieldSpec:
     name: str
     kind: Kind
     doc: str
-    later: Any = None  # added to the frame later: what it is when a frame ends before it
+    later: Any = None  # of a field added later: its value when a frame ends before it
 
 
 @attrs.frozen
 class FrameSpec:
-    """A row of the table."""
+    """A row of the table of frames."""
 
     kind: int
     name: str  # as written in the manual: ACK_CONFIRMED
@@ -100,7 +99,7 @@ def _flag() -> Kind:
         if at >= len(buf):
             raise _short("a flag")
         if buf[at] > 1:
-            raise ProtocolError(f"a flag is 0 or 1, not {buf[at]}")
+            raise ProtocolError(f"invalid flag {buf[at]}: must be 0 or 1")
         return buf[at] == 1, at + 1
 
     return Kind("flag", "", put, get, 1)
@@ -114,7 +113,7 @@ def _counted(name: str, code: str, *, text: bool) -> Kind:
     def put(value: Any, out: list[bytes]) -> None:
         raw = value.encode() if text else value
         if len(raw) > most:
-            raise ProtocolError(f"a {name} has at most {most} bytes, this one has {len(raw)}")
+            raise ProtocolError(f"a {name} of {len(raw)} bytes is too long: at most {most}")
         out.append(length.pack(len(raw)))
         out.append(raw)
 
@@ -131,7 +130,7 @@ def _counted(name: str, code: str, *, text: bool) -> Kind:
         try:
             return raw.decode(), end
         except UnicodeDecodeError:
-            raise ProtocolError(f"a {name} is not UTF-8") from None
+            raise ProtocolError(f"a {name} is not valid UTF-8") from None
 
     return Kind(name, "", put, get, size)
 
@@ -173,7 +172,7 @@ def _listing(item: Kind | type) -> Kind:
         count = _COUNT.unpack_from(buf, at)[0]
         at += 4
         if count * max(1, least) > len(buf) - at:
-            raise ProtocolError(f"a listing claims {count} items in {len(buf) - at} bytes")
+            raise ProtocolError(f"a listing announces {count} items in {len(buf) - at} bytes")
         items = []
         for _ in range(count):
             value, at = get_item(buf, at)
@@ -192,8 +191,8 @@ def _functions(item: Kind | type) -> tuple[Put, Get, int]:
 
 def _maker(kind: Kind) -> Callable[..., Any]:
     def make(doc: str, *, default: Any = None) -> Any:
-        """``default``: the field was added later, and this is its value when a frame ends before
-        it.
+        """Return a field; ``default`` marks one added later, and is its value when a frame ends
+        before it.
         """
         metadata = {"kind": kind, "doc": doc, "later": default}
         return (
@@ -212,8 +211,8 @@ _ITEM_KINDS: dict[Any, Kind] = {text8: _TEXT8, text16: _TEXT16, blob: _BLOB, u64
 
 
 def listing(item: Any, doc: str, *, later: bool = False) -> Any:
-    """A u32 count and so many items: another maker, or a record class.  ``later``: it was added,
-    and may be missing.
+    """Return a field of a u32 count and that many items, each of another maker or a record class;
+    ``later`` marks a field added later, which may be missing.
     """
     metadata = {"kind": _listing(_ITEM_KINDS.get(item, item)), "doc": doc}
     if later:
@@ -222,7 +221,7 @@ def listing(item: Any, doc: str, *, later: bool = False) -> Any:
 
 
 def encoder(fields: tuple[FieldSpec, ...]) -> Put:
-    """One function that appends the bytes of all fields of an object."""
+    """Return a function that appends the bytes of all fields of an object."""
     steps: list[Put] = []
     run: list[FieldSpec] = []
 
@@ -238,7 +237,7 @@ def encoder(fields: tuple[FieldSpec, ...]) -> Put:
                 out.append(layout.pack(*[getattr(value, name) for name in names]))
             except struct.error as error:
                 raise ProtocolError(
-                    f"{type(value).__name__}: a number does not fit: {error}"
+                    f"{type(value).__name__}: number out of range: {error}"
                 ) from None
 
         steps.append(put_run)
@@ -265,7 +264,7 @@ def encoder(fields: tuple[FieldSpec, ...]) -> Put:
 
 
 def decoder(cls: type, fields: tuple[FieldSpec, ...]) -> Get:
-    """One function that reads all fields and makes the object; what follows them is left alone."""
+    """Return a function that reads all fields and makes the object; it ignores what follows."""
     steps: list[tuple[struct.Struct | None, Get | None]] = []
     codes = ""
     for spec in (*fields, None):
@@ -320,7 +319,7 @@ def _table_name(cls: type) -> str:
     field_specifiers=(u8, u16, u32, u64, id16, flag, rest, text8, text16, blob, listing)
 )
 def record(cls: type[T]) -> type[T]:
-    """Makes a class a part of frames."""
+    """Make a class a record, which frames contain."""
     made = attrs.define(cls)
     RECORDS[made.__name__] = _specs(made)
     return made
@@ -330,14 +329,12 @@ def record(cls: type[T]) -> type[T]:
     field_specifiers=(u8, u16, u32, u64, id16, flag, rest, text8, text16, blob, listing)
 )
 def frame(kind: int, sender: str, answer: str | None = None) -> Callable[[type[T]], type[T]]:
-    """Makes a class a frame of this kind: ``sender`` may send it, ``answer`` is the frame it is
-    answered with.
-    """
+    """Make a class the frame of this kind, which ``sender`` may send and ``answer`` answers."""
 
     def decorate(cls: type[T]) -> type[T]:
         made = attrs.define(cls)
         if kind in TABLE:
-            raise ValueError(f"frame kind 0x{kind:02x} is taken by {TABLE[kind].name}")
+            raise ValueError(f"frame kind 0x{kind:02x} is already {TABLE[kind].name}")
         doc = inspect.cleandoc(made.__doc__ or "")
         TABLE[kind] = FrameSpec(kind, _table_name(made), sender, answer, made, _specs(made), doc)
         _KIND_OF[made] = kind
@@ -347,5 +344,5 @@ def frame(kind: int, sender: str, answer: str | None = None) -> Callable[[type[T
 
 
 def kind_of(value: object) -> int:
-    """The kind of a frame object."""
+    """Return the kind of a frame object."""
     return _KIND_OF[type(value)]

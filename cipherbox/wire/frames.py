@@ -2,9 +2,9 @@
 
 Encoding, decoding, the manual page `protocol` and the golden files are all made from this table, so
 a frame is added here and nowhere else.  A request carries a correlation id chosen by its sender,
-rising by one per request; its answer carries the same.  Fields that a receiver does not know,
-behind those it knows, are ignored: a frame may grow at its end within a version.  Times are
-milliseconds since 1970 in UTC, 0 where there is none.
+rising by one per request; its answer carries the same.  A receiver ignores unknown fields after
+those it knows: a frame may grow at its end within a version.  Times are milliseconds since 1970 in
+UTC, 0 where there is none.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from cipherbox.wire.fields import (
 
 MAGIC = 0x43425831  # "CBX1"
 VERSION = 2
-PREKEYS = 1  # a bit of WELCOME's features
-KEEP = 0xFFFFFFFF  # of a queue's limit: as it is
+PREKEYS = 1  # bit 0 of WELCOME's features
+KEEP = 0xFFFFFFFF  # leaves a queue's limit unchanged
 
 # -- records: parts of frames ----------------------------------------------------------------------
 
@@ -38,7 +38,7 @@ class Range:
     """A run of numbers: ``first``, ``first + 1``, … ``first + count - 1``."""
 
     first: int = u64("the first number")
-    count: int = u32("how many, 1 or more")
+    count: int = u32("number of them, 1 or more")
 
 
 @record
@@ -46,8 +46,8 @@ class ConfirmRange:
     """A run of correlation ids of SEND with one outcome."""
 
     first: int = u64("the first correlation id")
-    count: int = u32("how many, 1 or more")
-    outcome: int = u8("0 stored now; 1 was stored before (the same bytes)")
+    count: int = u32("number of them, 1 or more")
+    outcome: int = u8("0 stored now; 1 duplicate: the same bytes were stored before")
     place: int = u16("index into `places`")
 
 
@@ -55,105 +55,105 @@ class ConfirmRange:
 class LogEntry:
     """An entry of HQ's signed log."""
 
-    record: bytes = blob("the leaf of the log's tree; of the log before 0.6: the head")
-    body: bytes = blob("the groups")
-    signature: bytes = blob("of the log before 0.6: of the head; else empty")
+    record: bytes = blob("leaf of the log's tree; in the log before 0.6: the head")
+    body: bytes = blob("the groups of the entry, see the log manual page")
+    signature: bytes = blob("in the log before 0.6: signature of the head; else empty")
 
 
 @record
 class EnvelopeName:
-    """What names an envelope anywhere."""
+    """Identifies an envelope globally."""
 
-    sender_id: str = text8("who sent it")
+    sender_id: str = text8("client id of its sender")
     envelope_id: bytes = id16("its id")
 
 
 @record
 class LogStatement:
-    """A group of HQ's log and the proof that the log holds it."""
+    """A group of HQ's log and the proof that the log contains it."""
 
-    kind: int = u8("of the group; 0: there is none")
+    kind: int = u8("of the group; 0: none found")
     payload: bytes = blob("of the group")
     proof: bytes = blob("inclusion proof in the log")
 
 
 @record
 class Place:
-    """The queues one envelope went to, and the recipients a partial publish did not reach."""
+    """The queues an envelope was stored in, and the recipients a partial publish did not reach."""
 
     queues: list[str] = listing(text8, "queue names")
     missing: list[str] = listing(
-        text8, "recipients without a queue, or who take nothing of this sender; if partial"
+        text8, "recipients without a queue, or that block this sender; if partial"
     )
 
 
 @record
 class Delivered:
-    """One envelope handed to a consumer."""
+    """One envelope delivered to a consumer."""
 
-    seq: int = u64("its number in the queue; what an ack names")
-    attempt: int = u16("1 for the first delivery, then higher: redelivered")
+    seq: int = u64("its number in the queue, which acks refer to")
+    attempt: int = u16("1 for the first delivery, higher when redelivered")
     accepted_at: int = u64("when HQ accepted it")
     log_entry: int = u64(
-        "the entry of HQ's log that says so; 0: it was accepted before version 0.6"
+        "entry of HQ's log that records the acceptance; 0: accepted before version 0.6"
     )
-    envelope: bytes = blob("the envelope, as it was sent")
+    envelope: bytes = blob("the envelope as it was sent")
 
 
 @record
 class RouteQueue:
-    """A queue a route leads to, and who reads it."""
+    """A queue at the end of a route, and its readers."""
 
-    queue: str = text8("name")
-    readers: list[str] = listing(text8, "client ids")
+    queue: str = text8("name of the queue")
+    readers: list[str] = listing(text8, "client ids of its readers")
 
 
-NEWEST = (1 << 64) - 1  # of a client's bundles
+NEWEST = (1 << 64) - 1  # asks for a client's newest bundle alone
 
 
 @record
 class BundleQuery:
-    """Asks for the bundles of one client."""
+    """The bundles wanted of one client."""
 
     client_id: str = text8("whose")
     after: int = u64(
-        "the sequence number held, or 0: a page of those after it is returned; 2^64 - 1: the "
-        "newest alone"
+        "newest sequence number held, or 0; a page of later ones is returned; 2^64 - 1: the newest "
+        "alone"
     )
 
 
 @record
 class BundleAnswer:
-    """What HQ holds of one client, oldest bundle first."""
+    """The bundles HQ has of one client, oldest first."""
 
     client_id: str = text8("whose")
-    state: int = u8("0 known; 1 not found (or not yours to know); 2 revoked")
-    revoked_at: int = u64("when, or 0")
+    state: int = u8("0 known; 1 not found (or not visible to you); 2 revoked")
+    revoked_at: int = u64("time of revocation, or 0")
     bundles: list[bytes] = listing(blob, "key bundles")
-    more: bool = flag("whether later ones were left out: ask again, after the last of these")
+    more: bool = flag("1: later ones follow; ask again after the last of these")
 
 
 @record
 class PrekeyAnswer:
-    """Prekeys of one client; a one-time part is handed out once."""
+    """Prekeys of one client; each one-time part is given out only once."""
 
     client_id: str = text8("whose")
     signed: bytes = blob(
-        "the signed part; empty: it left none (or is revoked, or not yours to know)"
+        "signed part; empty: HQ has none (or the client is revoked or not visible to you)"
     )
-    once: bytes = blob("a one-time part; empty: none left, or you have had too many of this client")
+    once: bytes = blob("one-time part; empty: none left, or you asked for too many of this client")
 
 
 @record
 class Trace:
-    """What HQ knows of one envelope in one queue."""
+    """The state of one envelope in one queue."""
 
-    queue: str = text8("name")
-    client_id: str = text8("who acknowledged it, or to whom it was delivered, or empty")
+    queue: str = text8("name of the queue")
+    client_id: str = text8("client that acknowledged it, or that it was delivered to, or empty")
     state: int = u8("0 waiting; 1 delivered; 2 acknowledged; 3 dead letter")
     attempts: int = u16("deliveries so far")
-    delivered_at: int = u64("last delivery")
-    acknowledged_at: int = u64("or 0")
+    delivered_at: int = u64("time of the last delivery, or 0")
+    acknowledged_at: int = u64("time of the acknowledgement, or 0")
     reason: str = text16("of a dead letter, else empty")
 
 
@@ -162,97 +162,94 @@ class Trace:
 
 @frame(0x04, "client", answer="WELCOME")
 class Hello:
-    """Opens the connection; nothing may come before it."""
+    """Opens the connection; must be its first frame."""
 
     magic: int = u32('0x43425831, "CBX1"')
     version_min: int = u8("lowest protocol version spoken")
     version_max: int = u8("highest")
-    frame_bytes: int = u32("largest frame this client takes")
-    heartbeat_s: int = u16("the client promises a frame at least this often; 0: HQ's wish")
+    frame_bytes: int = u32("largest frame this client accepts")
+    heartbeat_s: int = u16("the client sends a frame at least this often; 0: as HQ decides")
     software: str = text8("name and version, for the log")
 
 
 @frame(0x05, "server")
 class Welcome:
-    """Fixes version and limits."""
+    """Accepts the connection; fixes its version and limits."""
 
-    version: int = u8("the version both will speak")
-    frame_bytes: int = u32("largest frame HQ takes")
-    envelope_bytes: int = u32("largest envelope HQ takes")
+    version: int = u8("protocol version of this connection")
+    frame_bytes: int = u32("largest frame HQ accepts")
+    envelope_bytes: int = u32("largest envelope HQ accepts")
     heartbeat_s: int = u16(
-        "either side sends something at least this often; silence of twice this ends the connection"
+        "each side sends a frame at least this often; twice this without one ends the connection"
     )
     publish_window: int = u16("unconfirmed SENDs allowed")
     publish_window_bytes: int = u64("and their bytes")
     credit_envelopes: int = u32("largest credit of a consumer")
     credit_bytes: int = u64("and its bytes")
-    connection_id: int = u64("for logs of both sides")
+    connection_id: int = u64("for the logs of both sides")
     server_time: int = u64("HQ's clock")
-    watermark: int = u64("envelope ids of an earlier time are refused as too old")
+    watermark: int = u64("envelope ids with an earlier time are refused as too old")
     client_id: str = text8(
-        "who HQ takes this connection for; empty: no certificate, only enrolment"
+        "client id HQ authenticated; empty: no certificate, the connection can only enrol"
     )
     role: str = text8("client, admin, or anonymous")
     software: str = text8("name and version")
-    log_key: bytes = blob(
-        "HQ's log key and its certification, see the log manual page", default=b""
-    )
+    log_key: bytes = blob("HQ's log key and its certificate, see the log manual page", default=b"")
     history: bytes = blob(
-        "incarnation of the store; a new one: HQ may have lost what it confirmed", default=b""
+        "incarnation id of the store; if it changed, HQ may have lost what it confirmed",
+        default=b"",
     )
-    features: int = u32("bit 0: HQ keeps prekeys; a client asks for them only then", default=0)
-    log_head: bytes = blob("the newest head of HQ's log, a checkpoint signed now", default=b"")
+    features: int = u32("bit 0: HQ stores prekeys; if 0, clients do not ask for them", default=0)
+    log_head: bytes = blob("newest head of HQ's log, a checkpoint signed now", default=b"")
     contacts: bytes = blob(
-        "digest of the contacts HQ has of this client; empty: it has none", default=b""
+        "digest of this client's contact lists at HQ; empty: HQ has none", default=b""
     )
 
 
 @frame(0x06, "both", answer="PONG")
 class Ping:
-    """Are you there?"""
+    """Checks that the peer is alive."""
 
     correlation: int = u64("returned in PONG")
     news: str = text16(
-        "from HQ: why it reads nothing from a publisher now, or that it goes on; else empty",
+        "from HQ: why it stopped reading from this publisher, or that it resumed; else empty",
         default="",
     )
-    crl_number: int = u64(
-        "from HQ: there is a revocation list of this number now, fetch it; else 0", default=0
-    )
+    crl_number: int = u64("from HQ: number of a new revocation list to fetch; else 0", default=0)
 
 
 @frame(0x07, "both")
 class Pong:
-    """Yes."""
+    """The answer to PING."""
 
     correlation: int = u64("of the PING")
 
 
 @frame(0x08, "both")
 class Error:
-    """A refusal; the code says whether the connection ends."""
+    """Refuses a request; the code determines whether the connection ends."""
 
-    correlation: int = u64("of the request, or 0: the connection")
+    correlation: int = u64("of the request; 0: the whole connection")
     code: int = u16("see the error table")
-    retryable: bool = flag("the same request may be sent again later")
-    message: str = text16("plain words")
+    retryable: bool = flag("1: the same request may be retried later")
+    message: str = text16("explanation in plain words")
     detail: bytes = blob("code-specific; see the error table")
 
 
 @frame(0x09, "server")
 class GoingAway:
-    """HQ is about to close this connection; connect again after the pause."""
+    """HQ is about to close this connection; reconnect after the pause."""
 
     pause_ms: int = u32("wait at least this long")
-    message: str = text16("why")
+    message: str = text16("the reason")
 
 
 @frame(0x0A, "server")
 class Ok:
-    """The request is done and durable."""
+    """The request is done, and its effect durable."""
 
     correlation: int = u64("of the request")
-    count: int = u64("how many things it touched, where that means something")
+    count: int = u64("number of affected objects, where that is defined")
 
 
 # -- publishing ------------------------------------------------------------------------------------
@@ -260,34 +257,34 @@ class Ok:
 
 @frame(0x02, "client", answer="CONFIRM")
 class Send:
-    """Publishes one envelope of one or many messages."""
+    """Publishes one envelope, which holds one or more messages."""
 
     correlation: int = u64("of this request")
     flags: int = u8(
-        "bit 0 partial: recipients it cannot go to are listed in the confirm instead of refused"
+        "bit 0 partial: list unreachable recipients in the confirm instead of refusing the envelope"
     )
-    route_version: int = u64("from ROUTE, or 0 when the recipients were named by id")
+    route_version: int = u64("from ROUTE; 0 if the recipients were named by id")
     envelope: bytes = rest("the envelope")
 
 
 @frame(0x10, "server")
 class Confirm:
-    """The named SENDs are on stable storage."""
+    """The envelopes of these SENDs are on stable storage."""
 
-    accepted_at: int = u64("HQ's clock when they were accepted")
-    log_position: int = u64("of the entry in HQ's signed log")
-    proof: bytes = blob("that the log's entry names these envelopes, see the log manual page")
-    places: list[Place] = listing(Place, "where they went")
+    accepted_at: int = u64("HQ's time when it accepted them")
+    log_position: int = u64("number of the entry in HQ's signed log")
+    proof: bytes = blob("proof that the entry names these envelopes, see the log manual page")
+    places: list[Place] = listing(Place, "where they are stored")
     ranges: list[ConfirmRange] = listing(ConfirmRange, "which SENDs")
 
 
 @frame(0x11, "client", answer="ROUTE")
 class Resolve:
-    """Who would read what is published here?"""
+    """Asks for the readers of what is published to a route."""
 
     correlation: int = u64("of this request")
-    exchange: str = text8("name, or empty for the default exchange")
-    routing_key: str = text8("key")
+    exchange: str = text8("name; empty: the default exchange")
+    routing_key: str = text8("routing key")
 
 
 @frame(0x12, "server")
@@ -295,8 +292,8 @@ class Route:
     """The answer to RESOLVE, and the detail of route-changed."""
 
     correlation: int = u64("of the RESOLVE")
-    version: int = u64("of HQ's bindings; goes into SEND")
-    queues: list[RouteQueue] = listing(RouteQueue, "every matching queue")
+    version: int = u64("version of HQ's bindings, to be returned in SEND")
+    queues: list[RouteQueue] = listing(RouteQueue, "all matching queues")
 
 
 # -- consuming -------------------------------------------------------------------------------------
@@ -304,18 +301,18 @@ class Route:
 
 @frame(0x20, "client", answer="OK")
 class Consume:
-    """Subscribes to a queue; HQ pushes within the credit."""
+    """Subscribes to a queue; HQ delivers within the credit."""
 
     correlation: int = u64("of this request")
     tag: int = u32("chosen by the client, unique on this connection, not 0")
     queue: str = text8("name")
-    envelopes: int = u32("first credit, envelopes")
-    size: int = u64("first credit, bytes; one envelope may pass it")
+    envelopes: int = u32("initial credit in envelopes")
+    size: int = u64("initial credit in bytes; one envelope may exceed it")
 
 
 @frame(0x21, "client", answer="OK")
 class Cancel:
-    """Ends a subscription; what it holds unacknowledged returns to the queue's front."""
+    """Ends a subscription; its unacknowledged envelopes return to the front of the queue."""
 
     correlation: int = u64("of this request")
     tag: int = u32("of CONSUME")
@@ -326,7 +323,7 @@ class Credit:
     """Adds credit to a consumer; not answered."""
 
     tag: int = u32("of CONSUME")
-    envelopes: int = u32("to add")
+    envelopes: int = u32("envelopes to add")
     size: int = u64("bytes to add")
 
 
@@ -335,37 +332,35 @@ class Deliver:
     """Envelopes for a consumer, in the queue's order."""
 
     tag: int = u32("of CONSUME")
-    entries: list[Delivered] = listing(Delivered, "one or many")
+    entries: list[Delivered] = listing(Delivered, "one or more")
 
 
 @frame(0x03, "client", answer="FETCHED")
 class Fetch:
-    """Takes what waits now, at most so much; for clients that ask instead of being pushed to."""
+    """Takes what is waiting now, up to a limit; for clients that poll instead of subscribing."""
 
     correlation: int = u64("of this request")
     queue: str = text8("name")
-    envelopes: int = u32("at most so many")
-    size: int = u64("stop at so many bytes; one envelope may pass it")
+    envelopes: int = u32("largest number of envelopes")
+    size: int = u64("largest number of bytes; one envelope may exceed it")
 
 
 @frame(0x24, "server")
 class Fetched:
-    """The answer to FETCH; the envelopes stay unacknowledged until acked, and return when the
-    connection ends.
-    """
+    """The answer to FETCH; envelopes not acknowledged when the connection ends are requeued."""
 
     correlation: int = u64("of the FETCH")
-    waiting: int = u64("envelopes still in the queue behind these")
-    entries: list[Delivered] = listing(Delivered, "none, one or many")
+    waiting: int = u64("number of envelopes still waiting after these")
+    entries: list[Delivered] = listing(Delivered, "none, one or more")
 
 
 @frame(0x25, "client", answer="ACK_CONFIRMED")
 class Ack:
-    """The outcome of every message of these envelopes is durably recorded by the recipient."""
+    """The recipient has durably recorded the outcome of every message of these envelopes."""
 
     correlation: int = u64("of this request")
     queue: str = text8("name")
-    ranges: list[Range] = listing(Range, "of seq")
+    ranges: list[Range] = listing(Range, "sequence numbers (`seq` of the deliveries)")
 
 
 @frame(0x26, "server")
@@ -373,32 +368,32 @@ class AckConfirmed:
     """The acks are on stable storage."""
 
     correlation: int = u64("of the ACK")
-    count: int = u64("envelopes acknowledged by it")
-    unknown: int = u64("numbers that were not waiting (acknowledged before)")
+    count: int = u64("number of envelopes acknowledged")
+    unknown: int = u64("sequence numbers that were not outstanding (acknowledged before)")
 
 
 @frame(0x27, "client", answer="OK")
 class Nack:
-    """This envelope cannot be verified or opened here."""
+    """This recipient cannot verify or open an envelope."""
 
     correlation: int = u64("of this request")
     queue: str = text8("name")
     seq: int = u64("of the delivery")
     requeue: bool = flag(
-        "1: back to the front, counter raised; 0: to the dead letters, with the reason"
+        "1: back to the front of the queue, its counter raised; 0: dead letter, with the reason"
     )
-    outcome: int = u8("of the receipt outcomes")
-    reason: str = text16("plain words")
+    outcome: int = u8("receipt outcome, see the receipt manual page")
+    reason: str = text16("the reason in plain words")
 
 
 @frame(0x28, "client", answer="OK")
 class Resend:
-    """Deliver again what this client holds unacknowledged."""
+    """Asks HQ to redeliver what this client has not acknowledged."""
 
     correlation: int = u64("of this request")
-    queue: str = text8("name; empty: every queue this client reads")
-    sender_id: str = text8("with envelope_id: that envelope's sender; else empty")
-    envelope_id: bytes = id16("or zeros: everything unacknowledged")
+    queue: str = text8("name; empty: all queues this client reads")
+    sender_id: str = text8("sender of the envelope; empty if envelope_id is zero")
+    envelope_id: bytes = id16("of one envelope; zero: everything unacknowledged")
 
 
 # -- keys ------------------------------------------------------------------------------------------
@@ -414,11 +409,11 @@ class Register:
 
 @frame(0x30, "client", answer="BUNDLES")
 class GetBundles:
-    """Asks for key bundles, many at once."""
+    """Asks for any number of key bundles."""
 
     correlation: int = u64("of this request")
     clients: list[BundleQuery] = listing(BundleQuery, "by client")
-    hashes: list[bytes] = listing(blob, "by bundle hash, 32 bytes each")
+    hashes: list[bytes] = listing(blob, "by hash of the bundle, 32 bytes each")
 
 
 @frame(0x31, "server")
@@ -426,9 +421,9 @@ class Bundles:
     """The answer to GET_BUNDLES: first the clients as asked, then the hashes as asked."""
 
     correlation: int = u64("of the request")
-    answers: list[BundleAnswer] = listing(BundleAnswer, "one for each asked")
+    answers: list[BundleAnswer] = listing(BundleAnswer, "one for each that was asked for")
     proofs: list[bytes] = listing(
-        blob, "for each bundle in order: the proof that HQ's log names it", later=True
+        blob, "for each bundle in order: proof that HQ's log names it", later=True
     )
 
 
@@ -441,7 +436,7 @@ class GetRevocations:
 
 @frame(0x33, "server")
 class Revocations:
-    """The revocation list (X.509 CRL) of the issuing CA."""
+    """The answer to GET_REVOCATIONS: the revocation list (X.509 CRL) of the issuing CA."""
 
     correlation: int = u64("of the request")
     crl: bytes = blob("DER")
@@ -449,19 +444,19 @@ class Revocations:
 
 @frame(0x34, "client", answer="OK")
 class OfferPrekeys:
-    """Leaves prekeys at HQ for those who begin a session; OK counts the one-time ones left.
-    With neither it asks.
+    """Stores this client's prekeys at HQ, for peers that begin a session; OK has the number of
+    one-time prekeys HQ has now.  Without any it only asks for that number.
     """
 
     correlation: int = u64("of this request")
-    replace: bool = flag("1: the one-time prekeys HQ has are dropped first")
-    signed: bytes = blob("the signed part, or empty: as it is")
+    replace: bool = flag("1: HQ discards the one-time prekeys it has first")
+    signed: bytes = blob("signed part; empty: unchanged")
     once: list[bytes] = listing(blob, "one-time parts")
 
 
 @frame(0x35, "client", answer="PREKEYS")
 class GetPrekeys:
-    """Asks for prekeys of clients, to begin a session with each."""
+    """Asks for prekeys of clients, to begin a session with each of them."""
 
     correlation: int = u64("of this request")
     clients: list[str] = listing(text8, "client ids")
@@ -469,25 +464,24 @@ class GetPrekeys:
 
 @frame(0x36, "server")
 class Prekeys:
-    """The answer to GET_PREKEYS: one for each client, as asked."""
+    """The answer to GET_PREKEYS, one for each client in order."""
 
     correlation: int = u64("of the request")
-    answers: list[PrekeyAnswer] = listing(PrekeyAnswer, "one for each asked")
+    answers: list[PrekeyAnswer] = listing(PrekeyAnswer, "one for each client")
 
 
 @frame(0x37, "client", answer="OK")
 class TellContacts:
-    """Whom this client takes mail from, in place of what it told before; with two empty lists HQ
-    keeps nothing of it.
+    """Replaces the contact lists HQ has of this client; two empty lists remove them.
 
-    HQ refuses a publish that the recipient would refuse.  The recipient's inbox decides, whatever
-    HQ does.
+    HQ refuses a publish that the recipient would refuse.  The recipient's inbox decides
+    independently of HQ.
     """
 
     correlation: int = u64("of this request")
-    allowed: list[str] = listing(text8, "client ids: as soon as there is one, nobody else is taken")
+    allowed: list[str] = listing(text8, "client ids; if not empty, all others are refused")
     blocked: list[str] = listing(
-        text8, "client ids that are refused; both lists together have at most 1,024"
+        text8, "client ids to refuse; both lists together have at most 1,024"
     )
 
 
@@ -496,7 +490,7 @@ class TellContacts:
 
 @frame(0x40, "client", answer="OK")
 class DeclareExchange:
-    """Makes an exchange, or finds it the same."""
+    """Creates an exchange; succeeds if it exists with the same type."""
 
     correlation: int = u64("of this request")
     name: str = text8("1 to 127 bytes")
@@ -513,18 +507,19 @@ class DeleteExchange:
 
 @frame(0x42, "client", answer="OK")
 class DeclareQueue:
-    """Makes a queue, or finds it the same."""
+    """Creates a queue; succeeds if it exists with the same properties."""
 
     correlation: int = u64("of this request")
     name: str = text8("1 to 127 bytes; `box.` is reserved")
-    owner: str = text8("empty: the declarer; only an admin names another")
-    readers: list[str] = listing(text8, "who else reads it")
+    owner: str = text8("client id; empty: this client; only an admin may name another")
+    readers: list[str] = listing(text8, "client ids of further readers")
     ttl_s: int = u32(
-        "what waits longer becomes a dead letter; 0: none; 2^32 - 1 or missing: as it is",
+        "envelopes waiting longer become dead letters; 0: no limit; 2^32 - 1 or missing: unchanged",
         default=KEEP,
     )
     max_length: int = u32(
-        "the oldest above it become dead letters; 0, 2^32 - 1 and missing as before", default=KEEP
+        "the oldest envelopes above it become dead letters; special values as for `ttl_s`",
+        default=KEEP,
     )
 
 
@@ -538,17 +533,17 @@ class DeleteQueue:
 
 @frame(0x44, "client", answer="OK")
 class Bind:
-    """Leads a routing key of an exchange into a queue."""
+    """Binds a queue to a routing key of an exchange."""
 
     correlation: int = u64("of this request")
     exchange: str = text8("name")
     queue: str = text8("name")
-    routing_key: str = text8("key, or pattern with * and # on a topic exchange")
+    routing_key: str = text8("routing key; on a topic exchange a pattern with * and #")
 
 
 @frame(0x45, "client", answer="OK")
 class Unbind:
-    """Ends a binding."""
+    """Removes a binding."""
 
     correlation: int = u64("of this request")
     exchange: str = text8("name")
@@ -558,7 +553,7 @@ class Unbind:
 
 @frame(0x46, "client", answer="OK")
 class Purge:
-    """Moves everything waiting in a queue to the dead letters, with who did it; admin only."""
+    """Dead-letters everything waiting in a queue, recording who did it; admins only."""
 
     correlation: int = u64("of this request")
     queue: str = text8("name")
@@ -571,9 +566,9 @@ class List:
     """
 
     correlation: int = u64("of this request")
-    what: str = text8("one of those words")
-    name: str = text8("only this one (show), or empty for all")
-    after: str = text16("the cursor of the page before, or empty")
+    what: str = text8("one of these words")
+    name: str = text8("name of a single one; empty: all")
+    after: str = text16("cursor of the previous page, or empty")
 
 
 @frame(0x49, "server")
@@ -581,17 +576,17 @@ class Listing:
     """The answer to LIST."""
 
     correlation: int = u64("of the request")
-    after: str = text16("cursor of the next page; empty: this was the last")
-    rows: bytes = blob("a JSON array of objects; their keys are in the manual")
+    after: str = text16("cursor of the next page; empty: this is the last")
+    rows: bytes = blob("JSON array of objects; the manual describes their keys")
 
 
 @frame(0x4A, "client", answer="STATUS_REPORT")
 class Status:
-    """Where is my message?  Answered to its sender, its recipients and admins."""
+    """Asks where a message is; for its sender, its recipients and admins."""
 
     correlation: int = u64("of this request")
-    sender_id: str = text8("of the message; empty: this client")
-    message_id: bytes = id16("envelope id plus the message's index")
+    sender_id: str = text8("sender of the message; empty: this client")
+    message_id: bytes = id16("envelope id with the message's index")
 
 
 @frame(0x4B, "server")
@@ -599,10 +594,10 @@ class StatusReport:
     """The answer to STATUS."""
 
     correlation: int = u64("of the request")
-    found: bool = flag("0: HQ has no record of it for you")
-    sender_id: str = text8("who sent it")
+    found: bool = flag("0: HQ has no record of it that you may see")
+    sender_id: str = text8("client id of its sender")
     accepted_at: int = u64("when HQ accepted it")
-    traces: list[Trace] = listing(Trace, "one for each queue it went to")
+    traces: list[Trace] = listing(Trace, "one for each queue it was stored in")
 
 
 # -- enrolment and administration ------------------------------------------------------------------
@@ -617,21 +612,21 @@ class GetRoot:
 
 @frame(0x51, "server")
 class Root:
-    """HQ's certificates."""
+    """The answer to GET_ROOT: HQ's CA certificates."""
 
     correlation: int = u64("of the request")
-    root: bytes = blob("root CA, DER")
-    issuing: bytes = blob("issuing CA, DER")
+    root: bytes = blob("of the root CA, DER")
+    issuing: bytes = blob("of the issuing CA, DER")
 
 
 @frame(0x52, "anonymous", answer="CERTIFICATE")
 class RequestCertificate:
-    """Enrols: the token's secret and a signing request; sent again, it asks for the outcome."""
+    """Enrols with a token's secret and a signing request; sent again, it asks for the outcome."""
 
     correlation: int = u64("of this request")
     client_id: str = text8("from the token")
     secret: bytes = blob("16 bytes, from the token")
-    csr: bytes = blob("PKCS#10, DER; HQ takes only the key from it")
+    csr: bytes = blob("PKCS#10, DER; HQ uses only the key in it")
 
 
 @frame(0x53, "server")
@@ -640,16 +635,15 @@ class Certificate:
 
     correlation: int = u64("of the request")
     state: int = u8(
-        "0 issued; 1 waits for the admin's approval; 2 waits for the CA to be carried there and "
-        "back"
+        "0 issued; 1 waiting for an admin's approval; 2 waiting to be signed by an offline CA"
     )
-    number: str = text8("the short number both ends show")
+    number: str = text8("short number that both ends display, for comparison")
     chain: list[bytes] = listing(blob, "DER, leaf first; empty while waiting")
 
 
 @frame(0x54, "client", answer="CERTIFICATE")
 class Renew:
-    """A new certificate for this connection's client."""
+    """Asks for a new certificate for this connection's client."""
 
     correlation: int = u64("of this request")
     csr: bytes = blob("PKCS#10, DER")
@@ -657,47 +651,47 @@ class Renew:
 
 @frame(0x58, "admin", answer="TOKEN")
 class Enrol:
-    """Makes an enrolment token."""
+    """Creates an enrolment token."""
 
     correlation: int = u64("of this request")
-    client_id: str = text8("for whom")
+    client_id: str = text8("the client it is for")
     role: str = text8("client or admin")
-    approve: bool = flag("hold the certificate until APPROVE")
-    valid_s: int = u32("how long the token lives; 0: a day")
-    replaces: bool = flag("the home that has this id ends when the token is used", default=False)
+    approve: bool = flag("1: hold the certificate until APPROVE")
+    valid_s: int = u32("validity of the token; 0: one day")
+    replaces: bool = flag("1: using the token replaces the home that has this id", default=False)
 
 
 @frame(0x59, "server")
 class Token:
-    """The answer to ENROL; the only time HQ says the secret."""
+    """The answer to ENROL; HQ never discloses the secret again."""
 
     correlation: int = u64("of the request")
-    token: str = text16("one line; see the token format")
+    token: str = text16("one line; see the token manual page")
 
 
 @frame(0x5A, "admin", answer="OK")
 class Approve:
-    """Lets a held enrolment go, or refuses it."""
+    """Approves or rejects a pending enrolment."""
 
     correlation: int = u64("of this request")
     client_id: str = text8("whose")
-    accept: bool = flag("1 yes, 0 no")
+    accept: bool = flag("1 approve, 0 reject")
 
 
 @frame(0x5B, "admin", answer="OK")
 class Grant:
-    """Gives or takes a right."""
+    """Grants or withdraws a right."""
 
     correlation: int = u64("of this request")
-    client_id: str = text8("who; * for every client")
+    client_id: str = text8("the client; * for all clients")
     right: str = text8("publish, bind, read, declare, or admin")
     resource: str = text8("exchange (publish, bind), queue (read), or empty (declare, admin)")
-    give: bool = flag("1 give, 0 take")
+    give: bool = flag("1 grant, 0 withdraw")
 
 
 @frame(0x5C, "admin", answer="OK")
 class Revoke:
-    """Revokes every certificate of a client and cuts its connections."""
+    """Revokes all certificates of a client and closes its connections."""
 
     correlation: int = u64("of this request")
     client_id: str = text8("whose")
@@ -706,7 +700,7 @@ class Revoke:
 
 @frame(0x5D, "admin", answer="REQUESTS")
 class ExportRequests:
-    """The signing requests that wait for a CA that is elsewhere."""
+    """Asks for the signing requests that wait for an offline CA."""
 
     correlation: int = u64("of this request")
 
@@ -716,63 +710,63 @@ class Requests:
     """The answer to EXPORT_REQUESTS."""
 
     correlation: int = u64("of the request")
-    document: bytes = blob("a JSON document; see the pki manual page")
+    document: bytes = blob("JSON document, see the pki manual page")
 
 
 @frame(0x5F, "admin", answer="OK")
 class ImportCertificates:
-    """What a CA that is elsewhere signed: certificates and its revocation list."""
+    """Imports what an offline CA signed: certificates and its revocation list."""
 
     correlation: int = u64("of this request")
-    document: bytes = blob("a JSON document, or PEM; see the pki manual page")
+    document: bytes = blob("JSON document or PEM, see the pki manual page")
 
 
 @frame(0x60, "admin", answer="LOG_ENTRIES")
 class ReadLog:
-    """A page of HQ's signed log."""
+    """Asks for a page of HQ's signed log."""
 
     correlation: int = u64("of this request")
-    after: int = u64("the entry before the first wanted; 0: from the oldest there is")
-    count: int = u32("at most so many entries")
-    old: bool = flag("1 of the log as it was before 0.6")
+    after: int = u64("number of the entry before the first one wanted; 0: from the oldest")
+    count: int = u32("largest number of entries")
+    old: bool = flag("1: of the log as it was before 0.6")
 
 
 @frame(0x62, "client", answer="LISTING")
 class ListDead:
-    """A page of a queue's dead letters, newest last; for its readers, and for admins of all
-    queues.
-    """
+    """Asks for a page of a queue's dead letters, newest last; for its readers and for admins."""
 
     correlation: int = u64("of this request")
-    queue: str = text8("whose; empty: of all queues, for admins")
-    after: str = text16("the cursor of the page before, or empty")
-    settled: bool = flag("1 also those redriven or dropped")
+    queue: str = text8("name; empty: all queues, for admins")
+    after: str = text16("cursor of the previous page, or empty")
+    settled: bool = flag("1: include those redriven or discarded")
 
 
 @frame(0x63, "client", answer="OK")
 class SettleDead:
-    """Puts dead letters back into their queue (its owner, an admin), or drops them (an admin)."""
+    """Redrives dead letters (for the queue's owner and admins), or discards them (for admins)."""
 
     correlation: int = u64("of this request")
-    queue: str = text8("whose")
-    ranges: list[Range] = listing(Range, "which")
-    drop: bool = flag("0 back into the queue, 1 drop: their bytes are deleted for good")
+    queue: str = text8("name")
+    ranges: list[Range] = listing(Range, "sequence numbers of the dead letters")
+    drop: bool = flag(
+        "0 redrive: back into the queue; 1 discard: their bytes are deleted permanently"
+    )
 
 
 @frame(0x64, "admin", answer="OK")
 class Kick:
-    """Cuts a client's connections; it may come back, and loses nothing.  To keep it out: REVOKE."""
+    """Closes a client's connections.  It may reconnect and loses nothing; REVOKE keeps it out."""
 
     correlation: int = u64("of this request")
     client_id: str = text8("whose")
-    connection: int = u64("only this one (LIST connections has the numbers); 0: all of them")
-    reason: str = text16("what the client is told")
+    connection: int = u64("number of one connection (see LIST connections); 0: all of them")
+    reason: str = text16("shown to the client")
 
 
 @frame(0x65, "admin", answer="LISTING")
 class Reload:
-    """Reads HQ's settings and certificates again, all or nothing; no connection is dropped.
-    Rows: what changed.
+    """Reloads HQ's settings and certificates, all or nothing, and keeps all connections.  The rows
+    list the changes.
     """
 
     correlation: int = u64("of this request")
@@ -780,23 +774,21 @@ class Reload:
 
 @frame(0x66, "admin", answer="OK")
 class Drain:
-    """No new publishes; what waits goes out to the consumers that are there; then HQ ends."""
+    """Refuses new publishes, delivers what is waiting to connected consumers, then stops HQ."""
 
     correlation: int = u64("of this request")
-    begin: bool = flag("1 begin, 0 take it back: publishes are taken again")
-    most_s: int = u32("end after so many seconds, whatever waits still; 0: five minutes")
+    begin: bool = flag("1 begin; 0 cancel: publishes are accepted again")
+    most_s: int = u32("stop after this time even if envelopes are waiting; 0: five minutes")
 
 
 @frame(0x67, "admin", answer="OK")
 class LimitClient:
-    """How much one client may have, whatever the settings say; LIST totals shows what each has
-    and may have.
-    """
+    """Sets a limit for one client that overrides the settings; LIST totals shows use and limits."""
 
     correlation: int = u64("of this request")
     client_id: str = text8("whose")
     what: str = text8("bytes, envelopes, queues, bundles, certificates or prekeys")
-    most: int = u64("at most so much; 2^64 - 1: as the settings say")
+    most: int = u64("the limit; 2^64 - 1: as in the settings")
 
 
 @frame(0x61, "server")
@@ -804,22 +796,22 @@ class LogEntries:
     """The answer to READ_LOG."""
 
     correlation: int = u64("of the request")
-    last: int = u64("the newest entry of the log")
+    last: int = u64("number of the log's newest entry")
     entries: list[LogEntry] = listing(LogEntry, "in order")
     edge: list[bytes] = listing(
-        blob, "the perfect subtrees of the tree before the first of these, largest first"
+        blob, "perfect subtrees of the tree before the first of these entries, largest first"
     )
     head: bytes = blob("the newest head, a checkpoint signed now")
 
 
 @frame(0x6A, "client", answer="HEADS")
 class GetHeads:
-    """Asks for the newest head of HQ's log, and for proofs that it goes on from heads this
-    client has met.
+    """Asks for the newest head of HQ's log, and for proofs that it is consistent with heads this
+    client has seen.
     """
 
     correlation: int = u64("of this request")
-    sizes: list[int] = listing(u64, "of those heads, rising, at most 256")
+    sizes: list[int] = listing(u64, "tree sizes of those heads, ascending, at most 256")
 
 
 @frame(0x6B, "server")
@@ -829,48 +821,46 @@ class Heads:
     correlation: int = u64("of the request")
     head: bytes = blob("the newest head, a checkpoint signed now")
     proofs: list[bytes] = listing(
-        blob, "consistency of each size with the next, and of the last with the head"
+        blob, "consistency proofs: of each size with the next, and of the last with the head"
     )
-    cosigned: list[bytes] = listing(blob, "the newest checkpoint each witness has cosigned")
+    cosigned: list[bytes] = listing(blob, "newest checkpoint cosigned by each witness")
 
 
 @frame(0x6C, "client", answer="OK")
 class Cosign:
-    """A witness hands over a checkpoint that it has cosigned."""
+    """Submits a checkpoint that this witness has cosigned."""
 
     correlation: int = u64("of this request")
-    note: bytes = blob("the checkpoint with HQ's signature and this witness's cosignature")
+    note: bytes = blob("checkpoint with HQ's signature and this witness's cosignature")
 
 
 @frame(0x6D, "client", answer="PROVEN")
 class Prove:
-    """Asks for proofs of what HQ's log says."""
+    """Asks for proofs of statements in HQ's log."""
 
     correlation: int = u64("of this request")
-    envelopes: list[EnvelopeName] = listing(EnvelopeName, "where each was accepted; at most 256")
+    envelopes: list[EnvelopeName] = listing(EnvelopeName, "prove their acceptance; at most 256")
     serials: list[str] = listing(
-        text8, "where the certificate of that serial number was revoked; at most 256"
+        text8, "serial numbers: prove the revocation of these certificates; at most 256"
     )
-    incarnation: bool = flag(
-        "1: also what the log says about how this incarnation of the store began"
-    )
+    incarnation: bool = flag("1: also prove how this incarnation of the store began")
 
 
 @frame(0x6E, "server")
 class Proven:
-    """The answer to PROVE; an empty proof: HQ has none."""
+    """The answer to PROVE; where HQ has no proof, it is empty."""
 
     correlation: int = u64("of the request")
-    envelopes: list[bytes] = listing(blob, "proofs, as asked")
-    revocations: list[LogStatement] = listing(LogStatement, "as asked")
+    envelopes: list[bytes] = listing(blob, "proofs, in the order asked")
+    revocations: list[LogStatement] = listing(LogStatement, "in the order asked")
     statements: list[LogStatement] = listing(
-        LogStatement, "of the kinds begun and restored, newest first"
+        LogStatement, "groups of the kinds begun and restored, newest first"
     )
 
 
 @frame(0x6F, "admin", answer="OK")
 class AttestRestore:
-    """An admin's signed word that HQ was restored from a backup, for the log."""
+    """Submits an admin's signed statement that HQ was restored from a backup, for the log."""
 
     correlation: int = u64("of this request")
-    statement: bytes = blob("see the log manual page")
+    statement: bytes = blob("the statement, see the log manual page")

@@ -1,7 +1,7 @@
-"""The enrolment token: one line of text that carries everything a machine needs to join, and proves
-the right to.
+"""The enrolment token: one line of text with everything a machine needs to join HQ, and the secret
+that authorizes it.
 
-The bytes are in the manual page `token`.  The secret works once; HQ keeps only its SHA-256.
+The manual page `token` has the format.  The secret works once; HQ keeps only its SHA-256.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ _CHECK = 4
 
 @attrs.frozen
 class Token:
-    """What a token says.  ``expires_at`` is ms since 1970; ``root_fingerprint`` is SHA-256 of
-    the root's DER.
+    """A decoded token: ``expires_at`` is in milliseconds since 1970, ``root_fingerprint`` the
+    SHA-256 of the root certificate's DER.
     """
 
     client_id: str
@@ -38,12 +38,12 @@ class Token:
 
 
 def secret_hash(secret: bytes) -> bytes:
-    """What HQ keeps of the secret."""
+    """Return the hash that HQ keeps in place of the secret."""
     return hashlib.sha256(secret).digest()
 
 
 def encode_token(token: Token) -> str:
-    """The token as one line of text."""
+    """Return the token as one line of text."""
     name, address = token.client_id.encode(), token.address.encode()
     raw = _HEAD.pack(_VERSION, token.secret, token.root_fingerprint, token.expires_at, len(name))
     raw += name + _SIZE.pack(len(address)) + address
@@ -52,28 +52,26 @@ def encode_token(token: Token) -> str:
 
 
 def decode_token(text: str) -> Token:
-    """Reads a token; white space around it and line breaks inside it (from mail) do not matter."""
+    """Return the decoded token, ignoring white space and line breaks (from mail); raise TokenError
+    if it is not a valid one.
+    """
     text = "".join(text.split())
     if not text.startswith(PREFIX):
-        raise TokenError(f"this is no enrolment token: a token begins with {PREFIX!r}")
+        raise TokenError(f"not an enrolment token: a token begins with {PREFIX!r}")
     body = text[len(PREFIX) :]
     if len(body) > LIMITS.token_bytes:
-        raise TokenError("this is no enrolment token: it is too long")
+        raise TokenError("not an enrolment token: too long")
     try:
         raw = base64.b64decode(body + "=" * (-len(body) % 4), altchars=b"-_", validate=True)
     except (binascii.Error, ValueError):
-        raise TokenError(
-            "the token has characters that do not belong there; copy it again, whole"
-        ) from None
+        raise TokenError("the token has invalid characters; copy the whole token again") from None
     if len(raw) < _HEAD.size + 2 + _CHECK or not hmac.compare_digest(
         hashlib.sha256(raw[:-_CHECK]).digest()[:_CHECK], raw[-_CHECK:]
     ):
-        raise TokenError("the token is damaged or incomplete; copy it again, whole")
+        raise TokenError("the token is damaged or incomplete; copy the whole token again")
     version, secret, fingerprint, expires_at, size = _HEAD.unpack_from(raw)
     if version != _VERSION:
-        raise TokenError(
-            f"the token is of version {version}, which this program does not know; update it"
-        )
+        raise TokenError(f"unknown token version {version}; update this program")
     at = _HEAD.size
     name, at = raw[at : at + size], at + size
     address = raw[at + 2 : -_CHECK]
@@ -81,7 +79,7 @@ def decode_token(text: str) -> Token:
         if len(name) != size or _SIZE.unpack_from(raw, at)[0] != len(address) or not address:
             raise TokenError("the token is damaged")
         client_id = check_client_id(name.decode("ascii"))
-        where = address.decode("utf-8")
+        hq_address = address.decode("utf-8")
     except (UnicodeDecodeError, struct.error, CipherBoxError):
-        raise TokenError("the token is damaged: its fields do not fit together") from None
-    return Token(client_id, where, fingerprint, expires_at, secret)
+        raise TokenError("the token is damaged: its fields are inconsistent") from None
+    return Token(client_id, hq_address, fingerprint, expires_at, secret)

@@ -119,7 +119,7 @@ def test_every_cut_body_is_refused_in_words(name: str, frame: object) -> None:
         if cut in ends:  # as a program sends it that does not know the fields added later
             assert codec.decode(raw[4], raw[5 : 5 + cut])
             continue
-        with pytest.raises(ProtocolError, match=r"ends inside|claims"):
+        with pytest.raises(ProtocolError, match=r"ends inside|announces"):
             codec.decode(raw[4], raw[5 : 5 + cut])
 
 
@@ -205,9 +205,9 @@ def test_a_fault_is_raised_behind_the_good_frames_and_for_good(
 @pytest.mark.parametrize("claimed", [0xFFFFFFFF, 1000, 2])
 def test_a_count_beyond_its_bytes_makes_nothing(claimed: int) -> None:
     body = (1).to_bytes(8, "big") + b"\x01q" + claimed.to_bytes(4, "big") + bytes(12)
-    with pytest.raises(ProtocolError, match="claims"):
+    with pytest.raises(ProtocolError, match="announces"):
         codec.decode(0x25, body)
-    with pytest.raises(ProtocolError, match="claims"):
+    with pytest.raises(ProtocolError, match="announces"):
         codec.decode_deliver(bytes(4) + claimed.to_bytes(4, "big") + bytes(12), 0, 20)
 
 
@@ -263,7 +263,7 @@ def test_an_anonymous_connection_can_only_enrol() -> None:
             server.events()
     server = opened("server", "anonymous")
     server.receive_data((16 * 1024 + 1).to_bytes(4, "big"))
-    with pytest.raises(ProtocolError, match="claims"):
+    with pytest.raises(ProtocolError, match="announces"):
         server.events()
 
 
@@ -280,14 +280,14 @@ def test_versions_without_a_common_one() -> None:
     assert negotiate(frames.Hello(frames.MAGIC, 0, 9, 1, 1, "")) == 2
     for low, high in ((3, 9), (0, 0), (1, 1)):
         with pytest.raises(
-            ProtocolError, match="update the older program, HQ first: `cipherbox manual migrate`"
+            ProtocolError, match=r"update the older program, HQ first \(cipherbox manual migrate\)"
         ):
             negotiate(frames.Hello(frames.MAGIC, low, high, 1, 1, ""))
 
 
 def test_what_the_other_end_cannot_take_is_not_sent() -> None:
     server = opened("server")
-    with pytest.raises(ProtocolError, match="takes"):
+    with pytest.raises(ProtocolError, match="accepts"):
         server.send(frames.Requests(1, bytes(1 << 25)))
 
 
