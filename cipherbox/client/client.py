@@ -92,6 +92,8 @@ class ClientObserver(ConnectionObserver):
     def settled(self, item: PendingPublish) -> None:
         if self._outbox_sender is not None:
             self._outbox_sender.settled(item)
+        else:
+            super().settled(item)
 
 
 def _sessions(home: Home) -> Sessions | None:
@@ -170,7 +172,6 @@ class Client(ConsumingCalls, Tracking, AdminCalls):
             self.events,
             self.sealer.seal_again,
             self.directory.revoked,
-            home.config.client_id,
             self.sessions,
             home.holds,
         )

@@ -70,7 +70,7 @@ async def crafted_in_session(
     assert item.entry is not None
     assert client.outbox_sender is not None
     for step in item.entry.turned:
-        await client.outbox_sender.turned(step)
+        await client.outbox_sender.keep_step(step)
     return item.raw
 
 

@@ -17,7 +17,7 @@ from cipherbox.client.connection.reconnecting import ReconnectingConnection
 from cipherbox.client.events import Events
 from cipherbox.client.home import Home
 from cipherbox.client.log.verifier import LogProofVerifier
-from cipherbox.client.outbox import sender as post
+from cipherbox.client.outbox import access
 from cipherbox.concurrency import background
 from cipherbox.config.settings import ClientConfig
 from cipherbox.envelope.layout import split
@@ -179,7 +179,7 @@ async def client_on(
     private_dir(path)
     config = ClientConfig(path, party.identity.client_id, "hq:1")
     authority = hq.authority
-    monkeypatch.setattr(post, "in_thread", inline)
+    monkeypatch.setattr(access, "in_thread", inline)
     home = Home(
         config,
         authority.root.certificate,

@@ -128,7 +128,7 @@ class FolderSender:
                 room_for(self._client.connection.window.envelope_bytes, len(recipients)) // 2,
             )
             for bundle in _bundles(files, most):
-                await self._client.connection.window.room()
+                await self._post.room()
                 await self._publish(recipients, bundle)
             self._pauses.clear(address)
         except CipherBoxError as error:

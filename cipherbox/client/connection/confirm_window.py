@@ -62,7 +62,8 @@ class PendingPublish:
     on_outcome: Callable[[PendingPublish], None] | None
     flags: int = 0
     route_version: int = 0
-    entry: OutboxEntry | None = attrs.field(default=None, repr=False)  # what the outbox keeps of it
+    # what the outbox keeps of it; None: its content is recorded elsewhere
+    entry: OutboxEntry | None = attrs.field(default=None, repr=False)
     generation: int = 0
     # empty: made from the bytes when it is needed
     envelope_hash: bytes = attrs.field(default=b"", repr=False)
@@ -89,14 +90,17 @@ class PendingPublish:
 
     def leaf(self) -> bytes:
         """Return the leaf that must be in HQ's log for this envelope."""
-        if self.entry is not None:
-            return leaf(self.envelope_id, self.entry.generation, self.entry.envelope_hash)
         if not self.envelope_hash:
             self.envelope_hash = hashes(self.raw, split(self.raw)).envelope_hash
         return leaf(self.envelope_id, self.generation, self.envelope_hash)
 
 
 OnOutcome = Callable[[PendingPublish], None]
+
+
+def set_by_outcome(event: trio.Event) -> OnOutcome:
+    """Return an ``on_outcome`` that sets ``event``."""
+    return lambda _: event.set()
 
 
 class ProofCheck(Protocol):
@@ -121,8 +125,7 @@ class WindowOwner(Protocol):
 class ConfirmWindow:
     """See the module.  One per client; it outlives its connections.  ``log`` checks confirms.
 
-    The outcome of an envelope that is kept in the outbox goes to ``owner``, which tells whoever
-    published it; that of any other envelope to its ``on_outcome``.
+    The outcome of each envelope goes to ``owner``, which passes it on to ``on_outcome``.
     """
 
     def __init__(self, owner: WindowOwner, log: ProofCheck | None = None) -> None:
@@ -391,10 +394,7 @@ class ConfirmWindow:
 
     def _settle(self, item: PendingPublish) -> None:
         item.gone = True
-        if item.kept:
-            self._owner.settled(item)
-        else:
-            item.tell_owner()
+        self._owner.settled(item)
 
 
 def unconfirmed_error(item: PendingPublish, waited: str, away_since: str) -> CipherBoxError:

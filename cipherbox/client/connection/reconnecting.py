@@ -73,7 +73,7 @@ class ConnectionObserver:
         """HQ proved that these envelopes are in its signed log."""
 
     def settled(self, item: PendingPublish) -> None:
-        """An envelope that is kept in the outbox was confirmed or refused."""
+        """An envelope was confirmed or refused."""
         item.tell_owner()
 
 
@@ -399,3 +399,20 @@ class Patience:
         current = connection.current
         moved = current is not None and current.moved_at > began
         self._still_s = 0.0 if moved else self._still_s + trio.current_time() - began
+
+
+class TimeLimit(Patience):
+    """A fixed time to wait for a confirm, whatever happens to the connection."""
+
+    def __init__(self, connection: ReconnectingConnection) -> None:
+        super().__init__(connection)
+        self._until = trio.current_time() + connection.tries * connection.timeout_s
+
+    @property
+    def ended(self) -> bool:
+        return trio.current_time() >= self._until
+
+    async def wait(self, event: trio.Event) -> None:
+        """Wait for the event, until the time is up at most."""
+        with trio.move_on_at(self._until):
+            await event.wait()

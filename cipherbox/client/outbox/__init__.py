@@ -3,6 +3,8 @@ signed.
 
 Map, written by `make generate`:
 
+    access        The outbox from trio: its methods block on the disk, so they run in a thread, one
+                  at a time.
     folder_files  The agent's files, as the outbox knows them: which were taken, in which envelope
                   or transfer, what became of them.
     origins       What the outbox records in the same transaction as an envelope: its idempotency
@@ -15,7 +17,8 @@ Map, written by `make generate`:
     resealing     What is in the outbox and cannot be opened as it is: sealed again in the next
                   generation, from the copy that is kept.
     rows          What goes into the outbox and what is read from it.
-    sender        Keep sealed envelopes in the outbox, send them, and record their outcomes.
+    sender        The one sender: every sealed envelope of this client goes through it, and every
+                  outcome back.
     tracking      Where a message is, from its sender's view: what the outbox knows, what HQ says,
                   what the recipients signed.
     transfers     The outbox's files under way: a reference to each file, and which of its parts HQ

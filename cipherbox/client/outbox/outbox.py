@@ -212,18 +212,20 @@ class Outbox(OutboxReceipts):
             ).rowcount
         return changed > 0
 
-    def rewound(self, history: bytes) -> int:
-        """Compares what HQ calls its history with what it was.  Another one: HQ may have lost
-        what it confirmed, so all that nobody signed for waits again, with its parts if it is a
-        file.  How many envelopes wait again.
+    def resend_if_restored(self, incarnation: bytes) -> int:
+        """Compare the id of HQ's store with the last one seen, and return the number of envelopes
+        that wait again.
+
+        Another id means that HQ was restored and may have lost what it confirmed: every envelope
+        that a recipient has not signed for is sent again, and every file with all its parts.
         """
         with transaction(self._db, self._path):
             db = self._db
             db.execute("INSERT OR REPLACE INTO contact VALUES (1, ?)", (clock.now_ms(),))
             known = db.execute("SELECT history FROM histories").fetchone()
-            if known is not None and known[0] == history:
+            if known is not None and known[0] == incarnation:
                 return 0
-            db.execute("INSERT OR REPLACE INTO histories VALUES (1, ?)", (history,))
+            db.execute("INSERT OR REPLACE INTO histories VALUES (1, ?)", (incarnation,))
             if known is None:
                 return 0
             open_files = (

@@ -14,7 +14,7 @@ import trio
 
 from cipherbox.client.connection.confirm_window import OnOutcome, PendingPublish
 from cipherbox.client.events import SENDER, Events
-from cipherbox.client.outbox.outbox import Outbox
+from cipherbox.client.outbox.access import OutboxAccess
 from cipherbox.client.outbox.rows import ASIDE, Row
 from cipherbox.errors import (
     CipherBoxError,
@@ -31,17 +31,15 @@ Reseal = Callable[[Row, bytes, Collection[str], OnOutcome | None], Awaitable[Pen
 Revoked = Callable[[], Awaitable[list[str]]]
 
 
-class Resealing:
-    """Mixed into `OutboxSender`."""
+class Resealing(OutboxAccess):
+    """The half of `OutboxSender` that seals again; the other half sets the attributes below."""
 
-    outbox: Outbox
     _events: Events
     _reseal: Reseal
     _revoked: Revoked
     add: Callable[[PendingPublish], None]
     kept: Callable[[PendingPublish], Awaitable[None]]
-    refuse: Callable[[Row, CipherBoxError], None]
-    store: Callable[..., Awaitable[object]]
+    park: Callable[[PendingPublish | Row, CipherBoxError], None]
     _one_at_a_time: trio.Lock
 
     async def mend(
@@ -70,6 +68,21 @@ class Resealing:
                     )
                 return True
         return False
+
+    async def seal_for_others(self, item: PendingPublish, error: CipherBoxError) -> None:
+        """Seal again for the recipients that HQ did not refuse; the owner gets the error when their
+        generation is settled.
+        """
+
+        def on_outcome(new: PendingPublish | None) -> None:
+            text = f"{error}; the others get it: {', '.join(item.others)}"
+            if new is not None and new.error is not None:
+                text, item.others = f"{error}; {new.error}", new.others
+            item.error = type(error)(text, error.detail)
+            item.tell_owner()
+
+        if not await self.mend(item.envelope_id, item.generation, error, on_outcome):
+            on_outcome(None)
 
     async def seal_again_all(
         self, client_id: str | None = None
@@ -116,7 +129,6 @@ class Resealing:
             page = await self.store(
                 self.outbox.unopened_by, client_id, PAGE, found[-1].number if found else 0
             )
-            assert isinstance(page, list)
             if not page:
                 return found
             found += page
@@ -138,7 +150,7 @@ class Resealing:
         """
         async with self._one_at_a_time:
             row = await self.store(self.outbox.find, envelope_id)
-            if not isinstance(row, Row) or generation not in (None, row.generation):
+            if row is None or generation not in (None, row.generation):
                 return False
             return await self._seal_again(row, without, reason, on_outcome)
 
@@ -146,7 +158,7 @@ class Resealing:
         self, row: Row, without: Collection[str] | None, reason: str, on_outcome: OnOutcome | None
     ) -> bool:
         raw = await self.store(self.outbox.bytes_of, row)
-        if not isinstance(raw, bytes) or row.content_key is None:
+        if raw is None or row.content_key is None:
             return False
         try:
             item = await self._reseal(
@@ -159,7 +171,7 @@ class Resealing:
             self.add(item)
         except CipherBoxError as error:
             if not waits(error):
-                self.refuse(row, error)
+                self.park(row, error)
             raise
         await self.kept(item)
         return True

@@ -1,4 +1,9 @@
-"""Keep sealed envelopes in the outbox, send them, and record their outcomes.
+"""The one sender: every sealed envelope of this client goes through it, and every outcome back.
+
+Messages have an outbox entry: they are kept on this machine's disk before the first try.  Parts of
+files and receipts have none, since a transfer's record or the inbox remembers them until they are
+confirmed; they are sent immediately.  From there on all are alike: the confirm window has their
+credit and sends them again over the next connection, and ``on_outcome`` is called once.
 
 One task writes.  What was sealed while it wrote is the next batch, so a busy publisher pays one
 sync for many envelopes, and nothing is sent before the sync that keeps it.  Outcomes are written
@@ -6,14 +11,17 @@ with the next batch, or after a short pause: a crash in between sends the same b
 confirms again.
 
 What earlier processes of this home left behind goes first, in its order; until that is under way,
-what is new waits behind it.  Rows that changed a moment ago may belong to a process that is sending
+new messages wait behind it.  Rows that changed a moment ago may belong to a process that is sending
 them now: those are left alone for a while, and sent twice at worst.
 
-Errors are of three kinds.  The network, HQ being busy, credentials: the envelope waits, and goes
-out when that is mended.  A changed route, and recipients for whom HQ takes nothing (revoked,
-unknown, or they take no mail from this client): sealed anew for those who read it now, if the
-allow-list permits, and for those who are left; it waits until then.  Every other refusal: aside,
-with the reason, until a person retries or cancels it.
+Errors are of three kinds:
+
+1. The network, HQ being busy, credentials: the envelope waits in the outbox and is sent when the
+   cause is gone.
+2. A changed route, and recipients for whom HQ takes nothing (revoked, unknown, or they take no mail
+   from this client): it is sealed again for today's readers, if the allow-list permits them, or for
+   the remaining recipients; it waits until then.
+3. Every other refusal: it is parked, with the reason, until a person retries or cancels it.
 """
 
 from __future__ import annotations
@@ -25,8 +33,9 @@ import attrs
 import trio
 
 from cipherbox import clock
-from cipherbox.client.connection.confirm_window import PendingPublish
-from cipherbox.client.connection.reconnecting import ReconnectingConnection
+from cipherbox.client.connection.confirm_window import PendingPublish, kept_error
+from cipherbox.client.connection.connection import fresh
+from cipherbox.client.connection.reconnecting import Patience, ReconnectingConnection
 from cipherbox.client.events import SENDER, Events
 from cipherbox.client.outbox.outbox import Outbox
 from cipherbox.client.outbox.resealing import PAGE, Reseal, Resealing, Revoked, waits
@@ -47,18 +56,19 @@ from cipherbox.errors import (
 )
 from cipherbox.wire.frames import Confirm
 
-OUTCOME_PAUSE_S = 0.2  # outcomes alone wait so long for company
-ABANDONED_MS = 30_000  # a row that waits so long unchanged belongs to no process that sends
+OUTCOME_PAUSE_S = 0.2  # outcomes wait so long for envelopes to be written with
+ABANDONED_MS = 30_000  # a row unchanged for so long belongs to no process that sends
 LOOK_S = 5.0  # between looks for such rows
-WRITE_RETRY_S = 1.0  # before outcomes that the disk did not take are written again
+WRITE_RETRY_S = 1.0  # before outcomes that could not be written are written again
 CLOSE_S = 5.0  # for the last write
-in_thread = trio.to_thread.run_sync
 
 
 class OutboxSender(Resealing):
-    """See the module.  ``reseal`` seals a row's bytes again in the next generation, ``revoked``
-    names who was; ``sessions``: what some of the envelopes were sealed with; ``holds``: whether
-    bytes are signed with today's keys.
+    """See the module.
+
+    ``reseal`` seals a row's bytes again in the next generation; ``revoked`` returns the revoked
+    recipients; ``sessions`` are what some of the envelopes were sealed with; ``holds`` returns
+    whether bytes are signed with today's keys.
     """
 
     def __init__(
@@ -68,19 +78,13 @@ class OutboxSender(Resealing):
         events: Events,
         reseal: Reseal,
         revoked: Revoked,
-        sender: str,
         sessions: Sessions,
         holds: Callable[[bytes], bool],
     ) -> None:
-        self.outbox = outbox
-        self._revoked, self._sessions, self._holds = revoked, sessions, holds
-        self._connection, self._events, self._reseal, self._sender = (
-            connection,
-            events,
-            reseal,
-            sender,
-        )
-        self._window = connection.window
+        super().__init__(outbox)
+        self._connection, self._window, self._events = connection, connection.window, events
+        self._reseal, self._revoked = reseal, revoked
+        self._sessions, self._holds = sessions, holds
         self._new: list[PendingPublish] = []
         self._new_bytes = 0
         # kept, and waiting behind what was left; None: nothing was left
@@ -89,11 +93,11 @@ class OutboxSender(Resealing):
         self._confirmed: list[Confirmed] = []
         self._refused: list[Refused] = []
         self._proven: list[Proven] = []
-        self._steps: list[_Step] = []
-        self._turn = trio.Lock()  # the outbox takes one call at a time
+        self._steps: list[_StepToKeep] = []
         self._one_at_a_time = trio.Lock()  # is sealed again
-        self._work, self._look, self._written = Flag(), Flag(), Signal()
-        # HQ's history was looked at: nothing it may have lost counts as confirmed
+        self._work, self._look = Flag(), Flag()
+        self.written = Signal()  # envelopes or outcomes were written to the outbox
+        # nothing that HQ may have lost in a restore still counts as confirmed
         self.compared = trio.Event()
         self.opened_ms = clock.now_ms()
         if not outbox.waiting(0, self.opened_ms, 1):
@@ -106,74 +110,95 @@ class OutboxSender(Resealing):
         """Return whether another envelope would have to wait for room."""
         return bool(self._behind) or self._window.crowded(len(self._new), self._new_bytes)
 
+    async def room(self) -> None:
+        """Wait until the confirm window has room."""
+        await self._window.room()
+
     def add(self, item: PendingPublish) -> None:
-        """Keep a sealed envelope, then send it.  Raise TooLarge if HQ would refuse it."""
+        """Send a sealed envelope; one with an outbox entry is kept first.
+
+        Raise TooLarge if HQ would refuse it.
+        """
         self._window.check(item)
+        if item.entry is None:
+            self._send(item)
+            return
         self._new.append(item)
         self._new_bytes += len(item.raw)
         self._known[item.envelope_id] = item.generation
         self._work.set()
 
-    def aside(self, item: PendingPublish, error: CipherBoxError) -> None:
-        """Its owner could not mend what HQ refused: kept aside with the reason."""
-        self._refused.append(Refused(item.envelope_id, item.generation, error.code, str(error)))
-        self._work.set()
-
-    def refuse(self, row: Row, error: CipherBoxError) -> None:
-        """It cannot be mended: kept aside with the reason."""
-        self._refused.append(Refused(row.envelope_id, row.generation, error.code, str(error)))
-        self._work.set()
-
     async def kept(self, item: PendingPublish) -> None:
         """Wait until the envelope is on this machine's disk; raise StoreError if it cannot be."""
         while not item.kept and item.error is None:
-            await self._written.wait()
+            await self.written.wait()
         if not item.kept and item.error is not None:
             raise item.error
 
-    async def turned(self, step: RatchetStep) -> None:
-        """Keeps a step of a session that no envelope of the outbox made; SessionMoved,
-        StoreError: it was not made.
+    async def confirmed(
+        self, item: PendingPublish, outcome: trio.Event, patience: Patience
+    ) -> bool:
+        """Wait for HQ's confirm; return False when the patience ended first, and raise HQ's
+        refusal.
+
+        ``outcome`` is set by the item's ``on_outcome``, which is not called later: what the outbox
+        keeps is still sent, anything else is withdrawn.
         """
-        told = _Step(step)
-        self._steps.append(told)
+        try:
+            while not outcome.is_set() and not patience.ended:
+                await patience.wait(outcome)
+        finally:
+            if item.entry is not None:
+                item.disown()
+            elif not item.gone:
+                self._window.forget(item)
+        if item.error is not None:
+            raise kept_error(item, item.error)
+        return item.result is not None
+
+    def park(self, envelope: PendingPublish | Row, error: CipherBoxError) -> None:
+        """Park an envelope that HQ refused and nobody here can mend, with the reason."""
+        refused = Refused(envelope.envelope_id, envelope.generation, error.code, str(error))
+        self._refused.append(refused)
         self._work.set()
-        await told.done.wait()
-        if told.error is not None:
-            raise told.error
+
+    async def keep_step(self, step: RatchetStep) -> None:
+        """Keep a ratchet step that belongs to no envelope of the outbox.
+
+        Raise SessionMoved or StoreError if it was not kept.
+        """
+        waiting = _StepToKeep(step)
+        self._steps.append(waiting)
+        self._work.set()
+        await waiting.done.wait()
+        if waiting.error is not None:
+            raise waiting.error
 
     def look(self) -> None:
-        """Look into the outbox now: something waits again."""
+        """Look into the outbox now: an envelope waits again."""
         self._look.set()
 
-    async def store(self, call: Callable[..., object], *arguments: object) -> object:
-        """Run one of the outbox's methods in a thread, one at a time."""
-        async with self._turn:
-            return await in_thread(call, *arguments)
+    async def compare(self, incarnation: bytes) -> None:
+        """Compare the id of HQ's store with the last one seen.
 
-    async def compare(self, history: bytes) -> None:
-        """HQ has said what its history is; another one than before means that it may have lost
-        what it confirmed.
+        Another one means that HQ was restored and may have lost what it confirmed.
         """
-        if history:
-            await self._compare(history)
+        if incarnation:
+            await self._write()  # what the earlier store confirmed is recorded before it is doubted
+            count = await self.store(self.outbox.resend_if_restored, incarnation)
+            if count:
+                news = (
+                    f"HQ was set back to an earlier state: {count} envelopes that nobody signed "
+                    "for are sent again"
+                )
+                self._events.emit(SENDER, news)
+                self.look()
         self.compared.set()
-
-    async def _compare(self, history: bytes) -> None:
-        await self._write()  # what the old one confirmed is in the outbox before it is doubted
-        count = await self.store(self.outbox.rewound, history)
-        if count:
-            news = (
-                f"HQ was set back to an earlier state: {count} envelopes that nobody signed for "
-                "are sent again"
-            )
-            self._events.emit(SENDER, news)
-            self.look()
 
     # -- the tasks ---------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Until cancelled; then what is known is still written."""
+        """Write and send until cancelled; then write the outcomes known so far."""
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._drain)
@@ -188,8 +213,7 @@ class OutboxSender(Resealing):
             with trio.move_on_after(CLOSE_S, shield=True):
                 await self._write()
             with trio.CancelScope(shield=True):  # as long as a call of the outbox may take
-                async with self._turn:
-                    self.outbox.close()
+                await self.close()
 
     async def _until_new(self) -> None:
         while not self._new and not self._steps:
@@ -205,14 +229,15 @@ class OutboxSender(Resealing):
         steps, self._steps = self._steps, []
         if not (new or confirmed or refused or proven or steps):
             return
-        batch: list[PendingPublish | _Step] = [*new, *steps]
-        kept = [item.entry for item in new if item.entry is not None]
-        turned = [step.turned for step in steps]
+        batch: list[PendingPublish | _StepToKeep] = [*new, *steps]
+        entries = [item.entry for item in new if item.entry is not None]
+        lone_steps = [one.step for one in steps]
         try:
             if self._sessions.unsynced:
                 await self.store(self._sessions.sync)
-            moved = await self.store(self.outbox.write, kept, confirmed, refused, proven, turned)
-            assert isinstance(moved, set)
+            moved = await self.store(
+                self.outbox.write, entries, confirmed, refused, proven, lone_steps
+            )
         except CipherBoxError as error:
             self._confirmed = confirmed + self._confirmed
             self._refused = refused + self._refused
@@ -221,35 +246,41 @@ class OutboxSender(Resealing):
                 f"the outbox cannot keep what was sealed, so it was not sent: {error}"
             )
             for one in batch:
-                self._unkept(one, failure)
+                self._not_kept(one, failure)
             if not new:
                 await trio.sleep(WRITE_RETRY_S)
                 self._work.set()
             return
         finally:
             self._new_bytes -= sum(len(item.raw) for item in new)
-            self._written.notify()
+            self.written.notify()
         for one in batch:
-            if any(step.session_id in moved for step in _turned(one)):
-                self._unkept(one, SessionMoved())
-                continue
-            if isinstance(one, PendingPublish) and one.envelope_id in moved:
-                self._unkept(one, KeyReused())
-                continue
-            self._sessions.kept(_turned(one))
-            if isinstance(one, _Step):
-                one.done.set()
-                continue
-            one.kept = True
-            if self._behind is not None:
-                self._behind.append(one)
-            else:
-                self._send(one)
+            self._was_written(one, moved)
 
-    def _unkept(self, one: PendingPublish | _Step, error: CipherBoxError) -> None:
+    def _was_written(self, one: PendingPublish | _StepToKeep, moved: set[bytes]) -> None:
+        """Send what was written.  ``moved``: the sessions, and the idempotency keys, that another
+        process used meanwhile.
+        """
+        if any(step.session_id in moved for step in _steps_of(one)):
+            self._not_kept(one, SessionMoved())
+            return
+        if isinstance(one, PendingPublish) and one.envelope_id in moved:
+            self._not_kept(one, KeyReused())
+            return
+        self._sessions.kept(_steps_of(one))
+        if isinstance(one, _StepToKeep):
+            one.done.set()
+            return
+        one.kept = True
+        if self._behind is not None:
+            self._behind.append(one)
+        else:
+            self._send(one)
+
+    def _not_kept(self, one: PendingPublish | _StepToKeep, error: CipherBoxError) -> None:
         """Report that it was not kept, and is not sent."""
-        self._sessions.lost(_turned(one))
-        if isinstance(one, _Step):
+        self._sessions.lost(_steps_of(one))
+        if isinstance(one, _StepToKeep):
             one.error = error
             one.done.set()
             return
@@ -260,19 +291,21 @@ class OutboxSender(Resealing):
     def _send(self, item: PendingPublish) -> None:
         try:
             if self._connection.failure is not None:
-                raise again(self._connection.failure)
+                raise fresh(self._connection.failure)
             self._window.add(item)
         except CipherBoxError as error:
             item.error, item.gone = error, True
             self.settled(item)
 
+    # -- what was left behind ----------------------------------------------------------------------
+
     async def _drain(self) -> None:
-        """Sends what was left behind, then looks now and then for more of it."""
+        """Send what was left behind, then look for more of it now and then."""
         before = self.opened_ms
         while True:
             self._look.clear()
-            with suppress(CipherBoxError):  # the line has failed for good: what waits, waits
-                await self._left_behind(before)
+            with suppress(CipherBoxError):  # the connection failed permanently: the outbox keeps it
+                await self._send_left_behind(before)
             behind, self._behind = self._behind, None
             for item in behind or []:
                 self._send(item)
@@ -283,36 +316,28 @@ class OutboxSender(Resealing):
             now = clock.now_ms()
             before = now if self._look.is_set() else now - ABANDONED_MS
 
-    async def _left_behind(self, before_ms: int) -> None:
+    async def _send_left_behind(self, before_ms: int) -> None:
         after = 0
-        while True:
-            rows = await self.store(self.outbox.waiting, after, before_ms, PAGE)
-            assert isinstance(rows, list)
-            if not rows:
-                return
+        while rows := await self.store(self.outbox.waiting, after, before_ms, PAGE):
             for row in rows:
                 after = row.number
                 if self._known.get(row.envelope_id, -1) < row.generation:
                     await self._resume(row)
 
     async def _resume(self, row: Row) -> None:
+        """Send an envelope of an earlier process; mend it if nobody can open it any more."""
         raw = await self.store(self.outbox.bytes_of, row)
-        if not isinstance(raw, bytes):
+        if raw is None:
             found = await self.store(self.outbox.find, row.envelope_id)
-            # all have opened it; the confirm went with its process
-            if isinstance(found, Row) and not found.owed:
+            if found is not None and not found.owed:  # all have opened it; the confirm was lost
                 self._confirmed.append(Confirmed(row.envelope_id, row.generation, 0, ()))
             else:
-                self._refused.append(
-                    Refused(
-                        row.envelope_id, row.generation, 0, "its bytes are gone from the outbox"
-                    )
-                )
+                reason = "its bytes are gone from the outbox"
+                self._refused.append(Refused(row.envelope_id, row.generation, 0, reason))
             self._work.set()
             return
         await self._connection.ready()
-        # Sealed by an older program, or with the keys this client had before it came back: nobody
-        # takes it any more.
+        # sealed by an older version, or with keys that this client has replaced since
         if version_of(raw) != VERSION or not self._holds(raw):
             await self.mend(row.envelope_id, row.generation)
             return
@@ -326,20 +351,7 @@ class OutboxSender(Resealing):
             item.generation, item.envelope_hash, item.kept = row.generation, row.envelope_hash, True
             self._send(item)
 
-    async def _for_the_others(self, item: PendingPublish, error: CipherBoxError) -> None:
-        """HQ refuses some of its recipients; its owner hears so when the others' generation is
-        settled.
-        """
-
-        def on_outcome(new: PendingPublish | None) -> None:
-            text = f"{error}; the others get it: {', '.join(item.others)}"
-            if new is not None and new.error is not None:
-                text, item.others = f"{error}; {new.error}", new.others
-            item.error = type(error)(text, error.detail)
-            item.tell_owner()
-
-        if not await self.mend(item.envelope_id, item.generation, error, on_outcome):
-            on_outcome(None)
+    # -- outcomes ----------------------------------------------------------------------------------
 
     def proven(self, frame: Confirm, items: list[PendingPublish]) -> None:
         """Keep HQ's proof that these envelopes are in its signed log, with those in the outbox."""
@@ -349,10 +361,11 @@ class OutboxSender(Resealing):
             self._proven.append(Proven(frame.log_position, frame.proof, leaves, names))
             self._work.set()
 
-    # -- outcomes ----------------------------------------------------------------------------------
-
     def settled(self, item: PendingPublish) -> None:
-        """Record the outcome of an envelope of the outbox, and tell whoever published it."""
+        """Record the outcome of an envelope of the outbox; pass every outcome on to its owner."""
+        if not item.kept:
+            item.tell_owner()
+            return
         self._known.pop(item.envelope_id, None)
         error = item.error
         if item.result is not None:
@@ -366,7 +379,7 @@ class OutboxSender(Resealing):
                 self._nursery.start_soon(self.mend, item.envelope_id, item.generation)
         elif error is not None and (others := _others(item, error)):
             item.others = others
-            self._nursery.start_soon(self._for_the_others, item, error)
+            self._nursery.start_soon(self.seal_for_others, item, error)
             return
         elif error is not None and not waits(error):
             self._refused.append(Refused(item.envelope_id, item.generation, error.code, str(error)))
@@ -384,31 +397,24 @@ class OutboxSender(Resealing):
 
 
 @attrs.define(eq=False)
-class _Step:
-    """A step of a session by itself."""
+class _StepToKeep:
+    """A ratchet step that belongs to no envelope of the outbox."""
 
-    turned: RatchetStep
+    step: RatchetStep
     done: trio.Event = attrs.Factory(trio.Event)
     error: CipherBoxError | None = None
 
 
-def _turned(one: PendingPublish | _Step) -> tuple[RatchetStep, ...]:
-    if isinstance(one, _Step):
-        return (one.turned,)
+def _steps_of(one: PendingPublish | _StepToKeep) -> tuple[RatchetStep, ...]:
+    if isinstance(one, _StepToKeep):
+        return (one.step,)
     return one.entry.turned if one.entry is not None else ()
 
 
 def _others(item: PendingPublish, error: CipherBoxError) -> tuple[str, ...]:
-    """Who could get an envelope that HQ refused because of some recipients; of a route nobody
-    can be left out.
-    """
+    """Return the recipients that HQ did not refuse; none for a route, which leaves nobody out."""
     refused = refused_recipients(error)
     prefix = split(item.raw).prefix if refused else None
     if prefix is None or not is_mailbox(prefix.exchange, prefix.routing_key):
         return ()
     return tuple(one.client_id for one in prefix.recipients if one.client_id not in refused)
-
-
-def again(error: CipherBoxError) -> CipherBoxError:
-    """Return a copy of an error, to be raised once more."""
-    return type(error)(str(error), error.detail)

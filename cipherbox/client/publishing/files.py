@@ -21,6 +21,7 @@ from cipherbox.client.connection.confirm_window import PendingPublish
 from cipherbox.client.events import SENDER
 from cipherbox.client.options import PublishOptions, stanza_type
 from cipherbox.client.outbox.resealing import waits
+from cipherbox.client.outbox.rows import CONFIRMED, WAITING
 from cipherbox.client.outbox.transfers import SENT, STOPPED, Transfer, Transfers
 from cipherbox.client.publishing.calls import PublishingCalls
 from cipherbox.client.publishing.parts import Entry, Manifest, manifest_message, part_message
@@ -125,7 +126,6 @@ class FileSender:
     async def _run(self) -> Confirmation:
         transfer, client = self._transfer, self._client
         hashes = await self._outbox_sender.store(self._transfers.hashes, transfer.number)
-        assert isinstance(hashes, dict)
         self._hashes = hashes
         self._done_bytes = sum(_size(transfer, part) for part in hashes)
         self._tell()
@@ -180,18 +180,19 @@ class FileSender:
         return await self._confirmed(kept)
 
     async def _confirmed(self, kept: Confirmation) -> Confirmation:
-        from cipherbox.client.outbox.rows import CONFIRMED, WAITING, Row
-
+        """Return the confirmation of the manifest, which the outbox keeps."""
         while True:
+            written = self._outbox_sender.written.next()
             row = await self._outbox_sender.store(self._outbox_sender.outbox.find, kept.envelope_id)
-            if isinstance(row, Row) and row.state != WAITING:
+            if row is not None and row.state != WAITING:
                 if row.state != CONFIRMED:
                     raise FileError(
                         f"HQ refused the manifest of {self._transfer.file}: {row.reason}"
                     )
                 return Confirmation(row.accepted_at, row.queues, (), False, kept.envelopes)
             self._give_up()
-            await trio.sleep(_LOOK_S / 5)
+            with trio.move_on_after(_LOOK_S):  # another process may have sent it
+                await written.wait()
 
     # -- parts -------------------------------------------------------------------------------------
 
@@ -241,9 +242,9 @@ class FileSender:
                 self._tell()
             self._wake()
 
-        item = self._client.sealer.seal(options, route, one.plain, 1, settled)
+        item = self._client.sealer.seal(options, route, one.plain, 1, settled, keep=False)
         self._in_flight += 1
-        self._client.connection.window.add(item)
+        self._outbox_sender.add(item)
         if len(self._done) >= _RECORD:
             await self._record()
 
@@ -316,7 +317,6 @@ async def send_file(
             file, path, recipients, content_type, compress=compress, copy=copy, stanza=kind
         )
     )
-    assert isinstance(transfer, Transfer)
     client.events.emit(
         SENDER, f"Sending {'/'.join(path)}, {transfer.size} bytes in {transfer.parts} parts"
     )
@@ -346,7 +346,6 @@ async def send_directory(
             folder, recipients, compress=compress, copy=copy, stanza=kind
         )
     )
-    assert isinstance(transfer, Transfer)
     client.events.emit(
         SENDER, f"Sending {transfer.path[0]}, {len(transfer.entries)} files, {transfer.size} bytes"
     )
@@ -360,7 +359,6 @@ async def send_unfinished(
     outbox_sender = client.outbox()
     transfers = Transfers(outbox_sender.outbox)
     unfinished = await outbox_sender.store(transfers.unfinished)
-    assert isinstance(unfinished, list)
     stopped: list[CipherBoxError] = []
     for transfer in unfinished:
         try:

@@ -19,9 +19,8 @@ import trio
 
 from cipherbox.client.connection.confirm_window import (
     Confirmed,
-    OnOutcome,
     PendingPublish,
-    kept_error,
+    set_by_outcome,
     unconfirmed_error,
 )
 from cipherbox.client.connection.reconnecting import Patience, ReconnectingConnection
@@ -146,19 +145,19 @@ class EnvelopePublisher:
         plain = pack(messages)
         moved, changes = False, 0
         while True:
-            confirmed = trio.Event()
+            outcome = trio.Event()
             item = self._sealer.seal(
                 options,
                 route,
                 plain,
                 len(messages),
-                _setting(confirmed),
+                set_by_outcome(outcome),
                 replaces=replaces,
                 reserve=moved,
                 beside=beside,
             )
             try:
-                await self._send(item, confirmed, wait)
+                await self._send(item, outcome, wait)
                 return _Sent(item, route)
             except SessionMoved:
                 moved = True
@@ -175,7 +174,7 @@ class EnvelopePublisher:
                         raise
                     route = await self._sealer.resolve_route(options, anew=True)
                 except CipherBoxError:
-                    self.outbox().aside(item, error)
+                    self.outbox().park(item, error)
                     raise
 
     def outbox(self) -> OutboxSender:
@@ -184,7 +183,7 @@ class EnvelopePublisher:
             raise keyless("an admin's machine sends nothing, so it has no outbox")
         return self._outbox_sender
 
-    async def _send(self, item: PendingPublish, ready: trio.Event, wait: bool) -> None:
+    async def _send(self, item: PendingPublish, outcome: trio.Event, wait: bool) -> None:
         """Keep and send an envelope, and wait for its confirm; Queued if none came in time."""
         connection, outbox_sender = self.connection, self.outbox()
         outbox_sender.add(item)
@@ -195,15 +194,7 @@ class EnvelopePublisher:
             return
         what = "Sent {}" if connection.current is not None else "Kept {} in the outbox"
         self._events.messages(SENDER, what, item.envelope_id, item.count)
-        patience = Patience(connection)
-        try:
-            while not ready.is_set() and not patience.ended:
-                await patience.wait(ready)
-        finally:
-            item.disown()  # the outbox keeps sending it
-        if item.error is not None:
-            raise kept_error(item, item.error)
-        if item.result is None:
+        if not await outbox_sender.confirmed(item, outcome, Patience(connection)):
             item.trouble = item.trouble or connection.trouble
             since = (
                 time.strftime("%H:%M:%S", time.localtime(connection.away_since))
@@ -239,8 +230,3 @@ def _confirmation(items: Sequence[PendingPublish]) -> Confirmation:
         all(result.again for result in results),
         tuple((item.envelope_id, item.count) for item in items),
     )
-
-
-def _setting(event: trio.Event) -> OnOutcome:
-    """Return what sets ``event`` when there is an outcome."""
-    return lambda _: event.set()

@@ -332,7 +332,7 @@ class Publisher:
             batches, self._rerouting = self._rerouting, []
             for batch, item in batches:
                 if item is not None and item.kept:
-                    self._outbox_sender.aside(item, error)
+                    self._outbox_sender.park(item, error)
                 self._fail(error, batch)
         self._wake()
 

@@ -170,19 +170,15 @@ class Sealer:
         before: Row | None = None,
         reserve: bool = False,
         beside: Origins | None = None,
+        keep: bool = True,
     ) -> PendingPublish:
-        """Return one sealed envelope for the outbox.  ``reserve``: see `sending_chains`.
+        """Return one sealed envelope; with ``keep`` it has an outbox entry.
 
-        ``replaces``: an envelope that HQ did not take, whose place it takes.  ``before``: this is
-        its next generation.  ``beside`` is recorded with it.
+        ``replaces`` is an envelope that HQ refused, whose place it takes; ``before`` the generation
+        before it; ``beside`` is recorded with it.  ``reserve``: see `sending_chains`.
         """
-        identity, now = self._identity, self._clock_ms()
-        if identity is None:
-            raise Forbidden
-        if options.expires_at and options.expires_at <= now:
-            raise InvalidRequest("the messages would have expired already")
-        if identity.bundle is not None and now > identity.bundle.ends_at:
-            raise BundleError("this client's own keys have ended; its certificate must be renewed")
+        now = self._clock_ms()
+        identity = self._valid_identity(options, now)
         sealed_at = now if before is None else before.sealed_at
         generation = 0 if before is None else before.generation + 1
         with self._sending_chains(route, reserve) as sending_chains:
@@ -202,8 +198,10 @@ class Sealer:
                 sending_chains=sending_chains,
             )
         steps = tuple(step for chain in sending_chains or () for step in chain.turned)
-        entry = self._entry(sealed, generation, route, options.flags, sealed_at, steps)
-        entry = entry._replace(replaces=replaces, beside=beside)
+        entry = None
+        if keep:
+            entry = self._entry(sealed, generation, route, options.flags, sealed_at, steps)
+            entry = entry._replace(replaces=replaces, beside=beside)
         if self.events.has_listener and route.routing_key not in (".bulk", ".sys"):
             self.events.messages(
                 SENDER, "Encrypted {} for " + ", ".join(route.names), sealed.envelope_id, count
@@ -217,7 +215,19 @@ class Sealer:
             route_version=route.version,
             entry=entry,
             generation=generation,
+            envelope_hash=sealed.envelope_hash,
         )
+
+    def _valid_identity(self, options: PublishOptions, now: int) -> Identity:
+        """Return the identity to sign with; raise unless it and the messages are valid now."""
+        identity = self._identity
+        if identity is None:
+            raise Forbidden
+        if options.expires_at and options.expires_at <= now:
+            raise InvalidRequest("the messages would have expired already")
+        if identity.bundle is not None and now > identity.bundle.ends_at:
+            raise BundleError("this client's own keys have ended; its certificate must be renewed")
+        return identity
 
     def _entry(
         self,

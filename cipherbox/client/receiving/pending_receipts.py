@@ -20,10 +20,12 @@ import orjson
 import trio
 
 from cipherbox import clock
-from cipherbox.client.connection.confirm_window import PendingPublish
+from cipherbox.client.connection.confirm_window import set_by_outcome
+from cipherbox.client.connection.reconnecting import TimeLimit
 from cipherbox.client.inbox.schema import DATABASE, OLDEST, STEPS
 from cipherbox.client.local_database import open_database, transaction, translated
 from cipherbox.client.options import PublishOptions
+from cipherbox.client.outbox.resealing import waits
 from cipherbox.client.receiving.opening import NEVER
 from cipherbox.client.receiving.receipts import MENDED
 from cipherbox.client.sessions.sessions import STEP_TYPE
@@ -209,14 +211,12 @@ class PendingReceipts:
                 sent[sender] = 1
                 self._backoff.succeeded(sender)
             except CipherBoxError as error:
-                # a person compares, then the next command sends it
-                mendable = isinstance(error, BundleDiscontinuous)
-                # it was said what is wrong; what is owed stays owed
-                if error.retryable or error.closes or mendable:
+                # a discontinuous bundle: sent when a person has compared the keys
+                if waits(error) or isinstance(error, BundleDiscontinuous):
                     self._backoff.failed(sender)
-                else:  # it is gone, or its keys are not trusted: nobody could read it
+                else:  # the sender is gone, or its keys are not trusted: nobody could read it
                     sent[sender] = _GIVEN_UP
-                    self._backoff.succeeded(sender)  # nothing is tried any more
+                    self._backoff.succeeded(sender)
 
         async with trio.open_nursery() as nursery:
             for sender in senders:
@@ -226,7 +226,7 @@ class PendingReceipts:
 
     async def _send(self, sender: str, group: bytes) -> None:
         client = self._client
-        address = PublishOptions.make(
+        options = PublishOptions.make(
             [sender],
             "",
             "",
@@ -237,23 +237,14 @@ class PendingReceipts:
             expires_at=0,
             partial=False,
         )
-        target = await client.sealer.resolve_route(address)
-        done = trio.Event()
+        route = await client.sealer.resolve_route(options)
+        outcome, outbox = trio.Event(), client.outbox()
         messages = [Message(group, TYPE), *await self._turn(sender)]
-        item: PendingPublish = client.sealer.seal(
-            address, target, pack(messages), len(messages), lambda _: done.set()
+        item = client.sealer.seal(
+            options, route, pack(messages), len(messages), set_by_outcome(outcome), keep=False
         )
-        window = client.connection.window
-        window.add(item)
-        try:
-            with trio.move_on_after(client.connection.tries * client.connection.timeout_s):
-                await done.wait()
-        finally:
-            if not item.gone:
-                window.forget(item)
-        if item.error is not None:
-            raise item.error
-        if item.result is None:
+        outbox.add(item)
+        if not await outbox.confirmed(item, outcome, TimeLimit(client.connection)):
             raise TimedOut("HQ did not confirm a receipt in time")
 
     async def _turn(self, sender: str) -> list[Message]:
@@ -261,9 +252,9 @@ class PendingReceipts:
         sessions = self._client.sessions
         with suppress(CipherBoxError):
             turn = sessions.turn(sender) if sessions is not None else None
-            if turn is not None and self._client.outbox_sender is not None:
+            if turn is not None:
                 raw, step = turn
-                await self._client.outbox_sender.turned(step)
+                await self._client.outbox().keep_step(step)
                 return [Message(raw, STEP_TYPE)]
         return []
 

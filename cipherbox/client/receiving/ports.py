@@ -53,8 +53,7 @@ class ReceiptSender(Connected, Protocol):
     @property
     def sessions(self) -> Sessions | None: ...
 
-    @property
-    def outbox_sender(self) -> OutboxSender | None: ...
+    def outbox(self) -> OutboxSender: ...
 
 
 class DeliverySource(Connected, Protocol):
