@@ -2,6 +2,7 @@
 its commands exist.
 """
 
+import ast
 import re
 import shlex
 import subprocess
@@ -213,12 +214,47 @@ def test_examples_in_python_run(name: str, tmp_path: Path) -> None:
         )
 
 
-def test_the_files_on_the_walk_of_the_architecture_exist() -> None:
+def _defined(file: Path) -> set[str]:
+    """Return the functions, classes and methods that a module defines, as `Class.method`."""
+    found = set()
+    for node in ast.parse(file.read_text("utf-8")).body:
+        if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            found.add(node.name)
+        if isinstance(node, ast.ClassDef):
+            found |= {
+                f"{node.name}.{one.name}"
+                for one in node.body
+                if isinstance(one, ast.FunctionDef | ast.AsyncFunctionDef)
+            }
+    return found
+
+
+def test_the_walks_of_the_architecture_name_files_and_functions_that_exist() -> None:
     """Whoever moves one of them changes the page with it."""
     section = PAGES["architecture"].partition("## Through the files\n")[2].partition("\n## ")[0]
     named = re.findall(r"`([a-z_]+(?:/[a-z_]+)+\.py)`", section)
     assert len(set(named)) > 30
     assert [file for file in named if not (ROOT / "cipherbox" / file).is_file()] == []
+    steps = re.findall(r"^\| `([a-z_/]+\.py)` \| `([\w.]+)` \|", section, re.MULTILINE)
+    assert len(steps) > 35
+    assert [step for step in steps if step[1] not in _defined(ROOT / "cipherbox" / step[0])] == []
+
+
+def test_the_recipes_for_contributors_name_files_tables_and_targets_that_exist() -> None:
+    page = PAGES["contributing"]
+    paths = re.findall(r"`((?:cipherbox|tests|packaging)/[\w./-]*)`", page)
+    assert len(paths) > 20
+    assert [path for path in paths if not (ROOT / path).exists()] == []
+    for section in re.split(r"^## ", page, flags=re.MULTILINE)[1:]:
+        files = re.findall(r"`((?:cipherbox|tests)/[\w./-]*\.py)`", section)
+        code = "\n".join((ROOT / file).read_text("utf-8") for file in files)
+        tables = re.findall(r"`([A-Z][A-Z_]{3,})`", section)
+        names = re.findall(r"`([A-Z][a-z]+[A-Za-z]*|\w+_\w+)`", section)
+        missing = {name for name in {*tables, *names} if not re.search(rf"\b{name}\b", code)}
+        assert missing <= {"ASK_TIME", "TIME", "TYPE_CHECKING", "cipherbox_", "_total"}, section
+    made = (ROOT / "Makefile").read_text("utf-8")
+    targets = re.findall(r"\bmake ([a-z]+)", page)
+    assert [target for target in targets if not re.search(rf"^{target}:", made, re.MULTILINE)] == []
 
 
 def test_the_protocol_page_names_the_version_that_is_spoken() -> None:

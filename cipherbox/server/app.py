@@ -193,12 +193,12 @@ async def _serve_until(hq: HQ, stop: trio.Event, task_status: trio.TaskStatus[Se
             handlers.start_soon(_keep_watch, hq)
             handlers.start_soon(_keep_writing, hq)
             handlers.start_soon(_tell_systemd, hq)
-            doorman = ConnectionAcceptor(hq, handlers)
+            acceptor = ConnectionAcceptor(hq, handlers)
             async with trio.open_nursery() as accepting:
                 for listener in plain:
-                    accepting.start_soon(doorman.serve, listener, False)
+                    accepting.start_soon(acceptor.serve, listener, False)
                 for listener in websocket:
-                    accepting.start_soon(doorman.serve, listener, True)
+                    accepting.start_soon(acceptor.serve, listener, True)
                 served = Served(
                     [address_of(x) for x in plain], [address_of(x) for x in websocket], hq.reload
                 )
