@@ -58,13 +58,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import ClassVar
+from typing import ClassVar, Self
 
 
 class Problem(str):
-    """A problem with this machine, and what to do about it: shown together, read separately.
+    """A cause and its remedy as separate fields; the text is both.  An empty one: nothing is wrong.
 
-    ``what`` is the cause and ``remedy`` the next step; the text is both.  No problem is empty.
+    Programs read the fields and never take the text apart.
     """
 
     what: str
@@ -77,7 +77,11 @@ class Problem(str):
 
 
 class CipherBoxError(Exception):
-    """Base of all errors; ``detail`` carries the code-specific bytes of an ERROR frame."""
+    """Base of all errors; ``detail`` carries the code-specific bytes of an ERROR frame.
+
+    ``what`` is the cause.  ``remedy`` says what to do about this error; None: what the command line
+    advises for its class.  The text is both, as in a `Problem`.
+    """
 
     code: ClassVar[int] = 1
     name: ClassVar[str] = "internal"
@@ -95,11 +99,27 @@ class CipherBoxError(Exception):
             cls.closes = closes
 
     def __init__(
-        self, message: str = "", detail: bytes = b"", *, remedy: str | None = None
+        self, message: str | Problem = "", detail: bytes = b"", *, remedy: str | None = None
     ) -> None:
-        super().__init__(message or summary(type(self)).rstrip("."))
+        if isinstance(message, Problem):
+            remedy = remedy or message.remedy or None
+            message = message.what
+        self.what = message or summary(type(self)).rstrip(".")
+        super().__init__(str(Problem(self.what, remedy or "")))
         self.detail = detail
-        self.remedy = remedy  # what to do next; None: what its class advises
+        self.remedy = remedy
+
+    @property
+    def problems(self) -> tuple[Problem, ...]:
+        """What is wrong, each cause with its remedy; more than one for some errors."""
+        return (Problem(self.what, self.remedy or ""),)
+
+    def copy(self, what: str = "", *, remedy: str | None = None) -> Self:
+        """Return a copy of this error, with another ``what`` or ``remedy`` if one is given.
+
+        One instance that is raised in many tasks would gather all their tracebacks.
+        """
+        return type(self)(what or self.what, self.detail, remedy=remedy or self.remedy)
 
 
 def summary(kind: type[CipherBoxError]) -> str:
@@ -176,7 +196,7 @@ class TooOld(Refused, code=0x0213):
 
 
 class ClockSkew(Refused, code=0x0214):
-    """The envelope's time is too far in the future; check this machine's clock."""
+    """The envelope's time is too far in the future."""
 
 
 class TooLarge(Refused, code=0x0215):
@@ -224,11 +244,11 @@ class KeyReused(Refused, code=0x0224):
 
 
 class LimitReached(Refused, code=0x0286):
-    """This client has reached a limit, which an admin may raise (cipherbox clients limit)."""
+    """This client has reached a limit, which an admin may raise."""
 
 
 class Busy(Refused, code=0x0280, retryable=True):
-    """HQ cannot accept it at present; retry later."""
+    """HQ cannot accept it at present."""
 
 
 class StoreUnavailable(Busy, code=0x0281):
@@ -244,11 +264,11 @@ class QuotaExceeded(Busy, code=0x0283):
 
 
 class Throttled(Busy, code=0x0284):
-    """Too many requests; slow down."""
+    """Too many requests in a short time."""
 
 
 class Draining(Busy, code=0x0285):
-    """HQ is draining before a restart and accepts nothing new; retry later."""
+    """HQ is draining before a restart and accepts nothing new."""
 
 
 class CredentialsError(CipherBoxError, code=0x0300, closes=True):
@@ -294,7 +314,7 @@ class Queued(TimedOut, code=0x0403):
 
 
 class GoingAway(NetworkError, code=0x0402):
-    """HQ is stopping; reconnect later."""
+    """HQ is stopping."""
 
 
 class PeerGone(NetworkError, code=0x0404):
@@ -424,6 +444,22 @@ class LogContradiction(LogError, code=0x0B03):
 class ConfigError(CipherBoxError, code=0x0700):
     """The configuration is invalid."""
 
+    _several: tuple[Problem, ...] = ()
+
+    @classmethod
+    def of(cls, problems: Iterable[Problem], separator: str = "\n") -> Self:
+        """Return one error for all ``problems``."""
+        found = tuple(problems)
+        if len(found) == 1:
+            return cls(found[0])
+        error = cls(separator.join(found))
+        error._several = found
+        return error
+
+    @property
+    def problems(self) -> tuple[Problem, ...]:
+        return self._several or super().problems
+
 
 class PasswordError(CipherBoxError, code=0x0A00):
     """The password cannot be used."""
@@ -490,7 +526,7 @@ class StoreLeased(StoreError, code=0x0805):
 
 
 class SessionMoved(StoreError, code=0x0806, retryable=True):
-    """Another process of this home has advanced the session meanwhile; seal again."""
+    """Another process of this home has advanced the session meanwhile."""
 
 
 class Fenced(StoreError, code=0x0804):

@@ -136,8 +136,8 @@ def read_private(path: Path) -> bytes:
                 mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
                 if mode & (0o037 if _is_credential(path) else 0o077):
                     raise ConfigError(
-                        f"{path} holds a secret but other users may read it (mode {mode:04o}); "
-                        f"run: chmod 600 {path}"
+                        f"{path} holds a secret but other users may read it (mode {mode:04o})",
+                        remedy=f"run: chmod 600 {path}",
                     )
             return file.read()
     except OSError as error:
@@ -195,7 +195,9 @@ def lock_file(path: Path, what: str) -> Iterator[None]:
         if not _try_lock(fd):
             holder = os.pread(fd, 32, 0).decode("ascii", "replace").strip() if not WINDOWS else ""
             who = f" (process {holder})" if holder.isdigit() else ""
-            raise StoreLocked(f"{what} is in use by another CipherBox process{who}; end it first")
+            raise StoreLocked(
+                f"{what} is in use by another CipherBox process{who}", remedy="end it first"
+            )
         os.ftruncate(fd, 0)
         os.write(fd, str(os.getpid()).encode())
         yield
@@ -326,17 +328,17 @@ def owner_of(path: Path) -> str:
         return str(uid)
 
 
-def unreadable(path: Path, error: OSError) -> str:
-    """Why a file could not be read, and what to do when it is another user's."""
+def unreadable(path: Path, error: OSError) -> Problem:
+    """Return why a file could not be read, and what to do when it is another user's."""
     text = f"cannot read {path}: {error.strerror or error}"
     if not isinstance(error, PermissionError):
-        return text
+        return Problem(text)
     for place in (path, *path.absolute().parents):
         try:
-            return f"{text}; {_anothers(place)}"
+            return Problem(text, _anothers(place))
         except OSError:  # it lies in a directory that this user may not look into
             continue
-    return text
+    return Problem(text)
 
 
 def why_unreachable(error: OSError) -> str:

@@ -93,4 +93,6 @@ class Rights:
 
 def no_queue(name: str) -> NotFound:
     """One answer for a queue that is not there and for one that is not yours."""
-    return NotFound(f"there is no queue {name!r} that you may use; see: cipherbox queue list")
+    return NotFound(
+        f"there is no queue {name!r} that you may use", remedy="see: cipherbox queue list"
+    )

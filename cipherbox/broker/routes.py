@@ -139,11 +139,13 @@ def resolve(
     if exchange:
         found = state.exchanges.get(exchange)
         if found is None:
-            raise NotFound(f"there is no exchange {exchange!r}; see: cipherbox exchange list")
+            raise NotFound(
+                f"there is no exchange {exchange!r}", remedy="see: cipherbox exchange list"
+            )
         if not rights.may_publish(client, connection, exchange):
             raise Forbidden(
-                f"{client} may not publish to exchange {exchange!r}; an admin permits it: "
-                f"cipherbox grant {client} publish {exchange}"
+                f"{client} may not publish to exchange {exchange!r}",
+                remedy=f"an admin permits it: cipherbox grant {client} publish {exchange}",
             )
         names = found.route(routing_key)
     else:
@@ -151,8 +153,8 @@ def resolve(
         mine = queue is not None and (queue.is_reader(client) or queue.name.startswith(MAILBOX))
         if queue is None or not (mine or rights.may_publish(client, connection, routing_key)):
             raise NotFound(
-                f"there is no queue {routing_key!r} that you may publish to; see: cipherbox "
-                "queue list"
+                f"there is no queue {routing_key!r} that you may publish to",
+                remedy="see: cipherbox queue list",
             )
         names = (routing_key,)
     route = tuple((n, r) for n in names if (r := rights.readers(state.queues[n])))

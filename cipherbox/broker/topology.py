@@ -85,8 +85,8 @@ def declare_exchange(state: BrokerState, c: m.DeclareExchange) -> Done:
         return Done(c.correlation, 0)
     if not (_admin(state, c) or state.rights.granted(c.client, "declare", "")):
         raise Forbidden(
-            f"{c.client} may not declare exchanges; an admin permits it: "
-            f"cipherbox grant {c.client} declare"
+            f"{c.client} may not declare exchanges",
+            remedy=f"an admin permits it: cipherbox grant {c.client} declare",
         )
     if len(state.exchanges) >= state.limits.exchanges:
         raise InvalidRequest(f"there are {state.limits.exchanges} exchanges already")
@@ -106,7 +106,7 @@ def declare_exchange(state: BrokerState, c: m.DeclareExchange) -> Done:
 def _exchange(state: BrokerState, name: str) -> Exchange:
     found = state.exchanges.get(name)
     if found is None:
-        raise NotFound(f"there is no exchange {name!r}; see: cipherbox exchange list")
+        raise NotFound(f"there is no exchange {name!r}", remedy="see: cipherbox exchange list")
     return found
 
 
@@ -146,14 +146,16 @@ def declare_queue(state: BrokerState, c: m.DeclareQueue) -> Done:
     owner = c.owner if c.connection == 0 else c.owner or c.client
     for client in {owner, *c.readers} - {""}:
         if client not in state.rights.clients:
-            raise NotFound(f"there is no client {client!r}; see who is enrolled: cipherbox clients")
+            raise NotFound(
+                f"there is no client {client!r}", remedy="see who is enrolled: cipherbox clients"
+            )
     if owner != c.client and not admin:
         raise Forbidden("only an admin names another owner")
     found = state.queues.get(c.name)
     if found is not None:
         if not (admin or c.client == found.owner):
             raise Conflict(
-                f"a queue {c.name!r} exists already, and is not yours; choose another name"
+                f"a queue {c.name!r} exists already, and is not yours", remedy="choose another name"
             )
         if found.owner != owner:
             raise Conflict(
@@ -162,8 +164,8 @@ def declare_queue(state: BrokerState, c: m.DeclareQueue) -> Done:
             )
         if more := sorted(set(c.readers) - {owner} - found.readers):
             raise Conflict(
-                f"queue {c.name!r} exists already, and {', '.join(more)} does not read it; an "
-                f"admin permits it: cipherbox grant {more[0]} read {c.name}"
+                f"queue {c.name!r} exists already, and {', '.join(more)} does not read it",
+                remedy=f"an admin permits it: cipherbox grant {more[0]} read {c.name}",
             )
         return Done(c.correlation, int(_limit(state, found, c)))
     owned = owned_queues(state, owner)
@@ -231,8 +233,8 @@ def delete_queue(state: BrokerState, c: m.DeleteQueue) -> Done:
     # or whoever declares, fills and deletes queues fills the disk uncounted
     if dead and not _admin(state, c):
         raise Conflict(
-            f"{dead} dead letters of {c.name!r} are kept; redrive them first, or an admin drops "
-            "them"
+            f"{dead} dead letters of {c.name!r} are kept",
+            remedy="redrive them first, or an admin drops them",
         )
     for exchange, key in sorted(queue.bindings):
         _unbind(state, state.exchanges[exchange], c.name, key)
@@ -255,8 +257,8 @@ def bind(state: BrokerState, c: m.Bind) -> Done:
         check_name(c.routing_key, "routing key")
     if not (_admin(state, c) or state.rights.granted(c.client, "bind", c.exchange)):
         raise Forbidden(
-            f"{c.client} may not bind queues to exchange {c.exchange!r}; an admin permits it: "
-            f"cipherbox grant {c.client} bind {c.exchange}"
+            f"{c.client} may not bind queues to exchange {c.exchange!r}",
+            remedy=f"an admin permits it: cipherbox grant {c.client} bind {c.exchange}",
         )
     if (c.exchange, c.routing_key) in queue.bindings:
         return Done(c.correlation, 0)
@@ -331,7 +333,9 @@ def grant(state: BrokerState, c: m.Grant) -> Done:
             f"there is no right {c.right!r}; there are {', '.join(sorted(RIGHTS))}"
         )
     if c.target != EVERYBODY and c.target not in state.rights.clients:
-        raise NotFound(f"there is no client {c.target!r}; see who is enrolled: cipherbox clients")
+        raise NotFound(
+            f"there is no client {c.target!r}", remedy="see who is enrolled: cipherbox clients"
+        )
     if c.right == "read":
         return _grant_read(state, c)
     if c.right in ("declare", "admin") and (c.resource or c.target == EVERYBODY):
@@ -389,8 +393,8 @@ def add_client(state: BrokerState, c: m.AddClient) -> Done:
     found = state.rights.clients.get(c.target)
     if found is not None and not found.revoked_at and found.role != c.role:
         raise Conflict(
-            f"{c.target} is enrolled already with the role {found.role}, not {c.role}; revoke it "
-            "first"
+            f"{c.target} is enrolled already with the role {found.role}, not {c.role}",
+            remedy="revoke it first",
         )
     if found is None or found.revoked_at:
         row = ClientRow(c.target, c.role, found.added_at if found else state.now)
@@ -415,7 +419,9 @@ def revoke_client(state: BrokerState, c: m.RevokeClient) -> Done:
     _need_admin(state, c)
     found = state.rights.clients.get(c.target)
     if found is None:
-        raise NotFound(f"there is no client {c.target!r}; see who is enrolled: cipherbox clients")
+        raise NotFound(
+            f"there is no client {c.target!r}", remedy="see who is enrolled: cipherbox clients"
+        )
     if not found.revoked_at:
         row = ClientRow(found.name, found.role, found.added_at, state.now, c.reason)
         state.rights.add(row)

@@ -133,8 +133,8 @@ def clients_roles(
         (row,) = await client.list("clients", client_id)
         if role == "client" and row["role"] == "admin":
             raise Conflict(
-                f"{client_id} is an admin by its enrolment; to end that: cipherbox revoke "
-                f"{client_id}, then enroll anew"
+                f"{client_id} is an admin by its enrolment",
+                remedy=f"to end that: cipherbox revoke {client_id}, then enroll anew",
             )
         await client.grant(client_id, "admin", give=role == "admin")
         say(
@@ -147,7 +147,9 @@ def clients_roles(
         return
     rows = [row for row in with_admin(ctx, _roles) if client_id in (None, row["client"])]
     if client_id is not None and not rows:
-        raise NotFound(f"there is no client {client_id!r}; see who is enrolled: cipherbox clients")
+        raise NotFound(
+            f"there is no client {client_id!r}", remedy="see who is enrolled: cipherbox clients"
+        )
     if as_json:
         print_json(rows)
     else:

@@ -54,12 +54,12 @@ def config_check(directory: Path, as_json: bool) -> int:
 
         found = problems(load_server_config(directory))
     except ConfigError as error:
-        found = str(error).splitlines()
+        found = [*error.problems]
     if as_json:
         print_json([{"problem": text} for text in found])
     elif found:
-        for text in found:
-            fail(sentence(text))
+        for problem in found:
+            fail(sentence(problem.what), sentence(problem.remedy))
     else:
         say(f"HQ can start on {directory}.")
     return Exit.CONFIG if found else Exit.OK

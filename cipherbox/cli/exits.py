@@ -153,6 +153,7 @@ _ADVICE: dict[type[errors.CipherBoxError], str] = {
     ),
     errors.ClockSkew: "Set this machine's clock.",
     errors.Busy: "Nothing was lost. Run the command again later.",
+    errors.LimitReached: "An admin may raise the limit: cipherbox clients limit",
     errors.NotAllowed: "Permit the recipient: cipherbox route allow EXCHANGE CLIENT_ID",
     errors.BundleDiscontinuous: (
         "Compare fingerprints by telephone, then: cipherbox keys verify CLIENT_ID"
@@ -205,9 +206,9 @@ def exit_code(error: BaseException) -> Exit:
 
 
 def advice(error: BaseException) -> str:
-    """What to do next, or nothing when the message says it already."""
+    """Return what to do next: the error's own remedy, or what its class advises; '' if nothing."""
     if isinstance(error, errors.CipherBoxError) and error.remedy is not None:
-        return error.remedy
+        return sentence(error.remedy)
     system = error if isinstance(error, OSError) else error.__cause__
     if isinstance(system, OSError) and isinstance(error, OSError | errors.StoreError):
         return _SYSTEM_ADVICE.get(system.errno or 0, "")
@@ -231,4 +232,4 @@ def sentence(text: str) -> str:
     a code word.
     """
     first = text.split(" ", 1)[0]
-    return text[:1].upper() + text[1:] if first.replace("'", "").isalpha() else text
+    return text[:1].upper() + text[1:] if first.rstrip(":").replace("'", "").isalpha() else text

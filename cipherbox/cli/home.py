@@ -159,7 +159,7 @@ def require_admin(client: Client) -> None:
     if client.role != "admin":
         raise Forbidden(
             f"only an admin may do that, and {client.client_id} is not one",
-            remedy="Use the admin's --home.",
+            remedy="use the admin's --home",
         )
 
 

@@ -36,7 +36,7 @@ def inbox_export(
                 print_raw(entry.line)
             return
         if target.exists():
-            raise FileError(f"{target} exists already; name a new file")
+            raise FileError(f"{target} exists already", remedy="name a new file")
         count = 0
         with open(open_new(target.absolute()), "wb") as file:
             for entry in entries:
@@ -61,7 +61,8 @@ def inbox_rotate(ctx: click.Context) -> None:
         target = rotate(path)
     except OSError as error:
         raise FileError(
-            f"{path} cannot be renamed: {error.strerror}; end what reads it, or the receiver"
+            f"{path} cannot be renamed: {error.strerror}",
+            remedy="end what reads it, or the receiver",
         ) from None
     say(f"There is no {path}." if target is None else str(target))
 
@@ -84,12 +85,13 @@ def inbox_lock(ctx: click.Context) -> None:
     home = load_here(ctx)
     if not home.sealed:
         raise InvalidRequest(
-            "this home is under no password, so its key would lie beside what it encrypts; set one "
-            "first: cipherbox keys password"
+            "this home is under no password, so its key would lie beside what it encrypts",
+            remedy="set one first: cipherbox keys password",
         )
     if home.config.inbox.plain:
         raise InvalidRequest(
-            "[inbox] plain = true in client.toml has what is received lie readable; remove it first"
+            "[inbox] plain = true in client.toml has what is received lie readable",
+            remedy="remove it first",
         )
     done = lock_all(home)
     for text in done.left:

@@ -234,8 +234,9 @@ def _report(group: BaseException, arguments: list[str]) -> int:
 
         traceback.print_exception(group)
     from cipherbox.cli.output import fail, keep, safe
+    from cipherbox.errors import CipherBoxError
 
-    text = str(error)
+    text = error.what if isinstance(error, CipherBoxError) else str(error)
     if isinstance(error, OSError) and error.strerror:
         text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     if code == Exit.BUG:

@@ -108,8 +108,8 @@ def hq_settings(directory: Path) -> ServerConfig:
     config = load_server_config(directory)
     if is_root() and config.tls.root.exists() and (owner := owner_of(config.tls.root)) != "root":
         raise ConfigError(
-            f"HQ's files belong to {owner}, who could not use what root writes; say it as that "
-            f"user: sudo -u {owner} cipherbox ..."
+            f"HQ's files belong to {owner}, who could not use what root writes",
+            remedy=f"say it as that user: sudo -u {owner} cipherbox ...",
         )
     return config
 

@@ -142,8 +142,8 @@ def print_event(event: Event) -> None:
     if not event.mark or not _can_print(CHECK):
         click.echo(event, err=event.role == "LINE")
         return
-    stamp, bracket, rest = event.partition("] ")
-    click.echo(f"{stamp}{bracket}{CHECK} {rest}")
+    step = f"[{event.role}] {event.text}"
+    click.echo(f"{event.removesuffix(step)}{CHECK} {step}")
 
 
 def print_trouble(event: Event) -> None:

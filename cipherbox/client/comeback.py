@@ -53,15 +53,15 @@ def returning(home: Path, token: Token) -> ClientConfig | None:
     config = load_client_config(home)
     if config.client_id != token.client_id:
         raise CredentialsError(
-            f"{home} belongs to {config.client_id}; choose another directory for "
-            f"{token.client_id} (--home DIRECTORY)"
+            f"{home} belongs to {config.client_id}",
+            remedy=f"choose another directory for {token.client_id} (--home DIRECTORY)",
         )
     known = (
         pki.load_pem((home / ROOT).read_bytes(), str(home / ROOT)) if (home / ROOT).exists() else []
     )
     if known and pki.fingerprint(known[0]) != token.root_fingerprint:
         raise CredentialsError(
-            f"{home} belongs to another HQ; choose another directory (--home DIRECTORY)"
+            f"{home} belongs to another HQ", remedy="choose another directory (--home DIRECTORY)"
         )
     return config
 

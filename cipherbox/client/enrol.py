@@ -306,7 +306,8 @@ async def _certificate(
         left_s = token.expires_at / 1000 - time.time()
         if left_s <= 0:
             raise TokenError(
-                "the token ended while the enrolment was waiting; ask the admin for a new one"
+                "the token ended while the enrolment was waiting",
+                remedy="ask the admin for a new one",
             )
         await trio.sleep(min(backoff.next(), left_s))
 

@@ -52,7 +52,7 @@ def keyless(text: str = "an admin's machine holds no keys that seal or open mess
     """The refusal of what an admin's home cannot do."""
     return Forbidden(
         text,
-        remedy="Use a client's home (--home DIRECTORY), or enrol one: cipherbox enroll CLIENT_ID",
+        remedy="use a client's home (--home DIRECTORY), or enrol one: cipherbox enroll CLIENT_ID",
     )
 
 

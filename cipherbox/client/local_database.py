@@ -87,12 +87,12 @@ def translated(path: Path) -> Iterator[None]:
     try:
         yield
     except sqlite3.DatabaseError as error:
-        text = str(error)
-        if "malformed" in text or "not a database" in text:
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
             raise Damaged(
-                f"{path} is damaged ({text}); move it away, or restore it from a backup"
+                f"{path} is damaged ({error})", remedy="move it away, or restore it from a backup"
             ) from None
-        raise StoreError(f"{path}: {text}") from None
+        raise StoreError(f"{path}: {error}") from None
     except OSError as error:
         raise StoreError(f"{error.filename or path}: {error.strerror or error}") from error
 

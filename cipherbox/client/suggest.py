@@ -41,4 +41,4 @@ async def with_suggestion(
     meant = [near for name in names if name not in known and (near := nearest(name, known))]
     if not meant:
         return error
-    return type(error)(f"{error}; did you mean {' and '.join(meant)}?", error.detail)
+    return error.copy(remedy=f"did you mean {' and '.join(meant)}?")

@@ -21,7 +21,9 @@ def parse_url(text: str) -> dict[str, str]:
     """
     parts = urlsplit(text)
     if parts.scheme not in SCHEMES:
-        raise ConfigError("a database URL begins with postgresql:// ; for SQLite leave it away")
+        raise ConfigError(
+            "a database URL begins with postgresql://", remedy="for SQLite, leave the URL out"
+        )
     found = {"kind": "postgresql"}
     who, at, places = parts.netloc.rpartition("@")
     user, colon, _ = who.partition(":")

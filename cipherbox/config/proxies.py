@@ -110,8 +110,8 @@ def parse_proxy(url: str, source: str, *, secret_allowed: bool = False) -> Proxy
         host, port = None, None
     if parts.scheme.lower() == "https":
         raise ConfigError(
-            f"{source}: a proxy over https:// is not supported; name it with http://. What passes "
-            "through it is encrypted all the way to HQ"
+            f"{source}: a proxy over https:// is not supported",
+            remedy=("name it with http://. What passes through it is encrypted all the way to HQ"),
         )
     if kind is None or not host or parts.path not in ("", "/") or parts.query or parts.fragment:
         raise ConfigError(f"{source} is not the URL of a proxy: say for example {_USUAL}")

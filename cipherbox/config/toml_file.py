@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 import attrs
 
-from cipherbox.errors import ConfigError
+from cipherbox.errors import ConfigError, Problem
 from cipherbox.limits import Limits
 
 DEFAULT_PORT = 7443
@@ -129,7 +129,8 @@ def default_home() -> Path:
         home = Path("/")
     if home == Path(home.anchor):  # what a container or a service has where it has none
         raise ConfigError(
-            f"this user has no home directory; name one: --home DIRECTORY, or {HOME_VARIABLE}"
+            "this user has no home directory",
+            remedy=f"name one: --home DIRECTORY, or {HOME_VARIABLE}",
         )
     return home / ".cipherbox"
 
@@ -150,29 +151,29 @@ def read_tables(file: Path, tables: Mapping[str, type], missing: str) -> dict[st
     try:
         document = tomllib.loads(file.read_text("utf-8-sig"))
     except FileNotFoundError:
-        raise ConfigError(f"{file} does not exist; {missing}") from None
+        raise ConfigError(f"{file} does not exist", remedy=missing) from None
     except OSError as error:
         from cipherbox.portable import unreadable
 
         raise ConfigError(unreadable(file, error)) from None
     except UnicodeDecodeError as error:
         raise ConfigError(
-            f"{file} is not text in UTF-8: {error}; write it anew or restore it"
+            f"{file} is not text in UTF-8: {error}", remedy="write it anew or restore it"
         ) from None
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{file} is not TOML: {error}") from None
-    wrong = []
+    wrong: list[Problem] = []
     for name, value in document.items():
         if name not in tables:
-            wrong.append(f"{file}: there is no table [{name}]{_nearest(name, tables)}")
+            wrong.append(Problem(f"{file}: there is no table [{name}]", _nearest(name, tables)))
         elif not isinstance(value, dict):
-            wrong.append(f"{file}: {name} is a table: write [{name}]")
+            wrong.append(Problem(f"{file}: {name} is a table", f"write [{name}]"))
     good = {name: document[name] for name in tables if isinstance(document.get(name), dict)}
     built = {
         name: _build(file, name, kind, good.get(name, {}), wrong) for name, kind in tables.items()
     }
     if wrong:
-        raise ConfigError("\n".join(wrong))
+        raise ConfigError.of(wrong)
     return built
 
 
@@ -205,14 +206,16 @@ def whole_tables(file: Path, before: frozenset[str]) -> frozenset[str]:
 
 def build_table(where: str, kind: Any, values: Mapping[str, Any]) -> Any:
     """One table's settings from values that do not come from a file."""
-    wrong: list[str] = []
+    wrong: list[Problem] = []
     built = _build(Path(where), kind.__name__.removesuffix("Settings").lower(), kind, values, wrong)
     if wrong:
-        raise ConfigError("\n".join(wrong))
+        raise ConfigError.of(wrong)
     return built
 
 
-def _build(file: Path, table: str, kind: Any, values: Mapping[str, Any], wrong: list[str]) -> Any:
+def _build(
+    file: Path, table: str, kind: Any, values: Mapping[str, Any], wrong: list[Problem]
+) -> Any:
     """The table's settings; what is not allowed is added to ``wrong`` and has its default
     meanwhile.
     """
@@ -224,16 +227,16 @@ def _build(file: Path, table: str, kind: Any, values: Mapping[str, Any], wrong: 
     for key, value in values.items():
         where = f"{file}: [{table}] {key}"
         if kind is Limits and key in FIXED_LIMITS:
-            wrong.append(f"{where}: this bound is fixed and cannot be set: take the line away")
+            wrong.append(Problem(f"{where}: this limit is fixed", "remove the line"))
         elif key not in fields:
-            wrong.append(f"{file}: [{table}] has no key {key!r}{_nearest(key, fields)}")
+            wrong.append(Problem(f"{file}: [{table}] has no key {key!r}", _nearest(key, fields)))
         else:
             try:
                 given[key] = _value(
                     where, hints[key], fields[key].metadata, value, limit=kind is Limits
                 )
             except ConfigError as error:
-                wrong.append(str(error))
+                wrong += error.problems
     return kind(**given)
 
 
@@ -282,7 +285,7 @@ def _word(hint: Any) -> str:
 
 def _nearest(name: str, known: Mapping[str, Any] | tuple[str, ...]) -> str:
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f"; did you mean {near[0]!r}?" if near else f"; known are: {', '.join(known)}"
+    return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
 
 
 def write_tables(file: Path, head: str, tables: Mapping[str, Any]) -> Path:
@@ -377,6 +380,9 @@ def check_loopback(where: str, text: str) -> None:
     for host, _ in addresses:
         if host not in ("localhost", "::1") and not host.startswith("127."):
             raise ConfigError(
-                f"{where}: {host} is no loopback address; say 127.0.0.1, and let a proxy there "
-                "ask for a password if another machine is to read it"
+                f"{where}: {host} is no loopback address",
+                remedy=(
+                    "say 127.0.0.1, and let a proxy there ask for a password if another "
+                    "machine is to read it"
+                ),
             )

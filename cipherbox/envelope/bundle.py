@@ -198,7 +198,8 @@ def decode_bundle(raw: bytes) -> KeyBundle:
     unknown = CRITICAL_FLAGS & ~ANEW if version == VERSION else 0xFF
     if version not in (VERSION_1, VERSION) or flags & unknown:
         raise BundleMalformed(
-            f"the key bundle is of version {version} with flags {flags}; update this program"
+            f"the key bundle is of version {version} with flags {flags}",
+            remedy="update this program",
         )
     if version == VERSION:
         reader.take(SALT_BYTES)

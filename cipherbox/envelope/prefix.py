@@ -190,15 +190,15 @@ def decode_prefix(buf: bytes) -> Prefix:
         known = not flags & CRITICAL_FLAGS and buf[_HASH_SUITE_AT] == _SHA256
     if not known:
         raise UnknownVersion(
-            f"the envelope is of version {version} with flags {flags}; update this program"
+            f"the envelope is of version {version} with flags {flags}", remedy="update this program"
         )
     length, body_length, sealed_at, expires_at, envelope_id, _, count, cipher, suite = values[:9]
     if not fixed < length <= min(len(buf), LIMITS.prefix_bytes):
         raise MalformedEnvelope("the prefix does not fit into the bytes")
     if cipher not in _CIPHERS or suite not in _SUITES:
         raise UnknownVersion(
-            f"the envelope uses body cipher {cipher} and signature suite {suite}; update this "
-            "program"
+            f"the envelope uses body cipher {cipher} and signature suite {suite}",
+            remedy="update this program",
         )
     if (
         not 1 <= count <= LIMITS.messages
@@ -240,7 +240,7 @@ def _parties(
         bounds = STANZA_BOUNDS.get(stanza_type)
         if bounds is None:
             raise UnknownVersion(
-                f"the envelope uses stanza type {stanza_type}; update this program"
+                f"the envelope uses stanza type {stanza_type}", remedy="update this program"
             )
         if not bounds[0] <= stanza_length <= bounds[1]:
             raise MalformedEnvelope(

@@ -111,7 +111,7 @@ def _parts(raw: bytes, magic: bytes, layout: struct.Struct) -> tuple[Any, ...]:
         found, version, flags, size = _HEAD.unpack_from(raw)
         if found != magic or version != VERSION or flags:
             raise BundleMalformed(
-                "these bytes are no prekeys of a version this program knows; update it"
+                "these bytes are no prekeys of a version this program knows", remedy="update it"
             )
         at = _HEAD.size + size
         client_id = check_client_id(raw[_HEAD.size : at].decode("ascii"))

@@ -188,7 +188,8 @@ def _receipt(raw: bytes) -> tuple[Receipt, int]:
             raise MalformedEnvelope("these bytes are not a receipt")
         if version not in _LEAVES or flags:
             raise UnknownVersion(
-                f"the receipt is of version {version} with flags {flags}; update this program"
+                f"the receipt is of version {version} with flags {flags}",
+                remedy="update this program",
             )
         at = _HEAD.size + size
         recipient = _text(raw[_HEAD.size : at])

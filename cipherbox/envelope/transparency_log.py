@@ -189,7 +189,7 @@ def decode_record(raw: bytes) -> Record:
         raise MalformedEnvelope("these bytes are not a record of the log")
     if version != VERSION or flags:
         raise UnknownVersion(
-            f"the log is of version {version} with flags {flags}; update the older program"
+            f"the log is of version {version} with flags {flags}", remedy="update the older program"
         )
     return Record(index, at, root, groups)
 
@@ -344,7 +344,8 @@ def _parsed(proof: bytes) -> _Parsed:
         version, flags = _PROOF.unpack_from(proof)
         if version != VERSION or flags:
             raise UnknownVersion(
-                f"HQ's proof is of version {version} with flags {flags}; update the older program"
+                f"HQ's proof is of version {version} with flags {flags}",
+                remedy="update the older program",
             )
         at = _PROOF.size
         leaves, at = int.from_bytes(proof[at : at + 4], "big"), at + 4

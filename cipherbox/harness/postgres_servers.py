@@ -59,8 +59,8 @@ def find_programs(named: Path | None = None) -> Path:
         if (path / "postgres").exists() and (path / "pg_basebackup").exists():
             return path
     raise ConfigError(
-        "PostgreSQL's programs were not found; install it, or name their directory with "
-        "--postgres-bin"
+        "PostgreSQL's programs were not found",
+        remedy="install it, or name their directory with --postgres-bin",
     )
 
 

@@ -53,16 +53,17 @@ def _unreachable(proxy: Proxy, error: OSError) -> ProxyFailed:
 def _no_credentials(proxy: Proxy, answer: str) -> ProxyFailed:
     if proxy.credentials:
         return ProxyFailed(
-            f"the proxy {proxy} did not accept the user and password of {proxy.credentials} "
-            f"({answer}); correct them there"
+            f"the proxy {proxy} did not accept the user and password of "
+            f"{proxy.credentials} ({answer})",
+            remedy="correct them there",
         )
-    return ProxyFailed(f"the proxy {proxy} asks for a user and a password ({answer}); {_WHAT}")
+    return ProxyFailed(f"the proxy {proxy} asks for a user and a password ({answer})", remedy=_WHAT)
 
 
 def _forbids(proxy: Proxy, target: str, answer: str) -> ProxyFailed:
     return ProxyFailed(
-        f"the proxy {proxy} does not allow a connection to {target} ({answer}); ask whoever runs "
-        "it to allow it. Many allow port 443 alone: HQ can listen there"
+        f"the proxy {proxy} does not allow a connection to {target} ({answer})",
+        remedy=("ask whoever runs it to allow it. Many allow port 443 alone: HQ can listen there"),
     )
 
 

@@ -82,13 +82,14 @@ def plain(error: Exception, peer: str) -> Cut | NotAccepted:
         here = f"{clock.now():%Y-%m-%d %H:%M} UTC by this machine's clock"
         if error.verify_code == _HAS_EXPIRED:
             return NotAccepted(
-                f"a certificate of {peer} has ended: it is {here}. If that is wrong, set the "
-                "clock; else HQ's administrator must renew it (cipherbox ca)"
+                f"a certificate of {peer} has ended: it is {here}. If that is wrong, set the clock",
+                remedy="else HQ's administrator must renew it (cipherbox ca)",
             )
         if error.verify_code == _NOT_YET_VALID:
             return NotAccepted(
-                f"a certificate of {peer} is not valid yet: it is {here}. If that is wrong, set "
-                "the clock; else HQ's was ahead when the certificate was made"
+                f"a certificate of {peer} is not valid yet: it is {here}. If that is wrong, "
+                "set the clock",
+                remedy="else HQ's was ahead when the certificate was made",
             )
         return NotAccepted(f"the certificate of {peer} was not accepted: {error.verify_message}")
     if isinstance(error, ssl.SSLError):

@@ -90,8 +90,9 @@ def _builder(
         if signer.not_valid_after_utc <= clock.now():
             raise CredentialsError(
                 f"{common_name(signer) or 'the CA'} ended on "
-                f"{signer.not_valid_after_utc:%Y-%m-%d %H:%M} UTC by this machine's clock and "
-                "can sign nothing more; if the clock is right, renew it: cipherbox ca renew"
+                f"{signer.not_valid_after_utc:%Y-%m-%d %H:%M} UTC by this machine's clock "
+                "and can sign nothing more",
+                remedy="if the clock is right, renew it: cipherbox ca renew",
             )
     return (
         x509.CertificateBuilder()
@@ -311,8 +312,8 @@ def load_key(data: bytes, local_key: bytes, where: str) -> PrivateKey:
         key = serialization.load_pem_private_key(data, password_of(local_key))
     except Exception:
         raise ConfigError(
-            f"{where} does not open with the key that belongs to it; restore both files from "
-            "your backup"
+            f"{where} does not open with the key that belongs to it",
+            remedy="restore both files from your backup",
         ) from None
     if not isinstance(key, ec.EllipticCurvePrivateKey):
         raise ConfigError(f"{where} is not an ECDSA key")

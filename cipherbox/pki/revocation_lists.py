@@ -143,13 +143,14 @@ def _check_whole(extensions: Mapping[x509.ObjectIdentifier, Any]) -> None:
     """
     if ExtensionOID.DELTA_CRL_INDICATOR in extensions:
         raise CredentialsError(
-            "this revocation list is a delta: it names only what changed since another list; "
-            "take the complete list"
+            "this revocation list is a delta: it names only what changed since another list",
+            remedy="take the complete list",
         )
     if ExtensionOID.ISSUING_DISTRIBUTION_POINT in extensions:
         raise CredentialsError(
-            "this revocation list is partitioned (issuingDistributionPoint): it covers a part of "
-            "what its CA signed; take the complete list"
+            "this revocation list is partitioned (issuingDistributionPoint): it covers "
+            "a part of what its CA signed",
+            remedy="take the complete list",
         )
     for oid, extension in extensions.items():
         if extension.critical and oid not in _UNDERSTOOD:
@@ -202,9 +203,9 @@ def check_crl(
         )
     if at > found.next_update:
         raise ListOverdue(
-            f"the revocation list ended on {found.next_update:%Y-%m-%d %H:%M} UTC (it is "
-            f"{at:%Y-%m-%d %H:%M} by this machine's clock); HQ's administrator must issue a new "
-            "one"
+            f"the revocation list ended on {found.next_update:%Y-%m-%d %H:%M} UTC (it "
+            f"is {at:%Y-%m-%d %H:%M} by this machine's clock)",
+            remedy="if the clock is right, HQ's administrator must issue a new one (cipherbox ca)",
         )
     return found
 

@@ -244,7 +244,7 @@ def unpack(plain: bytes, count: int, sealed_at: int) -> Messages:
     layout, flags, found = _HEAD.unpack(reader.take(_HEAD.size))
     if layout not in (LAYOUT, FIRST_LAYOUT) or flags & ~(SENT_TIMES | TYPES | HEADERS):
         raise MalformedEnvelope(
-            f"the body has layout {layout} with flags {flags}; update this program"
+            f"the body has layout {layout} with flags {flags}", remedy="update this program"
         )
     if layout == LAYOUT:
         reader.take(SALT_BYTES)

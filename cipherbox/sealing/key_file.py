@@ -103,7 +103,7 @@ def decrypt(data: bytes, *, local_key: bytes | None = None, password: bytes | No
     _, version, method = _HEAD.unpack_from(data)
     if version != VERSION or method not in (LOCAL_KEY, PASSWORD):
         raise CredentialsError(
-            f"the key file is of version {version}, method {method}; update this program"
+            f"the key file is of version {version}, method {method}", remedy="update this program"
         )
     at = _HEAD.size
     if method == LOCAL_KEY:
@@ -175,11 +175,11 @@ def load(path: Path, *, local_key: bytes) -> Identity:
         if document.get("upcoming"):
             identity.upcoming = _identity(document["upcoming"])
     except CredentialsError as error:
-        raise ConfigError(f"{path}: {error}; {_RESTORE}") from None
+        raise ConfigError(f"{path}: {error}", remedy=_RESTORE) from None
     except CipherBoxError:
         raise
     except Exception:  # whatever is wrong inside, its text could quote a secret
-        raise ConfigError(f"{path} is not a whole key file; {_RESTORE}") from None
+        raise ConfigError(f"{path} is not a whole key file", remedy=_RESTORE) from None
     return identity
 
 

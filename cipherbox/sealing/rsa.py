@@ -97,7 +97,7 @@ def import_pem(data: bytes, where: str, password: Callable[[], bytes]) -> bytes:
     ConfigError names ``where``, says what is wrong and what to do, and never what is in it.
     """
     if b"PUBLIC KEY-----" in data and b"PRIVATE KEY-----" not in data:
-        raise ConfigError(f"{where} is a public key; import the private key it belongs to")
+        raise ConfigError(f"{where} is a public key", remedy="import the private key it belongs to")
     if len(data) > PEM_BYTES:
         raise ConfigError(
             f"{where} is larger than any RSA key that is taken here ({PEM_BYTES} bytes)"
@@ -120,10 +120,12 @@ def import_pem(data: bytes, where: str, password: Callable[[], bytes]) -> bytes:
         ) from None
     if not isinstance(key, RSAPrivateKey):
         raise ConfigError(
-            f"{where} is not an RSA key; make one with: cipherbox keys generate --rsa"
+            f"{where} is not an RSA key", remedy="make one with: cipherbox keys generate --rsa"
         )
     if why := fault(key.public_key()):  # first, for proving the primes of a huge key takes minutes
-        raise ConfigError(f"{where}: {why}; make another with: cipherbox keys generate --rsa")
+        raise ConfigError(
+            f"{where}: {why}", remedy="make another with: cipherbox keys generate --rsa"
+        )
     try:
         key = _load(data, secret, checked=True)
     except Exception:

@@ -83,8 +83,8 @@ def choose_keys(
     if not allow_mixed and any(safe) and not all(safe):
         weak = ", ".join(b.client_id for b, ok in zip(recipients, safe, strict=True) if not ok)
         raise UnsafeMix(
-            f"{weak} can only be sealed for classically, others post-quantum; allow it by name, "
-            "or split"
+            f"{weak} can only be sealed for classically, others post-quantum",
+            remedy="allow it by name, or split",
         )
     return keys
 

@@ -126,7 +126,9 @@ async def _open(
         except Busy as error:
             if patient:
                 raise
-            raise StoreError(f"{error}; cipherbox doctor DIRECTORY looks for the reason") from error
+            raise StoreError(
+                error.what, remedy="look for the reason: cipherbox doctor DIRECTORY"
+            ) from error
 
     def failed(error: CipherBoxError, pause_s: float) -> None:
         nonlocal said

@@ -381,7 +381,7 @@ class Engine:
         if isinstance(error, DiskFull):
             self._full_until = trio.current_time() + FULL_PAUSE_S
         self._refuse(batch, error)
-        away = GoingAway("HQ's store failed and HQ starts over; connect again")
+        away = GoingAway("HQ's store failed and HQ starts over", remedy="connect again")
         peers, self._peers = list(self._peers.values()), {}
         for peer in peers:
             peer.end(away)

@@ -57,8 +57,8 @@ def _check_key(store: Store, key: bytes, file: Path) -> None:
         aead.decrypt(known[:12], known[12:], _KEY_CHECK.encode())
     except InvalidTag:
         raise ConfigError(
-            f"{file} is not the key this database was encrypted with; restore the file from your "
-            "backup"
+            f"{file} is not the key this database was encrypted with",
+            remedy="restore the file from your backup",
         ) from None
 
 

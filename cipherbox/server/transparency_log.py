@@ -52,7 +52,7 @@ def load_key(path: Path, service_key: bytes) -> nacl.signing.SigningKey:
         return nacl.signing.SigningKey(aead.decrypt(data[:12], data[12:], _KEY_USE))
     except (InvalidTag, ValueError):
         raise ConfigError(
-            f"{path} cannot be read with this service key; restore both from your backup"
+            f"{path} cannot be read with this service key", remedy="restore both from your backup"
         ) from None
 
 

@@ -53,7 +53,9 @@ class LogTable(ABC):
             for level, i in nodes
         ]
         if any(len(one) != _HASH for one in hashes):
-            raise Damaged("an entry of the signed log is missing from the store; restore a backup")
+            raise Damaged(
+                "an entry of the signed log is missing from the store", remedy="restore a backup"
+            )
         return hashes
 
     def first_of(self, incarnation: bytes) -> int:

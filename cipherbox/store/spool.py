@@ -121,7 +121,7 @@ class SpoolSnapshot:
             if not missing - before:
                 return
             undo()
-        raise StoreUnavailable("HQ is too busy for a snapshot now; try again")
+        raise StoreUnavailable("HQ is too busy for a snapshot now", remedy="try again")
 
     def _link(self) -> None:
         for name in os.listdir(self._spool) if self._spool.exists() else []:

@@ -85,7 +85,8 @@ def negotiate(hello: Hello) -> int:
     if not hello.version_min <= VERSION <= hello.version_max:
         raise VersionMismatch(
             f"HQ speaks protocol version {VERSION}, the client {hello.version_min} to "
-            f"{hello.version_max}; update the older program, HQ first (cipherbox manual migrate)"
+            f"{hello.version_max}",
+            remedy="update the older program, HQ first (cipherbox manual migrate)",
         )
     return VERSION
 

@@ -64,14 +64,20 @@ def decode_token(text: str) -> Token:
     try:
         raw = base64.b64decode(body + "=" * (-len(body) % 4), altchars=b"-_", validate=True)
     except (binascii.Error, ValueError):
-        raise TokenError("the token has invalid characters; copy the whole token again") from None
+        raise TokenError(
+            "the token has invalid characters",
+            remedy="copy the whole token again, or ask for a new one (cipherbox enroll)",
+        ) from None
     if len(raw) < _HEAD.size + 2 + _CHECK or not hmac.compare_digest(
         hashlib.sha256(raw[:-_CHECK]).digest()[:_CHECK], raw[-_CHECK:]
     ):
-        raise TokenError("the token is damaged or incomplete; copy the whole token again")
+        raise TokenError(
+            "the token is damaged or incomplete",
+            remedy="copy the whole token again, or ask for a new one (cipherbox enroll)",
+        )
     version, secret, fingerprint, expires_at, size = _HEAD.unpack_from(raw)
     if version != _VERSION:
-        raise TokenError(f"unknown token version {version}; update this program")
+        raise TokenError(f"unknown token version {version}", remedy="update this program")
     at = _HEAD.size
     name, at = raw[at : at + size], at + size
     address = raw[at + 2 : -_CHECK]

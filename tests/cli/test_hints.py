@@ -30,7 +30,7 @@ def test_a_postgresql_that_refuses_is_named_and_the_hint_is_about_it(
     )
     assert begun.code == 6
     assert "cannot be reached: Connection refused" in begun.err
-    assert "see whether PostgreSQL runs and takes this user" in begun.err
+    assert "Check that PostgreSQL runs and accepts this user" in begun.err
     assert not directory.exists()
     assert (
         cipherbox("--home", admin, "init", str(directory), "--address", "127.0.0.1:7443").code == 0

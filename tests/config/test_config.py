@@ -52,7 +52,7 @@ def test_absolute_paths_stay(tmp_path: Path) -> None:
     [
         ("[sever]\n", ["[sever]", "did you mean 'server'"]),
         ("[server]\nlissten = 'x'\n", ["[server]", "'lissten'", "did you mean 'listen'"]),
-        ("[server]\nqqqq = 1\n", ["'qqqq'", "known are: name, listen"]),
+        ("[server]\nqqqq = 1\n", ["'qqqq'", "known: name, listen"]),
         ("[server]\nlisten = 7443\n", ["[server] listen", "a text in quotes", "7443"]),
         ("[ca]\noffline = 1\n", ["[ca] offline", "true or false"]),
         ("[logging]\nkeep = true\n", ["[logging] keep", "a whole number", "True"]),
@@ -62,7 +62,7 @@ def test_absolute_paths_stay(tmp_path: Path) -> None:
         ),
         ("[logging]\nlargest_bytes = 12\n", ["largest_bytes", "at least 4096"]),
         ("[tls]\nkey = ''\n", ["[tls] key", "cannot be empty"]),
-        ("[limits]\nrecipients = 5\n", ["[limits] recipients", "fixed", "take the line away"]),
+        ("[limits]\nrecipients = 5\n", ["[limits] recipients", "fixed", "remove the line"]),
         ("[limits]\nquota_bytes = 0\n", ["[limits] quota_bytes", "at least 1"]),
         ("[limits]\nquota_bytes = 1.5\n", ["[limits] quota_bytes", "a whole number"]),
         ("[server]\nlisten = 'localhost'\n", ["[server] listen", "not host:port"]),

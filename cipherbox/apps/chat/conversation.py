@@ -106,7 +106,8 @@ class Chat:
         content = text.encode()
         if len(content) > LINE_BYTES:
             raise TooLarge(
-                f"a line has at most {LINE_BYTES} bytes, this one {len(content)}; send it as a file"
+                f"a line has at most {LINE_BYTES} bytes, this one {len(content)}",
+                remedy="send it as a file",
             )
         while len(self._waiting) >= _AT_MOST:
             await self._changed.wait()

@@ -42,7 +42,8 @@ def _open(ctx: click.Context, directory: Path, data: bytes, password: bytes | No
     path = directory / "ca.key"
     if not keyfile.is_key_file(data):
         raise ConfigError(
-            f"{path} is no key: it has {len(data)} bytes; take your second copy of this directory"
+            f"{path} is no key: it has {len(data)} bytes",
+            remedy="take your second copy of this directory",
         )
     given = password or named_password(ctx)
     if given is None:
@@ -199,8 +200,9 @@ def _ask_organization(directory: Path) -> None:
     config = hq_settings(directory)
     if config.ca.offline:
         raise ConfigError(
-            "the issuing CA is the organization's: it renews it with its own tools, with the "
-            "same key; then: cipherbox ca import CHAIN.pem"
+            "the issuing CA is the organization's, which renews it with its own tools and the same "
+            "key",
+            remedy="then run: cipherbox ca import CHAIN.pem",
         )
     say(f"The request is in {ask_organization(config)}: let the organization sign it.")
     next_step(

@@ -24,8 +24,9 @@ from cipherbox.cli.doctor.findings import (
     disk,
     ends,
     file_rights,
+    finding,
+    findings_of,
     opening,
-    told,
 )
 from cipherbox.errors import BundleError, CipherBoxError, NetworkError, PasswordError, StoreError
 
@@ -40,6 +41,7 @@ _SKEW_S, _SKEW_BAD_S = 60, 24 * 3600  # HQ refuses ids from more than a day in t
 _REPLACED = (
     "if it is to be this client again, ask the admin for: cipherbox enroll CLIENT_ID --replace"
 )
+_PROXY = "correct it: [line] in client.toml, HTTPS_PROXY"
 _JOIN = "ask the admin for a token (cipherbox enroll) and run: cipherbox join"
 
 
@@ -130,7 +132,7 @@ def _addresses(config: ClientConfig) -> Iterator[Finding]:
         try:
             way = way_to(host, port, config.line)
         except CipherBoxError as error:
-            yield told("network", str(error), "correct it: [line] in client.toml, HTTPS_PROXY")
+            yield from findings_of("network", error, _PROXY)
             continue
         if way.proxy is not None:
             yield _through(way.proxy, address, host, port)
@@ -185,7 +187,7 @@ def _through(proxy: Proxy, address: str, host: str, port: int) -> Finding:
             "is HQ running, is the proxy the right one?",
         )
     except CipherBoxError as error:
-        return told("network", str(error), "correct it: [line] in client.toml, HTTPS_PROXY")
+        return finding("network", error.problems[0], _PROXY)
     took = (time.monotonic() - began) * 1000
     return Finding(
         GOOD,
@@ -208,12 +210,12 @@ def _hq(ctx: click.Context, config: ClientConfig) -> Iterator[Finding]:
         yield Finding(
             WARN,
             "keys",
-            f"{error}; HQ was not tried with this client's certificate",
+            f"{error.what}; HQ was not tried with this client's certificate",
             "run it on a terminal, or with --password-file",
         )
         return
     except CipherBoxError as error:
-        yield Finding(BAD, "keys", str(error), "restore the home from its backup, or join again")
+        yield from findings_of("keys", error, "restore the home from its backup, or join again")
         return
     yield Finding(GOOD, "keys", "the keys open, and belong to the certificate")
     try:
@@ -228,7 +230,7 @@ def _hq(ctx: click.Context, config: ClientConfig) -> Iterator[Finding]:
         about = next(
             (name for kind, name in kinds.items() if isinstance(one, kind)), "certificates"
         )
-        yield told(about, str(one), advice(one) or "mend what it names, then run this again")
+        yield from findings_of(about, one, advice(one) or "fix what it names, then run this again")
 
 
 async def _meet(home: Home) -> list[Finding]:
@@ -278,7 +280,8 @@ async def _meet(home: Home) -> list[Finding]:
                     Finding(
                         GOOD,
                         "mailbox",
-                        f"{waiting} envelopes wait at HQ; take them: cipherbox receive",
+                        f"{waiting} envelopes wait at HQ",
+                        "receive them: cipherbox receive",
                     )
                 )
         return found

@@ -32,15 +32,14 @@ class Finding(NamedTuple):
     todo: str = ""
 
 
-def finding(about: str, problem: Problem) -> Finding:
-    """Return what is wrong on this machine as a finding."""
-    return Finding(BAD, about, problem.what, problem.remedy)
+def finding(about: str, problem: Problem, todo: str = "") -> Finding:
+    """Return a problem as a finding; ``todo`` is its remedy if it has none of its own."""
+    return Finding(BAD, about, problem.what, problem.remedy or todo)
 
 
-def told(about: str, text: str, todo: str = "") -> Finding:
-    """Return what an error's text says as a finding: the cause; the remedy, or else ``todo``."""
-    what, _, remedy = text.partition("; ")
-    return Finding(BAD, about, what, remedy or todo)
+def findings_of(about: str, error: CipherBoxError, todo: str = "") -> list[Finding]:
+    """Return each problem that an error names as a finding."""
+    return [finding(about, problem, todo) for problem in error.problems]
 
 
 Check = Callable[[], Iterable[Finding]]
@@ -53,14 +52,11 @@ def collect(checks: Iterable[tuple[str, Check]]) -> list[Finding]:
         try:
             found += check()
         except (CipherBoxError, OSError, ValueError) as error:
-            found.append(
-                Finding(
-                    BAD,
-                    about,
-                    str(error),
-                    advice(error) or "mend what it names, then run this again",
-                )
-            )
+            todo = advice(error) or "fix what it names, then run this again"
+            if isinstance(error, CipherBoxError):
+                found += findings_of(about, error, todo)
+            else:
+                found.append(Finding(BAD, about, str(error), todo))
     return found
 
 
@@ -97,7 +93,7 @@ def opening(
     except ConfigError as error:
         return [
             *found,
-            *(told("settings", line, todo) for line in str(error).splitlines()),
+            *findings_of("settings", error, todo),
         ], None
 
 

@@ -23,10 +23,10 @@ from cipherbox.cli.doctor.findings import (
     ends,
     file_rights,
     finding,
+    findings_of,
     opening,
-    told,
 )
-from cipherbox.errors import Busy, CipherBoxError, ConfigError
+from cipherbox.errors import Busy, CipherBoxError, ConfigError, Problem
 
 if TYPE_CHECKING:
     from cipherbox.config.settings import ServerConfig
@@ -50,7 +50,7 @@ def look(directory: Path) -> list[Finding]:
     try:
         check_answered(config)  # the files that come with the answer are not missing
     except ConfigError as error:
-        return [*begun, told("certificates", str(error))]
+        return [*begun, *findings_of("certificates", error)]
     files = collect([("files", lambda: _files(config))])
     running = is_locked(config.directory / LOCK)
     secrets: list[tuple[str, Check]] = [
@@ -142,14 +142,11 @@ def _certificates(config: ServerConfig) -> Iterator[Finding]:
         lists = inspect_lists(config, read_material(config, settle=False))
     except CipherBoxError:
         lists = Reading({}, [])  # why is said below
-    for text in certificates(config):
-        if "ended on" not in text and text != "\n".join(lists.refused):
-            yield Finding(
-                BAD, "certificates", text, "put certificate and key that belong together there"
-            )
-    for text in lists.refused:
-        yield Finding(
-            BAD, "lists", text, "put the complete, newest list of that CA there, and nothing else"
+    for problem in certificates(config):
+        yield finding("certificates", problem, "put certificate and key that belong together there")
+    for problem in lists.refused:
+        yield finding(
+            "lists", problem, "put the complete, newest list of that CA there, and nothing else"
         )
     for listed in lists.found.values():
         end = listed.says.next_update
@@ -209,7 +206,7 @@ def _postgresql(config: ServerConfig, *, running: bool) -> Iterator[Finding]:
     try:
         found = look_at(target_of(config.database))
     except CipherBoxError as error:
-        yield Finding(BAD, "store", str(error), todo)
+        yield from findings_of("store", error, todo)
         return
     yield Finding(
         GOOD,
@@ -268,8 +265,8 @@ def _free(setting: str, host: str, port: int) -> Finding:
     from cipherbox.server.operations.port_check import taken
 
     if why := taken(host, port):
-        todo = why.remedy or "set another address or port"
-        return Finding(BAD, "ports", f"{setting}: {why.what}", todo)
+        problem = Problem(f"{setting}: {why.what}", why.remedy)
+        return finding("ports", problem, "set another address or port")
     return Finding(GOOD, "ports", f"{setting}: {host}:{port} is free for HQ, which is not running")
 
 

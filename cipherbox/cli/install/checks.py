@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cipherbox.cli.install.places import USER, Places
-from cipherbox.errors import ConfigError
+from cipherbox.errors import ConfigError, Problem
 from cipherbox.portable import ids_of, is_root, owner_of, unwritable
 
 SPACE = 200_000_000  # for a tree with its compiled modules while the one before it is still there
@@ -23,26 +23,28 @@ def check(places: Places, *, server: bool, python: Path | None, systemd: bool) -
     """
     found = list(_problems(places, server=server, python=python, systemd=systemd))
     if found:
-        raise ConfigError("; ".join(found))
+        raise ConfigError.of(found, "; ")
 
 
-def _problems(places: Places, *, server: bool, python: Path | None, systemd: bool) -> Iterator[str]:
+def _problems(
+    places: Places, *, server: bool, python: Path | None, systemd: bool
+) -> Iterator[Problem]:
     if places.system and places.real and not is_root():
-        yield (
-            "this changes the system and needs root; say: sudo, or for this user alone: install "
-            "--client"
+        yield Problem(
+            "this changes the system and needs root",
+            "run it with sudo, or for this user alone: install --client",
         )
         return
     if server and systemd and places.real and not runs_systemd():
-        yield (
-            "this machine does not run systemd, so nothing would start HQ; with --no-systemd "
-            f"all but the units is put in place, and your own init starts as user {USER}: "
-            f"{places.command} serve {places.data}"
+        yield Problem(
+            "this machine does not run systemd, so nothing would start HQ",
+            "pass --no-systemd to install everything but the units, and let your own init run as "
+            f"user {USER}: {places.command} serve {places.data}",
         )
     if places.system and places.real and python is not None and not usable_by_all(python):
-        yield (
-            f"the service could not run {python}, which lies in a private directory; run this with "
-            "/usr/bin/python3"
+        yield Problem(
+            f"the service could not run {python}, which lies in a private directory",
+            "run this with /usr/bin/python3",
         )
     wanted = [places.base, places.command.parent, places.share, places.units]
     for path in [*wanted, places.data, places.settings] if server else wanted:
@@ -55,7 +57,7 @@ def _problems(places: Places, *, server: bool, python: Path | None, systemd: boo
         and not command.is_symlink()
         and b"cipherbox" not in command.read_bytes()[:4096]
     ):
-        yield f"{command} is another program; move it away"
+        yield Problem(f"{command} is another program", "move it away")
     if places.system and places.real:
         yield from _foreign(places, server=server)
 
@@ -73,29 +75,30 @@ def usable_by_all(program: Path) -> bool:
     return all(parent.stat().st_mode & stat.S_IXOTH for parent in [real, *real.parents])
 
 
-def _place(path: Path, room: int) -> Iterator[str]:
+def _place(path: Path, room: int) -> Iterator[Problem]:
     """Whether the directory is one, or can be made, and has room."""
     there = path
     while not there.exists() and there != there.parent:
         there = there.parent
     if not there.is_dir():
-        yield f"{there} is no directory; move it away"
+        yield Problem(f"{there} is no directory", "move it away")
     elif why := unwritable(there):
         yield why
     elif shutil.disk_usage(there).free < room:
-        yield f"the disk of {there} is full: {room // 1_000_000} MB must be free"
+        yield Problem(f"the disk of {there} is full: {room // 1_000_000} MB must be free")
 
 
-def _foreign(places: Places, *, server: bool) -> Iterator[str]:
+def _foreign(places: Places, *, server: bool) -> Iterator[Problem]:
     """Whoever owns the tree could change what HQ runs; whoever owns the data can read HQ's keys."""
     base = places.base
     while base != base.parent:
         if base.exists():
             found = base.stat()
             if found.st_uid != 0 or (found.st_mode & 0o022 and not found.st_mode & stat.S_ISVTX):
-                yield (
+                yield Problem(
                     f"{base} belongs to {owner_of(base)} or can be written by others, who could "
-                    f"change what HQ runs; run: chown root:root {base} && chmod 755 {base}"
+                    "change what HQ runs",
+                    f"run: chown root:root {base} && chmod 755 {base}",
                 )
         base = base.parent
     ids = ids_of(USER)
@@ -104,9 +107,9 @@ def _foreign(places: Places, *, server: bool) -> Iterator[str]:
         and places.data.exists()
         and owner_of(places.data) not in (USER, "root" if ids is None else USER)
     ):
-        yield (
-            f"{places.data} belongs to {owner_of(places.data)}; if it is HQ's data, run: "
-            f"chown -R {USER}: {places.data}"
+        yield Problem(
+            f"{places.data} belongs to {owner_of(places.data)}",
+            f"if it is HQ's data, run: chown -R {USER}: {places.data}",
         )
 
 

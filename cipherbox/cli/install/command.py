@@ -155,7 +155,8 @@ def _version_before(places: Places, current: str) -> Version:
     older = steps.manifest_of(base / name) if name else {}
     if not older:
         raise ConfigError(
-            f"there is no version before the one in {places.base}; install an older file instead"
+            f"there is no version before the one in {places.base}",
+            remedy="install an older file instead",
         )
     title = f"CipherBox {older['version']}"
     found = check_schemas(_homes(places), older["schemas"], title, _schemas(places, current))

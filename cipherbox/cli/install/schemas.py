@@ -74,8 +74,9 @@ def _check_file(path: Path, newest: int, whose: str) -> None:
         older = path.with_name(f"{path.name}.schema{newest}")
         way = f" A copy from before the upgrade is {older}." if older.exists() else ""
         raise SchemaTooNew(
-            f"{path} was written by a newer program (schema {written}; {whose} knows {newest}): "
-            f"nothing was changed; install the newer file.{way}"
+            f"{path} was written by a newer program (schema {written}; {whose} knows "
+            f"{newest}): nothing was changed",
+            remedy=f"install the newer file.{way}",
         )
 
 
@@ -117,9 +118,9 @@ def _check_postgresql(
     except (CipherBoxError, OSError) as error:
         if older:
             raise SchemaTooNew(
-                f"{where} cannot be asked for its schema ({error}), and {whose} knows an older "
-                "one than the installed program: nothing was changed; install the newer file, "
-                "or let PostgreSQL answer first"
+                f"{where} cannot be asked for its schema ({error}), and {whose} knows an "
+                "older one than the installed program: nothing was changed",
+                remedy="install the newer file, or let PostgreSQL answer first",
             ) from None
         text = (
             f"{where} cannot be asked for its schema: {error}. If it is newer than {whose} knows, "
@@ -128,8 +129,9 @@ def _check_postgresql(
         return [Finding(f"{text}, and change nothing: install the newer file then", False)]
     if written > newest:
         raise SchemaTooNew(
-            f"{where} was written by a newer program (version {written}; {whose} knows {newest}): "
-            "nothing was changed; install the newer file"
+            f"{where} was written by a newer program (version {written}; {whose} knows "
+            f"{newest}): nothing was changed",
+            remedy="install the newer file",
         )
     if 0 < written < newest:
         text = (

@@ -53,9 +53,15 @@ def _listen(places: Places, sockets: list[str]) -> None:
     try:
         call(["systemctl", "restart", *sockets])
     except ConfigError as error:
-        why = [taken(host, port) for _, host, port in wanted(load_server_config(places.data))]
-        todo = f"then say: systemctl restart {' '.join(sockets)} {SERVICE}"
-        raise ConfigError("; ".join([str(error), *filter(None, why), todo])) from None
+        tried = [taken(host, port) for _, host, port in wanted(load_server_config(places.data))]
+        why = [problem for problem in tried if problem]
+        remedies = dict.fromkeys(problem.remedy for problem in why if problem.remedy)
+        raise ConfigError(
+            "; ".join([str(error), *(problem.what for problem in why)]),
+            remedy="; ".join(
+                [*remedies, f"then run: systemctl restart {' '.join(sockets)} {SERVICE}"]
+            ),
+        ) from None
 
 
 def make_hq(places: Places, address: str) -> None:

@@ -66,8 +66,8 @@ def taken_apart(file: Path) -> str:
             wrong = fits(archive.namelist(), platform_name(), python_name())
     except (OSError, BadZipFile, KeyError, ValueError):
         raise ConfigError(
-            f"{file} is not the one file; run the file itself, for example: sudo python3 "
-            "cipherbox.pyz install"
+            f"{file} is not the one file",
+            remedy="run the file itself, for example: sudo python3 cipherbox.pyz install",
         ) from None
     if wrong:
         raise ConfigError(wrong)
@@ -281,8 +281,8 @@ def _make_user(places: Places) -> None:
         commands = [["addgroup", "-S", USER], ["adduser", *options, USER]]
     else:
         raise ConfigError(
-            f"there is neither useradd nor adduser here; make a system user {USER}, then install "
-            "again"
+            "there is neither useradd nor adduser here",
+            remedy=f"make a system user {USER}, then install again",
         )
     for command in commands:
         call(command)
@@ -314,7 +314,9 @@ def listen_steps(places: Places) -> Iterator[Step]:
             for line, (host, port) in zip(lines, addresses, strict=True):
                 if line not in before and places.real and (why := taken(host, port)):
                     raise ConfigError(
-                        f"{SERVER_FILE}: [server] {setting}: {why}; HQ goes on where it listens"
+                        f"{SERVER_FILE}: [server] {setting}: {why.what}; HQ still listens where it "
+                        "did",
+                        remedy=why.remedy or None,
                     )
             text = "\n".join(
                 [f"# [server] {setting} of cipherbox.toml", "[Socket]", "ListenStream=", *lines, ""]

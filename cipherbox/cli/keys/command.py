@@ -98,8 +98,8 @@ def keys_show(ctx: click.Context, client_id: str | None, as_json: bool) -> None:
     pin = Pins(home).get(client_id) if client_id is not None else None
     if client_id is not None and pin is None:
         raise NotFound(
-            f"no keys of {client_id} are pinned here; fetch them with: cipherbox keys pin "
-            f"{client_id}"
+            f"no keys of {client_id} are pinned here",
+            remedy=f"fetch them with: cipherbox keys pin {client_id}",
         )
     bundle = pin.bundle if pin is not None else _own(ctx)
     thing: dict[str, object] = {

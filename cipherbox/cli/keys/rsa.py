@@ -105,7 +105,8 @@ def export_public(bundle: KeyBundle, file: Path) -> None:
     key = next((k for k in bundle.encrypt_keys if k.algorithm == StanzaType.RSA_OAEP), None)
     if key is None:
         raise NotFound(
-            f"{bundle.client_id} has no RSA key; make one with: cipherbox keys generate --rsa"
+            f"{bundle.client_id} has no RSA key",
+            remedy="make one with: cipherbox keys generate --rsa",
         )
     write_atomic(file, public_pem(key.public))
     say(f"The RSA public key {key.key_id.hex()} of {bundle.client_id} is in {file}.")

@@ -424,7 +424,7 @@ def kept_error(item: PendingPublish, error: CipherBoxError) -> CipherBoxError:
         return error
     first = message_id(item.envelope_id, 0)
     text = (
-        f"{error}. Message {first} is kept in the outbox, and goes out when HQ lets this client in "
-        "again"
+        f"{error.what}. Message {first} is kept in the outbox and is sent when HQ accepts this "
+        "client again"
     )
-    return type(error)(text, error.detail)
+    return error.copy(text)

@@ -101,7 +101,7 @@ class Connection:
     def post(self, kind: Callable[..., Any], done: Done, **fields: Any) -> int:
         """Send a request; ``done(answer, error)`` is called once, with one of the two."""
         if self.error is not None:
-            raise fresh(self.error)
+            raise self.error.copy()
         correlation = self.next_correlation()
         try:
             data = self._wire.send(kind(correlation=correlation, **fields))
@@ -326,7 +326,7 @@ async def open_connection(
             with trio.move_on_after(timeout_s):
                 await connection._welcomed.wait()
             if connection.error is not None:
-                raise fresh(connection.error)
+                raise connection.error.copy()
             if not hasattr(connection, "welcome"):
                 raise TimedOut(f"HQ did not answer the opening within {timeout_s:g} s")
             connection.certificate = getattr(stream, "peer_certificate", lambda: None)()
@@ -336,11 +336,6 @@ async def open_connection(
             connection.end(NetworkError("this client closed the connection"))
             with trio.move_on_after(CLOSE_S, shield=True):
                 await connection.closed.wait()
-
-
-def fresh(error: CipherBoxError) -> CipherBoxError:
-    """Return a copy of an error: one instance raised in many tasks would gather all tracebacks."""
-    return type(error)(str(error), error.detail, remedy=error.remedy)
 
 
 def known_log_key(stated: bytes, certificate: x509.Certificate | None) -> bytes:

@@ -24,7 +24,7 @@ from cipherbox.client.connection.confirm_window import (
     PendingPublish,
     ProofCheck,
 )
-from cipherbox.client.connection.connection import Connection, fresh, open_connection
+from cipherbox.client.connection.connection import Connection, open_connection
 from cipherbox.client.events import LINE, EventKind, Events
 from cipherbox.concurrency import Backoff, Signal
 from cipherbox.config.proxies import LineSettings
@@ -261,11 +261,11 @@ class ReconnectingConnection:
         """
         while True:
             if self.failure is not None:
-                raise fresh(self.failure)
+                raise self.failure.copy()
             if self.current is not None and self.current.error is None:
                 return self.current
             if attempts is not None and self.attempts >= attempts and self.trouble is not None:
-                raise fresh(self.trouble)
+                raise self.trouble.copy()
             await self._changed.wait()
 
     async def _ready_or_away(self) -> Connection:
@@ -273,7 +273,7 @@ class ReconnectingConnection:
             with trio.move_on_after(_STEP_S):
                 return await self.ready()
         raise (
-            fresh(self.trouble)
+            self.trouble.copy()
             if self.trouble is not None
             else NetworkError("HQ cannot be reached")
         )
@@ -297,7 +297,7 @@ class ReconnectingConnection:
                     kind, max(0.001, limit - (trio.current_time() - began)), **fields
                 )
             except trio.TooSlowError:
-                last = fresh(self.trouble) if self.trouble is not None else last
+                last = self.trouble.copy() if self.trouble is not None else last
             except CredentialsError:
                 raise
             except CipherBoxError as error:

@@ -65,7 +65,9 @@ def _source(home: Path, box: SecretBox, kept: str) -> EncryptedFile:
     try:
         fd = os.open(home / KEPT / kept, os.O_RDONLY | O_BINARY)
     except FileNotFoundError:
-        raise FileError(f"{home / KEPT / kept} is gone; ask the sender to send it again") from None
+        raise FileError(
+            f"{home / KEPT / kept} is gone", remedy="ask the sender to send it again"
+        ) from None
     return EncryptedFile(fd, box, kept_name(*kept.split("/", 1)))
 
 

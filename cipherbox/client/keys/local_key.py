@@ -92,9 +92,9 @@ def open_local_key(home: Path, password: Password | None, say: Say | None = None
     try:
         local_key = keyfile.decrypt(data, password=raw)
     except CredentialsError as error:
-        raise ConfigError(f"{home / LOCAL_KEY}: {error}; {_RESTORE}") from None
+        raise ConfigError(f"{home / LOCAL_KEY}: {error}", remedy=_RESTORE) from None
     if len(local_key) != SIZE:
-        raise ConfigError(f"{home / LOCAL_KEY} does not hold a local key; {_RESTORE}")
+        raise ConfigError(f"{home / LOCAL_KEY} does not hold a local key", remedy=_RESTORE)
     if keyfile.is_cheap(data):
         _write_dearer(home, data, local_key, raw, say)
     return local_key
@@ -122,8 +122,9 @@ def _read(home: Path) -> bytes:
     data = read_private(home / LOCAL_KEY)
     if len(data) != SIZE and not keyfile.is_key_file(data):
         raise ConfigError(
-            f"{home / LOCAL_KEY}: a local key has {SIZE} bytes, or is sealed under a password; "
-            f"this file has {len(data)} bytes and is neither; {_RESTORE}"
+            f"{home / LOCAL_KEY}: a local key has {SIZE} bytes, or is sealed under a "
+            f"password; this file has {len(data)} bytes and is neither",
+            remedy=_RESTORE,
         )
     return data
 

@@ -62,7 +62,8 @@ async def _caught_up(directory: Directory, connection: Asks, identity: Identity)
     bundle = identity.bundle
     if bundle is None:
         raise BundleError(
-            "this client has not published its keys yet; finish joining first: cipherbox join"
+            "this client has not published its keys yet",
+            remedy="finish joining first: cipherbox join",
         )
     (answer,) = await directory.ask([(identity.client_id, bundle.sequence)])
     later = [decode_bundle(raw) for raw in answer.bundles]
@@ -77,8 +78,9 @@ async def _caught_up(directory: Directory, connection: Asks, identity: Identity)
         taken = identity.arranged([k.key_id for k in newest.encrypt_keys])
     except KeyMissing as error:
         raise BundleError(
-            f"HQ has key bundle {newest.sequence} of {identity.client_id}, which another copy of "
-            f"this home made ({error}); bring its keys.cbk here and run this again"
+            f"HQ has key bundle {newest.sequence} of {identity.client_id}, which "
+            f"another copy of this home made ({error})",
+            remedy="bring its keys.cbk here and run this again",
         ) from None
     taken.bundle = newest
     return taken

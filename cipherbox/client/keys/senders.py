@@ -155,7 +155,8 @@ class Senders(ABC):
                 bundle_hash not in pin.accepted and not await self._precedes(pin, bundle)
             ):
                 raise BundleError(
-                    "the bundle does not lead to the keys pinned here; compare fingerprints"
+                    "the bundle does not lead to the keys pinned here",
+                    remedy="compare fingerprints",
                 )
         leaf = check_bundle(
             bundle, name, self._root, clock.now_ms(), ended_is_error=False, history=True

@@ -29,9 +29,10 @@ class BundleProofs:
         what = f"key bundle {bundle.sequence} of {bundle.client_id}"
         if not proof:
             raise BundleUnlogged(
-                f"HQ handed out {what} without a proof that its signed log names it. Either HQ "
-                "is older than this program, or it shows you a key that it hides from its log; "
-                "ask its admin, and send nothing till then"
+                f"HQ handed out {what} without a proof that its signed log names it. Either "
+                "HQ is older than this program, or it shows you a key that it hides from "
+                "its log",
+                remedy="ask its admin, and send nothing till then",
             )
         try:
             proven = log.verify_bundle_proof(

@@ -100,8 +100,9 @@ class LogProofVerifier:
         """
         if not current.log_key or not current.welcome.log_head:
             raise LogMissing(
-                "HQ shows no signed log, so nothing it says can be proven; it is older than this "
-                "program, or it hides what it does. Nothing is sent; ask its admin"
+                "HQ shows no signed log, so nothing it says can be proven; it is older "
+                "than this program, or it hides what it does. Nothing is sent",
+                remedy="ask its admin",
             )
         if self._key and current.log_key != self._key:
             raise LogContradiction(
@@ -114,12 +115,12 @@ class LogProofVerifier:
             head = verify_checkpoint(current.welcome.log_head, current.log_key)
         except EnvelopeError as error:
             raise LogMissing(
-                f"HQ's newest head does not hold: {error}. Nothing is sent; tell the admin"
+                f"HQ's newest head does not hold: {error}. Nothing is sent", remedy="tell the admin"
             ) from None
         if head.incarnation != current.welcome.history:
             raise LogMissing(
-                "HQ's newest head is of another incarnation than it says. Nothing is sent; tell "
-                "the admin"
+                "HQ's newest head is of another incarnation than it says. Nothing is sent",
+                remedy="tell the admin",
             )
         if not self._key:
             self._pins.remember_log_key(current.log_key)
@@ -209,7 +210,8 @@ class LogProofVerifier:
         key: object = shown_by if shown_by is not None else point[:3]
         if len(self._met) >= MOST_MET and key not in self._met:
             error = LogUnproven(
-                f"HQ owes the proof that {MOST_MET} heads of its log go together; tell the admin"
+                f"HQ owes the proof that {MOST_MET} heads of its log go together",
+                remedy="tell the admin",
             )
             if self._current is not None:
                 self._current.end(error)
@@ -250,7 +252,8 @@ class LogProofVerifier:
                         LogUnproven(
                             f"HQ has not proven for {PATIENCE_S:g} s that the heads of its log "
                             f"that were met here go together ({str(error) or 'no answer'}). "
-                            "Nothing is sent before it does; tell the admin"
+                            "Nothing is sent before it does",
+                            remedy="tell the admin",
                         )
                     )
                 await trio.sleep(RETRY_S)

@@ -34,7 +34,6 @@ import trio
 
 from cipherbox import clock
 from cipherbox.client.connection.confirm_window import PendingPublish, kept_error
-from cipherbox.client.connection.connection import fresh
 from cipherbox.client.connection.reconnecting import Patience, ReconnectingConnection
 from cipherbox.client.events import SENDER, Events
 from cipherbox.client.outbox.outbox import Outbox
@@ -291,7 +290,7 @@ class OutboxSender(Resealing):
     def _send(self, item: PendingPublish) -> None:
         try:
             if self._connection.failure is not None:
-                raise fresh(self._connection.failure)
+                raise self._connection.failure.copy()
             self._window.add(item)
         except CipherBoxError as error:
             item.error, item.gone = error, True

@@ -210,7 +210,7 @@ class Tracking(PublishingCalls, TopologyCalls):
             shown = message_id(row.envelope_id, 0)
             raise RecipientRefuses(
                 f"message {shown} was refused by {'; '.join(whys)}",
-                remedy=f"What became of it: cipherbox status {shown}",
+                remedy=f"see what became of it: cipherbox status {shown}",
             )
 
     async def export_receipts(self, message: uuid.UUID | str) -> dict[str, bytes]:

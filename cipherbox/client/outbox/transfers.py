@@ -81,7 +81,9 @@ def check_path(file: Path, path: Sequence[str]) -> None:
         "".join([str(file), *path]).encode()
     except UnicodeEncodeError:
         name = os.fsencode(file).decode("utf-8", "backslashreplace")
-        raise FileError(f"a name that is not UTF-8 cannot be sent; rename it: {name}") from None
+        raise FileError(
+            "a name that is not UTF-8 cannot be sent", remedy=f"rename it: {name}"
+        ) from None
     if len(path) > LIMITS.path_names + 1:
         raise FileError(
             f"{file} lies {len(path) - 1} directories deep; {LIMITS.path_names} can be sent: "
@@ -336,11 +338,12 @@ def entries_of(folder: Path) -> tuple[SourceEntry, ...]:
             found.append(SourceEntry(here.relative_to(folder).as_posix(), -1, 0))
         if len(found) > LIMITS.entries:
             raise FileError(
-                f"{folder} holds more than {LIMITS.entries} files; pack them into one file"
+                f"{folder} holds more than {LIMITS.entries} files", remedy="pack them into one file"
             )
     if sum(one.path.count("/") + 1 for one in found) > NAMES_OF_ENTRIES:
         raise FileError(
-            f"{folder} holds too many directories inside each other; pack them into one file"
+            f"{folder} holds too many directories inside each other",
+            remedy="pack them into one file",
         )
     if not any(one.size >= 0 for one in found):
         raise FileError(f"there is no file in {folder}")

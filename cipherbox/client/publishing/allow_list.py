@@ -75,7 +75,7 @@ class AllowList:
             entries.pop(exchange, None)
         elif before == ANYBODY:
             raise InvalidRequest(
-                f"{exchange!r} permits anybody; take that away first, then name who may"
+                f"{exchange!r} permits anybody", remedy="take that away first, then name who may"
             )
         else:
             gone = set(client_ids)

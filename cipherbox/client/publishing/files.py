@@ -309,7 +309,9 @@ async def send_file(
     """
     kind = int(stanza_type(stanza) or 0)
     if kind == StanzaType.RATCHET:
-        raise InvalidRequest("sessions are for messages; send a file without stanza 'ratchet'")
+        raise InvalidRequest(
+            "sessions are for messages", remedy="send a file without stanza 'ratchet'"
+        )
     outbox_sender, file = client.outbox(), Path(file)
     transfers = Transfers(outbox_sender.outbox)
     transfer = await outbox_sender.store(
@@ -338,7 +340,9 @@ async def send_directory(
     """As `send_file`: a directory with all its files as one, under its name."""
     kind = int(stanza_type(stanza) or 0)
     if kind == StanzaType.RATCHET:
-        raise InvalidRequest("sessions are for messages; send a directory without stanza 'ratchet'")
+        raise InvalidRequest(
+            "sessions are for messages", remedy="send a directory without stanza 'ratchet'"
+        )
     outbox_sender, folder = client.outbox(), Path(folder)
     transfers = Transfers(outbox_sender.outbox)
     transfer = await outbox_sender.store(

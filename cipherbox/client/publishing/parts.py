@@ -154,7 +154,7 @@ def read_manifest(content: bytes) -> Manifest:
     try:
         document: dict[str, Any] = orjson.loads(content)
         if document.get("version", 1) not in (1, VERSION):
-            raise MalformedEnvelope("the manifest is of a newer program; update this one")
+            raise MalformedEnvelope("the manifest is of a newer program", remedy="update this one")
         raw = bytes.fromhex(document["parts"])
         manifest = Manifest(
             _transfer(document["transfer"]),

@@ -113,9 +113,7 @@ class EnvelopePublisher:
         try:
             route = await self._sealer.resolve_route(options)
         except CredentialsError as error:
-            raise type(error)(
-                f"{error}. Nothing was sent, and nothing was kept", error.detail
-            ) from None
+            raise error.copy(f"{error.what}. Nothing was sent, and nothing was kept") from None
         parts = list(split(messages, self.connection.window.envelope_bytes, len(route.bundles)))
         if beside is not None and len(parts) > 1:
             raise TooLarge(

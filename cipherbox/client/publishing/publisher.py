@@ -312,9 +312,9 @@ class Publisher:
         assert error is not None
         lost = sum(len(messages) for messages, _ in self.refused)
         if not lost:
-            raise type(error)(str(error), error.detail)
-        raise type(error)(
-            f"{error} ({lost} messages were not published; they are in `refused`)", error.detail
+            raise error.copy()
+        raise error.copy(
+            f"{error.what} ({lost} messages were not published; they are in `refused`)"
         )
 
     async def _reroute(self) -> None:

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Sequence
 import trio
 
 from cipherbox.checks import checked
-from cipherbox.client.connection.connection import Connection, fresh
+from cipherbox.client.connection.connection import Connection
 from cipherbox.client.connection.reconnecting import ReconnectingConnection
 from cipherbox.client.events import RECEIVER
 from cipherbox.client.receiving.delivery import Delivery
@@ -113,7 +113,7 @@ class Consumer:
         await trio.lowlevel.checkpoint()
         while not self._waiting and not self._returned:
             if self._failure is not None:
-                raise fresh(self._failure)
+                raise self._failure.copy()
             await self._changed.wait()
         taken: list[Delivery] = []
         for source in (self._returned, self._waiting):
@@ -204,11 +204,10 @@ class Consumer:
         with trio.move_on_after(self._connection.tries * self._connection.timeout_s):
             await self.started.wait()
         if self._failure is not None:
-            raise fresh(self._failure)
+            raise self._failure.copy()
         if not self.started.is_set():
-            raise fresh(
-                self._connection.trouble or self._trouble or TimedOut("HQ did not answer CONSUME")
-            )
+            error = self._connection.trouble or self._trouble
+            raise (error or TimedOut("HQ did not answer CONSUME")).copy()
         self._opener.events.emit(RECEIVER, f"Subscribed to queue {self.queue}")
 
     async def stop(self) -> None:

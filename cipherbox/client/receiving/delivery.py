@@ -6,7 +6,7 @@ import uuid
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
-from cipherbox.client.connection.connection import Connection, fresh
+from cipherbox.client.connection.connection import Connection
 from cipherbox.envelope.ids import message_id
 from cipherbox.errors import EnvelopeError
 from cipherbox.sealing.body import Message
@@ -72,7 +72,7 @@ class Delivery:
         """Return layout and hashes, parsed on first use; EnvelopeError if malformed."""
         if self._parsed is None:
             if self._error is not None:
-                raise fresh(self._error)
+                raise self._error.copy()
             try:
                 self._parsed = parse_envelope(self.raw)
             except EnvelopeError as error:

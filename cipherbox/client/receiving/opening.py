@@ -114,7 +114,7 @@ class Opener:
         prefix = delivery.parsed.layout.prefix
         if not self._accepts(delivery):
             raise NotAccepted(
-                f"no mail is taken from {prefix.sender}; see: cipherbox contacts list"
+                f"no mail is taken from {prefix.sender}", remedy="see: cipherbox contacts list"
             )
         sender = await self._sender(delivery)
         try:

@@ -89,7 +89,7 @@ class Prekeys:
         try:
             if not await self._supported():
                 raise UnknownRecipient(
-                    "this HQ keeps no prekeys; its admin must bring it up to date"
+                    "this HQ keeps no prekeys", remedy="its admin must bring it up to date"
                 )
             answer: frames.Prekeys = await self._connection.request(
                 frames.GetPrekeys, clients=list(due)
@@ -156,7 +156,9 @@ class Prekeys:
         client.
         """
         if not await self._supported():
-            raise UnknownRecipient("this HQ keeps no prekeys; its admin must bring it up to date")
+            raise UnknownRecipient(
+                "this HQ keeps no prekeys", remedy="its admin must bring it up to date"
+            )
         keys = self.sessions.keys
         history = self._history
         if keys.must_replace(history):

@@ -278,7 +278,9 @@ class Sessions:
     def _session_to_send_in(self, peer: str, *, said: bool = True) -> tuple[Session, Chain | None]:
         newest = self._newest(peer, said=said)
         if newest is None:
-            raise InvalidRequest(f"there is no session with {peer}; send again, and one is begun")
+            raise InvalidRequest(
+                f"there is no session with {peer}", remedy="send again, and one is begun"
+            )
         return newest
 
     def _newest(self, peer: str, *, said: bool = True) -> tuple[Session, Chain | None] | None:

@@ -180,7 +180,7 @@ def sending(state: Ratchet, before: Chain | None) -> Chain:
         )
     if before is not None and before.turn > state.turn:
         raise InvalidRequest(
-            "the session was set back behind what was said in it; begin another session"
+            "the session was set back behind what was said in it", remedy="begin another session"
         )
     previous = before.sent if before is not None and before.turn == state.turn - 1 else 0
     return Chain(state.turn, public(state.own), state.start, 0, previous)
@@ -189,7 +189,7 @@ def sending(state: Ratchet, before: Chain | None) -> Chain:
 def encrypt(chain: Chain, plaintext: bytes, associated: bytes) -> tuple[Chain, Header, bytes]:
     """The next state, the header and the ciphertext.  InvalidRequest when the chain is used up."""
     if chain.sent >= _MOST:
-        raise InvalidRequest("the session's chain is used up; begin another session")
+        raise InvalidRequest("the session's chain is used up", remedy="begin another session")
     following, key = turn_chain(chain.chain)
     header = Header(chain.key, chain.previous, chain.sent)
     ciphertext = seal_message(key, plaintext, bound(associated, header))

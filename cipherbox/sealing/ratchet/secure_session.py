@@ -243,7 +243,7 @@ class SecureContext:
         if session_id not in self._cache:
             raw = self._storage.load(session_id)
             if raw is None:
-                raise KeyMissing("there is no such session; make another handshake")
+                raise KeyMissing("there is no such session", remedy="make another handshake")
             self._cache[session_id] = raw[:PUBLIC], session.decode(raw[PUBLIC:])
         return self._cache[session_id]
 
@@ -368,7 +368,9 @@ class HandshakeBuilder:
         was.
         """
         if self._pair is None:
-            raise InvalidRequest("this handshake has made no offer, or is finished; make a new one")
+            raise InvalidRequest(
+                "this handshake has made no offer, or is finished", remedy="make a new one"
+            )
         if len(first) < _FIRST_HEAD.size:
             raise MalformedEnvelope("this is no answer to an offer")
         magic, peer, signature = _FIRST_HEAD.unpack_from(first)

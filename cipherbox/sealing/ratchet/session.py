@@ -233,7 +233,9 @@ def decode(raw: bytes) -> Session:
             start,
         ) = _STATE.unpack_from(raw)
         if version != _VERSION:
-            raise StoreError(f"the session was written in version {version}; update this program")
+            raise StoreError(
+                f"the session was written in version {version}", remedy="update this program"
+            )
         at = _STATE.size + length
         handshake, chain = raw[_STATE.size : at], None
         if flags & _SAYS:

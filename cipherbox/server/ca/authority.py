@@ -94,13 +94,17 @@ def take_off(
 def _check_place(directory: Path, root: x509.Certificate) -> None:
     there = directory / ROOT
     if there.exists() and load_certificate(there) != root:
-        raise ConfigError(f"{directory} holds another CA already; choose another directory")
+        raise ConfigError(
+            f"{directory} holds another CA already", remedy="choose another directory"
+        )
     if (
         not there.exists()
         and directory.is_dir()
         and any((directory / n).exists() for n in (ROOT_KEY, ISSUING_KEY))
     ):
-        raise ConfigError(f"{directory} holds keys of an unknown CA; choose another directory")
+        raise ConfigError(
+            f"{directory} holds keys of an unknown CA", remedy="choose another directory"
+        )
 
 
 def _prove(authority: pki.Authority) -> None:
@@ -151,7 +155,7 @@ def renew(config: ServerConfig, vault: Vault | None) -> x509.Certificate:
         root = pki.Authority(material.root, key)
     else:
         raise ConfigError(
-            f"{config.ca.root_key} is not here; bring the root key back: --root DIRECTORY"
+            f"{config.ca.root_key} is not here", remedy="bring the root key back: --root DIRECTORY"
         )
     renewed = pki.renew_issuing(material.authority, root).certificate
     checked_issuing([renewed], material.root, str(config.tls.issuing), clock.now())

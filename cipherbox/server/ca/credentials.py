@@ -101,8 +101,11 @@ def check_answered(config: ServerConfig) -> None:
     """ConfigError while it is."""
     if is_waiting(config):
         raise ConfigError(
-            "the organization's answer is missing; let it sign what `cipherbox init` wrote to "
-            f"{config.directory / 'ca'}, then: cipherbox ca import FILE --hq {config.directory}"
+            "the organization's answer is missing",
+            remedy=(
+                f"let it sign what `cipherbox init` wrote to {config.directory / 'ca'}, "
+                f"then: cipherbox ca import FILE --hq {config.directory}"
+            ),
         )
 
 
@@ -168,8 +171,9 @@ def checked_issuing(
         )
     if len(chain) > _CAS or sum(len(pki.der(c)) for c in chain) > _CHAIN_BYTES:
         raise ConfigError(
-            f"{where}: more than {_CAS} CAs below the root, or more than {_CHAIN_BYTES} bytes of "
-            "them; take as root one that is nearer"
+            f"{where}: more than {_CAS} CAs below the root, or more than {_CHAIN_BYTES} "
+            "bytes of them",
+            remedy="take as root one that is nearer",
         )
     try:
         verify_issuing(chain, root, at)

@@ -98,8 +98,8 @@ class CaExchange:
         for leaf in own or [trust.server]:
             if any(_row_of(rows, row.client, leaf) for row in rows if row.role != HQ_ROLE):
                 raise InvalidRequest(
-                    "a client's request was signed as a server's; sign it with the extensions of a "
-                    "client (cipherbox manual pki)"
+                    "a client's request was signed as a server's",
+                    remedy="sign it with the extensions of a client (cipherbox manual pki)",
                 )
             its_key = server_key(self._live.now, key, leaf, settle=False)
             attrs.evolve(

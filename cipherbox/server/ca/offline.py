@@ -67,8 +67,10 @@ class Vault:
         found = key_at(path, self.key)
         if not belongs(found, certificate):
             raise ConfigError(
-                f"{path} is the key of another CA, not of {certificate.subject.rfc4514_string()} "
-                f"with SHA-256 {pki.fingerprint(certificate).hex()}; bring back the right one"
+                f"{path} is the key of another CA, not of "
+                f"{certificate.subject.rfc4514_string()} with SHA-256 "
+                f"{pki.fingerprint(certificate).hex()}",
+                remedy="bring back the right one",
             )
         return pki.Authority(certificate, found)
 

@@ -175,9 +175,9 @@ def _check_admin(admin: ClientConfig, root: x509.Certificate, address: str) -> N
         or (known.exists() and certificates_in(known) != [root])
     ):
         raise ConfigError(
-            f"{admin.home} is the home of {admin.client_id} at {admin.address}, and not of the "
-            "admin that `cipherbox init` made with this HQ; name that one: cipherbox --home "
-            "DIRECTORY ca import ..."
+            f"{admin.home} is the home of {admin.client_id} at {admin.address}, and not "
+            "of the admin that `cipherbox init` made with this HQ",
+            remedy="name that one: cipherbox --home DIRECTORY ca import ...",
         )
 
 
@@ -212,7 +212,8 @@ def _both(
     for found, file in ((server, HQ_REQUEST), (person, ADMIN_REQUEST)):
         if found is None:
             raise ConfigError(
-                f"there is no certificate for the key in {file}; give both, and the revocation list"
+                f"there is no certificate for the key in {file}",
+                remedy="give both, and the revocation list",
             )
     assert server is not None
     assert person is not None

@@ -57,8 +57,8 @@ def _document(document: bytes) -> tuple[list[x509.Certificate], list[bytes]]:
         data = orjson.loads(document)
         if data["format"] == REQUESTS_FORMAT:
             raise InvalidRequest(
-                "these are the requests; carry them to the CA: cipherbox ca sign, then import "
-                "what it wrote"
+                "these are the requests",
+                remedy="carry them to the CA: cipherbox ca sign, then import what it wrote",
             )
         if data["format"] != CERTIFICATES_FORMAT:
             raise InvalidRequest(f"this file is not of the format {CERTIFICATES_FORMAT}")
@@ -90,8 +90,8 @@ def for_hq(leaf: x509.Certificate) -> bool:
     if pki.SERVER_NAME in dns_names(found):
         return True
     raise InvalidRequest(
-        f"HQ's certificate needs the DNS name {pki.SERVER_NAME} (subjectAltName); have it signed "
-        "anew"
+        f"HQ's certificate needs the DNS name {pki.SERVER_NAME} (subjectAltName)",
+        remedy="have it signed anew",
     )
 
 

@@ -129,7 +129,8 @@ class Rate:
         if left < cost:
             wait_s = math.ceil((cost - left) * 60 / self._per_minute)
             raise Throttled(
-                f"more than {self._per_minute} {self._what} in a minute; ask again in {wait_s} s"
+                f"more than {self._per_minute} {self._what} in a minute",
+                remedy=f"ask again in {wait_s} s",
             )
         self._spent[name] = (left - cost, now)
 

@@ -165,7 +165,7 @@ class Directory:
         left -= sum(len(bundle.raw) for _, bundles in by_hash for bundle in bundles)
         if left < 0:
             raise InvalidRequest(
-                "these key bundles do not fit into one answer; ask for fewer at once"
+                "these key bundles do not fit into one answer", remedy="ask for fewer at once"
             )
         for one in query.clients:
             answer, bundles = await self._by_client(one)

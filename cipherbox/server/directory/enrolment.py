@@ -129,8 +129,8 @@ class Enrolments:
         if known.role != role:
             other = f"revoke {client_id}" if role == m.CLIENT else f"grant {client_id} admin"
             raise Conflict(
-                f"{client_id!r} is {_A[known.role]} and stays one; choose another name, or: "
-                f"cipherbox {other}"
+                f"{client_id!r} is {_A[known.role]} and stays one",
+                remedy=f"choose another name, or: cipherbox {other}",
             )
         if not replaces:
             raise Conflict(
@@ -151,24 +151,28 @@ class Enrolments:
         async with self.lock:
             row = await self._engine.in_store(self._store.enrolment, secret_hash(secret))
             if row is None or row.client != client_id:
-                raise TokenError("HQ does not know this token; ask the admin for a new one")
+                raise TokenError(
+                    "HQ does not know this token", remedy="ask the admin for a new one"
+                )
             key = pki.spki(pki.key_of_csr(csr))
             if row.csr and pki.spki(pki.key_of_csr(row.csr)) != key:
                 raise EnrolmentRefused(
-                    "this token was used already, with another key; ask the admin for a new one"
+                    "this token was used already, with another key",
+                    remedy="ask the admin for a new one",
                 )
             if row.state == REFUSED:
                 raise EnrolmentRefused("HQ's admin refused this enrolment")
             if row.state == ENDED:
                 raise EnrolmentRefused(
                     f"this token was made before {client_id} was revoked or given to another "
-                    "home, and ended with that; ask the admin for a new one"
+                    "home, and ended with that",
+                    remedy="ask the admin for a new one",
                 )
             if row.state == DONE:
                 await self._complete(row)
                 return Outcome(ISSUED, row.number, row.chain)
             if row.expires_at <= pki.ms(clock.now()):
-                raise TokenError("this token has ended; ask the admin for a new one")
+                raise TokenError("this token has ended", remedy="ask the admin for a new one")
             self._refuse_taken(row)
             if row.state == OPEN:
                 row.csr = csr
@@ -195,9 +199,12 @@ class Enrolments:
         if known is None or known.revoked_at or row.replaces:
             return
         raise EnrolmentRefused(
-            f"another home was enrolled as {row.client}, with the role {known.role}, since this "
-            "token was made; if this one is to replace it, ask the admin for: cipherbox enroll "
-            f"{row.client} --replace"
+            f"another home was enrolled as {row.client}, with the role {known.role}, "
+            "since this token was made",
+            remedy=(
+                "if this one is to replace it, ask the admin for: cipherbox enroll "
+                f"{row.client} --replace"
+            ),
         )
 
     async def _advance(self, row: Enrolment) -> Outcome:
@@ -340,12 +347,13 @@ class Enrolments:
         async with self.lock:
             if client_id not in self._engine.broker.state.rights.clients:
                 raise NotFound(
-                    f"there is no client {client_id!r}; see who is enrolled: cipherbox clients"
+                    f"there is no client {client_id!r}",
+                    remedy="see who is enrolled: cipherbox clients",
                 )
             if self._engine.broker.state.rights.admins() == {client_id}:
                 raise Conflict(
-                    f"{client_id!r} is the last admin of this HQ; enrol another first: "
-                    "cipherbox enroll CLIENT_ID --role admin"
+                    f"{client_id!r} is the last admin of this HQ",
+                    remedy="enrol another first: cipherbox enroll CLIENT_ID --role admin",
                 )
             await self._end_all_of(client_id)
             rows = await self._records.revoke_all(client_id)

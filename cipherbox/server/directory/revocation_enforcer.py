@@ -76,7 +76,9 @@ class RevocationEnforcer:
         await self._engine.in_store(self._trust.new_crl)
         await self._certificate.renew_if_due()
         if self._trust.server != old:
-            self._connections.end_all(GoingAway("HQ has another certificate; connect again"))
+            self._connections.end_all(
+                GoingAway("HQ has another certificate", remedy="connect again")
+            )
 
     async def apply_list(self, says: RevocationList, der: bytes) -> None:
         """End what a list of the issuing CA names: certificates, connections, and clients without

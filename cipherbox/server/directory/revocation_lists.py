@@ -31,7 +31,7 @@ from cryptography import x509
 from cipherbox import clock, pki
 from cipherbox.concurrency import Flag
 from cipherbox.config.settings import ServerConfig
-from cipherbox.errors import ConfigError, CredentialsError
+from cipherbox.errors import ConfigError, CredentialsError, Problem
 from cipherbox.ops.logs import get_logger
 from cipherbox.pki.revocation_lists import RevocationList, issuer_of, lists_in, read_crl
 from cipherbox.server.ca.credentials import Credentials
@@ -69,7 +69,7 @@ class Reading(NamedTuple):
     """
 
     found: dict[bytes, Listed]
-    refused: list[str]
+    refused: list[Problem]
 
 
 def inspect_lists(config: ServerConfig, material: Credentials) -> Reading:
@@ -83,9 +83,9 @@ def inspect_lists(config: ServerConfig, material: Credentials) -> Reading:
                 if before is None or before.says.number <= one.says.number:
                     reading.found[pki.fingerprint(one.ca)] = one
         except OSError as error:
-            reading.refused.append(f"cannot read {file}: {error.strerror}")
+            reading.refused.append(Problem(f"cannot read {file}: {error.strerror}"))
         except CredentialsError as error:
-            reading.refused.append(str(error))
+            reading.refused.extend(error.problems)
     return reading
 
 
@@ -93,7 +93,7 @@ def read_lists(config: ServerConfig, material: Credentials) -> dict[bytes, Liste
     """The newest list of each CA, by its fingerprint; ConfigError names the file that is wrong."""
     found, refused = inspect_lists(config, material)
     if refused:
-        raise ConfigError("\n".join(refused))
+        raise ConfigError.of(refused)
     return found
 
 
@@ -106,7 +106,7 @@ def _listed(der: bytes, material: Credentials, file: Path) -> Listed:
             return Listed(ca, der, read_crl(der, ca, clock.now()), file)
         except CredentialsError as error:
             why = error
-    raise CredentialsError(f"{file}: {why}")
+    raise CredentialsError(f"{file}: {why.what}", remedy=why.remedy)
 
 
 def why_revoked(found: Iterable[Listed], material: Credentials) -> str:

@@ -55,7 +55,7 @@ class Trust:
         row = self._rows.get(pki.serial(certificate))
         if row is None or row.der != pki.der(certificate):
             raise CredentialsError(
-                "HQ has no record of this certificate; ask for a token and join again"
+                "HQ has no record of this certificate", remedy="ask for a token and join again"
             )
         self._refuse_revoked(row)
         if row.expires_at <= pki.ms(clock.now()):

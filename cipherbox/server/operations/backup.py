@@ -70,7 +70,7 @@ class Summary:
 def back_up(config: ServerConfig, to: Path, tell: Tell = lambda _, __: None) -> Summary:
     """Writes the backup ``to``, which must not exist.  HQ may run meanwhile."""
     if to.exists():
-        raise ConfigError(f"{to} exists already; give each backup a name of its own")
+        raise ConfigError(f"{to} exists already", remedy="give each backup a name of its own")
     part = to.with_name(f"{to.name}.{secrets.token_hex(4)}.part")
     private_dir(part)
     try:
@@ -117,7 +117,7 @@ def restore(
     """
     manifest = read_manifest(backup)
     if directory.exists() and any(directory.iterdir()):
-        raise ConfigError(f"{directory} is not empty; restore into a new directory")
+        raise ConfigError(f"{directory} is not empty", remedy="restore into a new directory")
     try:
         return _restore(backup, directory, database, manifest, tell)
     except BaseException:
@@ -146,7 +146,9 @@ def _restore(
         closing(open_store(config, create=True)) as store,
     ):
         if store.load(1).clients:
-            raise ConfigError("this database holds an HQ already; restore into another schema")
+            raise ConfigError(
+                "this database holds an HQ already", remedy="restore into another schema"
+            )
         store.put_setting(COPYING, b"restore")
         copy(source, store, tell)
         log_key = load_key(

@@ -29,30 +29,35 @@ from cipherbox.store.sqlite.store import RESERVE, SPOOL
 LOCK = "lock"
 
 
-def problems(config: ServerConfig) -> list[str]:
-    """What is wrong, a text each; empty when HQ could start."""
+def problems(config: ServerConfig) -> list[Problem]:
+    """Return what is wrong; empty when HQ could start."""
     try:
         check_answered(config)  # what comes with the answer is not missing
     except ConfigError as error:
-        return [str(error)]
-    found: list[str] = []
-    for look in (keys, certificates, _places, _database, _addresses):
+        return [*error.problems]
+    found: list[Problem] = []
+    for look in (keys, certificates, _expiry, _lists, _places, _database, _addresses):
         try:
             found += look(config)
         except (CipherBoxError, OSError) as error:
-            found.append(str(error))
+            found += problems_of(error)
     return list(dict.fromkeys(found))
 
 
-def _tried(*work: Callable[[], object]) -> Iterator[str]:
+def problems_of(error: CipherBoxError | OSError) -> tuple[Problem, ...]:
+    """Return what an error says is wrong."""
+    return error.problems if isinstance(error, CipherBoxError) else (Problem(str(error)),)
+
+
+def _tried(*work: Callable[[], object]) -> Iterator[Problem]:
     for one in work:
         try:
             one()
         except (CipherBoxError, OSError) as error:
-            yield str(error)
+            yield from problems_of(error)
 
 
-def keys(config: ServerConfig) -> Iterator[str]:
+def keys(config: ServerConfig) -> Iterator[Problem]:
     """What is wrong with the secret keys."""
     encryption = config.encryption
     yield from _tried(
@@ -61,8 +66,8 @@ def keys(config: ServerConfig) -> Iterator[str]:
     )
 
 
-def certificates(config: ServerConfig) -> Iterator[str]:
-    """What is wrong with HQ's certificates and their keys."""
+def certificates(config: ServerConfig) -> Iterator[Problem]:
+    """Yield what is wrong with HQ's certificates and their keys, whatever the time is."""
     tls = config.tls
     yield from _tried(
         lambda: load_certificate(tls.root),
@@ -73,23 +78,35 @@ def certificates(config: ServerConfig) -> Iterator[str]:
     server = load_certificate(tls.certificate)
     yield from _tried(lambda: checked_issuing(issuing, root, str(tls.issuing)))
     if not issued(server, issuing[0]):
-        yield f"{tls.certificate} was not issued by {tls.issuing}"
+        yield Problem(f"{tls.certificate} was not issued by {tls.issuing}")
     else:
         fits = partial(pki.verify_chain, [server, *issuing], root, None, pki.SERVER)
         yield from (
-            f"{tls.certificate} is nothing that clients accept: {text}" for text in _tried(fits)
+            Problem(f"clients do not accept {tls.certificate}: {why.what}", why.remedy)
+            for why in _tried(fits)
         )
+
+
+def _expiry(config: ServerConfig) -> Iterator[Problem]:
+    server = load_certificate(config.tls.certificate)
     if server.not_valid_after_utc <= clock.now():
         renews = "" if config.ca.offline else "; HQ renews it when it starts"
-        yield f"{tls.certificate} ended on {server.not_valid_after_utc:%Y-%m-%d}{renews}"
+        yield Problem(
+            f"{config.tls.certificate} ended on {server.not_valid_after_utc:%Y-%m-%d}{renews}"
+        )
+
+
+def _lists(config: ServerConfig) -> Iterator[Problem]:
     yield from _tried(lambda: read_lists(config, read_material(config, settle=False)))
 
 
-def _database(config: ServerConfig) -> Iterator[str]:
+def _database(config: ServerConfig) -> Iterator[Problem]:
     if config.database.kind == "postgresql":
         yield from _tried(lambda: reach(config))
     elif not config.database.path.exists():
-        yield f"{config.database.path}: there is no database; make one with: cipherbox init"
+        yield Problem(
+            f"{config.database.path}: there is no database", "make one with: cipherbox init"
+        )
 
 
 def places(config: ServerConfig) -> Iterator[Problem]:
@@ -122,20 +139,23 @@ def places(config: ServerConfig) -> Iterator[Problem]:
 def require_places(config: ServerConfig) -> None:
     """StoreError with everything that could not be written, before anything is."""
     try:
-        wrong = [text for text in places(config) if text]
+        wrong = [problem for problem in places(config) if problem]
     except OSError as error:
         raise StoreError(f"{error.filename}: {error.strerror}") from None
     if wrong:
-        raise StoreError("; ".join(wrong))
+        raise StoreError(
+            "; ".join(problem.what for problem in wrong),
+            remedy="; ".join(dict.fromkeys(p.remedy for p in wrong if p.remedy)) or None,
+        )
 
 
-def _places(config: ServerConfig) -> Iterator[str]:
+def _places(config: ServerConfig) -> Iterator[Problem]:
     return filter(None, places(config))
 
 
-def _addresses(config: ServerConfig) -> Iterator[str]:
+def _addresses(config: ServerConfig) -> Iterator[Problem]:
     if is_locked(config.directory / LOCK):
         return  # HQ runs on it: its addresses are taken, by itself
     for setting, host, port in wanted(config):
         if why := taken(host, port):
-            yield f"{setting}: {why}"
+            yield Problem(f"{setting}: {why.what}", why.remedy)

@@ -57,9 +57,11 @@ async def admin_token(
         known = hq.engine.broker.state.rights.clients.get(client_id)
         if known is not None and not known.revoked_at and not replaces:
             raise Conflict(
-                f"{client_id!r} is there, and its lost key would stay good; say --replace, or "
-                "choose another name and revoke this one when you have joined: cipherbox revoke "
-                f"{client_id}"
+                f"{client_id!r} is there, and its lost key would stay good",
+                remedy=(
+                    "say --replace, or choose another name and revoke this one when you have "
+                    f"joined: cipherbox revoke {client_id}"
+                ),
             )
         token = await hq.enrolments.token(
             client_id, m.ADMIN, approve=False, valid_s=valid_s, replaces=replaces

@@ -81,4 +81,6 @@ def reach(config: ServerConfig) -> None:
 def check_whole(store: Store) -> None:
     """StoreError for the remains of a copy that did not come to its end."""
     if store.get_setting(COPYING):
-        raise StoreError("this database is an unfinished copy; remove it and copy or restore again")
+        raise StoreError(
+            "this database is an unfinished copy", remedy="remove it and copy or restore again"
+        )

@@ -105,10 +105,12 @@ def check_free(directory: Path, admin_id: str, admin_home: Path) -> None:
     _clear_unfinished(directory, admin_home)
     if (directory / SERVER_FILE).exists() or (directory / "cipherbox.sqlite3").exists():
         raise ConfigError(
-            f"{directory} holds an HQ already; to run it: cipherbox serve {directory}"
+            f"{directory} holds an HQ already", remedy=f"to run it: cipherbox serve {directory}"
         )
     if (admin_home / "client.toml").exists():
-        raise ConfigError(f"{admin_home} belongs to a client already; choose another with --home")
+        raise ConfigError(
+            f"{admin_home} belongs to a client already", remedy="choose another with --home"
+        )
 
 
 def make_directory(config: ServerConfig) -> bytes:
@@ -171,16 +173,17 @@ def whole_or_nothing(
         )
         if full:
             raise StoreError(
-                f"the disk of {directory} is full; make room, then run it again"
+                f"the disk of {directory} is full", remedy="make room, then run it again"
             ) from error
         if isinstance(error, StoreUnavailable) and others_database:
             raise StoreError(
-                f"{error}; nothing is left of this attempt: see whether PostgreSQL runs and "
-                "takes this user there, then run it again"
+                f"{error.what}; the partial installation was removed",
+                remedy="check that PostgreSQL runs and accepts this user, then run it again",
             ) from error
         if isinstance(error, StoreUnavailable):
             raise StoreError(
-                f"{error}; what was begun is away again: look at the disk, then run it again"
+                f"{error.what}; the partial installation was removed",
+                remedy="check the disk, then run it again",
             ) from error
         raise
 
@@ -251,8 +254,8 @@ def _try_store(config: ServerConfig) -> None:
     try:
         if store.load(1).clients:
             raise ConfigError(
-                "this database holds an HQ already; choose another schema, or serve its own "
-                "directory"
+                "this database holds an HQ already",
+                remedy="choose another schema, or serve its own directory",
             )
     finally:
         store.close()

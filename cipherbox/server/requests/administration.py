@@ -97,7 +97,9 @@ async def _kick(hq: Services, s: Requester, x: f.Kick) -> object:
             if x.connection
             else f"no connection of {x.client_id}"
         )
-        raise NotFound(f"there is {which}; see who is there: cipherbox clients list --connected")
+        raise NotFound(
+            f"there is {which}", remedy="see who is there: cipherbox clients list --connected"
+        )
     reason = x.reason[:_REASON_CHARS] or "an admin cut this connection"
     for session in found:
         session.log("Connection cut by an admin", by=s.client, reason=reason)

@@ -260,14 +260,14 @@ async def _list_dead(hq: Services, s: Requester, x: f.ListDead) -> object:
     if not hq.admission.is_admin(s.client) and (queue is None or not queue.is_reader(s.client)):
         if not x.queue:
             raise Forbidden(
-                "the dead letters of all queues are an admin's; name a queue of yours, for example "
-                f"{MAILBOX}{s.client}"
+                "the dead letters of all queues are an admin's",
+                remedy=f"name a queue of yours, for example {MAILBOX}{s.client}",
             )
         raise NotFound(f"there is no queue {x.queue!r} whose dead letters you may see")
     rows, after = await hq.engine.in_store(hq.store.dead_letters, x.queue, x.after, _IDS, x.settled)
     # what was deleted may have left some
     if x.queue and queue is None and not rows and not x.after:
-        raise NotFound(f"there is no queue {x.queue!r}; see: cipherbox queue list")
+        raise NotFound(f"there is no queue {x.queue!r}", remedy="see: cipherbox queue list")
     return f.Listing(x.correlation, after, orjson.dumps(rows))
 
 
@@ -288,7 +288,7 @@ async def _request_certificate(hq: Services, s: Requester, x: f.RequestCertifica
         f"token {secret_hash(x.secret).hex()}" if known else f"address {s.address}"
     )
     if not known:
-        raise TokenError("HQ does not know this token; ask the admin for a new one")
+        raise TokenError("HQ does not know this token", remedy="ask the admin for a new one")
     return _certificate(x.correlation, await hq.enrolments.request(x.client_id, x.secret, x.csr))
 
 

@@ -17,7 +17,7 @@ from cipherbox.store.postgres.target import Target
 
 OLDEST = 14
 _REMEDY = (
-    "Does PostgreSQL run there, can it be reached, and does its pg_hba.conf take this user? "
+    "does PostgreSQL run there, can it be reached, and does its pg_hba.conf take this user? "
     "See: cipherbox manual howto-hq"
 )
 _LOOK = """
@@ -80,15 +80,15 @@ class Connector:
             )
         if encoding != "UTF8":
             raise StoreError(
-                f"{where}: database {self.target.database} has the encoding {encoding}; make it "
-                "with UTF8"
+                f"{where}: database {self.target.database} has the encoding {encoding}",
+                remedy="make it with UTF8",
             )
         if recovery:
             return ""
         if fsync != "on" or pages != "on":
             raise StoreError(
-                f"{where} runs with fsync or full_page_writes off: its commits are not safe; "
-                "turn them on"
+                f"{where} runs with fsync or full_page_writes off: its commits are not safe",
+                remedy="turn them on",
             )
         if synchronous in ("off", "local"):
             connection.script("SET synchronous_commit = on")

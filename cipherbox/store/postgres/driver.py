@@ -30,6 +30,7 @@ from cipherbox.errors import (
     Damaged,
     DiskFull,
     InvalidRequest,
+    Problem,
     StoreError,
     StoreUnavailable,
 )
@@ -53,9 +54,11 @@ _CLASSES: dict[str, type[CipherBoxError]] = {
     "22003": InvalidRequest,
 }
 _SETUP = {
-    "28": "the server does not accept this user: check user, password file and pg_hba.conf",
-    "3D": "there is no such database; create it, or correct the name",
-    "42501": "the user lacks a right",
+    "28": Problem(
+        "the server does not accept this user", "check user, password file and pg_hba.conf"
+    ),
+    "3D": Problem("there is no such database", "create it, or correct the name"),
+    "42501": Problem("the user lacks a right"),
 }
 _SSL_REQUEST = (8).to_bytes(4, "big") + (80_877_103).to_bytes(4, "big")
 _BROKEN = ("08", "57P", "25006", "25P")  # after these a connection is of no use
@@ -185,9 +188,9 @@ class PostgresConnection:
 
 def _plain(state: str, text: str) -> CipherBoxError:
     """What the server's refusal means to HQ."""
-    for start, advice in _SETUP.items():
+    for start, why in _SETUP.items():
         if state.startswith(start):
-            return StoreError(f"PostgreSQL: {text}; {advice}")
+            return StoreError(f"PostgreSQL: {text}; {why.what}", remedy=why.remedy or None)
     return _CLASSES.get(state, StoreUnavailable)(f"PostgreSQL: {text}")
 
 

@@ -46,7 +46,8 @@ def version_of(connection: PostgresConnection, schema: str) -> int | None:
     )
     if tables[0][0]:
         raise StoreError(
-            f"the schema {schema} holds tables of another program; choose another name for ours"
+            f"the schema {schema} holds tables of another program",
+            remedy="choose another name for ours",
         )
     return 0
 
@@ -56,7 +57,7 @@ def prepare(connection: PostgresConnection, target: Target, *, create: bool, upg
     steps, name = scripts(), target.schema
     version = version_of(connection, name)
     if not version and not create:
-        raise StoreError(f"there is no HQ in {target}; run: cipherbox init --database URL")
+        raise StoreError(f"there is no HQ in {target}", remedy="run: cipherbox init --database URL")
     if version is not None and version > len(steps):
         raise SchemaTooNew(
             f"{target} was written by a newer program (schema {version}; this one knows "
@@ -71,8 +72,8 @@ def prepare(connection: PostgresConnection, target: Target, *, create: bool, upg
         )
     if version and not upgrade:
         raise StoreError(
-            f"{target} has the older schema {version}, this program needs {len(steps)}; run: "
-            "cipherbox store upgrade"
+            f"{target} has the older schema {version}, this program needs {len(steps)}",
+            remedy="run: cipherbox store upgrade",
         )
     try:
         if version is None:
@@ -89,9 +90,12 @@ def prepare(connection: PostgresConnection, target: Target, *, create: bool, upg
     except StoreError as error:
         connection.close()
         raise StoreError(
-            f"{error}; as a superuser in database {target.database} say one of: "
-            f"GRANT CREATE ON DATABASE {quoted(target.database)} TO {quoted(target.user)};  or: "
-            f"CREATE SCHEMA {quoted(name)} AUTHORIZATION {quoted(target.user)};"
+            str(error),
+            remedy=(
+                f"as a superuser in database {target.database} say one of: GRANT CREATE ON "
+                f"DATABASE {quoted(target.database)} TO {quoted(target.user)};  or: CREATE "
+                f"SCHEMA {quoted(name)} AUTHORIZATION {quoted(target.user)};"
+            ),
         ) from error
 
 

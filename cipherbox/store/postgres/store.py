@@ -85,7 +85,9 @@ class PostgresStore(Registry):
                 and schema.version_of(self._connection, target.schema)
                 and lease.look(self._connection).alive
             ):
-                raise StoreLeased("another HQ serves this database; stop it before the upgrade")
+                raise StoreLeased(
+                    "another HQ serves this database", remedy="stop it before the upgrade"
+                )
             schema.prepare(self._connection, target, create=create, upgrade=upgrade)
             try:
                 self.epoch, self._commits = lease.take(self._connection, self._name, 0, force=force)
@@ -115,7 +117,8 @@ class PostgresStore(Registry):
         if named and known != here:
             raise StoreError(
                 "large bodies of this database lie in the spool of another machine, not in "
-                f"{directory / SPOOL}; serve there, or bring that directory here"
+                f"{directory / SPOOL}",
+                remedy="serve there, or bring that directory here",
             )
         private_dir(directory)
         spool = Spool(directory / SPOOL, files, self.epoch)

@@ -58,7 +58,7 @@ def _plain(error: sqlite3.Error) -> StoreError | DiskFull | StoreUnavailable:
     if code == sqlite3.SQLITE_FULL:
         return DiskFull(f"the disk of the database is full: {error}")
     if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
-        return Damaged(f"the database is damaged: {error}; restore a backup")
+        return Damaged(f"the database is damaged: {error}", remedy="restore a backup")
     return StoreUnavailable(f"the database does not answer: {error}")
 
 
@@ -82,7 +82,7 @@ def connect(path: Path, *, create: bool, files: Files) -> Connection:
     says what is wrong.
     """
     if not create and not path.exists():
-        raise StoreError(f"there is no database {path}; run: cipherbox init")
+        raise StoreError(f"there is no database {path}", remedy="run: cipherbox init")
     with translated():
         db = sqlite3.connect(
             path, isolation_level=None, check_same_thread=False, cached_statements=256
@@ -122,7 +122,8 @@ def _prepare(db: Connection, path: Path, files: Files) -> None:
     if version > len(steps):
         raise SchemaTooNew(
             f"{path} was written by a newer program (schema {version}; this one knows "
-            f"{len(steps)}); use the newer one"
+            f"{len(steps)})",
+            remedy="use the newer one",
         )
     if version:
         check_age(db, path, version)

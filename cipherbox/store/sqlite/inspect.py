@@ -23,7 +23,7 @@ class Inspection(NamedTuple):
 def look_at(path: Path) -> Inspection:
     """StoreError if it is no database of ours."""
     if not path.exists():
-        raise StoreError(f"there is no database {path}; run: cipherbox init")
+        raise StoreError(f"there is no database {path}", remedy="run: cipherbox init")
     with (
         translated(),
         closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as db,
@@ -34,7 +34,8 @@ def look_at(path: Path) -> Inspection:
             raise StoreError(f"{path} is a database of another program")
         if schema > len(scripts()):
             raise SchemaTooNew(
-                f"{path} was written by a newer program (schema {schema}); use the newer one"
+                f"{path} was written by a newer program (schema {schema})",
+                remedy="use the newer one",
             )
         check_age(db, path, schema)
         size = path.stat().st_size
