@@ -49,7 +49,7 @@ coverage: $(STAMP) $(PYZ) ## Run all tests and print the branches they reach; TE
 	$(RUN) -m coverage report
 
 mutate: $(STAMP) ## Change the code for MINUTES=10 and list what no test notices; MODULES=envelope.ids
-	$(RUN) -m tests.mutate --minutes $(MINUTES) $(MODULES)
+	$(RUN) -m tests.mutate --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(MODULES)
 
 pyz: $(PYZ) ## Build dist/cipherbox.pyz: one file, for this system and Python
 

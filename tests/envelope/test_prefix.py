@@ -31,10 +31,35 @@ def test_ids_rise_also_when_the_clock_goes_back_or_stands() -> None:
     assert id_time_ms(made[-1]) == 10_000
 
 
+def test_an_id_holds_time_counter_and_randomness_where_the_module_says() -> None:
+    noise = iter([b"\xff" * 8, bytes(8), b"\x80" + bytes(6) + b"\x05"])
+    clock = iter([0x123456789ABC, 0x123456789ABC, 0x123456789ABD])
+    ids = EnvelopeIds(lambda: next(clock), lambda count: next(noise)[:count])
+    assert ids.next().hex("-", 2) == "1234-5678-9abc-73ff-bfff-ffff-ffff-0000"
+    assert ids.next().hex("-", 2) == "1234-5678-9abc-7400-8000-0000-0000-0000"
+    assert ids.next().hex("-", 2) == "1234-5678-9abd-7200-8000-0000-0005-0000"
+
+
+def test_a_millisecond_without_ids_left_borrows_from_the_next() -> None:
+    ids = EnvelopeIds(lambda: 1000, lambda count: b"\xff" * count)
+    made = [ids.next() for _ in range(0xFFF - 0x3FF + 2)]
+    assert [one[:8].hex() for one in made[-2:]] == ["0000000003e87fff", "0000000003e973ff"]
+
+
+@pytest.mark.parametrize("now", [0, 1])
+def test_ids_rise_from_a_clock_that_was_never_set(now: int) -> None:
+    ids = EnvelopeIds(lambda: now, lambda count: b"\xff" * count)
+    first, second = ids.next(), ids.next()
+    assert first[:8].hex() == ("0000000000007001", "00000000000173ff")[now]
+    assert first < second
+    assert is_envelope_id(first)
+
+
 def test_message_ids_lead_back_to_their_envelope() -> None:
     one = EnvelopeIds(now_ms).next()
     for index in (0, 1, 65_535):
-        assert split_message_id(str(message_id(one, index))) == (one, index)
+        found = message_id(one, index)
+        assert split_message_id(str(found)) == split_message_id(found) == (one, index)
     with pytest.raises(CipherBoxError, match="message id"):
         split_message_id("nonsense")
 

@@ -1,0 +1,255 @@
+"""The bounds of `Lookups`, one by one, against a directory that counts and a clock that jumps.
+
+`test_isolation.py` has the same with a real HQ, where a bound that is missing may hide behind
+another one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import count
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from cipherbox.client.receiving import lookups
+from cipherbox.client.receiving.lookups import IN_ALL, MISS_S, OF_SENDER, PER_SENDER, Lookups
+from cipherbox.errors import (
+    BundleError,
+    BundleUnknown,
+    CipherBoxError,
+    NetworkError,
+    SenderNotValid,
+    StoreError,
+    Throttled,
+)
+
+HASHES = (number.to_bytes(32, "big") for number in count(1))
+
+
+class Directory:
+    """HQ's answers: it has the bundles that ``known`` lists, and ``answer`` may raise."""
+
+    def __init__(self) -> None:
+        self.known: set[bytes] = set()
+        self.cached: set[bytes] = set()
+        self.asked: list[dict[str, list[bytes]]] = []
+        self.answer: Callable[[dict[str, list[bytes]]], None] = lambda wanted: None
+
+    def holds(self, bundle_hash: bytes) -> bool:
+        return bundle_hash in self.cached
+
+    async def look_up(
+        self, wanted: dict[str, list[bytes]]
+    ) -> dict[tuple[str, bytes], Exception | None]:
+        await trio.lowlevel.checkpoint()
+        self.asked.append(wanted)
+        self.answer(wanted)
+        found: dict[tuple[str, bytes], Exception | None] = {}
+        for sender, hashes in wanted.items():
+            for one in hashes:
+                found[sender, one] = None if one in self.known else BundleUnknown()
+                self.cached |= {one} & self.known
+        return found
+
+    async def sender(self, sender: str, bundle_hash: bytes, accepted_at: int) -> Any:
+        self.asked.append({sender: [bundle_hash]})
+        if bundle_hash in self.known:
+            return "a bundle"
+        raise SenderNotValid("HQ does not have it") from BundleUnknown()
+
+    def asked_for(self, sender: str) -> int:
+        """Return how often HQ was asked for keys of a sender."""
+        return sum(sender in wanted for wanted in self.asked)
+
+
+@pytest.fixture
+def directory() -> Directory:
+    return Directory()
+
+
+@pytest.fixture
+def said() -> list[str]:
+    return []
+
+
+@pytest.fixture
+async def lookup(directory: Directory, said: list[str], nursery: trio.Nursery) -> Lookups:
+    events: Any = SimpleNamespace(emit=lambda tag, text, **more: said.append(text))
+    made: Any = directory
+    return Lookups(made, events, nursery)
+
+
+def envelope(sender: str, bundle_hash: bytes | None = None, *, lost: bool = False) -> Any:
+    prefix = SimpleNamespace(bundle_hash=bundle_hash or next(HASHES))
+    return SimpleNamespace(
+        sender_id=sender,
+        parsed=SimpleNamespace(layout=SimpleNamespace(prefix=prefix)),
+        connection=SimpleNamespace(error=NetworkError("cut") if lost else None),
+    )
+
+
+def named(delivery: Any) -> bytes:
+    found: bytes = delivery.parsed.layout.prefix.bundle_hash
+    return found
+
+
+async def test_what_hq_does_not_have_is_remembered_for_a_time(
+    lookup: Lookups, directory: Directory, autojump_clock: MockClock
+) -> None:
+    one = envelope("BAD-LAB")
+    ((_, error),) = await lookup.settle([one])
+    assert isinstance(error, BundleUnknown)
+    assert lookup.missed("BAD-LAB", named(one))
+    assert not lookup.missed("FL-LAB", named(one))
+    for _ in range(5):  # redelivered: its opener refuses it without a question
+        assert await lookup.settle([one]) == [(one, None)]
+    assert len(directory.asked) == 1
+    await trio.sleep(MISS_S + 1)
+    assert not lookup.missed("BAD-LAB", named(one))
+    directory.known.add(named(one))
+    assert await lookup.settle([one]) == [(one, None)]
+    assert len(directory.asked) == 2
+    assert directory.holds(named(one))
+
+
+async def test_a_sender_that_names_many_keys_gets_few_requests_of_few_hashes(
+    lookup: Lookups, directory: Directory, autojump_clock: MockClock
+) -> None:
+    many = [envelope("BAD-LAB") for _ in range(OF_SENDER * PER_SENDER * 2)]
+    found = await lookup.settle(many)
+    assert directory.asked_for("BAD-LAB") == PER_SENDER
+    assert all(len(wanted["BAD-LAB"]) <= OF_SENDER for wanted in directory.asked)
+    assert sum(isinstance(error, BundleUnknown) for _, error in found) == OF_SENDER * PER_SENDER
+    refused = [error for _, error in found if isinstance(error, SenderNotValid)]
+    assert len(refused) == OF_SENDER * PER_SENDER
+    assert all("asked for too often" in str(error) for error in refused)
+    directory.known.add(honest := next(HASHES))
+    ((_, error),) = await lookup.settle([envelope("FL-LAB", honest)])
+    assert error is None
+    await trio.sleep(60)
+    await lookup.settle([envelope("BAD-LAB")])
+    assert directory.asked_for("BAD-LAB") == PER_SENDER + 1
+
+
+async def test_all_senders_together_get_so_many_requests_a_minute(
+    lookup: Lookups, directory: Directory, autojump_clock: MockClock
+) -> None:
+    began = trio.current_time()
+    for number in range(IN_ALL * 2):
+        await lookup.settle([envelope(f"LAB-{number}")])
+        if trio.current_time() - began < 1:
+            assert len(directory.asked) <= IN_ALL
+    assert trio.current_time() - began >= 50
+    assert len(directory.asked) == IN_ALL * 2  # none was refused, they waited
+
+
+async def test_many_senders_go_into_one_request(
+    lookup: Lookups, directory: Directory, autojump_clock: MockClock
+) -> None:
+    await lookup.settle([envelope(f"LAB-{number}") for number in range(lookups.SENDERS + 1)])
+    assert sorted(map(len, directory.asked)) == [1, lookups.SENDERS]
+
+
+async def test_keys_that_a_receipt_names_have_the_same_bounds(
+    lookup: Lookups, directory: Directory, autojump_clock: MockClock
+) -> None:
+    wrong = next(HASHES)
+    with pytest.raises(SenderNotValid):
+        await lookup.bundle("BAD-LAB", wrong, 1)
+    with pytest.raises(BundleUnknown):  # remembered
+        await lookup.bundle("BAD-LAB", wrong, 1)
+    for _ in range(PER_SENDER * 2):
+        with pytest.raises(SenderNotValid):
+            await lookup.bundle("BAD-LAB", next(HASHES), 1)
+    assert directory.asked_for("BAD-LAB") == PER_SENDER
+    directory.known.add(right := next(HASHES))
+    assert await lookup.bundle("FL-LAB", right, 1) == "a bundle"
+    for number in range(IN_ALL - len(directory.asked)):
+        with pytest.raises(SenderNotValid):
+            await lookup.bundle(f"LAB-{number}", next(HASHES), 1)
+    with pytest.raises(Throttled):  # it waits: nothing is wrong with it
+        await lookup.bundle("FL-LAB", next(HASHES), 1)
+    assert len(directory.asked) == IN_ALL
+    directory.cached.add(right)  # what is here costs no request
+    assert await lookup.bundle("FL-LAB", right, 1) == "a bundle"
+
+
+async def test_what_is_remembered_of_senders_is_bounded(
+    lookup: Lookups,
+    directory: Directory,
+    autojump_clock: MockClock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(lookups, "MISSES", 3)
+    monkeypatch.setattr(lookups, "_NAMES", 2)
+    many = [envelope("BAD-LAB") for _ in range(4)]
+    await lookup.settle(many)
+    assert [lookup.missed("BAD-LAB", named(one)) for one in many] == [False, True, True, True]
+    others = [envelope(f"LAB-{number}") for number in range(2)]
+    for one in others:
+        await lookup.settle([one])
+    assert [lookup.missed(one.sender_id, named(one)) for one in others] == [True, True]
+    assert not any(lookup.missed("BAD-LAB", named(one)) for one in many)
+    assert len(lookup._buckets) == 2
+
+
+async def test_keys_that_spoil_an_answer_are_asked_for_alone(
+    lookup: Lookups, directory: Directory, autojump_clock: MockClock
+) -> None:
+    def answer(wanted: dict[str, list[bytes]]) -> None:
+        if "BAD-LAB" in wanted:
+            raise BundleError("the bundle is malformed")
+
+    directory.answer = answer
+    good, bad = envelope("FL-LAB"), envelope("BAD-LAB")
+    directory.known.add(named(good))
+    found = {one.sender_id: error for one, error in await lookup.settle([bad, good])}
+    assert found["FL-LAB"] is None
+    assert isinstance(found["BAD-LAB"], BundleError)
+    assert directory.asked_for("FL-LAB") == 2
+
+
+async def test_what_hq_cannot_answer_now_is_asked_for_again_and_counts_no_request(
+    lookup: Lookups, directory: Directory, said: list[str], autojump_clock: MockClock
+) -> None:
+    tries = PER_SENDER * 2
+
+    def answer(wanted: dict[str, list[bytes]]) -> None:
+        if len(directory.asked) < tries:
+            raise NetworkError("HQ is not reachable")
+
+    directory.answer = answer
+    one = envelope("FL-LAB")
+    directory.known.add(named(one))
+    assert await lookup.settle([one]) == [(one, None)]
+    assert len(directory.asked) == tries
+    assert len(said) == tries - 1
+    assert not lookup.busy
+
+
+async def test_an_error_of_ours_goes_to_whoever_waits(
+    lookup: Lookups, directory: Directory, autojump_clock: MockClock
+) -> None:
+    def answer(wanted: dict[str, list[bytes]]) -> None:
+        raise StoreError("the disk is full")
+
+    directory.answer = answer
+    ((_, error),) = await lookup.settle([envelope("FL-LAB")])
+    assert isinstance(error, CipherBoxError)
+    directory.answer = lambda wanted: None
+    await lookup.settle([envelope("FL-LAB")])  # and the next one is asked for
+
+
+async def test_what_came_over_a_connection_that_ended_asks_nothing(
+    lookup: Lookups, directory: Directory, autojump_clock: MockClock
+) -> None:
+    lost, other = envelope("FL-LAB", lost=True), envelope("FL-LAB")
+    directory.known.add(named(other))
+    with trio.fail_after(60):
+        found = await lookup.settle([lost, other])
+    assert [error for _, error in found] == [None, None]
+    assert directory.asked == [{"FL-LAB": [named(other)]}]
