@@ -21,6 +21,8 @@ from cipherbox.errors import InvalidRequest
 F = TypeVar("F")
 Check = Callable[[object], str]  # empty: good; else what it has to be
 
+_UNPACK = re.compile(r"Unpack\[(\w+)\]")
+
 
 class WrongType(InvalidRequest, TypeError, code=InvalidRequest.code):
     """A parameter of the public API has a type that is not allowed."""
@@ -59,6 +61,7 @@ def _wrapped(function: Any) -> Any:
     if not rules:
         return function
     names = list(inspect.signature(function).parameters)
+    unpacked = _unpacked(function)
     by_source: str = function.__qualname__.removesuffix(".__init__")
 
     def called(args: tuple[object, ...]) -> str:
@@ -73,6 +76,8 @@ def _wrapped(function: Any) -> Any:
             if name in rules and (wanted := rules[name](value)):
                 raise WrongType(f"{called(args)}: {name} must be {wanted}")
         for name, value in kwargs.items():
+            if unpacked and name not in unpacked and name not in names:
+                raise TypeError(f"{called(args)}() got an unexpected keyword argument {name!r}")
             if name in rules and (wanted := rules[name](value)):
                 raise WrongType(f"{called(args)}: {name} must be {wanted}")
 
@@ -94,15 +99,29 @@ def _wrapped(function: Any) -> Any:
 
 
 def parameters(function: Any) -> dict[str, Check]:
-    """Parameter -> its check, for those whose annotation is known here."""
-    found = {}
+    """Return the check of each parameter whose annotation is known here."""
+    checks = {name: check_of(annotation) for name, annotation in annotations_of(function).items()}
+    return {name: check for name, check in checks.items() if check is not None}
+
+
+def annotations_of(function: Any) -> dict[str, object]:
+    """Return the annotation of each parameter, those of an unpacked `TypedDict` among them."""
+    plain = {
+        parameter.name: parameter.annotation
+        for parameter in inspect.signature(function).parameters.values()
+        if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+    }
+    return plain | _unpacked(function)
+
+
+def _unpacked(function: Any) -> dict[str, object]:
+    """Return the annotations of the keywords that ``**name: Unpack[...]`` stands for."""
     for parameter in inspect.signature(function).parameters.values():
-        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-            continue
-        check = check_of(parameter.annotation)
-        if check is not None:
-            found[parameter.name] = check
-    return found
+        found = _UNPACK.fullmatch(str(parameter.annotation))
+        if parameter.kind == parameter.VAR_KEYWORD and found:
+            members = inspect.get_annotations(inspect.unwrap(function).__globals__[found[1]])
+            return {n: getattr(one, "__forward_arg__", one) for n, one in members.items()}
+    return {}
 
 
 def check_of(annotation: object) -> Check | None:

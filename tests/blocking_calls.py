@@ -88,6 +88,7 @@ def _wrapper(method: Method, imports: set[str]) -> str:
     arguments = method.args
     passed = [one.arg for one in arguments.args[1:]]
     passed += [f"{one.arg}={one.arg}" for one in arguments.kwonlyargs]
+    passed += [f"**{arguments.kwarg.arg}"] if arguments.kwarg else []
     function = f"self._thread.client.{name}"
     call = f"{function}({', '.join(passed)})"
     if "asynccontextmanager" in decorators:

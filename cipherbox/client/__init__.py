@@ -30,16 +30,16 @@ Map, written by `make generate`:
                        commit, upgraded in a transaction.
     log/               The transparency log, seen by a client: heads it has verified, proofs,
                        contradictions, cosignatures.
-    options            What a caller chooses: to whom, by which route, and how it is sealed.
+    options            Publish options: the recipients or the route, and how messages are sealed.
     outbox/            What this home sends: kept on its disk, sent until HQ has it, kept until
                        recipients have signed.
-    overview           How a client is: what waits here, what is at HQ, what was opened, refused or
-                       parked, and when HQ was last reached.
+    overview           An overview of a client: what waits here, what is at HQ, what was opened,
+                       refused or parked, and when HQ was last reached.
     publishing/        From a program's messages to sealed envelopes: routes, keys, batches, files.
     receiving/         From HQ's deliveries to recorded messages: look-ups, opening, refusals,
                        receipts, handlers.
     sessions/          Sessions of this home with other clients, and their prekeys.
-    suggest            What somebody may have meant who wrote a client id that nobody has.
+    suggest            Suggestions for a mistyped client id.
     topology           Calls of a client about exchanges, queues, bindings, and what HQ can show.
     watch              Watch one home for what a person should look at, and send it as `[alerts]`
                        says.

@@ -5,11 +5,12 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from cipherbox.client.blocking_contexts import BlockingConsumer, BlockingPublisher
 from cipherbox.client.blocking_thread import ClientThread
 from cipherbox.client.keys.own import Added
+from cipherbox.client.options import PublishKeywords
 from cipherbox.client.outbox.rows import Row
 from cipherbox.client.outbox.tracking import Timeline
 from cipherbox.client.publishing.publish import Confirmation
@@ -218,65 +219,21 @@ class BlockingCalls:
         self,
         messages: Content | Sequence[Content],
         *,
-        to: str | Sequence[str] | None = None,
-        exchange: str = "",
-        routing_key: str = "",
-        box: str = "",
-        expires_at: int = 0,
-        stanza: int | str | None = None,
-        cipher: int | str | None = None,
-        allow_mixed: bool = False,
-        partial: bool = False,
         wait: bool = True,
         key: str | None = None,
+        **keywords: Unpack[PublishKeywords],
     ) -> Confirmation:
         """As `Client.publish`."""
         return self._thread.call(
-            lambda: self._thread.client.publish(
-                messages,
-                to=to,
-                exchange=exchange,
-                routing_key=routing_key,
-                box=box,
-                expires_at=expires_at,
-                stanza=stanza,
-                cipher=cipher,
-                allow_mixed=allow_mixed,
-                partial=partial,
-                wait=wait,
-                key=key,
-            )
+            lambda: self._thread.client.publish(messages, wait=wait, key=key, **keywords)
         )
 
     def publisher(
-        self,
-        *,
-        to: str | Sequence[str] | None = None,
-        exchange: str = "",
-        routing_key: str = "",
-        box: str = "",
-        expires_at: int = 0,
-        stanza: int | str | None = None,
-        cipher: int | str | None = None,
-        allow_mixed: bool = False,
-        partial: bool = False,
-        batch: int | None = None,
+        self, *, batch: int | None = None, **keywords: Unpack[PublishKeywords]
     ) -> BlockingPublisher:
         """As `Client.publisher`."""
         return BlockingPublisher(
-            self._thread,
-            self._thread.client.publisher(
-                to=to,
-                exchange=exchange,
-                routing_key=routing_key,
-                box=box,
-                expires_at=expires_at,
-                stanza=stanza,
-                cipher=cipher,
-                allow_mixed=allow_mixed,
-                partial=partial,
-                batch=batch,
-            ),
+            self._thread, self._thread.client.publisher(batch=batch, **keywords)
         )
 
     def purge(self, queue: str) -> int:

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractAsyncContextManager as Context
 from types import TracebackType
+from typing import ClassVar, Generic, Self, TypeVar
 
 import trio
 
@@ -17,16 +18,21 @@ from cipherbox.client.receiving.delivery import Delivery
 from cipherbox.errors import GoingAway
 from cipherbox.limits import LIMITS
 
+T = TypeVar("T")
 
-class BlockingConsumer:
-    """Deliveries of a queue; iterate over it inside ``with``."""
 
-    def __init__(self, thread: ClientThread, manager: Context[Consumer]) -> None:
+class _BlockingContext(Generic[T]):
+    """An async context manager of the client's thread, used with a plain ``with``."""
+
+    usage: ClassVar[str]
+    may_be_closed: ClassVar[bool]  # leaving after the client was closed is no error
+
+    def __init__(self, thread: ClientThread, manager: Context[T]) -> None:
         self._thread, self._held = thread, HeldContext(manager)
-        self._consumer: Consumer | None = None
+        self._value: T | None = None
 
-    def __enter__(self) -> BlockingConsumer:
-        self._consumer = self._thread.enter(self._held)
+    def __enter__(self) -> Self:
+        self._value = self._thread.enter(self._held)
         return self
 
     def __exit__(
@@ -35,8 +41,23 @@ class BlockingConsumer:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        with contextlib.suppress(GoingAway):  # what is not acknowledged is redelivered
+        # the block's own error is the one to raise
+        quiet = self.may_be_closed or error is not None
+        with contextlib.suppress(GoingAway) if quiet else contextlib.nullcontext():
             self._thread.leave(self._held, abort=error is not None)
+
+    @property
+    def _inner(self) -> T:
+        if self._value is None:
+            raise RuntimeError(f"use it inside: {self.usage}")
+        return self._value
+
+
+class BlockingConsumer(_BlockingContext[Consumer]):
+    """Deliveries of a queue; iterate over it inside ``with``."""
+
+    usage = "with client.consume(...) as deliveries"
+    may_be_closed = True  # what is not acknowledged is redelivered
 
     def __iter__(self) -> Iterator[Delivery]:
         while True:
@@ -60,41 +81,12 @@ class BlockingConsumer:
         consumer = self._inner
         return self._thread.call(consumer.batch, most)
 
-    @property
-    def _inner(self) -> Consumer:
-        if self._consumer is None:
-            raise RuntimeError("use the consumer inside: with client.consume(...) as deliveries")
-        return self._consumer
 
-
-class BlockingPublisher:
+class BlockingPublisher(_BlockingContext[Publisher]):
     """A publisher that batches automatically; use it inside ``with``."""
 
-    def __init__(self, thread: ClientThread, manager: Context[Publisher]) -> None:
-        self._thread, self._held = thread, HeldContext(manager)
-        self._publisher: Publisher | None = None
-
-    def __enter__(self) -> BlockingPublisher:
-        self._publisher = self._thread.enter(self._held)
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if error is None:
-            self._thread.leave(self._held, abort=False)
-        else:
-            with contextlib.suppress(GoingAway):  # the block's own error is the one to see
-                self._thread.leave(self._held, abort=True)
-
-    @property
-    def _inner(self) -> Publisher:
-        if self._publisher is None:
-            raise RuntimeError("use the publisher inside: with client.publisher(...) as publisher")
-        return self._publisher
+    usage = "with client.publisher(...) as publisher"
+    may_be_closed = False  # what is not confirmed may be lost
 
     def send(self, message: Content) -> None:
         """Take one message; wait only when there is no room."""

@@ -1,8 +1,9 @@
-"""What a caller chooses: to whom, by which route, and how it is sealed."""
+"""Publish options: the recipients or the route, and how messages are sealed."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypedDict
 
 import attrs
 
@@ -43,6 +44,20 @@ def body_cipher(value: int | str | None) -> BodyCipher:
     return found
 
 
+class PublishKeywords(TypedDict, total=False):
+    """The keyword arguments that every publishing call takes; see `Client.publish`."""
+
+    to: str | Sequence[str] | None
+    exchange: str
+    routing_key: str
+    box: str
+    expires_at: int
+    stanza: int | str | None
+    cipher: int | str | None
+    allow_mixed: bool
+    partial: bool
+
+
 @attrs.frozen
 class PublishOptions:
     """Where a caller publishes to, and how; `Sealer.resolve_route` resolves it."""
@@ -59,18 +74,20 @@ class PublishOptions:
     @classmethod
     def make(
         cls,
-        to: str | Sequence[str] | None,
-        exchange: str,
-        routing_key: str,
-        box: str,
         *,
-        stanza: int | str | None,
-        cipher: int | str | None,
-        allow_mixed: bool,
-        expires_at: int,
-        partial: bool,
+        to: str | Sequence[str] | None = None,
+        exchange: str = "",
+        routing_key: str = "",
+        box: str = "",
+        expires_at: int = 0,
+        stanza: int | str | None = None,
+        cipher: int | str | None = None,
+        allow_mixed: bool = False,
+        partial: bool = False,
     ) -> PublishOptions:
-        """Checks the arguments of `publish`; InvalidRequest says what does not go together."""
+        """Return the options for `PublishKeywords`; raise InvalidRequest if they contradict each
+        other.
+        """
         if box not in BOXES:
             raise InvalidRequest(f"a mailbox is '', 'bulk' or 'sys', not {box!r}")
         if box and (exchange or routing_key):

@@ -1,29 +1,37 @@
-"""How a client is: what waits here, what is at HQ, what was opened, refused or parked, and when HQ
-was last reached.
+"""An overview of a client: what waits here, what is at HQ, what was opened, refused or parked, and
+when HQ was last reached.
 
-Everything is looked up where it is recorded, in the home's two databases, so it is the same
-whatever else runs, and also while HQ is away.
+Everything is read from the home's two databases, so it is the same beside any other program, and
+while HQ is unreachable.
 """
 
 from __future__ import annotations
 
 import sqlite3
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import attrs
 
+from cipherbox.client.home import Home
 from cipherbox.client.inbox.inspect import looking
 from cipherbox.client.local_database import translated
+from cipherbox.client.outbox.outbox import Outbox
+from cipherbox.client.outbox.sender import OutboxSender
 
-if TYPE_CHECKING:
-    from cipherbox.client.client import Client
-    from cipherbox.client.outbox.outbox import Outbox
+
+class OverviewSource(Protocol):
+    """What an overview needs of a client."""
+
+    @property
+    def home(self) -> Home: ...
+
+    def outbox(self) -> OutboxSender: ...
 
 
 @attrs.frozen
 class Overview:
-    """Envelopes sent from here by what became of them, files under way, and what was received;
-    times are ms.
+    """Envelopes sent from here by their state, files in transfer, and what was received; times are
+    ms since 1970.
     """
 
     waiting: int  # sealed, and not confirmed by HQ
@@ -39,11 +47,9 @@ class Overview:
     last_contact: int
 
 
-async def overview(client: Client) -> Overview:
-    """See the module; Forbidden on an admin's machine, which sends and receives nothing."""
-    outbox = client.outbox().outbox
-    sent = await client.outbox().store(_sent, outbox)
-    assert isinstance(sent, dict)
+async def overview(client: OverviewSource) -> Overview:
+    """Return the overview; raise Forbidden on an admin's machine, which has no mailbox."""
+    sent = await client.outbox().store(_sent, client.outbox().outbox)
     with looking(client.home) as look:
         counts = look.counts()
         newest = look.newest_at()

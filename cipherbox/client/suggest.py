@@ -1,20 +1,24 @@
-"""What somebody may have meant who wrote a client id that nobody has."""
+"""Suggestions for a mistyped client id."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 from cipherbox.errors import CipherBoxError, NotFound, UnknownRecipient
 
-if TYPE_CHECKING:
-    from cipherbox.client.client import Client
+
+class ClientList(Protocol):
+    """What a suggestion needs of a client."""
+
+    async def list(self, what: str, name: str = "") -> list[dict[str, Any]]: ...
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """The id that ``name`` may have meant; empty when none is near.  Ids are unique without
-    regard to case.
+    """Return the known id closest to ``name``, or an empty string if none is close.
+
+    Ids are unique without regard to case.
     """
     by_case = {one.casefold(): one for one in known}
     wanted = name.casefold()
@@ -27,9 +31,9 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 async def with_suggestion(
-    client: Client, error: CipherBoxError, names: Sequence[str]
+    client: ClientList, error: CipherBoxError, names: Sequence[str]
 ) -> CipherBoxError:
-    """The same error, and what may have been meant where HQ knows none of these ids but a
+    """Return the error, with a suggestion for each of these ids that HQ does not know but for a
     similar one.
     """
     if not isinstance(error, NotFound | UnknownRecipient) or not names:

@@ -62,9 +62,7 @@ async def crafted_in_session(
     """As `crafted`, in this client's session with each recipient, which it keeps like an honest
     one.
     """
-    address = PublishOptions.make(
-        to, "", "", "", stanza="ratchet", cipher=None, allow_mixed=True, expires_at=0, partial=False
-    )
+    address = PublishOptions.make(to=to, stanza="ratchet", allow_mixed=True)
     target = await client.sealer.resolve_route(address)
     item = client.sealer.seal(address, target, plain, count, None)
     assert item.entry is not None

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import cipherbox.client as api
-from cipherbox.checks import WrongType, check_of, parameters
+from cipherbox.checks import WrongType, annotations_of, check_of, parameters
 from cipherbox.client.publishing.files import send_file
 from cipherbox.errors import InvalidRequest
 
@@ -70,7 +70,7 @@ def public() -> Iterator[tuple[str, Callable[..., Any]]]:
 def cases() -> Iterator[Any]:
     for name, function in public():
         for parameter, check in parameters(function).items():
-            annotation = str(inspect.signature(function).parameters[parameter].annotation)
+            annotation = str(annotations_of(function)[parameter])
             for kind, values in WRONG.items():
                 mine = (
                     "[" in annotation

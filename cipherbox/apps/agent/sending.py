@@ -164,17 +164,7 @@ class FolderSender:
             else:
                 await self._trouble(found, one)
         if messages:
-            address = PublishOptions.make(
-                list(recipients),
-                "",
-                "",
-                "",
-                stanza=None,
-                cipher=None,
-                allow_mixed=False,
-                expires_at=0,
-                partial=False,
-            )
+            address = PublishOptions.make(to=recipients)
             beside = Origins(files=tuple(files))
             await self._client.publishing.publish_group(messages, address, False, beside=beside)
 

@@ -12,12 +12,14 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from typing import Protocol
 
 import nacl.signing
 
-from cipherbox.client.client import Client
+from cipherbox.client.connection.reconnecting import ReconnectingConnection
 from cipherbox.client.home import Home
 from cipherbox.client.log.heads import Head
+from cipherbox.client.log.verifier import LogProofVerifier
 from cipherbox.concurrency import repeat
 from cipherbox.envelope.checkpoint import (
     COSIGNATURE,
@@ -57,10 +59,23 @@ def verifier_key(client_id: str, key: nacl.signing.SigningKey) -> VerifierKey:
     return VerifierKey(client_id, COSIGNATURE, bytes(key.verify_key))
 
 
+class WitnessSource(Protocol):
+    """What a witness needs of a client."""
+
+    @property
+    def client_id(self) -> str: ...
+
+    @property
+    def connection(self) -> ReconnectingConnection: ...
+
+    @property
+    def log(self) -> LogProofVerifier: ...
+
+
 class Witness:
     """See the module."""
 
-    def __init__(self, client: Client, key: nacl.signing.SigningKey) -> None:
+    def __init__(self, client: WitnessSource, key: nacl.signing.SigningKey) -> None:
         self._client, self._key = client, key
 
     async def run(self, cosigned: Callable[[Head], None]) -> None:

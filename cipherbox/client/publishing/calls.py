@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from typing import Unpack
 
 from cipherbox.checks import checked
 from cipherbox.client.connection.reconnecting import ReconnectingConnection
 from cipherbox.client.events import Events
 from cipherbox.client.home import Home
 from cipherbox.client.keys.directory import Directory
-from cipherbox.client.options import PublishOptions
+from cipherbox.client.options import PublishKeywords, PublishOptions
 from cipherbox.client.outbox.sender import OutboxSender
 from cipherbox.client.publishing.idempotency import publish_once
 from cipherbox.client.publishing.publish import Confirmation, EnvelopePublisher
@@ -41,38 +42,23 @@ class PublishingCalls:
         self,
         messages: Content | Sequence[Content],
         *,
-        to: str | Sequence[str] | None = None,
-        exchange: str = "",
-        routing_key: str = "",
-        box: str = "",
-        expires_at: int = 0,
-        stanza: int | str | None = None,
-        cipher: int | str | None = None,
-        allow_mixed: bool = False,
-        partial: bool = False,
         wait: bool = True,
         key: str | None = None,
+        **keywords: Unpack[PublishKeywords],
     ) -> Confirmation:
-        """Seals and sends messages, and waits until HQ has them on stable storage.
+        """Seal and send messages, and return HQ's confirmation that they are on stable storage.
 
         ``to`` names recipients by id, or ``exchange`` and ``routing_key`` name a route; with the
         default exchange the key is a queue's name.  A str is text, bytes are binary, a `Message`
-        says its type and headers.  ``stanza``:  how the key is wrapped; "ratchet" for sessions
-        (`cipherbox manual sessions`).  ``expires_at``: ms since 1970, 0 never.  Raises what refuses
-        it; Queued when HQ did not confirm in time: it goes out from the outbox.  ``wait`` False:
-        returns when it is kept, with ``accepted_at`` 0.  ``key``: an idempotency key (see `once`).
+        has a type and headers.  ``box``: "bulk" or "sys", the recipients' other mailboxes.
+        ``expires_at``: ms since 1970, 0 never.  ``stanza``: how the content key is wrapped;
+        "ratchet" for sessions (`cipherbox manual sessions`).  ``cipher``: the body cipher.
+        ``allow_mixed``: permit a classical recipient beside post-quantum ones.  ``partial``: send
+        to those who can get it.  ``wait`` False: return when the outbox has it, with
+        ``accepted_at`` 0.  ``key``: an idempotency key.  Raise HQ's refusal, or Queued if HQ did
+        not confirm in time: then it is sent from the outbox.
         """
-        options = PublishOptions.make(
-            to,
-            exchange,
-            routing_key,
-            box,
-            stanza=stanza,
-            cipher=cipher,
-            allow_mixed=allow_mixed,
-            expires_at=expires_at,
-            partial=partial,
-        )
+        options = PublishOptions.make(**keywords)
         if key is not None:
             return await publish_once(
                 self.publishing, as_messages(messages), options, key, wait=wait
@@ -83,34 +69,15 @@ class PublishingCalls:
     async def publisher(
         self,
         *,
-        to: str | Sequence[str] | None = None,
-        exchange: str = "",
-        routing_key: str = "",
-        box: str = "",
-        expires_at: int = 0,
-        stanza: int | str | None = None,
-        cipher: int | str | None = None,
-        allow_mixed: bool = False,
-        partial: bool = False,
         batch: int | None = None,
+        **keywords: Unpack[PublishKeywords],
     ) -> AsyncIterator[Publisher]:
-        """A publisher that batches by itself; leaving the block waits until all is confirmed.
+        """Return a publisher that batches automatically; leaving the block waits until everything
+        is confirmed.
 
-        ``batch``: at most so many messages in one envelope; None for as many as are best.
+        ``batch``: the most messages of one envelope; None for the best number.
         """
-        options = check_publisher(
-            PublishOptions.make(
-                to,
-                exchange,
-                routing_key,
-                box,
-                stanza=stanza,
-                cipher=cipher,
-                allow_mixed=allow_mixed,
-                expires_at=expires_at,
-                partial=partial,
-            )
-        )
+        options = check_publisher(PublishOptions.make(**keywords))
         route = await self.sealer.resolve_route(options)
         async with background() as nursery:
             publisher = Publisher(
@@ -125,9 +92,10 @@ class PublishingCalls:
                 publisher.close()
 
     async def seal_again(self, client_id: str | None = None) -> tuple[int, list[CipherBoxError]]:
-        """Seals again, for the keys of now, what ``client_id`` (None: any) has not opened: how
-        many envelopes, and why others were not.  A revoked recipient is left out; who opened a
-        message gets it once.
+        """Seal again, for today's keys, what ``client_id`` (None: any) has not opened.
+
+        Return the number of envelopes, and the errors of those that could not be sealed.  A revoked
+        recipient is left out; a recipient that opened a message does not get it twice.
         """
         outbox_sender = self.outbox()
         pinned = [pin.bundle.client_id for pin in self.directory.pins.entries()]
@@ -136,24 +104,14 @@ class PublishingCalls:
         return await outbox_sender.seal_again_all(client_id)
 
     async def resolve(self, exchange: str, routing_key: str) -> frames.Route:
-        """Who would read what is published there: ``queues`` (each ``queue`` and ``readers``)
-        and a ``version``.
+        """Return a route's ``queues``, each with its ``queue`` and ``readers``, and its
+        ``version``.
         """
         return await self.sealer.resolve(exchange, routing_key)
 
     async def readers(self, exchange: str, routing_key: str) -> list[str]:
-        """Who reads a route, if the allow-list permits them all; NotAllowed names who is not on
-        it.
+        """Return the readers of a route; raise NotAllowed if one of them is not on the
+        allow-list.
         """
-        options = PublishOptions.make(
-            None,
-            exchange,
-            routing_key,
-            "",
-            stanza=None,
-            cipher=None,
-            allow_mixed=True,
-            expires_at=0,
-            partial=False,
-        )
+        options = PublishOptions.make(exchange=exchange, routing_key=routing_key, allow_mixed=True)
         return list((await self.sealer.resolve_route(options, anew=True)).names)

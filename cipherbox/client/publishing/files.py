@@ -130,15 +130,7 @@ class FileSender:
         self._done_bytes = sum(_size(transfer, part) for part in hashes)
         self._tell()
         options = PublishOptions.make(
-            list(transfer.recipients),
-            "",
-            "",
-            "bulk",
-            stanza=transfer.stanza or None,
-            cipher=None,
-            allow_mixed=False,
-            expires_at=0,
-            partial=False,
+            to=transfer.recipients, box="bulk", stanza=transfer.stanza or None
         )
         route = await client.sealer.resolve_route(options)
         source = open_source(transfer, client.home.secret_box.content_box)

@@ -226,17 +226,7 @@ class PendingReceipts:
 
     async def _send(self, sender: str, group: bytes) -> None:
         client = self._client
-        options = PublishOptions.make(
-            [sender],
-            "",
-            "",
-            "sys",
-            stanza=None,
-            cipher=None,
-            allow_mixed=True,
-            expires_at=0,
-            partial=False,
-        )
+        options = PublishOptions.make(to=sender, box="sys", allow_mixed=True)
         route = await client.sealer.resolve_route(options)
         outcome, outbox = trio.Event(), client.outbox()
         messages = [Message(group, TYPE), *await self._turn(sender)]
