@@ -274,22 +274,22 @@ def _say_joined(ctx: click.Context, home: Path, report: JoinReport) -> None:
     from cipherbox.client.keys.local_key import is_sealed
 
     under = ", under your password," if is_sealed(home) else ""
-    say(f"{report.client_id} is enrolled. Its keys are in {home}{under} and never leave it.")
+    say(
+        f"{report.client_id} is enrolled. Its keys are stored in {home}{under} and never leave "
+        "this machine."
+    )
     here = command_here(ctx)
     if report.role == "admin":
-        next_step(f"see how HQ is: {here} status")
+        next_step(f"check HQ: {here} status")
         return
     if report.came_back:
-        say("Its outbox, its pins and what it received are as they were; its keys are new.")
+        say("Its outbox, pins and received messages are unchanged; its keys are new.")
         next_step(
-            "your partners compare the new keys, each with: cipherbox keys verify "
-            f"{report.client_id}",
-            f"you read them your number: {here} keys fingerprint",
+            f"each partner compares the new keys with: cipherbox keys verify {report.client_id}",
+            f"read them your fingerprint: {here} keys fingerprint",
         )
         return
-    alone = (
-        "nobody else has joined yet; see who has" if not report.other else "see who else has joined"
-    )
+    alone = "no other client has joined yet; list them" if not report.other else "list the clients"
     next_step(
         f"to receive:  {here} receive",
         f"to send:     {here} send --to {report.other or 'CLIENT_ID'} 'Hello'",

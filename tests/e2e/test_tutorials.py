@@ -208,7 +208,7 @@ def test_a_lab_of_folders_and_a_center_of_one_program(readers: dict[str, Reader]
 
     center.play(until="When the lab has sent")
     lab.play(until="Send one more")
-    center.play(until="Let it come back")
+    center.play(until="Make it available again")
     lab.play(until="Send what the center refuses")
     center.play(until="What the program refuses")
     lab.play(until="End")
