@@ -3,26 +3,24 @@
 Map, written by `make generate`:
 
     broker        The Broker: one batch of commands in, its effects out.
-    clients       How much one client may have, and the queues it has.
-    consume       Consumers and what they do: credit, deliveries, fetch, ack, nack, resend.
-    dead_letters  Dead letters that somebody looked at: back into their queue, or dropped for good.
-    enqueue       Put an envelope's entry at the end of a queue, within the sender's quota of that
-                  queue.
+    clients       Limits and contact lists of one client, and the queues it owns.
+    consume       Consumers: credit, deliveries, fetch, ack, nack, resend.
+    dead_letters  Dead letters: dead-letter an entry, redrive or discard a dead letter.
+    enqueue       Append an envelope's entry to a queue, within the sender's quota for that queue.
     exchanges     Exchanges and bindings, as in AMQP 0-9-1: direct, fanout and topic.
     generations   An envelope whose id HQ knows: a duplicate, or a new generation that replaces the
                   old bytes.
-    listing       What one may see of exchanges, queues, bindings, clients and grants, in pages
-                  sorted by name.
-    model         What goes into the core and what comes out: commands, facts, effects, and the
-                  changes for the store.
-    publish       One envelope's way into queues.
-    queues        One queue in memory: a head of bounded length, what is out with consumers, what
-                  came back, and counters.
-    rights        Who may do what.
-    routes        Which queues an envelope goes into: the right to publish, the route, and every
-                  recipient in exactly one queue.
-    state         What HQ holds in memory between batches, and what one batch has done so far.
-    topology      Exchanges, queues, bindings, grants and clients: declare, delete, show.
-    usage         What each client has at HQ, in bytes and envelopes: waiting, delivered, or kept as
+    listing       Lists of exchanges, queues, bindings, clients and grants, in pages sorted by name.
+    model         The core's input and output: commands, facts, effects, and the changes for the
+                  store.
+    publish       Publish envelopes: check each and put it into its queues.
+    queues        One queue in memory: a head of bounded length, unacknowledged and requeued
+                  entries, and counters.
+    rights        Permissions, as the manual page `permissions` describes them.
+    routes        Routing: find the queues of an envelope, such that every recipient gets it through
+                  exactly one.
+    state         The broker's state between batches, and the changes of the current batch.
+    topology      Exchanges, queues, bindings, grants and clients: declare, delete, grant, revoke.
+    usage         Usage of each client at HQ, in bytes and envelopes: waiting, delivered, or kept as
                   a dead letter.
 """

@@ -1,15 +1,16 @@
 """The Broker: one batch of commands in, its effects out.
 
-Rules.
+Rules:
+
 1. Deterministic and pure: `handle(commands, facts, now)` depends on nothing else, and sets are
-   never iterated unsorted where the order could show.
-2. A bad request is answered with Failed; `handle` raises only when the core itself is wrong; then
-   it is thrown away.
+   sorted before they are iterated wherever the order is visible.
+2. An invalid request is answered with Failed; `handle` raises only on a bug of its own, and must
+   then be discarded.
 3. Memory runs ahead of the store only within one batch: after a failed commit this object must not
-   be used again.
-4. A connection must have been introduced with `connect` before its commands come.
-5. `changes` say what is different at the end of the batch: what was taken away and made again in it
-   is in neither list.
+   be used any more.
+4. A connection must be announced with `connect` before its first command.
+5. `changes` hold the difference between the end of the batch and its beginning: what one batch both
+   removes and adds is in neither list.
 """
 
 from __future__ import annotations
@@ -28,9 +29,9 @@ from cipherbox.broker.model import (
     Effects,
     Facts,
     Failed,
+    RequiredFacts,
     Routed,
     Snapshot,
-    Wanted,
 )
 from cipherbox.broker.queues import Queue
 from cipherbox.broker.state import BrokerState
@@ -46,8 +47,8 @@ def _resolve(state: BrokerState, c: m.Resolve) -> Routed:
 
 
 def _retain(state: BrokerState, c: m.Retain, facts: Facts) -> m.Done:
-    """What the record no longer holds must never be taken for new: so the watermark rises with
-    it.
+    """Delete old records, and raise the watermark with them: an id without a record must never be
+    accepted as new.
     """
     changes = state.effects.changes
     for name, sender, size in facts.retired:
@@ -63,7 +64,7 @@ def _retain(state: BrokerState, c: m.Retain, facts: Facts) -> m.Done:
 
 
 def _note(state: BrokerState, c: m.Command) -> m.Done:
-    """What changes nothing here, and is in the signed log all the same."""
+    """Record an act in the signed log that changes nothing here."""
     state.effects.changes.noted += 1
     state.effects.acts.append(m.Act(c.client, type(c).__name__, _detail(c)))
     return m.Done(c.correlation, 1)
@@ -101,7 +102,7 @@ _HANDLERS: dict[type, Callable[[Any, Any], Answer | None]] = {
     m.ReplaceClient: _replace_client,
 }
 
-# What the signed log has a line for, when it changed something.
+# Commands that get a line in the signed log if they changed something.
 _ACTS = frozenset(
     [
         m.DeclareExchange,
@@ -125,18 +126,18 @@ def _detail(c: m.Command) -> dict[str, object]:
 
 
 class Broker:
-    """See the module.  ``snapshot`` is what the store loaded."""
+    """The broker core, as in the module's text; ``snapshot`` is what the store loaded."""
 
     def __init__(self, snapshot: Snapshot, limits: Limits = LIMITS) -> None:
         self.state = BrokerState(snapshot, limits)
 
     def connect(self, connection: int, client: str) -> None:
-        """A connection of this client begins."""
+        """Announce a connection of this client."""
         self.state.connect(connection, client)
 
-    def wanted(self, commands: Sequence[m.AnyCommand]) -> Wanted:
-        """What these commands need from the store; empty for most batches."""
-        wanted = Wanted()
+    def required_facts(self, commands: Sequence[m.AnyCommand]) -> RequiredFacts:
+        """Return what these commands need from the store; nothing for most batches."""
+        wanted = RequiredFacts()
         for c in commands:
             if type(c) is m.Publish:
                 for item in c.items:
@@ -146,18 +147,20 @@ class Broker:
             elif type(c) is m.Ack or type(c) is m.Nack or type(c) is m.Fetch:
                 queue = self.state.queues.get(c.queue)
                 if queue is not None and queue.tail and queue.is_reader(c.client):
-                    self._wanted_of(wanted, queue, c)
+                    self._required_of(wanted, queue, c)
             elif type(c) is m.Retain:
                 wanted.retired = c.cutoffs.dead_letters
-            elif type(c) is m.SettleDead:
+            elif type(c) is m.RedriveOrDiscard:
                 wanted.dead += [
                     (c.queue, first, min(count, self.state.limits.ack_entries))
                     for first, count in c.ranges
                 ]
         return wanted
 
-    def _wanted_of(self, wanted: Wanted, queue: Queue, c: m.Ack | m.Nack | m.Fetch) -> None:
-        """What a command needs of a queue's tail."""
+    def _required_of(
+        self, wanted: RequiredFacts, queue: Queue, c: m.Ack | m.Nack | m.Fetch
+    ) -> None:
+        """Add what a command needs of a queue's tail."""
         if isinstance(c, m.Fetch):
             page = (queue.name, queue.loaded_to)
             few = len(queue.ready) < min(c.envelopes, self.state.limits.page_entries // 2)
@@ -176,17 +179,17 @@ class Broker:
                 wanted.entries.append((queue.name, first, last - first + 1))
 
     def handle(self, commands: Sequence[m.AnyCommand], facts: Facts, now: int) -> Effects:
-        """One batch.  The effects may leave only after ``effects.changes`` is committed."""
+        """Execute one batch; its effects may leave only after ``effects.changes`` is committed."""
         self.state.begin(now)
         for name, entries in facts.pages.items():
             queue = self.state.queues.get(name)
             if queue is not None:
-                queue.page(entries, self.state.limits.page_entries)
-                topology.purge_on(self.state, queue)
-                self.state.eager.add(queue)
+                queue.add_page(entries, self.state.limits.page_entries)
+                topology.continue_purges(self.state, queue)
+                self.state.dispatchable.add(queue)
         for c in commands:
-            self._one(c, facts)
-        busy = self.state.eager | self.state.touched
+            self._handle(c, facts)
+        busy = self.state.dispatchable | self.state.touched
         for queue in sorted(busy, key=_name) if len(busy) > 1 else busy:
             if queue.consumers and (queue.ready or queue.tail):
                 consume.dispatch(self.state, queue)
@@ -194,7 +197,7 @@ class Broker:
             self.state.record(queue)
         return self.state.effects
 
-    def _one(self, c: m.AnyCommand, facts: Facts) -> None:
+    def _handle(self, c: m.AnyCommand, facts: Facts) -> None:
         kind = type(c)
         if kind is m.Publish:
             publish.publish(self.state, c, facts)  # type: ignore[arg-type]
@@ -207,15 +210,15 @@ class Broker:
                 self.state.connections_of[client] -= 1
                 if not self.state.connections_of[client]:
                     del self.state.connections_of[client]
-        elif kind is m.Lost:
+        elif kind is m.LostBodies:
             consume.lost(self.state, c)  # type: ignore[arg-type]
         elif kind is m.Sweep:
             consume.sweep(self.state)
         elif isinstance(c, m.Command):
-            self._ask(c, facts)
+            self._answer(c, facts)
 
-    def _shape(self) -> tuple[int, ...]:
-        """Differs after a command that changed who may do what, or what there is."""
+    def _change_counts(self) -> tuple[int, ...]:
+        """Return numbers that differ after a command that changed rights or topology."""
         c = self.state.effects.changes
         return (
             len(c.clients),
@@ -231,9 +234,9 @@ class Broker:
             len(c.client_limits),
         )
 
-    def _ask(self, c: m.Command, facts: Facts) -> None:
+    def _answer(self, c: m.Command, facts: Facts) -> None:
         answers = self.state.effects.answers.setdefault(c.connection, [])
-        refusal = self.state.cut_off(c.connection, c.client)
+        refusal = self.state.refusal_of(c.connection, c.client)
         if refusal is not None:
             answers.append(Failed(c.correlation, refusal))
             return
@@ -244,17 +247,17 @@ class Broker:
                 answers.append(consume.nack(self.state, c, facts))
             elif isinstance(c, m.Retain):
                 answers.append(_retain(self.state, c, facts))
-            elif isinstance(c, m.SettleDead):
+            elif isinstance(c, m.RedriveOrDiscard):
                 done = dead.redrive_or_discard(self.state, c, facts)
                 answers.append(done)
                 if done.count:
                     self.state.effects.acts.append(m.Act(c.client, "SettleDead", _detail(c)))
             else:
-                before = self._shape()
+                before = self._change_counts()
                 answer = _HANDLERS[type(c)](self.state, c)
                 if answer is not None:
                     answers.append(answer)
-                if type(c) in _ACTS and self._shape() != before:
+                if type(c) in _ACTS and self._change_counts() != before:
                     self.state.effects.acts.append(m.Act(c.client, type(c).__name__, _detail(c)))
         except CipherBoxError as error:
             answers.append(Failed(c.correlation, error))

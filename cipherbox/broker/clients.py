@@ -1,4 +1,4 @@
-"""How much one client may have, and the queues it has."""
+"""Limits and contact lists of one client, and the queues it owns."""
 
 from __future__ import annotations
 
@@ -12,46 +12,45 @@ from cipherbox.errors import Forbidden, InvalidRequest, NotFound
 
 
 def owned_queues(state: BrokerState, client: str) -> int:
-    """How many queues a client has beside its mailboxes."""
+    """Return the number of queues a client owns besides its mailboxes."""
     theirs = (state.queues[name] for name in state.reads.get(client, ()))
     return sum(1 for q in theirs if q.owner == client and not q.name.startswith(MAILBOX))
 
 
 def limit_client(state: BrokerState, c: m.LimitClient) -> Done:
-    """An admin says how much one client may have, or that it is as the settings say."""
+    """Set a limit for one client, or return it to the settings."""
     if not state.rights.is_admin(c.client, c.connection):
-        raise Forbidden("only an admin may do that")
+        raise Forbidden("only an admin may change a client's limits")
     if c.target not in state.rights.clients:
-        raise NotFound(f"there is no client {c.target!r}")
+        raise NotFound(f"no client {c.target!r}")
     if c.what not in SETTINGS:
-        raise InvalidRequest(
-            f"a client has no limit of {c.what!r}; there are {', '.join(SETTINGS)}"
-        )
+        raise InvalidRequest(f"unknown limit {c.what!r}: must be one of {', '.join(SETTINGS)}")
     key = (c.target, c.what)
-    if state.totals.own.get(key, -1) == c.most:
+    if state.totals.overrides.get(key, -1) == c.most:
         return Done(c.correlation, 0)
     if c.most < 0:
-        del state.totals.own[key]
+        del state.totals.overrides[key]
     else:
-        state.totals.own[key] = c.most
+        state.totals.overrides[key] = c.most
     state.effects.changes.client_limits[key] = c.most
     return Done(c.correlation, 1)
 
 
 def tell_contacts(state: BrokerState, c: m.TellContacts) -> Done:
-    """A client says whom it takes mail from.  The signed log cannot forget, so it gets the
-    numbers and no names.
+    """Replace a client's contact lists.
+
+    The signed log cannot forget: it records the lengths of the lists and no names.
     """
     if state.rights.contacts_of(c.client) == c.lists:
         return Done(c.correlation, 0)
     set_contacts(state, c.client, c.lists)
-    told: dict[str, object] = {"allowed": len(c.lists.allowed), "blocked": len(c.lists.blocked)}
-    state.effects.acts.append(m.Act(c.client, "TellContacts", told))
+    lengths: dict[str, object] = {"allowed": len(c.lists.allowed), "blocked": len(c.lists.blocked)}
+    state.effects.acts.append(m.Act(c.client, "TellContacts", lengths))
     return Done(c.correlation, 1)
 
 
 def set_contacts(state: BrokerState, client: str, lists: ContactLists) -> None:
-    """These are a client's lists from now on; empty ones are forgotten."""
+    """Set a client's contact lists; empty lists are removed."""
     contacts = state.rights.contacts
     if lists:
         contacts[client] = lists

@@ -1,10 +1,10 @@
-"""Consumers and what they do: credit, deliveries, fetch, ack, nack, resend.
+"""Consumers: credit, deliveries, fetch, ack, nack, resend.
 
-Deliveries go round robin over the consumers of a queue that have credit.  The counter of deliveries
-rises when an entry is delivered; one that was delivered as often as the limit allows and waits
-again becomes a dead letter, as does one whose time is over.  An ack counts from any connection of
-any reader, before or after a restart: it names (queue, seq).  What an ack costs is bounded by what
-is unacknowledged, never by the numbers it names.
+Deliveries go round-robin over the consumers of a queue that have credit.  Each delivery is counted;
+an entry that is requeued after as many as the limit allows becomes a dead letter, and so does an
+expired one.  An ack names (queue, seq), so it is valid from any connection of any reader, before or
+after a restart.  Its cost is bounded by the number of unacknowledged entries, not by the numbers it
+names.
 """
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ from collections.abc import Sequence
 
 from cipherbox.broker import model as m
 from cipherbox.broker.dead_letters import dead_letter
-from cipherbox.broker.model import Acked, Delivery, Done, Entry, Facts, FetchedEntries, Mark
-from cipherbox.broker.queues import Consumer, Out, Queue
+from cipherbox.broker.model import Acked, Delivery, Done, Entry, Facts, FetchedEntries, SeqRun
+from cipherbox.broker.queues import Consumer, Queue, Unacknowledged
 from cipherbox.broker.rights import no_queue
 from cipherbox.broker.state import BrokerState
 from cipherbox.errors import Conflict, InvalidRequest
 
-NOTHING = bytes(16)
-SWEEP_ENTRIES = 50_000  # looked at in one sweep: about 5 ms
-Runs = list[tuple[int, int]]  # first and last seq, sorted, apart
-# of a queue's consumers, one reader may have one in so many: the others need places too
+NO_ID = bytes(16)  # in RESEND: everything unacknowledged
+SWEEP_ENTRIES = 50_000  # examined in one sweep: about 5 ms
+Runs = list[tuple[int, int]]  # first and last seq, sorted, disjoint
+# one reader may have a quarter of a queue's consumers: the other readers need places, too
 _CONSUMERS_SHARE = 4
 _new = tuple.__new__
 
 
 def readable(state: BrokerState, client: str, name: str) -> Queue:
-    """The queue, if this client reads it."""
+    """Return the queue if this client reads it; raise NotFound if not."""
     queue = state.queues.get(name)
     if queue is None or not queue.is_reader(client):
         raise no_queue(name)
@@ -43,21 +43,23 @@ def consume(state: BrokerState, c: m.Consume) -> Done:
     if not c.tag or (c.connection, c.tag) in state.consumers:
         raise Conflict(f"consumer tag {c.tag} is 0 or in use on this connection")
     if len(queue.consumers) >= state.limits.consumers_per_queue:
-        raise InvalidRequest(f"a queue has at most {state.limits.consumers_per_queue} consumers")
+        raise InvalidRequest(
+            f"queue {c.queue!r} has {state.limits.consumers_per_queue} consumers, the most allowed"
+        )
     most = max(1, state.limits.consumers_per_queue // _CONSUMERS_SHARE)
     if (
         len(queue.all_readers) > 1
         and sum(one.client == c.client for one in queue.consumers) >= most
     ):
         raise InvalidRequest(
-            f"{c.client} has {most} consumers of {c.queue!r} already, the most one reader may have"
+            f"{c.client} already has {most} consumers of {c.queue!r}, the most one reader may have"
         )
     consumer = Consumer(c.connection, c.client, c.tag, c.queue)
     _add_credit(state, consumer, c.envelopes, c.size)
     queue.consumers.append(consumer)
     state.consumers[(c.connection, c.tag)] = consumer
     state.tags.setdefault(c.connection, set()).add(c.tag)
-    state.eager.add(queue)
+    state.dispatchable.add(queue)
     return Done(c.correlation, queue.depth)
 
 
@@ -67,75 +69,79 @@ def _add_credit(state: BrokerState, consumer: Consumer, envelopes: int, size: in
 
 
 def credit(state: BrokerState, c: m.Credit) -> None:
-    """Adds to a window; a tag that is gone is no error, since the two cross on the wire."""
+    """Add credit to a consumer; ignore an unknown tag, since credit may cross a CANCEL."""
     consumer = state.consumers.get((c.connection, c.tag))
     if consumer is not None:
         _add_credit(state, consumer, c.envelopes, c.size)
-        state.eager.add(state.queues[consumer.queue])
+        state.dispatchable.add(state.queues[consumer.queue])
 
 
 def cancel(state: BrokerState, c: m.Cancel) -> Done:
     consumer = state.consumers.get((c.connection, c.tag))
     if consumer is None:
-        raise InvalidRequest(f"there is no consumer {c.tag} on this connection")
+        raise InvalidRequest(f"no consumer {c.tag} on this connection")
     return Done(c.correlation, end_consumer(state, consumer))
 
 
 def end_consumer(state: BrokerState, consumer: Consumer) -> int:
-    """A consumer ends: what it holds returns to the front; how many."""
+    """End a consumer, requeue what it has not acknowledged, and return the number of those."""
     del state.consumers[(consumer.connection, consumer.tag)]
     state.tags[consumer.connection].discard(consumer.tag)
     queue = state.queues[consumer.queue]
     queue.consumers.remove(consumer)
-    held = (consumer.connection, consumer.tag)
-    return _return(state, queue, [o for o in queue.out.values() if o[1:] == held])
+    own = (consumer.connection, consumer.tag)
+    return _requeue(state, queue, [o for o in queue.unacknowledged.values() if o[1:] == own])
 
 
 def disconnect(state: BrokerState, connection: int) -> None:
-    """A connection is gone: its consumers end, what it fetched returns."""
+    """End a connection: its consumers end, what it fetched is requeued."""
     for tag in sorted(state.tags.get(connection, ())):
         end_consumer(state, state.consumers[(connection, tag)])
     state.tags.pop(connection, None)
     for name in sorted(state.fetchers.pop(connection, ())):
         queue = state.queues.get(name)
         if queue is not None:
-            _return(state, queue, [o for o in queue.out.values() if o[1] == connection])
+            _requeue(state, queue, [o for o in queue.unacknowledged.values() if o[1] == connection])
 
 
 def end_reader(state: BrokerState, queue: Queue, client: str) -> None:
-    """A client reads this queue no longer: its consumers of it end, what it holds of it returns."""
+    """End a client's reading of a queue: its consumers end, what it has of it is requeued."""
     for consumer in [x for x in queue.consumers if x.client == client]:
         end_consumer(state, consumer)
-    _return(state, queue, [o for o in queue.out.values() if state.client_of.get(o[1]) == client])
+    _requeue(
+        state,
+        queue,
+        [o for o in queue.unacknowledged.values() if state.client_of.get(o[1]) == client],
+    )
 
 
-def _return(state: BrokerState, queue: Queue, outs: Sequence[Out]) -> int:
-    """Entries that are out come back; how many."""
+def _requeue(state: BrokerState, queue: Queue, outs: Sequence[Unacknowledged]) -> int:
+    """Requeue unacknowledged entries and return their number."""
     entries = [o[0] for o in outs]
     for entry in entries:
-        del queue.out[entry[0]]
-    _come_back(state, queue, entries)
+        del queue.unacknowledged[entry[0]]
+    _requeue_or_dead_letter(state, queue, entries)
     return len(entries)
 
 
-def _come_back(state: BrokerState, queue: Queue, entries: list[Entry]) -> None:
+def _requeue_or_dead_letter(state: BrokerState, queue: Queue, entries: list[Entry]) -> None:
     most = state.limits.deliveries
     for entry in entries:
         if entry.attempts >= most:
-            dead_letter(state, queue, entry, _too_often(entry), "")
+            dead_letter(state, queue, entry, _exhausted(entry), "")
     queue.requeue([e for e in entries if e.attempts < most])
-    state.eager.add(queue)
+    state.dispatchable.add(queue)
 
 
-def _too_often(entry: Entry) -> str:
+def _exhausted(entry: Entry) -> str:
     return f"delivered {entry.attempts} times without an acknowledgement"
 
 
-# -- delivering ------------------------------------------------------------------------------------
+# -- deliveries ------------------------------------------------------------------------------------
 
 
 def dispatch(state: BrokerState, queue: Queue) -> None:
-    """Hands out what is ready to the consumers that have credit."""
+    """Deliver what is ready to the consumers that have credit."""
     ready = queue.ready
     consumers = queue.consumers
     idle = 0
@@ -173,10 +179,15 @@ def dispatch(state: BrokerState, queue: Queue) -> None:
 def _take_ready(
     state: BrokerState, queue: Queue, connection: int, tag: int, client: str, room: int, window: int
 ) -> tuple[list[Entry], int]:
-    """Takes entries within ``room`` and ``window`` bytes, which the last one may pass; the
-    entries and their bytes.
+    """Take up to ``room`` entries and ``window`` bytes, which the last one may exceed; return them
+    and their size.
     """
-    ready, out, fresh_to, fresh_from = queue.ready, queue.out, queue.fresh_to, queue.fresh_from
+    ready, out, fresh_to, fresh_from = (
+        queue.ready,
+        queue.unacknowledged,
+        queue.fresh_to,
+        queue.fresh_from,
+    )
     now, most = state.now, state.limits.deliveries
     marks = state.effects.changes.delivered
     taken: list[Entry] = []
@@ -192,12 +203,12 @@ def _take_ready(
                 state,
                 queue,
                 entry,
-                "expired" if own else "it waited longer than the queue's time to live",
+                "expired" if own else "older than the queue's time to live",
                 "",
             )
             continue
         if attempts >= most:
-            dead_letter(state, queue, entry, _too_often(entry), "")
+            dead_letter(state, queue, entry, _exhausted(entry), "")
             continue
         entry = _new(
             Entry,
@@ -213,7 +224,7 @@ def _take_ready(
                 expires_at,
             ),
         )
-        out[seq] = _new(Out, (entry, connection, tag))
+        out[seq] = _new(Unacknowledged, (entry, connection, tag))
         if seq >= fresh_from and seq not in fresh_to:
             fresh_to[seq] = client
         else:
@@ -225,7 +236,7 @@ def _take_ready(
 
 
 def want_page(state: BrokerState, queue: Queue) -> None:
-    """Asks for the next page when the head runs low and somebody needs it."""
+    """Ask for the next page if the head runs low and somebody needs it."""
     if queue.paging or not queue.tail or len(queue.ready) >= (state.limits.page_entries + 1) // 2:
         return
     if queue.consumers or not queue.ready:
@@ -233,14 +244,14 @@ def want_page(state: BrokerState, queue: Queue) -> None:
         state.effects.pages.append((queue.name, queue.loaded_to))
 
 
-def extend(marks: list[Mark], queue: str, seq: int, at: int, client: str) -> None:
-    """Adds one seq to a list of runs."""
+def extend(marks: list[SeqRun], queue: str, seq: int, at: int, client: str) -> None:
+    """Add one seq to a list of runs."""
     if marks:
         last = marks[-1]
         if last[2] + 1 == seq and last[0] == queue and last[4] == client:
-            marks[-1] = _new(Mark, (queue, last[1], seq, at, client))
+            marks[-1] = _new(SeqRun, (queue, last[1], seq, at, client))
             return
-    marks.append(Mark(queue, seq, seq, at, client))
+    marks.append(SeqRun(queue, seq, seq, at, client))
 
 
 def fetch(state: BrokerState, c: m.Fetch) -> FetchedEntries:
@@ -251,15 +262,15 @@ def fetch(state: BrokerState, c: m.Fetch) -> FetchedEntries:
     if taken:
         state.fetchers.setdefault(c.connection, set()).add(queue.name)
     want_page(state, queue)
-    return FetchedEntries(c.correlation, queue.name, queue.depth - len(queue.out), taken)
+    return FetchedEntries(c.correlation, queue.name, queue.depth - len(queue.unacknowledged), taken)
 
 
-# -- coming back -----------------------------------------------------------------------------------
+# -- ack, nack, resend -----------------------------------------------------------------------------
 
 
 def runs_of(state: BrokerState, queue: Queue, ranges: Sequence[tuple[int, int]]) -> Runs:
-    """Ranges (first seq, count) as runs of what can be unacknowledged; InvalidRequest when that
-    is too much at once.
+    """Return ranges (first seq, count) as runs of what can be unacknowledged; raise InvalidRequest
+    if those are too many.
     """
     runs: Runs = []
     at, end = queue.first, queue.next - 1
@@ -272,7 +283,7 @@ def runs_of(state: BrokerState, queue: Queue, ranges: Sequence[tuple[int, int]])
             at = last + 1
     if total > state.limits.ack_entries:
         raise InvalidRequest(
-            f"an ack names at most {state.limits.ack_entries} envelopes, this one {total}"
+            f"an ack of {total} envelopes is too large: at most {state.limits.ack_entries}"
         )
     return runs
 
@@ -292,11 +303,11 @@ def ack(state: BrokerState, c: m.Ack, facts: Facts) -> Acked:
 def _take_runs(
     state: BrokerState, queue: Queue, runs: Runs, stored: dict[int, Entry] | None
 ) -> list[Entry]:
-    """Removes what lies in the runs from memory, and from the tail by the store's word."""
+    """Remove the entries of the runs from memory, and those of the tail as the store has them."""
     found: list[Entry] = []
-    pop = queue.out.pop
+    pop = queue.unacknowledged.pop
     for first, last in runs:
-        if not queue.out:
+        if not queue.unacknowledged:
             break
         for seq in range(first, last + 1):
             out = pop(seq, None)
@@ -319,7 +330,7 @@ def _take_runs(
 
 
 def _acknowledge(state: BrokerState, queue: Queue, entries: list[Entry], client: str) -> None:
-    """Sorted entries leave the queue: one mark for each run, one sum for each sender in a row."""
+    """Remove sorted entries: one record per run of seqs, one sum per run of entries of a sender."""
     changes = state.effects.changes
     finished, released, marks = changes.finished, changes.released, changes.acked
     first = last = entries[0][0]
@@ -327,7 +338,7 @@ def _acknowledge(state: BrokerState, queue: Queue, entries: list[Entry], client:
     total = 0
     for seq, number, size, _, references, sender, _, _, _ in entries:
         if seq > last + 1:
-            marks.append(Mark(queue.name, first, last, state.now, client))
+            marks.append(SeqRun(queue.name, first, last, state.now, client))
             first = seq
         last = seq
         if references == 1:
@@ -340,7 +351,7 @@ def _acknowledge(state: BrokerState, queue: Queue, entries: list[Entry], client:
         sum_ += size
         count += 1
         total += size
-    marks.append(Mark(queue.name, first, last, state.now, client))
+    marks.append(SeqRun(queue.name, first, last, state.now, client))
     queue.add_used(who, -sum_, -count)
     queue.depth -= len(entries)
     queue.size -= total
@@ -350,8 +361,8 @@ def _acknowledge(state: BrokerState, queue: Queue, entries: list[Entry], client:
 def _from_store(
     state: BrokerState, queue: Queue, stored: dict[int, Entry], seq: int
 ) -> Entry | None:
-    """An entry the store has waiting and memory has not: it lies in the tail, unless an earlier
-    command took it.
+    """Return an entry that waits in the tail, thus in the store alone; None if an earlier command
+    of this batch took it.
     """
     if seq <= queue.loaded_to or (queue.name, seq) in state.gone:
         return None
@@ -367,39 +378,37 @@ def _from_store(
 def nack(state: BrokerState, c: m.Nack, facts: Facts) -> Done:
     queue = readable(state, c.client, c.queue)
     entry = queue.take(c.seq)
-    if entry is None and not c.requeue:  # one in the tail waits already
+    if entry is None and not c.requeue:  # an entry of the tail is waiting anyway
         entry = _from_store(state, queue, facts.entries.get(c.queue, {}), c.seq)
     if entry is None:
         return Done(c.correlation, 0)
     if c.requeue:
-        _come_back(state, queue, [entry])
+        _requeue_or_dead_letter(state, queue, [entry])
     else:
         dead_letter(state, queue, entry, c.reason or f"refused by {c.client}", c.client)
     return Done(c.correlation, 1)
 
 
 def resend(state: BrokerState, c: m.Resend) -> Done:
-    """Deliver again what this client's connections have out, or one envelope that is out from
-    its queues.
+    """Redeliver everything this client's connections have not acknowledged, or one unacknowledged
+    envelope of its queues.
     """
-    everything = c.envelope_id == NOTHING
+    everything = c.envelope_id == NO_ID
     count = 0
     for name in [c.queue] if c.queue else sorted(state.reads.get(c.client, ())):
         queue = readable(state, c.client, name)
         back = [
             o
-            for o in queue.out.values()
+            for o in queue.unacknowledged.values()
             if (everything and state.client_of.get(o.connection) == c.client)
             or (o.entry.envelope_id == c.envelope_id and o.entry.sender == c.sender)
         ]
-        count += _return(state, queue, back)
+        count += _requeue(state, queue, back)
     return Done(c.correlation, count)
 
 
-def lost(state: BrokerState, c: m.Lost) -> None:
-    """Bodies that could not be read back: their entries become dead letters, never silently
-    gone.
-    """
+def lost(state: BrokerState, c: m.LostBodies) -> None:
+    """Dead-letter the entries whose bodies could not be read back; nothing is lost silently."""
     for name, seq in c.entries:
         queue = state.queues.get(name)
         entry = queue.take(seq) if queue is not None else None
@@ -408,21 +417,21 @@ def lost(state: BrokerState, c: m.Lost) -> None:
 
 
 def sweep(state: BrokerState) -> None:
-    """Expired entries in the heads become dead letters; a bounded number is looked at each time."""
-    looked = 0
+    """Dead-letter expired entries in the heads, examining a bounded number each time."""
+    examined = 0
     for queue in state.queues.values():
-        if not 0 < queue.soonest <= state.now:
+        if not 0 < queue.earliest_expiry <= state.now:
             continue
-        looked += len(queue.ready)
+        examined += len(queue.ready)
         for entry in queue.expired(state.now):
             own = 0 < entry.expires_at <= state.now
             dead_letter(
                 state,
                 queue,
                 entry,
-                "expired" if own else "it waited longer than the queue's time to live",
+                "expired" if own else "older than the queue's time to live",
                 "",
             )
         want_page(state, queue)
-        if looked >= SWEEP_ENTRIES:
+        if examined >= SWEEP_ENTRIES:
             return

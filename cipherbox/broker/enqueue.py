@@ -1,4 +1,4 @@
-"""Put an envelope's entry at the end of a queue, within the sender's quota of that queue."""
+"""Append an envelope's entry to a queue, within the sender's quota for that queue."""
 
 from __future__ import annotations
 
@@ -13,13 +13,11 @@ _new = tuple.__new__
 
 
 def check_quota(state: BrokerState, queue: Queue, sender: str, more: int) -> None:
-    """Raise QuotaExceeded if this many more bytes are more than the sender may have here."""
+    """Raise QuotaExceeded if ``more`` bytes would exceed the sender's quota in this queue."""
     quota = state.limits.quota_bytes
     used = queue.used.get(sender, NONE).size
     if used + more > quota:
-        raise QuotaExceeded(
-            f"{used} bytes of {sender} are in {queue.name} already; at most {quota} may be"
-        )
+        raise QuotaExceeded(f"{sender} has {used} bytes in {queue.name}, of at most {quota}")
 
 
 def enqueue(

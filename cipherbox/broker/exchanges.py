@@ -1,8 +1,8 @@
 """Exchanges and bindings, as in AMQP 0-9-1: direct, fanout and topic.
 
-A topic pattern and a routing key are words between dots; `*` stands for exactly one word, `#` for
-none or more.  An empty key has no words.  Keys without wildcards are looked up, patterns are tried
-one by one.
+A topic pattern and a routing key are words separated by dots; `*` matches exactly one word, `#` any
+number of words, including none.  An empty key has no words.  Keys without wildcards are looked up,
+patterns are matched one by one.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ from functools import lru_cache
 
 from cipherbox.broker.model import ExchangeType
 
-_REMEMBERED = 10_000  # routing keys whose queues are kept at hand
+_CACHED_ROUTES = 10_000  # of one exchange
 
 
 @lru_cache(maxsize=65_536)
 def topic_matches(pattern: str, routing_key: str) -> bool:
-    """Whether a topic pattern takes a routing key.
+    """Return whether a topic pattern matches a routing key.
 
-    Walks the set of positions the pattern can be at, so the time is words of one times words of the
-    other.
+    It tracks the set of positions the pattern can be at, so the time grows with the product of
+    their lengths in words.
     """
     words = _words(pattern)
     reach = _skip_hashes({0}, words)
@@ -56,11 +56,11 @@ class Exchange:
         self.kind = kind
         self.bindings: set[tuple[str, str]] = set()  # (queue, routing key)
         self._exact: dict[str, set[str]] = {}  # routing key -> queues
-        self._patterns: set[tuple[str, str]] = set()  # bindings that must be tried
-        self._routes: dict[str, tuple[str, ...]] = {}  # what was looked up since the last change
+        self._patterns: set[tuple[str, str]] = set()  # bindings that must be matched
+        self._routes: dict[str, tuple[str, ...]] = {}  # cached until bindings change
 
     def bind(self, queue: str, routing_key: str) -> bool:
-        """False if it was bound so already."""
+        """Add a binding; return False if it exists."""
         binding = (queue, routing_key)
         if binding in self.bindings:
             return False
@@ -73,7 +73,7 @@ class Exchange:
         return True
 
     def unbind(self, queue: str, routing_key: str) -> bool:
-        """False if it was not bound so."""
+        """Remove a binding; return False if it does not exist."""
         binding = (queue, routing_key)
         if binding not in self.bindings:
             return False
@@ -93,15 +93,15 @@ class Exchange:
         return self.kind is ExchangeType.FANOUT
 
     def route(self, routing_key: str) -> tuple[str, ...]:
-        """Names of the queues this key leads to, sorted."""
+        """Return the names of the queues this key routes to, sorted."""
         found = self._routes.get(routing_key)
         if found is None:
-            if len(self._routes) >= _REMEMBERED:
+            if len(self._routes) >= _CACHED_ROUTES:
                 self._routes.clear()
-            queues = {queue for queue, bound in self._patterns if self._takes(bound, routing_key)}
+            queues = {queue for queue, bound in self._patterns if self._matches(bound, routing_key)}
             queues |= self._exact.get(routing_key, set())
             found = self._routes[routing_key] = tuple(sorted(queues))
         return found
 
-    def _takes(self, pattern: str, routing_key: str) -> bool:
+    def _matches(self, pattern: str, routing_key: str) -> bool:
         return self.kind is ExchangeType.FANOUT or topic_matches(pattern, routing_key)

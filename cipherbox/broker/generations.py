@@ -1,8 +1,8 @@
 """An envelope whose id HQ knows: a duplicate, or a new generation that replaces the old bytes.
 
-A new generation takes the place of the old one wherever nobody acknowledged it yet, also where it
-became a dead letter; there it waits again.  Like a publish it is all or nothing: everything that
-can refuse it comes before the first change.
+A new generation replaces the old one wherever nobody has acknowledged it yet, also where it became
+a dead letter; there it is enqueued again.  Like a publish it is all or nothing: every check comes
+before the first change.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from cipherbox.broker.enqueue import check_quota, enqueue
-from cipherbox.broker.model import Confirmed, Incoming, Known
+from cipherbox.broker.model import Confirmed, Incoming, KnownEnvelope
 from cipherbox.broker.queues import Queue
-from cipherbox.broker.routes import left_out, route_changed
+from cipherbox.broker.routes import route_changed, unreached
 from cipherbox.broker.state import BrokerState
 from cipherbox.errors import CommitmentChanged, IdReused
 
@@ -21,18 +21,18 @@ class _Places(NamedTuple):
     """Where a new generation replaces the old one."""
 
     waiting: list[tuple[Queue, int]]  # by (queue, seq)
-    revived: list[Queue]  # dead letters whose readers may get the new bytes: they wait again
-    left: list[Queue]  # dead letters that stay dead letters
+    revived: list[Queue]  # of dead letters that are enqueued again, for the queue's readers
+    left: list[Queue]  # of dead letters that remain dead letters
 
 
-def republish(state: BrokerState, item: Incoming, known: Known) -> Confirmed:
-    """Confirm a known id again, or replace it by its next generation.
+def republish(state: BrokerState, item: Incoming, known: KnownEnvelope) -> Confirmed:
+    """Confirm a duplicate, or replace an envelope by its next generation.
 
-    Raises IdReused for other bytes without a higher generation, CommitmentChanged, RouteChanged
-    and QuotaExceeded.
+    Raise IdReused for other bytes without a higher generation, or CommitmentChanged, RouteChanged
+    or QuotaExceeded.
     """
     here = [state.queues[name] for name in known.queues if name in state.queues]
-    unrouted = left_out(item, here) if item.partial else ()
+    unrouted = unreached(item, here) if item.partial else ()
     duplicate = Confirmed(item.correlation, True, known.queues, unrouted, known.accepted_at)
     if item.envelope_hash == known.envelope_hash:
         return duplicate
@@ -41,10 +41,10 @@ def republish(state: BrokerState, item: Incoming, known: Known) -> Confirmed:
     if known.commitment and item.commitment != known.commitment:
         raise CommitmentChanged
     places = _places(state, item, known)
-    # acknowledged everywhere: there is nothing that the new bytes could replace
+    # acknowledged everywhere: nothing is left to replace
     if not places.waiting and not places.revived:
         return duplicate
-    if not item.partial and left_out(item, here):
+    if not item.partial and unreached(item, here):
         readers = state.rights.readers
         raise route_changed(state, tuple((q.name, readers(q)) for q in here))
     kept = [q for q in places.revived if _kept(state, q, known)]
@@ -53,11 +53,8 @@ def republish(state: BrokerState, item: Incoming, known: Known) -> Confirmed:
     return duplicate._replace(duplicate=False)
 
 
-def _places(state: BrokerState, item: Incoming, known: Known) -> _Places:
-    """Return where the new generation goes.
-
-    Raises RouteChanged if a reader is not among its recipients.
-    """
+def _places(state: BrokerState, item: Incoming, known: KnownEnvelope) -> _Places:
+    """Return where the new generation goes; raise RouteChanged if a reader is not a recipient."""
     waiting, dead = _unacknowledged(state, known)
     rights = state.rights
     recipients = set(item.recipients)
@@ -68,13 +65,13 @@ def _places(state: BrokerState, item: Incoming, known: Known) -> _Places:
         for q in dead
         if (readers := rights.readers(q))
         and recipients.issuperset(readers)
-        and rights.takes(q, item.sender)
+        and rights.accepts(q, item.sender)
     ]
     return _Places(waiting, revived, [q for q in dead if q not in revived])
 
 
 def _check_room(
-    state: BrokerState, item: Incoming, known: Known, places: _Places, kept: list[Queue]
+    state: BrokerState, item: Incoming, known: KnownEnvelope, places: _Places, kept: list[Queue]
 ) -> None:
     """Raise QuotaExceeded if the new bytes do not fit; ``kept``: revived, with the old bytes."""
     grown = [*(q for q, _ in places.waiting), *kept]
@@ -88,12 +85,12 @@ def _check_room(
 
 
 def _replace_everywhere(
-    state: BrokerState, item: Incoming, known: Known, places: _Places, kept: list[Queue]
+    state: BrokerState, item: Incoming, known: KnownEnvelope, places: _Places, kept: list[Queue]
 ) -> None:
     for queue in kept:
         queue.add_used(item.sender, -known.size, -1)
     for queue in places.left:
-        # it stays a dead letter, of other bytes now
+        # it remains a dead letter, with other bytes
         if _kept(state, queue, known):
             queue.add_used(item.sender, item.size - known.size, 0)
             state.touched.add(queue)
@@ -119,10 +116,10 @@ def _replace_everywhere(
 
 
 def _unacknowledged(
-    state: BrokerState, known: Known
+    state: BrokerState, known: KnownEnvelope
 ) -> tuple[list[tuple[Queue, int]], list[Queue]]:
-    """Where it waits, and where it is a dead letter, by the facts and by what happened since in
-    this batch.
+    """Return where it waits and where it is a dead letter, by the facts and by what happened since
+    in this batch.
     """
     waiting = []
     dead = [state.queues[name] for name in known.dead if name in state.queues]
@@ -130,28 +127,28 @@ def _unacknowledged(
         queue = state.queues.get(name)
         if queue is None:
             continue
-        lies_in_tail = seq > queue.loaded_to and (name, seq) not in state.gone
-        if lies_in_tail or queue.find(seq) is not None:
+        in_tail = seq > queue.loaded_to and (name, seq) not in state.gone
+        if in_tail or queue.find(seq) is not None:
             waiting.append((queue, seq))
         elif any(d.queue == name and d.seq == seq for d in state.effects.changes.dead):
             dead.append(queue)
     return waiting, dead
 
 
-def _kept(state: BrokerState, queue: Queue, known: Known) -> bool:
-    """Whether a dead letter's bytes are still here: nobody dropped it."""
+def _kept(state: BrokerState, queue: Queue, known: KnownEnvelope) -> bool:
+    """Return whether a dead letter's bytes are still here: nobody has discarded it."""
     changes = state.effects.changes
-    if any(s.queue == queue.name and s.number == known.number for s in changes.settled):
+    if any(s.queue == queue.name and s.number == known.number for s in changes.closed_dead_letters):
         return False
     return queue.name in known.kept or any(
         d.queue == queue.name and d.number == known.number for d in changes.dead
     )
 
 
-def _replace(state: BrokerState, queue: Queue, seq: int, item: Incoming, known: Known) -> None:
-    """The next generation takes the entry's place; who holds the old one gets the new one as a
-    redelivery.
-    """
+def _replace(
+    state: BrokerState, queue: Queue, seq: int, item: Incoming, known: KnownEnvelope
+) -> None:
+    """Replace an entry by its next generation; where the old one was delivered, redeliver."""
     changed = item.size - known.size
     queue.size += changed
     queue.add_used(item.sender, changed, 0)

@@ -1,7 +1,7 @@
-"""What one may see of exchanges, queues, bindings, clients and grants, in pages sorted by name.
+"""Lists of exchanges, queues, bindings, clients and grants, in pages sorted by name.
 
-What a client may not see is not there.  Only the rows of the page asked for are made: the lists may
-be long, and the one task that owns the core makes them.
+A client's lists leave out what it may not see.  Only the rows of the requested page are made: lists
+may be long, and the one task that owns the core makes them.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from heapq import nsmallest
 
 from cipherbox.broker import model as m
 from cipherbox.broker.clients import owned_queues
-from cipherbox.broker.model import EVERYBODY, Listed
+from cipherbox.broker.model import EVERYBODY, ListedRows
 from cipherbox.broker.queues import Queue
 from cipherbox.broker.state import BrokerState
 from cipherbox.errors import InvalidRequest, NotFound
 
-# the name first; names hold no control characters, so a joined key sorts as the tuple does
+# the name first; names have no control characters, so a joined key sorts like the tuple
 Key = tuple[str, ...]
 Row = dict[str, object]
 Lister = tuple[
@@ -25,12 +25,12 @@ Lister = tuple[
 _SEPARATOR = "\x00"
 
 
-def listing(state: BrokerState, c: m.List) -> Listed:
-    """One page of rows; NotFound when one is asked for by name and is not to be seen."""
+def listing(state: BrokerState, c: m.List) -> ListedRows:
+    """Return one page of rows; raise NotFound if a name is given that the client may not see."""
     lister = _LISTERS.get(c.what)
     if lister is None:
         raise InvalidRequest(
-            f"there is no list of {c.what!r}; there are {', '.join(sorted(_LISTERS))}"
+            f"unknown list {c.what!r}: must be one of {', '.join(sorted(_LISTERS))}"
         )
     keys, row = lister
     admin = state.rights.is_admin(c.client, c.connection)
@@ -40,9 +40,9 @@ def listing(state: BrokerState, c: m.List) -> Listed:
         seen = (key for key in seen if _SEPARATOR.join(key) > c.after)
     page = nsmallest(most + 1, seen)
     if c.name and not page and not c.after:
-        raise NotFound(f"there is no {c.name!r} among the {c.what} that you may see")
+        raise NotFound(f"no {c.name!r} among the {c.what} that you may see")
     after = _SEPARATOR.join(page[most - 1]) if len(page) > most else ""
-    return Listed(c.correlation, [row(state, key, admin) for key in page[:most]], after)
+    return ListedRows(c.correlation, [row(state, key, admin) for key in page[:most]], after)
 
 
 def _exchanges(state: BrokerState, client: str, admin: bool) -> Iterator[Key]:
@@ -72,8 +72,8 @@ def _queue(state: BrokerState, key: Key, admin: bool) -> Row:
         "name": q.name,
         "owner": q.owner,
         "readers": sorted(q.readers),
-        "waiting": q.depth - len(q.out),
-        "unacknowledged": len(q.out),
+        "waiting": q.depth - len(q.unacknowledged),
+        "unacknowledged": len(q.unacknowledged),
         "bytes": q.size,
         "consumers": len(q.consumers),
         "oldest_at": oldest(q),
@@ -83,8 +83,8 @@ def _queue(state: BrokerState, key: Key, admin: bool) -> Row:
 
 
 def oldest(queue: Queue) -> int:
-    """When the oldest that is not acknowledged was accepted, ms; 0: there is none."""
-    heads = [out.entry.accepted_at for out in queue.out.values()]
+    """Return when the oldest unacknowledged envelope was accepted, in ms; 0 if there is none."""
+    heads = [out.entry.accepted_at for out in queue.unacknowledged.values()]
     if queue.ready:
         heads.append(queue.ready[0].accepted_at)
     return min(heads, default=0)

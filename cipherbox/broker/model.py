@@ -1,11 +1,10 @@
-"""What goes into the core and what comes out: commands, facts, effects, and the changes for the
-store.
+"""The core's input and output: commands, facts, effects, and the changes for the store.
 
-Rules.  Per-envelope things are tuples (NamedTuple) in lists; attrs classes are per command or per
-batch.  The core carries `Incoming.body` and never looks at it.  Everything here is plain data: no
-IO, no clock, no randomness.  Numbers: an *envelope number* counts accepted envelopes of this store,
-from 1; a *seq* counts entries of one queue, from 1; both only rise and are never used twice.  Times
-are ms since 1970; a `connection` is HQ's number for it.
+Everything here is plain data: no IO, no clock, no randomness.  What exists once per envelope is a
+NamedTuple; attrs classes exist once per command or batch.  The core carries `Incoming.body` and
+never reads it.  An *envelope number* counts the accepted envelopes of this store, a *seq* the
+entries of one queue; both start at 1, only rise, and are never reused.  Times are in milliseconds
+since 1970; a `connection` is HQ's number of it.
 """
 
 from __future__ import annotations
@@ -22,12 +21,12 @@ from cipherbox.errors import CipherBoxError
 ADMIN = "admin"
 CLIENT = "client"
 EVERYBODY = "*"
-KEEP = 0xFFFFFFFF  # of a queue's limit: as it is, none for a new queue
-REDRIVEN, DROPPED = "redriven", "dropped"
+KEEP = 0xFFFFFFFF  # leaves a queue's limit unchanged; a new queue has none
+REDRIVEN, DISCARDED = "redriven", "dropped"  # as the store and the signed log have them
 
 
 class ExchangeType(enum.IntEnum):
-    """As in AMQP 0-9-1."""
+    """The types of exchanges, as in AMQP 0-9-1."""
 
     DIRECT = 0
     FANOUT = 1
@@ -35,7 +34,7 @@ class ExchangeType(enum.IntEnum):
 
 
 class EntryState(enum.IntEnum):
-    """Of one envelope in one queue; the wire's Trace.state."""
+    """The state of one envelope in one queue, as in the wire's `Trace.state`."""
 
     WAITING = 0
     DELIVERED = 1
@@ -47,7 +46,7 @@ class EntryState(enum.IntEnum):
 
 
 class Incoming(NamedTuple):
-    """One SEND, read from its prefix by the session."""
+    """One SEND, as the session read it from the envelope's prefix."""
 
     correlation: int
     partial: bool
@@ -75,26 +74,26 @@ class Entry(NamedTuple):
     number: int  # envelope number
     size: int
     attempts: int  # deliveries so far
-    references: int  # queues this envelope went to; 1: its body goes with this entry's ack
+    references: int  # queues the envelope was stored in; 1: this entry's ack deletes its body
     sender: str
     envelope_id: bytes
     accepted_at: int
     expires_at: int
 
 
-class Known(NamedTuple):
-    """What the store knows of an envelope id."""
+class KnownEnvelope(NamedTuple):
+    """What the store knows about an envelope id."""
 
     number: int
     generation: int
     envelope_hash: bytes
     accepted_at: int
-    queues: tuple[str, ...]  # where it went, each once
-    waiting: tuple[tuple[str, int], ...]  # (queue, seq) not yet acknowledged
+    queues: tuple[str, ...]  # where it was stored, each once
+    waiting: tuple[tuple[str, int], ...]  # (queue, seq), not acknowledged yet
     size: int  # bytes of the generation that HQ has
-    dead: tuple[str, ...] = ()  # queues where it is a dead letter and nothing else
-    commitment: bytes = b""  # to the plaintext; empty where none was made yet (0.5.0)
-    # those of `dead` where nobody has dropped it: its bytes are still here
+    dead: tuple[str, ...] = ()  # queues where it is only a dead letter
+    commitment: bytes = b""  # to the plaintext; empty for envelopes of 0.5.0
+    # those of `dead` where nobody has discarded it: its bytes are still here
     kept: tuple[str, ...] = ()
 
 
@@ -103,7 +102,7 @@ class Known(NamedTuple):
 
 @attrs.define
 class Command:
-    """Something a connection (or HQ itself, connection 0) asks for."""
+    """A request of a connection, or of HQ itself (connection 0)."""
 
     connection: int
     client: str
@@ -164,7 +163,7 @@ class Nack(Command):
 
 @attrs.define
 class Resend(Command):
-    """queue "" : every queue the client reads; envelope_id zeros: everything unacknowledged."""
+    """Redeliver; no queue: all the client reads; a zero envelope_id: everything unacknowledged."""
 
     queue: str
     sender: str
@@ -191,15 +190,15 @@ class DeleteExchange(Command):
 @attrs.define
 class DeclareQueue(Command):
     name: str
-    owner: str  # "": the declarer; HQ itself may leave a queue without owner
+    owner: str  # "": the declarer; HQ itself may declare a queue without an owner
     readers: tuple[str, ...]
-    ttl_s: int = KEEP  # what waits longer becomes a dead letter; 0: none
-    max_length: int = KEEP  # the oldest above it become dead letters; 0: none
+    ttl_s: int = KEEP  # entries waiting longer become dead letters; 0: no limit
+    max_length: int = KEEP  # the oldest entries above it become dead letters; 0: no limit
 
 
 @attrs.define
-class SettleDead(Command):
-    """Dead letters of a queue go back into it, or are dropped."""
+class RedriveOrDiscard(Command):
+    """Redrive dead letters of a queue, or discard them."""
 
     queue: str
     ranges: Sequence[tuple[int, int]]  # (first seq, count)
@@ -240,7 +239,7 @@ class Grant(Command):
 
 @attrs.define
 class AddClient(Command):
-    """A client was certified: it gets its mailboxes; again is harmless."""
+    """A client was certified: create its mailboxes.  Idempotent."""
 
     target: str
     role: str
@@ -248,8 +247,8 @@ class AddClient(Command):
 
 @attrs.define
 class EnrolHere(Command):
-    """On HQ's own machine, without an admin, a token was made: the signed log says so, whatever
-    becomes of it.
+    """A token was made on HQ's own machine, without an admin: the signed log records that even if
+    the token is never used.
     """
 
     target: str
@@ -258,9 +257,7 @@ class EnrolHere(Command):
 
 @attrs.define
 class Enrol(Command):
-    """A token was made, by the admin whose command this is; ``replaces``: for the id of a home
-    that has it.
-    """
+    """An admin made a token; ``replaces``: for an id that another home has."""
 
     target: str
     role: str
@@ -269,14 +266,14 @@ class Enrol(Command):
 
 @attrs.define
 class ReplaceClient(Command):
-    """Another home has this id from now on: the connections of the one before end."""
+    """Another home takes over this id: close the connections of the previous one."""
 
     target: str
 
 
 @attrs.define
 class KeysAnew(Command):
-    """A client that was enrolled again begins with keys that the ones before did not sign."""
+    """A client that was enrolled again begins with keys that its previous ones did not sign."""
 
     target: str
     sequence: int
@@ -285,7 +282,7 @@ class KeysAnew(Command):
 
 @attrs.define
 class LimitClient(Command):
-    """How much of something (`usage.SETTINGS`) one client may have; -1: as the settings say."""
+    """Set a limit (of `usage.SETTINGS`) for one client; -1: as in the settings."""
 
     target: str
     what: str
@@ -294,7 +291,7 @@ class LimitClient(Command):
 
 @attrs.define
 class TellContacts(Command):
-    """Whom this client takes mail from, in place of what it told before."""
+    """Replace this client's contact lists."""
 
     lists: ContactLists
 
@@ -307,8 +304,8 @@ class RevokeClient(Command):
 
 @attrs.define
 class Note(Command):
-    """A group for the signed log alone: a key bundle that HQ is about to hand out, a revocation,
-    an admin's word.
+    """Add a group to the signed log and change nothing else: a key bundle that HQ is about to give
+    out, a revocation, an admin's statement.
     """
 
     kind: int
@@ -317,7 +314,7 @@ class Note(Command):
 
 @attrs.define
 class List(Command):
-    """what: exchanges, queues, bindings, clients, grants."""
+    """List exchanges, queues, bindings, clients or grants."""
 
     what: str
     name: str
@@ -326,28 +323,26 @@ class List(Command):
 
 @attrs.define
 class Retain(Command):
-    """Records older than the cutoffs go; HQ's own command."""
+    """Delete records older than the cutoffs; HQ's own command."""
 
     cutoffs: Cutoffs
 
 
 @attrs.define
 class Disconnect:
-    """A connection is gone: its consumers end, what they held returns to the front."""
+    """A connection ended: end its consumers, requeue what they have not acknowledged."""
 
     connection: int
 
 
 @attrs.define
 class Sweep:
-    """Bounded housekeeping: expiry at the heads of queues."""
+    """Dead-letter expired entries at the heads of queues, a bounded number at a time."""
 
 
 @attrs.define
-class Lost:
-    """The engine read these bodies back and they were damaged or gone: dead letters with that
-    reason.
-    """
+class LostBodies:
+    """The bodies of these entries are damaged or missing: dead-letter them, with that reason."""
 
     entries: Sequence[tuple[str, int]]  # (queue, seq)
     reason: str
@@ -378,8 +373,8 @@ AnyCommand = (
     | Disconnect
     | Sweep
     | Note
-    | Lost
-    | SettleDead
+    | LostBodies
+    | RedriveOrDiscard
     | Retain
     | EnrolHere
     | Enrol
@@ -393,10 +388,8 @@ AnyCommand = (
 
 
 @attrs.define
-class Wanted:
-    """What the engine must ask the store before these commands; `Broker.wanted(commands)` says
-    it.
-    """
+class RequiredFacts:
+    """What the engine must read from the store before it executes these commands."""
 
     known: list[tuple[str, bytes]] = attrs.Factory(list)  # (sender, envelope id)
     # (queue, first seq, count): acks outside the head
@@ -404,20 +397,20 @@ class Wanted:
     pages: list[tuple[str, int]] = attrs.Factory(list)  # (queue, after seq)
     # (queue, sender, envelope id) for resend
     envelopes: list[tuple[str, str, bytes]] = attrs.Factory(list)
-    # (queue, first seq, count): dead letters nobody settled
+    # (queue, first seq, count): open dead letters
     dead: list[tuple[str, int, int]] = attrs.Factory(list)
-    retired: int = 0  # dead letters older than this are about to go with a `Retain`; 0: none
+    retired: int = 0  # dead letters older than this will be deleted by a `Retain`; 0: none
 
 
 @attrs.define
 class Facts:
-    """The store's answers."""
+    """The store's answer to `RequiredFacts`."""
 
-    known: dict[tuple[str, bytes], Known] = attrs.Factory(dict)
+    known: dict[tuple[str, bytes], KnownEnvelope] = attrs.Factory(dict)
     entries: dict[str, dict[int, Entry]] = attrs.Factory(dict)  # queue -> seq -> waiting entry
     dead: dict[str, dict[int, Entry]] = attrs.Factory(dict)  # queue -> seq -> dead letter
     pages: dict[str, list[Entry]] = attrs.Factory(dict)  # the next waiting entries, in order
-    # (queue, sender, bytes) of each that goes
+    # (queue, sender, bytes) of each dead letter that will be deleted
     retired: list[tuple[str, str, int]] = attrs.Factory(list)
 
 
@@ -432,18 +425,16 @@ class NewEnvelope(NamedTuple):
 
 
 class NewEntry(NamedTuple):
-    """An envelope's place in a queue; a dead letter whose next generation came gets a second one
-    there.
-    """
+    """An envelope's place in a queue; the next generation of a dead letter gets another one."""
 
     queue: str
     seq: int
     number: int
     delivered_at: int  # 0: not delivered in this same batch
-    client: str  # to whom
+    client: str  # that it was delivered to
 
 
-class Mark(NamedTuple):
+class SeqRun(NamedTuple):
     """A run of seqs of one queue, delivered or acknowledged."""
 
     queue: str
@@ -459,22 +450,22 @@ class Dead(NamedTuple):
     number: int
     at: int
     reason: str
-    by: str  # client who did it, or "" for HQ
+    by: str  # client that caused it, or "" for HQ
 
 
-class Settled(NamedTuple):
-    """A dead letter somebody redrove or dropped."""
+class ClosedDeadLetter(NamedTuple):
+    """A dead letter that was redriven or discarded."""
 
     queue: str
     seq: int
     number: int
     at: int
     by: str
-    how: str  # REDRIVEN or DROPPED
+    how: str  # REDRIVEN or DISCARDED
 
 
 class Cutoffs(NamedTuple):
-    """What is older than this goes, ms since 1970; 0: nothing of this kind goes."""
+    """Records older than this are deleted, in ms since 1970; 0: none of this kind."""
 
     metadata: int
     dead_letters: int
@@ -482,7 +473,7 @@ class Cutoffs(NamedTuple):
 
 
 class Act(NamedTuple):
-    """Something an admin, an owner or HQ itself changed."""
+    """A change made by an admin, an owner or HQ itself."""
 
     by: str  # client, or "" for HQ
     what: str  # the command's name
@@ -498,18 +489,18 @@ class NewNote(NamedTuple):
 
 
 class LogRow(NamedTuple):
-    """One entry of the signed log; the store keeps it with the commit it speaks of."""
+    """One entry of the signed log, stored with the commit it describes."""
 
     index: int  # type: ignore[assignment]  # counts from 1
     at: int
     record: bytes  # the leaf of the log's tree
     body: bytes
-    nodes: bytes  # hashes of the perfect subtrees that this leaf completes, from level 0 up
+    nodes: bytes  # hashes of the perfect subtrees that this leaf completes, from level 0 upwards
     incarnation: bytes  # of the store, when this was written
 
 
 class OldLogRow(NamedTuple):
-    """One entry of the log as version 0.5 kept it."""
+    """One entry of the log of version 0.5."""
 
     index: int  # type: ignore[assignment]
     at: int
@@ -519,13 +510,13 @@ class OldLogRow(NamedTuple):
 
 
 class Counters(NamedTuple):
-    """Of one queue after this commit."""
+    """The counters of one queue after this commit."""
 
     queue: str
     depth: int  # waiting or delivered, not acknowledged
     size: int  # their bytes
-    first: int  # no unacknowledged seq lies below it
-    next: int  # seq of the next entry
+    first: int  # no lower seq is unacknowledged
+    next: int  # seq of the next new entry
 
 
 @attrs.define
@@ -548,7 +539,7 @@ class ClientRow:
 
 @attrs.define
 class Changes:
-    """All that one commit writes, in the order of the fields."""
+    """Everything one commit writes, in the order of the fields."""
 
     clients: list[ClientRow] = attrs.Factory(list)  # upserts
     exchanges: list[tuple[str, int]] = attrs.Factory(list)
@@ -563,29 +554,29 @@ class Changes:
     entries: list[NewEntry] = attrs.Factory(list)
     # envelope number, its next generation
     replaced: list[tuple[int, Incoming]] = attrs.Factory(list)
-    delivered: list[Mark] = attrs.Factory(list)  # sets delivered_at and client, raises attempts
-    acked: list[Mark] = attrs.Factory(list)
+    delivered: list[SeqRun] = attrs.Factory(list)  # sets delivered_at and client, raises attempts
+    acked: list[SeqRun] = attrs.Factory(list)
     dead: list[Dead] = attrs.Factory(list)  # bodies of dead letters are kept
-    settled: list[Settled] = attrs.Factory(list)  # dead letters redriven or dropped
-    # envelope numbers with one reference, now acknowledged: their bodies go
+    closed_dead_letters: list[ClosedDeadLetter] = attrs.Factory(list)  # redriven or discarded
+    # envelope numbers with one reference, now acknowledged: their bodies are deleted
     finished: list[int] = attrs.Factory(list)
-    # numbers with several references, one of whose entries was acknowledged: the
+    # numbers with several references, one of whose entries was acknowledged: the store counts
+    # down and deletes the body at zero
     released: list[int] = attrs.Factory(list)
-    # store counts down and drops the body at zero
     counters: list[Counters] = attrs.Factory(list)
     highest: dict[str, bytes] = attrs.Factory(dict)  # sender -> highest envelope id
     # (sender, queue) -> bytes, envelopes there
     usage: dict[tuple[str, str], tuple[int, int]] = attrs.Factory(dict)
-    # (client, what) -> most; -1: as the settings say
+    # (client, what) -> limit; -1: as in the settings
     client_limits: dict[tuple[str, str], int] = attrs.Factory(dict)
-    # client -> whom it takes mail from; empty lists: forgotten
+    # client -> its contact lists; empty ones are removed
     contacts: dict[str, ContactLists] = attrs.Factory(dict)
     bindings_version: int | None = None
-    notes: list[NewNote] = attrs.Factory(list)  # for the log alone
-    noted: int = 0  # acts that change nothing else, for the log alone
-    log: LogRow | None = None  # put in by the engine
+    notes: list[NewNote] = attrs.Factory(list)  # groups for the log only
+    noted: int = 0  # acts for the log that change nothing else
+    log: LogRow | None = None  # set by the engine
     retention: Cutoffs | None = None
-    watermark: int = 0  # ids of an earlier time are refused from now on; 0: as before
+    watermark: int = 0  # ids with an earlier time are refused from now on; 0: unchanged
 
     def __bool__(self) -> bool:
         return any(getattr(self, a.name) not in ([], {}, None, 0) for a in attrs.fields(Changes))
@@ -624,7 +615,7 @@ class Routed(NamedTuple):
     queues: tuple[tuple[str, tuple[str, ...]], ...]  # (queue, readers)
 
 
-class Listed(NamedTuple):
+class ListedRows(NamedTuple):
     correlation: int
     rows: list[dict[str, object]]
     after: str
@@ -637,7 +628,7 @@ class FetchedEntries(NamedTuple):
     entries: list[Entry]
 
 
-Answer = Confirmed | Failed | Done | Acked | Routed | Listed | FetchedEntries
+Answer = Confirmed | Failed | Done | Acked | Routed | ListedRows | FetchedEntries
 
 
 class Delivery(NamedTuple):
@@ -651,16 +642,16 @@ class Delivery(NamedTuple):
 
 @attrs.define
 class Effects:
-    """What follows from one batch; nothing of it may leave before `changes` is committed."""
+    """The result of one batch; nothing of it may leave before `changes` is committed."""
 
     changes: Changes = attrs.Factory(Changes)
     answers: dict[int, list[Answer]] = attrs.Factory(dict)  # connection -> in order
     deliveries: list[Delivery] = attrs.Factory(list)
-    closed: dict[int, CipherBoxError] = attrs.Factory(dict)  # connections to end (revoked)
-    # (queue, after seq): to bring as facts next time
+    closed: dict[int, CipherBoxError] = attrs.Factory(dict)  # connections to close, with the reason
+    # (queue, after seq): to be brought as facts with the next batch
     pages: list[tuple[str, int]] = attrs.Factory(list)
     accepted: dict[int, list[Incoming]] = attrs.Factory(dict)  # connection -> stored now, in order
-    # connection -> of each Confirmed, in order: for the log
+    # connection -> the item of each Confirmed, in order: for the log
     confirmed: dict[int, list[Incoming]] = attrs.Factory(dict)
     acts: list[Act] = attrs.Factory(list)  # for the log
 
@@ -670,14 +661,12 @@ class Effects:
 
 @attrs.define
 class Snapshot:
-    """The core's state as the store holds it; heads hold the first `head_entries` waiting of
-    each queue.
-    """
+    """The core's state as the store has it; heads hold the first `head_entries` waiting entries."""
 
     next_number: int = 1
     bindings_version: int = 1
     watermark: int = 0
-    first_seq: int = 1  # of a new queue: no deleted queue had numbers from here on
+    first_seq: int = 1  # of a new queue: above the numbers of all deleted queues
     clients: list[ClientRow] = attrs.Factory(list)
     exchanges: list[tuple[str, int]] = attrs.Factory(list)
     queues: list[QueueRow] = attrs.Factory(list)

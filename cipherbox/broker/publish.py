@@ -1,12 +1,12 @@
-"""One envelope's way into queues.
+"""Publish envelopes: check each and put it into its queues.
 
-In this order: known already? (confirm again, replace by a higher generation, or refuse) - its time
-- the right to publish - the route - every recipient in exactly one queue - the quota.  A publish is
-all or nothing.  An envelope goes only into queues whose readers are all among its recipients;
-anything else would hand somebody what they cannot open.
+The checks in order: a known id (confirm the duplicate, replace by a higher generation, or refuse),
+its time, the right to publish, the route, every recipient in exactly one queue, the quota.  A
+publish is all or nothing.  An envelope goes only into queues whose readers are all among its
+recipients: no reader gets what it cannot open.
 
-This is a hot path: where an envelope goes is remembered until rights or bindings change, and tuples
-are made by `tuple.__new__`, which costs half of the named constructor.
+This is a hot path: targets are cached until rights or bindings change, and tuples are made by
+`tuple.__new__`, which takes half the time of the named constructor.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from cipherbox.broker.model import (
     Facts,
     Failed,
     Incoming,
-    Known,
+    KnownEnvelope,
     NewEnvelope,
     Publish,
 )
@@ -30,9 +30,9 @@ _new = tuple.__new__
 
 
 def publish(state: BrokerState, command: Publish, facts: Facts) -> None:
-    """All SENDs of one socket read."""
+    """Publish all SENDs of one socket read."""
     answers = state.effects.answers.setdefault(command.connection, [])
-    refusal = state.cut_off(command.connection, command.client)
+    refusal = state.refusal_of(command.connection, command.client)
     if refusal is not None:
         answers.extend(Failed(item.correlation, refusal) for item in command.items)
         return
@@ -51,7 +51,7 @@ def publish(state: BrokerState, command: Publish, facts: Facts) -> None:
                     answers.append(answer)
                     confirmed.append(item)
                     if answer.duplicate:
-                        # a confirm is proven, whatever it confirms
+                        # the confirm of a duplicate needs a proof, too
                         state.effects.changes.noted += 1
                     else:
                         accepted.append(item)
@@ -89,7 +89,7 @@ def _accept(state: BrokerState, connection: int, item: Incoming, top: bytes | No
     if envelope_id >= state.latest:
         raise ClockSkew
     if expires_at and expires_at <= now:
-        raise InvalidRequest("the envelope has expired already")
+        raise InvalidRequest("the envelope has expired")
     targets = state.targets.get((sender, exchange, key, recipients))
     if targets is None:
         targets = find_targets(state, connection, item)
@@ -108,6 +108,7 @@ def _accept(state: BrokerState, connection: int, item: Incoming, top: bytes | No
     if top is None or envelope_id > top:
         state.highest[sender] = changes.highest[sender] = envelope_id
     state.fresh[(sender, envelope_id)] = _new(
-        Known, (number, generation, envelope_hash, now, names, places, size, (), commitment, ())
+        KnownEnvelope,
+        (number, generation, envelope_hash, now, names, places, size, (), commitment, ()),
     )
     return _new(Confirmed, (correlation, False, names, unrouted, now))

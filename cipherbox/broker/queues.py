@@ -1,16 +1,16 @@
-"""One queue in memory: a head of bounded length, what is out with consumers, what came back, and
-counters.
+"""One queue in memory: a head of bounded length, unacknowledged and requeued entries, and counters.
 
-    acknowledged | out and returned | head (in memory) | tail (in the store only)
-                 ^ first                               ^ loaded_to                ^ next
+    acknowledged | delivered, requeued | head (in memory) | tail (in the store only)
+                 ^ first                                  ^ loaded_to                ^ next
 
-Rules.
-1. `ready` is sorted by seq: what comes back goes to its place at the front.
-2. As long as the whole tail is in memory a new entry joins `ready`; once the head is full, entries
-   only count until the store brings a page.
-3. Every unacknowledged seq up to `loaded_to` is in `ready` or in `out`, never in both; none beyond
-   it is in either.
-4. `first` may lag behind the lowest unacknowledged seq, never run ahead of it.
+Rules:
+
+1. `ready` is sorted by seq: a requeued entry returns to its place near the front.
+2. While the whole queue is in memory, a new entry joins `ready`; once the head is full, entries are
+   only counted until the store delivers a page.
+3. Every entry not acknowledged up to `loaded_to` is in `ready` or in `unacknowledged`, never in
+   both; none beyond it is in either.
+4. `first` may lag behind the lowest seq that is not acknowledged, never run ahead of it.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ from operator import itemgetter
 from typing import NamedTuple
 
 from cipherbox.broker.model import Counters, Entry, NewEntry
-from cipherbox.broker.usage import NONE, Totals, Used
+from cipherbox.broker.usage import NONE, Totals, Usage
 
 _seq = itemgetter(0)
 _NONE = 1 << 63  # a seq that no entry has
-_FEW = 8  # that many are put in one by one; more are merged
+_FEW = 8  # as many are inserted one by one; more are merged
 
 
-class Out(NamedTuple):
-    """An entry with a consumer: on which connection, under which tag (0: fetched)."""
+class Unacknowledged(NamedTuple):
+    """An entry that was delivered on a connection, with the consumer's tag (0: fetched)."""
 
     entry: Entry
     connection: int
     tag: int
 
 
-class Purging(NamedTuple):
-    """A purge under way: everything up to a seq becomes a dead letter, page by page."""
+class PurgeInProgress(NamedTuple):
+    """A purge in progress: everything up to a seq becomes a dead letter, page by page."""
 
     connection: int
     correlation: int
@@ -67,7 +67,7 @@ class Consumer:
 
 
 class Queue:
-    """See the module."""
+    """One queue, as in the module's text."""
 
     def __init__(
         self,
@@ -87,30 +87,30 @@ class Queue:
         self.first = counters.first if counters else 1
         self.next = counters.next if counters else 1
         self.ready: deque[Entry] = deque()
-        self.out: dict[int, Out] = {}
+        self.unacknowledged: dict[int, Unacknowledged] = {}
         self.consumers: deque[Consumer] = deque()
-        # the highest seq that was in memory; the tail begins behind it
+        # the highest seq that was in memory; the tail begins after it
         self.loaded_to = self.next - 1
-        self.paging = False  # a page was asked for
-        self.purges: list[Purging] = []
-        self.soonest = 0  # no entry in `ready` expires before; 0: none expires
-        self.used: dict[str, Used] = {}  # what is here, waiting or dead, by sender
+        self.paging = False  # a page is on its way
+        self.purges: list[PurgeInProgress] = []
+        self.earliest_expiry = 0  # lower bound for entries in `ready`; 0: none expires
+        self.used: dict[str, Usage] = {}  # by sender, dead letters included
         self._totals = totals
-        # Of this batch alone:
-        self.senders: set[str] = set()  # whose `used` changed
-        self.fresh: list[int] = []  # envelope numbers of the entries that came, in order
+        # Of the current batch:
+        self.senders: set[str] = set()  # their `used` changed
+        self.fresh: list[int] = []  # envelope numbers of new entries, in order
         self.fresh_from = _NONE  # seq of the first of them
-        self.fresh_to: dict[int, str] = {}  # seq of those delivered already, and to whom
+        self.fresh_to: dict[int, str] = {}  # seq of those already delivered -> client
 
     def load(self, head: list[Entry], complete: bool) -> None:
-        """The head as the store gave it; ``complete``: nothing waits behind it."""
+        """Set the head that the store loaded; ``complete``: nothing waits after it."""
         self.ready = deque(head)
         self.loaded_to = self.next - 1 if complete else head[-1].seq
         self._note_expiry(head)
 
     @property
     def tail(self) -> bool:
-        """Whether entries wait in the store that are not in memory."""
+        """Return whether entries wait in the store that are not in memory."""
         return self.loaded_to < self.next - 1
 
     @property
@@ -121,9 +121,9 @@ class Queue:
         return client in self.readers or (client == self.owner and client != "")
 
     def add_used(self, sender: str, size: int, envelopes: int) -> None:
-        """What a sender has here went up or down."""
+        """Add to a sender's usage of this queue, or subtract from it."""
         had = self.used.get(sender, NONE)
-        now = Used(had.size + size, had.envelopes + envelopes)
+        now = Usage(had.size + size, had.envelopes + envelopes)
         if now.envelopes > 0:
             self.used[sender] = now
         else:
@@ -133,9 +133,7 @@ class Queue:
         self.senders.add(sender)
 
     def append(self, entry: Entry, most: int) -> None:
-        """A new entry at the end; it stays in memory while the head has room and no tail is
-        before it.
-        """
+        """Append a new entry; keep it in memory if the head has room and there is no tail."""
         seq = entry[0]
         self.depth += 1
         self.size += entry[2]
@@ -150,7 +148,7 @@ class Queue:
         self.next = seq + 1
 
     def new_entries(self, now: int) -> list[NewEntry]:
-        """What came in this batch, for the store."""
+        """Return the new entries of this batch, for the store."""
         delivered_to = self.fresh_to.get
         rows = []
         for seq, number in enumerate(self.fresh, self.fresh_from):
@@ -166,9 +164,9 @@ class Queue:
         self.fresh_to = {}
         self.fresh_from = _NONE
 
-    def page(self, entries: list[Entry], limit: int) -> None:
-        """The next waiting entries behind `loaded_to`; fewer than ``limit`` mean that the tail
-        is now in memory.
+    def add_page(self, entries: list[Entry], limit: int) -> None:
+        """Add the next waiting entries after `loaded_to`; fewer than ``limit`` mean that the
+        tail is now in memory.
         """
         self.paging = False
         for entry in entries:
@@ -180,7 +178,7 @@ class Queue:
         self._note_expiry(entries)
 
     def requeue(self, entries: list[Entry]) -> None:
-        """Entries that come back go to the front, in seq order."""
+        """Return entries to the front, in seq order."""
         entries.sort(key=_seq)
         self._note_expiry(entries)
         if not entries:
@@ -193,8 +191,8 @@ class Queue:
         else:
             self.ready = deque(merge(entries, self.ready, key=_seq))
 
-    def end_of(self, entry: Entry) -> int:
-        """When an entry's time is over, by its sender's word or the queue's; 0: never."""
+    def expiry_of(self, entry: Entry) -> int:
+        """Return when an entry expires, by its sender's expiry or the queue's limit; 0: never."""
         expires_at, accepted_at = entry[8], entry[7]
         if not self.ttl_ms:
             return expires_at
@@ -203,26 +201,26 @@ class Queue:
 
     def _note_expiry(self, entries: Iterable[Entry]) -> None:
         for entry in entries:
-            end = self.end_of(entry)
-            if end and (end < self.soonest or not self.soonest):
-                self.soonest = end
+            end = self.expiry_of(entry)
+            if end and (end < self.earliest_expiry or not self.earliest_expiry):
+                self.earliest_expiry = end
 
-    def look_again(self) -> None:
-        """The queue's limits changed."""
-        self.soonest = 0
+    def limits_changed(self) -> None:
+        """Recompute `earliest_expiry` after a change of the queue's limits."""
+        self.earliest_expiry = 0
         self._note_expiry(self.ready)
 
     def expired(self, now: int) -> list[Entry]:
-        """Takes what is over from `ready`."""
-        late = [e for e in self.ready if 0 < self.end_of(e) <= now]
+        """Remove expired entries from `ready` and return them."""
+        late = [e for e in self.ready if 0 < self.expiry_of(e) <= now]
         if late:
-            over = {e.seq for e in late}
-            self.ready = deque(e for e in self.ready if e.seq not in over)
-        self.look_again()
+            seqs = {e.seq for e in late}
+            self.ready = deque(e for e in self.ready if e.seq not in seqs)
+        self.limits_changed()
         return late
 
     def _place(self, seq: int) -> int:
-        """Where in `ready` a seq is, or -1."""
+        """Return the index of a seq in `ready`, or -1."""
         ready = self.ready
         if ready and ready[0].seq <= seq <= ready[-1].seq:
             at = bisect_left(ready, seq, key=_seq)
@@ -231,16 +229,16 @@ class Queue:
         return -1
 
     def find(self, seq: int) -> Entry | None:
-        """An entry wherever it is in memory."""
-        out = self.out.get(seq)
+        """Return an entry wherever it is in memory."""
+        out = self.unacknowledged.get(seq)
         if out is not None:
             return out.entry
         at = self._place(seq)
         return self.ready[at] if at >= 0 else None
 
     def take(self, seq: int) -> Entry | None:
-        """Removes an entry wherever it is in memory."""
-        out = self.out.pop(seq, None)
+        """Remove an entry wherever it is in memory, and return it."""
+        out = self.unacknowledged.pop(seq, None)
         if out is not None:
             return out.entry
         at = self._place(seq)
@@ -251,8 +249,8 @@ class Queue:
         return entry
 
     def take_ready(self, runs: Sequence[tuple[int, int]]) -> list[Entry]:
-        """Removes from `ready` what lies in sorted runs (first seq, last seq), in one pass over
-        the part concerned.
+        """Remove sorted runs (first seq, last seq) from `ready`, in one pass over the part
+        concerned, and return the entries.
         """
         ready = self.ready
         found: list[Entry] = []
@@ -265,19 +263,19 @@ class Queue:
         ready.extendleft(reversed(kept))
         return found
 
-    def forget(self, entry: Entry) -> None:
-        """An entry waits no more: it is a dead letter, which its sender still has here."""
+    def remove_dead(self, entry: Entry) -> None:
+        """Stop counting an entry that became a dead letter; its sender's quota still counts it."""
         self.depth -= 1
         self.size -= entry.size
 
     def counters(self) -> Counters:
-        """What a commit writes."""
+        """Return the counters that a commit writes."""
         if self.depth == 0:
             self.first = self.next
         else:
             end = self.ready[0].seq if self.ready else self.loaded_to + 1
             first = self.first
-            while first < end and first not in self.out:
+            while first < end and first not in self.unacknowledged:
                 first += 1
             self.first = first
         return Counters(self.name, self.depth, self.size, self.first, self.next)

@@ -1,9 +1,9 @@
-"""Who may do what.  The manual page `permissions` says it in words.
+"""Permissions, as the manual page `permissions` describes them.
 
-Admins may do everything but read other clients' queues.  A client may publish to every mailbox and
-to exchanges it was granted, read its own queues and those it was granted, and declare queues of its
-own.  HQ itself is connection 0.  Unknown and forbidden look the same wherever saying more would
-tell what exists.
+Admins may do everything except read other clients' queues.  A client may publish to all mailboxes
+and to exchanges granted to it, read its own queues and those granted to it, and declare queues of
+its own.  HQ itself is connection 0.  Unknown and forbidden look the same wherever the difference
+would reveal what exists.
 """
 
 from __future__ import annotations
@@ -17,15 +17,13 @@ from cipherbox.errors import NotFound
 
 RIGHTS = frozenset({"publish", "bind", "read", "declare", "admin"})
 MAILBOX = "box."
-SYSTEM = ".sys"  # ends the names of the queues that receipts come in
+SYSTEM = ".sys"  # suffix of the mailboxes for receipts
 _NONE: dict[str, ContactLists] = {}
 _EVERYBODY = ContactLists()
 
 
 class Rights:
-    """Clients, their roles and their grants, and whom each of them takes mail from, if it has
-    told.
-    """
+    """Clients, their roles, grants and contact lists."""
 
     def __init__(
         self,
@@ -42,8 +40,8 @@ class Rights:
         self.clients[row.name] = row
         self._folded[row.name.casefold()] = row.name
 
-    def twin(self, name: str) -> str | None:
-        """The client whose id is the same but for case, if there is one."""
+    def case_twin(self, name: str) -> str | None:
+        """Return the client whose id is the same except for case, if there is one."""
         return self._folded.get(name.casefold())
 
     def is_admin(self, client: str, connection: int) -> bool:
@@ -53,7 +51,7 @@ class Rights:
         return (row is not None and row.role == ADMIN) or (client, "admin", "") in self.grants
 
     def admins(self) -> set[str]:
-        """Everybody who may administrate and is not revoked."""
+        """Return all admins that are not revoked."""
         found = {row.name for row in self.clients.values() if row.role == ADMIN}
         found |= {client for client, right, _ in self.grants if right == "admin"}
         return {name for name in found if not self.revoked(name)}
@@ -73,17 +71,17 @@ class Rights:
         return row is not None and bool(row.revoked_at)
 
     def readers(self, queue: Queue) -> tuple[str, ...]:
-        """Everybody who reads a queue and whose certificate is not revoked, sorted."""
+        """Return the readers of a queue that are not revoked, sorted."""
         return tuple(sorted(c for c in queue.all_readers if not self.revoked(c)))
 
     def contacts_of(self, client: str) -> ContactLists:
-        """Whom this client takes mail from, as it told; everybody, if it told nothing."""
+        """Return this client's contact lists; without any it accepts mail from all clients."""
         return self.contacts.get(client, _EVERYBODY)
 
-    def takes(self, queue: Queue, sender: str) -> bool:
-        """False where nobody who reads a queue takes mail from this sender.
+    def accepts(self, queue: Queue, sender: str) -> bool:
+        """Return False if no reader of the queue accepts mail from this sender.
 
-        Receipts come everywhere: they answer what their reader sent.
+        Receipts are always accepted: they answer what their reader sent.
         """
         if not self.contacts or queue.name.endswith(SYSTEM):
             return True
@@ -92,7 +90,5 @@ class Rights:
 
 
 def no_queue(name: str) -> NotFound:
-    """One answer for a queue that is not there and for one that is not yours."""
-    return NotFound(
-        f"there is no queue {name!r} that you may use", remedy="see: cipherbox queue list"
-    )
+    """Return the same error for a queue that does not exist and for one the client may not see."""
+    return NotFound(f"no queue {name!r} that you may use", remedy="see: cipherbox queue list")

@@ -1,9 +1,7 @@
-"""Which queues an envelope goes into: the right to publish, the route, and every recipient in
-exactly one queue.
+"""Routing: find the queues of an envelope, such that every recipient gets it through exactly one.
 
-An envelope goes only into queues whose readers are all among its recipients; anything else would
-deliver to somebody what they cannot open.  Where an envelope goes is remembered until rights or
-bindings change.
+An envelope goes only into queues whose readers are all among its recipients: no reader gets what it
+cannot open.  Targets are cached until rights or bindings change.
 """
 
 from __future__ import annotations
@@ -30,27 +28,27 @@ from cipherbox.errors import (
 
 MAILBOX_KEYS = {"": "", ".bulk": ".bulk", ".sys": ".sys"}
 Route = tuple[tuple[str, tuple[str, ...]], ...]  # (queue, readers), sorted by name
-# targets, and at most so many recipients in each, so that their memory is bounded
-_REMEMBERED = 4096
-_REMEMBERED_RECIPIENTS = 16
+# cached targets, and the most recipients of each: together they bound the memory
+_CACHED_TARGETS = 4096
+_CACHED_RECIPIENTS = 16
 
 
 @attrs.define
 class RouteDetail(Exception):
-    """The answer a route-changed refusal carries; the session encodes it."""
+    """The route in the detail of a route-changed error; the session encodes it."""
 
     routed: Routed
 
 
 def find_targets(state: BrokerState, connection: int, item: Incoming) -> Targets:
     queues, unrouted = _choose(state, connection, item)
-    kept = [queue for queue in queues if state.rights.takes(queue, item.sender)]
+    kept = [queue for queue in queues if state.rights.accepts(queue, item.sender)]
     refused = len(kept) < len(queues)
     if refused:
         queues, unrouted = _without_refusing(item, queues, kept, unrouted)
     targets = (tuple(queues), tuple(q.name for q in queues), unrouted)
-    if not unrouted and not refused and len(item.recipients) <= _REMEMBERED_RECIPIENTS:
-        if len(state.targets) >= _REMEMBERED:
+    if not unrouted and not refused and len(item.recipients) <= _CACHED_RECIPIENTS:
+        if len(state.targets) >= _CACHED_TARGETS:
             state.targets.clear()
         state.targets[(item.sender, item.exchange, item.routing_key, item.recipients)] = targets
     return targets
@@ -73,7 +71,7 @@ def _choose(
             continue
         if twice:
             raise AmbiguousRoute(
-                f"{twice[0]} would get the envelope in {covered[twice[0]]} and in {name}"
+                f"{twice[0]} would receive the envelope through both {covered[twice[0]]} and {name}"
             )
         covered.update(dict.fromkeys(readers, name))
         chosen.append(state.queues[name])
@@ -88,7 +86,7 @@ def _mailboxes(state: BrokerState, item: Incoming) -> tuple[list[Queue], tuple[s
     found, unrouted = [], []
     revoked = [client for client in item.recipients if state.rights.revoked(client)]
     if revoked:
-        what = f"the certificate of {', '.join(revoked)} was revoked; nothing is taken for it"
+        what = f"recipients with a revoked certificate: {', '.join(revoked)}"
         raise RecipientRevoked(what, names_detail(revoked))
     for client in item.recipients:
         queue = state.queues.get(f"{MAILBOX}{client}{suffix}")
@@ -106,12 +104,12 @@ def _mailboxes(state: BrokerState, item: Incoming) -> tuple[list[Queue], tuple[s
 def _without_refusing(
     item: Incoming, queues: list[Queue], kept: list[Queue], unrouted: tuple[str, ...]
 ) -> tuple[list[Queue], tuple[str, ...]]:
-    """Where an envelope goes when only ``kept`` of its queues have a reader who takes mail from its
-    sender.
+    """Return the queues and the unrouted recipients if only ``kept`` of the queues have a reader
+    that accepts mail from the sender.
 
-    It is refused, naming who takes none, unless it is partial and somebody else gets it.  Whoever
-    publishes to a route cannot leave a reader out, so there one reader's lists keep the envelope
-    from nobody else: inboxes decide.
+    Raise RecipientRefuses, naming those that do not, unless the publish is partial and reaches
+    others.  A sender to a route cannot leave out a reader, so one reader's lists must not keep the
+    envelope from the others: there the inboxes decide.
     """
     routed = bool(item.exchange) or item.routing_key not in MAILBOX_KEYS
     if kept and routed and not item.partial:
@@ -121,7 +119,8 @@ def _without_refusing(
     if not item.partial or not kept:
         verb = "takes" if len(refusing) == 1 else "take"
         raise RecipientRefuses(
-            f"{', '.join(refusing)} {verb} no mail from {item.sender}", names_detail(refusing)
+            f"{', '.join(refusing)} {verb} no mail from {item.sender}",
+            names_detail(refusing),
         )
     return kept, tuple(sorted({*unrouted, *refusing}))
 
@@ -129,23 +128,21 @@ def _without_refusing(
 def resolve(
     state: BrokerState, connection: int, client: str, exchange: str, routing_key: str
 ) -> Route:
-    """Who reads what is published here: (queue, readers), queues without a reader left out.
+    """Return the queues of a route with their readers, leaving out queues without readers.
 
-    NotFound for an unknown exchange, Forbidden without the right to publish, NoRoute when nobody
-    reads it.
+    Raise NotFound for an unknown exchange, Forbidden without the right to publish, NoRoute if no
+    queue has a reader.
     """
     rights = state.rights
     names: tuple[str, ...]
     if exchange:
         found = state.exchanges.get(exchange)
         if found is None:
-            raise NotFound(
-                f"there is no exchange {exchange!r}", remedy="see: cipherbox exchange list"
-            )
+            raise NotFound(f"no exchange {exchange!r}", remedy="see: cipherbox exchange list")
         if not rights.may_publish(client, connection, exchange):
             raise Forbidden(
                 f"{client} may not publish to exchange {exchange!r}",
-                remedy=f"an admin permits it: cipherbox grant {client} publish {exchange}",
+                remedy=f"an admin can grant it: cipherbox grant {client} publish {exchange}",
             )
         names = found.route(routing_key)
     else:
@@ -153,30 +150,30 @@ def resolve(
         mine = queue is not None and (queue.is_reader(client) or queue.name.startswith(MAILBOX))
         if queue is None or not (mine or rights.may_publish(client, connection, routing_key)):
             raise NotFound(
-                f"there is no queue {routing_key!r} that you may publish to",
+                f"no queue {routing_key!r} that you may publish to",
                 remedy="see: cipherbox queue list",
             )
         names = (routing_key,)
     route = tuple((n, r) for n in names if (r := rights.readers(state.queues[n])))
     if not route:
-        where = (
+        route_name = (
             f"exchange {exchange!r} with key {routing_key!r}"
             if exchange
             else f"queue {routing_key!r}"
         )
-        raise NoRoute(f"nobody reads what is published to {where}")
+        raise NoRoute(f"no queue with a reader is bound to {route_name}")
     return route
 
 
 def route_changed(state: BrokerState, route: Route) -> RouteChanged:
     readers = sorted({r for _, rs in route for r in rs})
     error = RouteChanged(
-        f"this route is read by {', '.join(readers)}; the envelope was sealed for others"
+        f"the readers of this route are {', '.join(readers)}; the envelope was sealed for others"
     )
     error.__cause__ = RouteDetail(Routed(0, state.bindings_version, route))
     return error
 
 
-def left_out(item: Incoming, queues: Iterable[Queue]) -> tuple[str, ...]:
+def unreached(item: Incoming, queues: Iterable[Queue]) -> tuple[str, ...]:
     covered = {reader for queue in queues for reader in queue.all_readers}
     return tuple(sorted(set(item.recipients) - covered))

@@ -1,7 +1,7 @@
-"""What HQ holds in memory between batches, and what one batch has done so far.
+"""The broker's state between batches, and the changes of the current batch.
 
-The modules beside this one hold the commands; each takes the state and changes it.  `Broker` puts
-them together.
+The other modules of this package implement the commands: each takes this state and changes it.
+`Broker` composes them.
 """
 
 from __future__ import annotations
@@ -9,19 +9,19 @@ from __future__ import annotations
 from collections import Counter
 
 from cipherbox.broker.exchanges import Exchange
-from cipherbox.broker.model import Effects, ExchangeType, Known, Snapshot
+from cipherbox.broker.model import Effects, ExchangeType, KnownEnvelope, Snapshot
 from cipherbox.broker.queues import Consumer, Queue
 from cipherbox.broker.rights import Rights
 from cipherbox.broker.usage import NONE, Totals
 from cipherbox.errors import Revoked
 from cipherbox.limits import LIMITS, Limits
 
-# queues, their names, recipients left out
+# queues, their names, unrouted recipients
 Targets = tuple[tuple[Queue, ...], tuple[str, ...], tuple[str, ...]]
 
 
 class BrokerState:
-    """See the module.  ``snapshot`` is what the store loaded."""
+    """The broker's state; ``snapshot`` is what the store loaded."""
 
     def __init__(self, snapshot: Snapshot, limits: Limits = LIMITS) -> None:
         self.limits = limits
@@ -63,57 +63,55 @@ class BrokerState:
         self.fetchers: dict[int, set[str]] = {}  # connection -> queues it fetched from
         self.client_of: dict[int, str] = {}
         self.connections_of: Counter[str] = Counter()
-        # where the last envelopes went
+        # cached routes of recent envelopes
         self.targets: dict[tuple[str, str, str, tuple[str, ...]], Targets] = {}
         self.begin(0)
 
     def begin(self, now: int) -> None:
-        """Begin a batch: forget what the last one did."""
+        """Begin a batch with no effects."""
         self.now = now
-        self.earliest = self.watermark.to_bytes(6, "big")  # ids below it are too old,
-        # from it on too new
+        self.earliest = self.watermark.to_bytes(6, "big")  # lower ids are too old
+        # ids from here on are too new
         self.latest = (now + self.limits.clock_ahead_ms + 1).to_bytes(6, "big")
         self.effects = Effects()
-        self.fresh: dict[tuple[str, bytes], Known] = {}  # accepted in this batch
-        self.gone: set[tuple[str, int]] = set()  # taken from the tail in this batch
+        self.fresh: dict[tuple[str, bytes], KnownEnvelope] = {}  # accepted in this batch
+        self.gone: set[tuple[str, int]] = set()  # removed from the tail in this batch
         self.resized: dict[tuple[str, int], int] = {}  # replaced in the tail in this batch
-        self.touched: set[Queue] = set()  # counters changed
-        self.eager: set[Queue] = set()  # may have something to hand out
+        self.touched: set[Queue] = set()  # their counters changed
+        self.dispatchable: set[Queue] = set()  # may have something to deliver
 
     def connect(self, connection: int, client: str) -> None:
-        """A connection of this client begins."""
+        """Add a connection of this client."""
         self.client_of[connection] = client
         self.connections_of[client] += 1
 
-    def cut_off(self, connection: int, client: str) -> Revoked | None:
-        """The refusal of everything a revoked client still asks."""
+    def refusal_of(self, connection: int, client: str) -> Revoked | None:
+        """Return the error for all requests of a revoked client; None for other clients."""
         if connection and self.rights.revoked(client):
             return Revoked(f"the certificate of {client} was revoked")
         return None
 
     def rights_changed(self) -> None:
-        """Who may publish where is different."""
+        """Drop cached routes after a change of rights."""
         self.targets.clear()
 
     def bindings_changed(self) -> None:
-        """Routes may lead elsewhere now."""
+        """Drop cached routes and begin a new version of the bindings."""
         self.targets.clear()
         self.bindings_version += 1
         self.effects.changes.bindings_version = self.bindings_version
 
-    def leave(self, queue: Queue) -> None:
-        """A queue is deleted: what it did in this batch is noted now, and its numbers are not
-        used again.
-        """
+    def remove_queue(self, queue: Queue) -> None:
+        """Record this batch's changes of a deleted queue, and never reuse its sequence numbers."""
         self.first_seq = max(self.first_seq, queue.next)
         self.record(queue)
         for sender, used in queue.used.items():
             self.totals.add(sender, -used.size, -used.envelopes)
         self.touched.discard(queue)
-        self.eager.discard(queue)
+        self.dispatchable.discard(queue)
 
     def record(self, queue: Queue) -> None:
-        """Put what this batch did to a queue into the changes."""
+        """Add this batch's changes of a queue to the effects."""
         changes = self.effects.changes
         if queue.fresh:
             changes.entries += queue.new_entries(self.now)

@@ -1,9 +1,9 @@
-"""Exchanges, queues, bindings, grants and clients: declare, delete, show.
+"""Exchanges, queues, bindings, grants and clients: declare, delete, grant, revoke.
 
-Names stay as they were declared; declaring the same again is no error, declaring another under a
-name is a Conflict.  What is deleted takes its bindings and grants with it, so that a later thing of
-that name starts with neither.  A new queue begins above the numbers of every deleted one: no
-(queue, seq) is ever used twice, so that an old ack repeated late cannot meet a new envelope.
+Declaring is idempotent; declaring something different under an existing name is a Conflict.
+Deleting an exchange or a queue deletes its bindings and grants, so that a later one of that name
+starts with neither.  The sequence numbers of a new queue begin above those of all deleted queues:
+no (queue, seq) is ever reused, so a late retry of an old ack cannot hit a new envelope.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from cipherbox.broker.model import (
     ExchangeType,
     QueueRow,
 )
-from cipherbox.broker.queues import Purging, Queue
+from cipherbox.broker.queues import PurgeInProgress, Queue
 from cipherbox.broker.rights import MAILBOX, RIGHTS, no_queue
 from cipherbox.broker.state import BrokerState
 from cipherbox.broker.usage import QUEUES
@@ -47,7 +47,7 @@ T = TypeVar("T")
 
 
 def _put(row: T, added: list[T], dropped: list[T]) -> None:
-    """Notes what exists from now on; what this batch dropped before is simply kept."""
+    """Record an addition; if this batch dropped the row before, keep it instead."""
     if row in dropped:
         dropped.remove(row)
     else:
@@ -55,7 +55,7 @@ def _put(row: T, added: list[T], dropped: list[T]) -> None:
 
 
 def _drop(row: T, added: list[T], dropped: list[T]) -> None:
-    """Notes what ends; what this batch added before was never there."""
+    """Record a removal; if this batch added the row before, forget both."""
     if row in added:
         added.remove(row)
     else:
@@ -68,28 +68,28 @@ def _admin(state: BrokerState, c: m.Command) -> bool:
 
 def _need_admin(state: BrokerState, c: m.Command) -> None:
     if not _admin(state, c):
-        raise Forbidden("only an admin may do that")
+        raise Forbidden("only an admin may do this")
 
 
 def declare_exchange(state: BrokerState, c: m.DeclareExchange) -> Done:
     check_name(c.name, "exchange name")
     if c.type not in tuple(ExchangeType):
-        raise InvalidRequest(f"there is no exchange type {c.type}; 0 is direct, 1 fanout, 2 topic")
+        raise InvalidRequest(f"unknown exchange type {c.type}: 0 is direct, 1 fanout, 2 topic")
     found = state.exchanges.get(c.name)
     if found is not None:
         if found.kind != c.type:
             raise Conflict(
-                f"exchange {c.name!r} exists already and is of type {found.kind.name.lower()}, not "
-                f"{ExchangeType(c.type).name.lower()}; a type never changes"
+                f"exchange {c.name!r} already exists with the type {found.kind.name.lower()}, not "
+                f"{ExchangeType(c.type).name.lower()}; a type cannot be changed"
             )
         return Done(c.correlation, 0)
     if not (_admin(state, c) or state.rights.granted(c.client, "declare", "")):
         raise Forbidden(
             f"{c.client} may not declare exchanges",
-            remedy=f"an admin permits it: cipherbox grant {c.client} declare",
+            remedy=f"an admin can grant it: cipherbox grant {c.client} declare",
         )
     if len(state.exchanges) >= state.limits.exchanges:
-        raise InvalidRequest(f"there are {state.limits.exchanges} exchanges already")
+        raise InvalidRequest(f"HQ has {state.limits.exchanges} exchanges, the most allowed")
     state.exchanges[c.name] = Exchange(c.name, ExchangeType(c.type))
     changes = state.effects.changes
     changes.exchanges.append((c.name, int(c.type)))
@@ -106,7 +106,7 @@ def declare_exchange(state: BrokerState, c: m.DeclareExchange) -> Done:
 def _exchange(state: BrokerState, name: str) -> Exchange:
     found = state.exchanges.get(name)
     if found is None:
-        raise NotFound(f"there is no exchange {name!r}", remedy="see: cipherbox exchange list")
+        raise NotFound(f"no exchange {name!r}", remedy="see: cipherbox exchange list")
     return found
 
 
@@ -125,9 +125,7 @@ def delete_exchange(state: BrokerState, c: m.DeleteExchange) -> Done:
 
 
 def _drop_grants(state: BrokerState, name: str) -> None:
-    """The grants on something deleted end with it, unless an exchange or queue of the same name
-    stays.
-    """
+    """Delete the grants on a deleted object, unless an exchange or queue of that name remains."""
     if name in state.exchanges or name in state.queues:
         return
     changes = state.effects.changes
@@ -139,55 +137,51 @@ def _drop_grants(state: BrokerState, name: str) -> None:
 def declare_queue(state: BrokerState, c: m.DeclareQueue) -> Done:
     check_name(c.name, "queue name")
     if c.name.startswith(MAILBOX):
-        raise InvalidRequest(
-            f"queue names beginning with {MAILBOX!r} are mailboxes, made at enrolment"
-        )
+        raise InvalidRequest(f"queue names beginning with {MAILBOX!r} are reserved for mailboxes")
     admin = _admin(state, c)
     owner = c.owner if c.connection == 0 else c.owner or c.client
     for client in {owner, *c.readers} - {""}:
         if client not in state.rights.clients:
-            raise NotFound(
-                f"there is no client {client!r}", remedy="see who is enrolled: cipherbox clients"
-            )
+            raise NotFound(f"no client {client!r}", remedy="see: cipherbox clients list")
     if owner != c.client and not admin:
-        raise Forbidden("only an admin names another owner")
+        raise Forbidden("only an admin may name another owner")
     found = state.queues.get(c.name)
     if found is not None:
         if not (admin or c.client == found.owner):
             raise Conflict(
-                f"a queue {c.name!r} exists already, and is not yours", remedy="choose another name"
+                f"a queue {c.name!r} already exists and is not yours", remedy="choose another name"
             )
         if found.owner != owner:
             raise Conflict(
-                f"queue {c.name!r} exists already with the owner {found.owner or 'HQ'}, not "
+                f"queue {c.name!r} already exists with the owner {found.owner or 'HQ'}, not "
                 f"{owner or 'HQ'}"
             )
         if more := sorted(set(c.readers) - {owner} - found.readers):
             raise Conflict(
-                f"queue {c.name!r} exists already, and {', '.join(more)} does not read it",
-                remedy=f"an admin permits it: cipherbox grant {more[0]} read {c.name}",
+                f"queue {c.name!r} already exists without the reader {', '.join(more)}",
+                remedy=f"an admin can grant it: cipherbox grant {more[0]} read {c.name}",
             )
         return Done(c.correlation, int(_limit(state, found, c)))
     owned = owned_queues(state, owner)
-    if not admin and owned >= (most := state.totals.most(owner, QUEUES)):
-        raise LimitReached(f"{owner} has {owned} queues of its own; at most {most}")
+    if not admin and owned >= (most := state.totals.limit_of(owner, QUEUES)):
+        raise LimitReached(f"{owner} owns {owned} queues, of at most {most}")
     if len(state.queues) >= state.limits.queues:
-        raise InvalidRequest(f"there are {state.limits.queues} queues already")
+        raise InvalidRequest(f"HQ has {state.limits.queues} queues, the most allowed")
     if set(c.readers) - {owner} and not admin:
-        raise Forbidden("only an admin lets others read a queue")
+        raise Forbidden("only an admin may name other readers of a queue")
     _add_queue(state, c.name, owner, tuple(sorted(set(c.readers) - {owner})))
     _limit(state, state.queues[c.name], c)
     return Done(c.correlation, 1)
 
 
 def _limit(state: BrokerState, queue: Queue, c: m.DeclareQueue) -> bool:
-    """Sets a queue's limits; whether they are others now."""
+    """Set a queue's limits; return whether they changed."""
     ttl_ms = queue.ttl_ms if c.ttl_s == KEEP else c.ttl_s * 1000
     length = queue.max_length if c.max_length == KEEP else c.max_length
     if (ttl_ms, length) == (queue.ttl_ms, queue.max_length):
         return False
     queue.ttl_ms, queue.max_length = ttl_ms, length
-    queue.look_again()
+    queue.limits_changed()
     state.effects.changes.queues.append(row_of(queue))
     if length:
         overflow(state, queue)
@@ -195,7 +189,7 @@ def _limit(state: BrokerState, queue: Queue, c: m.DeclareQueue) -> bool:
 
 
 def row_of(queue: Queue) -> QueueRow:
-    """What the store keeps of a queue."""
+    """Return a queue's row for the store."""
     readers = tuple(sorted(queue.readers))
     return QueueRow(queue.name, queue.owner, readers, queue.ttl_ms // 1000, queue.max_length)
 
@@ -224,17 +218,17 @@ def _own_queue(state: BrokerState, c: m.Command, name: str) -> Queue:
 def delete_queue(state: BrokerState, c: m.DeleteQueue) -> Done:
     queue = _own_queue(state, c, c.name)
     if c.name.startswith(MAILBOX):
-        raise InvalidRequest("a mailbox stays as long as HQ knows its client")
+        raise InvalidRequest("a mailbox cannot be deleted while HQ knows its client")
     if queue.depth:
         raise Conflict(
-            f"{queue.depth} envelopes wait in {c.name!r}; nothing unacknowledged is deleted"
+            f"queue {c.name!r} has {queue.depth} unacknowledged envelopes and cannot be deleted"
         )
     dead = sum(used.envelopes for used in queue.used.values())
-    # or whoever declares, fills and deletes queues fills the disk uncounted
+    # otherwise a client could fill the disk by declaring, filling and deleting queues
     if dead and not _admin(state, c):
         raise Conflict(
-            f"{dead} dead letters of {c.name!r} are kept",
-            remedy="redrive them first, or an admin drops them",
+            f"queue {c.name!r} has {dead} dead letters",
+            remedy="redrive them first, or let an admin discard them",
         )
     for exchange, key in sorted(queue.bindings):
         _unbind(state, state.exchanges[exchange], c.name, key)
@@ -244,7 +238,7 @@ def delete_queue(state: BrokerState, c: m.DeleteQueue) -> Done:
         state.reads[client].discard(c.name)
     del state.queues[c.name]
     _drop_grants(state, c.name)
-    state.leave(queue)
+    state.remove_queue(queue)
     state.effects.changes.dropped_queues.append(c.name)
     state.bindings_changed()
     return Done(c.correlation, 1)
@@ -258,12 +252,14 @@ def bind(state: BrokerState, c: m.Bind) -> Done:
     if not (_admin(state, c) or state.rights.granted(c.client, "bind", c.exchange)):
         raise Forbidden(
             f"{c.client} may not bind queues to exchange {c.exchange!r}",
-            remedy=f"an admin permits it: cipherbox grant {c.client} bind {c.exchange}",
+            remedy=f"an admin can grant it: cipherbox grant {c.client} bind {c.exchange}",
         )
     if (c.exchange, c.routing_key) in queue.bindings:
         return Done(c.correlation, 0)
     if len(queue.bindings) >= state.limits.bindings_per_queue:
-        raise InvalidRequest(f"a queue has at most {state.limits.bindings_per_queue} bindings")
+        raise InvalidRequest(
+            f"queue {queue.name!r} has {state.limits.bindings_per_queue} bindings, the most allowed"
+        )
     exchange.bind(queue.name, c.routing_key)
     queue.bindings.add((c.exchange, c.routing_key))
     changes = state.effects.changes
@@ -290,24 +286,22 @@ def _unbind(state: BrokerState, exchange: Exchange, queue: str, routing_key: str
 
 
 def purge(state: BrokerState, c: m.Purge) -> None:
-    """All that waits now becomes dead letters, page by page, also what is out.  Answered when
-    the last page is done.
-    """
+    """Dead-letter everything in a queue, delivered or not, page by page, and answer at the end."""
     _need_admin(state, c)
     queue = state.queues.get(c.queue)
     if queue is None:
         raise no_queue(c.queue)
-    queue.requeue([o.entry for o in queue.out.values()])
-    queue.out.clear()
-    queue.purges.append(Purging(c.connection, c.correlation, c.client, queue.next - 1, 0))
-    purge_on(state, queue)
-    state.eager.add(queue)
+    queue.requeue([o.entry for o in queue.unacknowledged.values()])
+    queue.unacknowledged.clear()
+    queue.purges.append(PurgeInProgress(c.connection, c.correlation, c.client, queue.next - 1, 0))
+    continue_purges(state, queue)
+    state.dispatchable.add(queue)
 
 
-def purge_on(state: BrokerState, queue: Queue) -> None:
-    """Goes on with purges as far as the queue is in memory."""
-    going, queue.purges = queue.purges, []
-    for purging in going:
+def continue_purges(state: BrokerState, queue: Queue) -> None:
+    """Continue purges as far as the queue is in memory."""
+    pending, queue.purges = queue.purges, []
+    for purging in pending:
         done = purging.done
         while queue.ready and queue.ready[0].seq <= purging.up_to:
             dead_letter(
@@ -330,21 +324,19 @@ def grant(state: BrokerState, c: m.Grant) -> Done:
     _need_admin(state, c)
     if c.right not in RIGHTS:
         raise InvalidRequest(
-            f"there is no right {c.right!r}; there are {', '.join(sorted(RIGHTS))}"
+            f"unknown right {c.right!r}: must be one of {', '.join(sorted(RIGHTS))}"
         )
     if c.target != EVERYBODY and c.target not in state.rights.clients:
-        raise NotFound(
-            f"there is no client {c.target!r}", remedy="see who is enrolled: cipherbox clients"
-        )
+        raise NotFound(f"no client {c.target!r}", remedy="see: cipherbox clients list")
     if c.right == "read":
         return _grant_read(state, c)
     if c.right in ("declare", "admin") and (c.resource or c.target == EVERYBODY):
         raise InvalidRequest(
-            f"the right {c.right!r} is given to one client and names no exchange or queue"
+            f"the right {c.right!r} is granted to a single client, without an exchange or queue"
         )
     known = c.resource in state.exchanges or c.resource in state.queues
     if c.right in ("publish", "bind") and c.give and not known:
-        raise NotFound(f"there is no exchange or queue {c.resource!r}")
+        raise NotFound(f"no exchange or queue {c.resource!r}")
     row = (c.target, c.right, c.resource)
     changes = state.effects.changes
     if c.give == (row in state.rights.grants):
@@ -365,7 +357,7 @@ def _grant_read(state: BrokerState, c: m.Grant) -> Done:
         raise no_queue(c.resource)
     if c.target == EVERYBODY or c.resource.startswith(MAILBOX):
         raise InvalidRequest(
-            "readers are named one by one, and a mailbox is read by its client alone"
+            "the right to read is granted to a single client, and not for mailboxes"
         )
     if c.give == (c.target in queue.readers):
         return Done(c.correlation, 0)
@@ -385,15 +377,15 @@ def _grant_read(state: BrokerState, c: m.Grant) -> Done:
 def add_client(state: BrokerState, c: m.AddClient) -> Done:
     _need_admin(state, c)
     check_client_id(c.target)
-    twin = state.rights.twin(c.target)
+    twin = state.rights.case_twin(c.target)
     if twin is not None and twin != c.target:
-        raise Conflict(f"a client {twin!r} exists; ids differ in more than upper and lower case")
+        raise Conflict(f"a client {twin!r} exists, and ids must differ in more than case")
     if c.role not in (CLIENT, ADMIN):
-        raise InvalidRequest(f"a role is {CLIENT} or {ADMIN}, not {c.role!r}")
+        raise InvalidRequest(f"invalid role {c.role!r}: must be {CLIENT} or {ADMIN}")
     found = state.rights.clients.get(c.target)
     if found is not None and not found.revoked_at and found.role != c.role:
         raise Conflict(
-            f"{c.target} is enrolled already with the role {found.role}, not {c.role}",
+            f"{c.target} is already enrolled with the role {found.role}, not {c.role}",
             remedy="revoke it first",
         )
     if found is None or found.revoked_at:
@@ -419,15 +411,13 @@ def revoke_client(state: BrokerState, c: m.RevokeClient) -> Done:
     _need_admin(state, c)
     found = state.rights.clients.get(c.target)
     if found is None:
-        raise NotFound(
-            f"there is no client {c.target!r}", remedy="see who is enrolled: cipherbox clients"
-        )
+        raise NotFound(f"no client {c.target!r}", remedy="see: cipherbox clients list")
     if not found.revoked_at:
         row = ClientRow(found.name, found.role, found.added_at, state.now, c.reason)
         state.rights.add(row)
         state.effects.changes.clients.append(row)
         state.bindings_changed()
-        set_contacts(state, c.target, ContactLists())  # nothing is taken for it any more
+        set_contacts(state, c.target, ContactLists())  # it accepts no mail any more
     end_connections(
         state, c.target, Revoked(f"the certificate of {c.target} was revoked: {c.reason}")
     )
@@ -435,7 +425,7 @@ def revoke_client(state: BrokerState, c: m.RevokeClient) -> Done:
 
 
 def end_connections(state: BrokerState, target: str, why: CipherBoxError) -> None:
-    """Every connection of a client ends."""
+    """Close all connections of a client."""
     for connection in sorted(n for n, client in state.client_of.items() if client == target):
         disconnect(state, connection)
         state.effects.closed[connection] = why

@@ -1,8 +1,8 @@
-"""What each client has at HQ, in bytes and envelopes: waiting, delivered, or kept as a dead letter.
+"""Usage of each client at HQ, in bytes and envelopes: waiting, delivered, or kept as a dead letter.
 
-An envelope counts once for each queue it is in, for its sender.  A queue knows its part of it
-(`Queue.used`), which the store keeps; `Totals` is the sum over all queues.  A client may have as
-much as the settings say, or as an admin said of this one client.
+An envelope counts for its sender, once for each queue it is in.  Each queue has its part
+(`Queue.used`), which the store keeps; `Totals` is the sum over all queues.  The settings limit a
+client's usage, unless an admin has set a limit for this client.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ BYTES, ENVELOPES, QUEUES, BUNDLES, CERTIFICATES, PREKEYS = (
     "certificates",
     "prekeys",
 )
-# what is bounded for each client, and the setting that says how much
+# what is limited for each client, and the setting with its default
 SETTINGS: dict[str, Callable[[Limits], int]] = {
     BYTES: lambda x: x.bytes_per_client,
     ENVELOPES: lambda x: x.envelopes_per_client,
@@ -33,55 +33,55 @@ SETTINGS: dict[str, Callable[[Limits], int]] = {
 }
 
 
-class Used(NamedTuple):
-    """Of one sender, in one queue or in all."""
+class Usage(NamedTuple):
+    """Usage of one sender, in one queue or in all."""
 
     size: int  # bytes
     envelopes: int
 
 
-NONE = Used(0, 0)
+NONE = Usage(0, 0)
 
 
 class Totals:
-    """See the module.  ``own``: what an admin said of one client, (client, what) -> how much."""
+    """The usage of all clients; ``overrides`` are limits set by admins, (client, what) -> limit."""
 
-    def __init__(self, limits: Limits, own: Mapping[tuple[str, str], int]) -> None:
+    def __init__(self, limits: Limits, overrides: Mapping[tuple[str, str], int]) -> None:
         self._limits = limits
-        self._of: dict[str, Used] = {}
-        self.own = dict(own)
+        self._of: dict[str, Usage] = {}
+        self.overrides = dict(overrides)
 
-    def of(self, client: str) -> Used:
+    def of(self, client: str) -> Usage:
         return self._of.get(client, NONE)
 
-    def largest(self, count: int) -> list[tuple[str, Used]]:
-        """The clients that have the most bytes here."""
+    def largest(self, count: int) -> list[tuple[str, Usage]]:
+        """Return the clients with the most bytes at HQ."""
         return nlargest(count, self._of.items(), key=lambda item: (item[1].size, item[0]))
 
-    def most(self, client: str, what: str) -> int:
-        """How much of something this client may have."""
-        own = self.own.get((client, what)) if self.own else None
+    def limit_of(self, client: str, what: str) -> int:
+        """Return this client's limit of something."""
+        own = self.overrides.get((client, what)) if self.overrides else None
         return own if own is not None else SETTINGS[what](self._limits)
 
     def add(self, client: str, size: int, envelopes: int) -> None:
-        """So much more; less when it is negative."""
+        """Add to a client's usage; negative numbers subtract."""
         had = self._of.get(client, NONE)
-        now = Used(had.size + size, had.envelopes + envelopes)
+        now = Usage(had.size + size, had.envelopes + envelopes)
         if now.envelopes > 0:
             self._of[client] = now
         else:
             self._of.pop(client, None)
 
     def check(self, client: str, size: int, envelopes: int) -> None:
-        """QuotaExceeded, with the numbers, if so much more is more than this client may have."""
+        """Raise QuotaExceeded, with the numbers, if this addition would exceed a limit."""
         had = self._of.get(client, NONE)
-        if had.size + size > (most := self.most(client, BYTES)):
+        if had.size + size > (most := self.limit_of(client, BYTES)):
             raise QuotaExceeded(
-                f"{client} has {had.size} bytes at HQ, in all queues and dead letters; at most "
+                f"{client} has {had.size} bytes at HQ, in all queues and dead letters, of at most "
                 f"{most}"
             )
-        if had.envelopes + envelopes > (most := self.most(client, ENVELOPES)):
+        if had.envelopes + envelopes > (most := self.limit_of(client, ENVELOPES)):
             raise QuotaExceeded(
-                f"{client} has {had.envelopes} envelopes at HQ, in all queues and dead letters; "
-                f"at most {most}"
+                f"{client} has {had.envelopes} envelopes at HQ, in all queues and dead letters, "
+                f"of at most {most}"
             )

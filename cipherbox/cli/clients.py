@@ -147,9 +147,7 @@ def clients_roles(
         return
     rows = [row for row in with_admin(ctx, _roles) if client_id in (None, row["client"])]
     if client_id is not None and not rows:
-        raise NotFound(
-            f"there is no client {client_id!r}", remedy="see who is enrolled: cipherbox clients"
-        )
+        raise NotFound(f"no client {client_id!r}", remedy="see: cipherbox clients list")
     if as_json:
         print_json(rows)
     else:

@@ -34,7 +34,7 @@ from cipherbox.broker.model import (
     Facts,
     Failed,
     FetchedEntries,
-    Wanted,
+    RequiredFacts,
 )
 from cipherbox.concurrency import Backoff, Flag, only, retry
 from cipherbox.errors import (
@@ -201,7 +201,7 @@ class Engine:
             "Envelopes cannot be delivered and become dead letters",
             extra={"queue": queue, "seqs": seqs, "reason": reason},
         )
-        self.post(m.Lost([(queue, seq) for seq in seqs], reason))
+        self.post(m.LostBodies([(queue, seq) for seq in seqs], reason))
 
     # -- the task ----------------------------------------------------------------------------------
 
@@ -243,7 +243,7 @@ class Engine:
             self._queue.put(m.Sweep())
 
     async def _commit(self, batch: list[AnyCommand]) -> Effects:
-        wanted = self.broker.wanted(batch)
+        wanted = self.broker.required_facts(batch)
         wanted.pages += self._pages
         self._pages = []
         need = sum(i.size + _ROW_BYTES for c in batch if isinstance(c, m.Publish) for i in c.items)
@@ -302,7 +302,7 @@ class Engine:
                 else "The disk has room again: publishes are taken"
             )
 
-    def _look(self, need: int, wanted: Wanted) -> tuple[bool, Facts]:
+    def _look(self, need: int, wanted: RequiredFacts) -> tuple[bool, Facts]:
         """In the store's thread: is there room for so many bytes, and what does the batch want
         to know?
         """

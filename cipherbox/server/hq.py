@@ -134,7 +134,7 @@ class HQ:
             self.store,
             self.directory,
             self.trust,
-            lambda client: self.engine.broker.state.totals.most(client, PREKEYS),
+            lambda client: self.engine.broker.state.totals.limit_of(client, PREKEYS),
             of_one,
             self.engine.in_store,
         )

@@ -25,7 +25,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
 from cipherbox import pki
-from cipherbox.broker.model import DROPPED, Confirmed, Effects, LogRow
+from cipherbox.broker.model import DISCARDED, Confirmed, Effects, LogRow
 from cipherbox.envelope import merkle_tree as tree
 from cipherbox.envelope import transparency_log as format
 from cipherbox.envelope.chained_log import head_hash
@@ -232,7 +232,9 @@ def _events(effects: Effects, *, empty: bool) -> list[format.Group]:
         found.append(
             (format.DEAD, [[d.queue, d.seq, d.number, d.reason, d.by] for d in changes.dead])
         )
-    dropped = [[d.queue, d.seq, d.number, d.by] for d in changes.settled if d.how == DROPPED]
+    dropped = [
+        [d.queue, d.seq, d.number, d.by] for d in changes.closed_dead_letters if d.how == DISCARDED
+    ]
     if dropped:
         found.append((format.DROPPED, dropped))
     if effects.acts:

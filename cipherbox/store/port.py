@@ -31,8 +31,8 @@ from cipherbox.broker.model import (
     Facts,
     LogRow,
     OldLogRow,
+    RequiredFacts,
     Snapshot,
-    Wanted,
 )
 from cipherbox.store.copying import Row
 
@@ -130,7 +130,7 @@ class Store(Protocol):
 
     def load(self, head: int) -> Snapshot: ...
 
-    def facts(self, wanted: Wanted, page: int) -> Facts: ...
+    def facts(self, wanted: RequiredFacts, page: int) -> Facts: ...
 
     def commit(self, changes: Changes, epoch: int) -> None: ...
 
@@ -162,7 +162,7 @@ class Store(Protocol):
     # Rows of dead letters (keys in the manual page `broker`), oldest first, and the cursor of the
     # next page.
     def dead_letters(
-        self, queue: str, after: str, most: int, settled: bool
+        self, queue: str, after: str, most: int, include_closed: bool
     ) -> tuple[list[dict[str, object]], str]: ...
 
     # The registry: rare, each its own transaction.

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 from uuid import UUID
 
-from cipherbox.broker.model import EntryState, Known
+from cipherbox.broker.model import EntryState, KnownEnvelope
 
 MOST = (1 << 63) - 1  # clients name seqs that no database integer holds
 _DEAD_KEYS = (
@@ -41,7 +41,7 @@ def as_known(
     commitment: bytes,
     entries: Iterable[tuple[str, int, int]],
     kept: Callable[[], Iterable[str]],
-) -> Known:
+) -> KnownEnvelope:
     """An envelope and its ``entries``: queue, seq and state, in the queues' order.
 
     ``kept`` asks where it is a dead letter that nobody settled; few envelopes are one anywhere.
@@ -54,7 +54,7 @@ def as_known(
             waiting.append((name, seq))
     dead = tuple(name for name, found in states.items() if found == {EntryState.DEAD})
     here = tuple(sorted({*kept()} & {*dead})) if dead else ()
-    return Known(
+    return KnownEnvelope(
         number,
         generation,
         envelope_hash,
@@ -75,7 +75,7 @@ def dead_page(
     queue: str,
     after: str,
     most: int,
-    settled: bool,
+    include_closed: bool,
 ) -> tuple[list[dict[str, object]], str]:
     """A page of what ``select`` finds, and the cursor of the next: the queue's number and the seq
     of the last row.
@@ -88,7 +88,7 @@ def dead_page(
     if queue:
         where += " AND q.name = ? AND q.dropped = 0"
         values.append(queue)
-    if not settled:
+    if not include_closed:
         where += f" AND {is_open}"
     rows = run(f"{select}{where} ORDER BY x.queue_no, x.seq LIMIT ?", (*values, most + 1))
     found: list[dict[str, object]] = []

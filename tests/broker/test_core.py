@@ -295,7 +295,7 @@ def test_an_ack_of_what_lies_in_the_store_only() -> None:
     assert answer == Acked(answer.correlation, 3, 1)
     consumer(w, "B", "box.B")
     w.settle()
-    assert sorted(w.broker.state.queues["box.B"].out) == [1, 3, 4, 5, 6, 7, 8, 11, 12]
+    assert sorted(w.broker.state.queues["box.B"].unacknowledged) == [1, 3, 4, 5, 6, 7, 8, 11, 12]
 
 
 def test_fetch_takes_what_waits_and_returns_it_when_the_connection_ends() -> None:
@@ -336,7 +336,7 @@ def test_expired_and_lost_envelopes_become_dead_letters_with_their_reason() -> N
     w.publish(w.item("A", ("B",)))
     w.now += 10
     w.run(m.Sweep())
-    w.run(m.Lost([("box.B", 2)], "damaged"))
+    w.run(m.LostBodies([("box.B", 2)], "damaged"))
     assert [(d.seq, d.reason) for d in w.store.dead] == [(1, "expired"), (2, "damaged")]
 
 

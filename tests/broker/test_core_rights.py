@@ -6,7 +6,7 @@ import attrs
 import pytest
 
 from cipherbox.broker import model as m
-from cipherbox.broker.model import Confirmed, Done, ExchangeType, Failed, Listed
+from cipherbox.broker.model import Confirmed, Done, ExchangeType, Failed, ListedRows
 from cipherbox.limits import LIMITS
 from tests.broker.world import HQ, SMALL, World, consumer, labs, seqs
 
@@ -27,7 +27,7 @@ def test_only_readers_touch_a_queue_and_unknown_looks_like_forbidden() -> None:
             assert isinstance(answer, Failed)
             assert (
                 str(answer.error)
-                == f"there is no queue {queue!r} that you may use; see: cipherbox queue list"
+                == f"no queue {queue!r} that you may use; see: cipherbox queue list"
             )
 
 
@@ -62,7 +62,7 @@ def test_a_reader_who_loses_the_right_loses_the_deliveries() -> None:
     w.publish(w.item("FL-LAB", ("CA-RC", "NY-RC"), "labs", "pa.dat"))
     assert seqs(consumer(w, "NY-RC", "ca_rc_queue")) == [1]
     w.ok(m.Grant(*HQ, w.next(), "NY-RC", "read", "ca_rc_queue", False))
-    assert not w.broker.state.queues["ca_rc_queue"].out
+    assert not w.broker.state.queues["ca_rc_queue"].unacknowledged
     assert seqs(consumer(w, "CA-RC", "ca_rc_queue")) == [1]
 
 
@@ -145,7 +145,7 @@ def test_lists_show_what_one_may_see_in_pages() -> None:
         after = ""
         while True:
             answer = w.ok(m.List(w.connection_of.get(client, 0), client, 1, what, name, after))
-            assert isinstance(answer, Listed)
+            assert isinstance(answer, ListedRows)
             found += answer.rows
             after = answer.after
             if not after:

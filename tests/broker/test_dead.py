@@ -28,7 +28,7 @@ def refused(count: int = 1, limits: object = LIMITS) -> World:
 def settle(
     w: World, seqs: list[tuple[int, int]], *, drop: bool = False, who: tuple[int, str] = HQ
 ) -> m.Answer:
-    return w.ask(m.SettleDead(*who, w.next(), BOX, seqs, drop))
+    return w.ask(m.RedriveOrDiscard(*who, w.next(), BOX, seqs, drop))
 
 
 def test_a_dead_letter_returns_to_the_end_and_is_acknowledged_like_any_other() -> None:
@@ -48,7 +48,8 @@ def test_a_dead_letter_returns_to_the_end_and_is_acknowledged_like_any_other() -
 def test_twice_in_one_batch_or_later_is_once() -> None:
     w = refused()
     effects = w.run(
-        m.SettleDead(*HQ, 1, BOX, [(1, 1)], False), m.SettleDead(*HQ, 2, BOX, [(1, 1)], True)
+        m.RedriveOrDiscard(*HQ, 1, BOX, [(1, 1)], False),
+        m.RedriveOrDiscard(*HQ, 2, BOX, [(1, 1)], True),
     )
     assert effects.answers[0] == [Done(1, 1), Done(2, 0)]
     assert settle(w, [(1, 1)]) == Done(w.correlation, 0)
@@ -57,8 +58,8 @@ def test_twice_in_one_batch_or_later_is_once() -> None:
 
 def test_dropping_is_an_admins_and_deletes_the_bytes_alone() -> None:
     w = refused(2)
-    assert w.fails(m.SettleDead(2, "B", w.next(), BOX, [(1, 1)], True)) == "forbidden"
-    assert w.fails(m.SettleDead(1, "A", w.next(), BOX, [(1, 1)], False)) == "not-found"
+    assert w.fails(m.RedriveOrDiscard(2, "B", w.next(), BOX, [(1, 1)], True)) == "forbidden"
+    assert w.fails(m.RedriveOrDiscard(1, "A", w.next(), BOX, [(1, 1)], False)) == "not-found"
     assert w.store.bodies == {1, 2}
     assert settle(w, [(1, 9)], drop=True) == Done(w.correlation, 2)
     assert w.store.bodies == set()
@@ -89,7 +90,7 @@ def test_what_would_expire_at_once_is_refused() -> None:
     w.now += 100
     w.run(m.Sweep())
     assert [d.reason for d in w.store.dead] == ["expired"]
-    assert w.fails(m.SettleDead(*HQ, w.next(), BOX, [(1, 1)], False)) == "conflict"
+    assert w.fails(m.RedriveOrDiscard(*HQ, w.next(), BOX, [(1, 1)], False)) == "conflict"
     assert settle(w, [(1, 1)], drop=True) == Done(w.correlation, 1)
 
 
@@ -140,9 +141,9 @@ def test_what_waits_too_long_becomes_a_dead_letter() -> None:
     w.run(m.Sweep())
     assert w.store.open_dead("q") == [1]
     assert "time to live" in w.store.dead[0].reason
-    assert w.fails(m.SettleDead(*HQ, w.next(), "q", [(1, 1)], False)) == "conflict"
+    assert w.fails(m.RedriveOrDiscard(*HQ, w.next(), "q", [(1, 1)], False)) == "conflict"
     w.ok(m.DeclareQueue(*HQ, w.next(), "q", "B", (), ttl_s=0))
-    assert w.ok(m.SettleDead(*HQ, w.next(), "q", [(1, 1)], False)) == Done(w.correlation, 1)
+    assert w.ok(m.RedriveOrDiscard(*HQ, w.next(), "q", [(1, 1)], False)) == Done(w.correlation, 1)
     w.now += 100_000
     w.run(m.Sweep())
     assert fetched(w, "B", "q") == [(2, 100), (3, 100)]

@@ -372,7 +372,7 @@ class Deliveries(RuleBasedStateMachine):
     def lose_a_body(self, data: st.DataObject) -> None:
         if self.holder:
             place = data.draw(st.sampled_from(sorted(self.holder)))
-            self.after(self.run(m.Lost([place], "damaged")))
+            self.after(self.run(m.LostBodies([place], "damaged")))
             assert self.state[place] == DEAD
 
     @rule()
@@ -413,14 +413,18 @@ class Deliveries(RuleBasedStateMachine):
             assert {c: used.size for c, used in queue.used.items()} == {
                 c: n for c in CLIENTS if (n := self.used(c, name))
             }
-            assert {(name, seq): (out.connection, out.tag) for seq, out in queue.out.items()} == {
-                p: h for p, h in self.holder.items() if p[0] == name
-            }
+            assert {
+                (name, seq): (out.connection, out.tag) for seq, out in queue.unacknowledged.items()
+            } == {p: h for p, h in self.holder.items() if p[0] == name}
             ready = [e.seq for e in queue.ready]
-            assert ready == [s for s in live if s <= queue.loaded_to and s not in queue.out]
+            assert ready == [
+                s for s in live if s <= queue.loaded_to and s not in queue.unacknowledged
+            ]
             assert not live or self.w.store.counters[name].first <= live[0]
             assert all(
-                queue.soonest and queue.soonest <= e.expires_at for e in queue.ready if e.expires_at
+                queue.earliest_expiry and queue.earliest_expiry <= e.expires_at
+                for e in queue.ready
+                if e.expires_at
             )
 
     @invariant()

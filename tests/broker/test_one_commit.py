@@ -26,7 +26,7 @@ def test_delivered_twice_in_the_commit_of_its_publish_counts_twice() -> None:
         m.Fetch(2, "B", 3, "box.B", 1, BIG),
     )
     assert w.store.entries[("box.B", 1)][1] == 2
-    assert w.broker.state.queues["box.B"].out[1].entry.attempts == 2
+    assert w.broker.state.queues["box.B"].unacknowledged[1].entry.attempts == 2
 
 
 def test_published_delivered_and_acknowledged_at_once() -> None:
@@ -111,7 +111,7 @@ def test_acknowledged_twice_from_the_store_in_one_commit() -> None:
     for _ in range(9):
         w.publish(w.item("A", ("B",), size=1))
     acks = [m.Ack(2, "B", i, "box.B", [(3, 6)]) for i in (1, 2)]
-    assert w.broker.wanted(acks[:1]).entries == [("box.B", 5, 4)]
+    assert w.broker.required_facts(acks[:1]).entries == [("box.B", 5, 4)]
     assert w.run(*acks).answers[2] == [Acked(1, 6, 0), Acked(2, 0, 6)]
     assert w.broker.state.queues["box.B"].depth == 3
 
@@ -127,7 +127,7 @@ def test_paging_ends_when_the_last_of_the_tail_was_acknowledged_meanwhile() -> N
     assert not w.pages
     assert not w.broker.state.queues["box.B"].tail
     w.publish(w.item("A", ("B",), size=1))
-    assert sorted(w.broker.state.queues["box.B"].out) == [1, 2, 3, 4, 5, 6, 10]
+    assert sorted(w.broker.state.queues["box.B"].unacknowledged) == [1, 2, 3, 4, 5, 6, 10]
 
 
 def test_two_fetches_of_one_commit_ask_for_one_page() -> None:
@@ -138,9 +138,9 @@ def test_two_fetches_of_one_commit_ask_for_one_page() -> None:
     fetch = m.Fetch(2, "B", 1, "box.B", 9, BIG)
     w.broker.handle([fetch], m.Facts(), w.now)
     queue.paging = False
-    assert w.broker.wanted([fetch, fetch]).pages == [("box.B", 4)]
+    assert w.broker.required_facts([fetch, fetch]).pages == [("box.B", 4)]
     queue.paging = True  # on its way already
-    assert not w.broker.wanted([fetch]).pages
+    assert not w.broker.required_facts([fetch]).pages
 
 
 def test_a_fetch_brings_what_lies_in_the_store() -> None:
@@ -233,7 +233,7 @@ def test_an_ack_names_a_bounded_number_of_what_can_be_waiting() -> None:
         ]
         w.run(m.Publish(1, "A", [item._replace(envelope_id=i, size=1) for i in ids]))
     over = m.Ack(2, "B", 1, "box.B", [(1, LIMITS.ack_entries + 1)])
-    assert not w.broker.wanted([over]).entries
+    assert not w.broker.required_facts([over]).entries
     assert w.fails(over) == "invalid-request"
     answer = w.ok(m.Ack(2, "B", 1, "box.B", [(1, LIMITS.ack_entries)]))
     assert answer == Acked(1, LIMITS.ack_entries, 0)
@@ -250,7 +250,7 @@ def test_expired_ones_behind_others_are_swept_and_the_rest_stays_in_order() -> N
     w.now += 20
     effects = w.run(m.Sweep())
     assert len(effects.changes.dead) == 1500
-    assert w.broker.state.queues["box.B"].soonest == 0  # nothing is left to look for
+    assert w.broker.state.queues["box.B"].earliest_expiry == 0  # nothing is left to look for
     assert not w.run(m.Sweep()).changes
     answer = w.ok(m.Fetch(2, "B", 1, "box.B", 5, BIG))
     assert isinstance(answer, FetchedEntries)
@@ -286,7 +286,7 @@ def test_lists_of_many_bindings_and_grants_come_in_pages_without_gap_or_repeat()
         found, after = [], ""
         while True:
             answer = w.ok(m.List(connection, client, 1, what, name, after))
-            assert isinstance(answer, m.Listed)
+            assert isinstance(answer, m.ListedRows)
             assert len(answer.rows) <= SMALL.names_per_frame
             found += answer.rows
             after = answer.after

@@ -26,7 +26,7 @@ def test_one_client_cannot_fill_the_disk_through_many_mailboxes() -> None:
         assert isinstance(w.publish(w.item("A", (name,))), Confirmed)
     assert (
         refusal(w, MANY[10])
-        == "A has 1000 bytes at HQ, in all queues and dead letters; at most 1000"
+        == "A has 1000 bytes at HQ, in all queues and dead letters, of at most 1000"
     )
     assert isinstance(w.publish(w.item("C0", ("A",))), Confirmed)  # others go on
     w.ok(m.Ack(w.connection_of["C0"], "C0", w.next(), "box.C0", [(1, 1)]))
@@ -39,7 +39,7 @@ def test_small_envelopes_are_counted_too() -> None:
         assert isinstance(w.publish(w.item("A", (name,), size=1)), Confirmed)
     assert (
         refusal(w, MANY[15], size=1)
-        == "A has 15 envelopes at HQ, in all queues and dead letters; at most 15"
+        == "A has 15 envelopes at HQ, in all queues and dead letters, of at most 15"
     )
 
 
@@ -59,12 +59,14 @@ def test_dead_letters_count_until_somebody_drops_them() -> None:
     w.now += 20
     w.run(m.Sweep())
     assert w.broker.state.queues["box.B"].depth == 0
-    assert "800 bytes of A are in box.B already" in refusal(w, "B")
+    assert "A has 800 bytes in box.B" in refusal(w, "B")
     w.recover()
     w.connect("A")
     w.connect("B")
-    assert "800 bytes of A are in box.B already" in refusal(w, "B")
-    assert w.ok(m.SettleDead(*HQ, w.next(), "box.B", [(1, 3)], True)) == Done(w.correlation, 3)
+    assert "A has 800 bytes in box.B" in refusal(w, "B")
+    assert w.ok(m.RedriveOrDiscard(*HQ, w.next(), "box.B", [(1, 3)], True)) == Done(
+        w.correlation, 3
+    )
     assert w.broker.state.totals.of("A") == (500, 5)
     assert isinstance(w.publish(w.item("A", ("B",))), Confirmed)
 
@@ -87,7 +89,7 @@ def test_a_queue_with_dead_letters_is_not_deleted_by_its_owner() -> None:
     w.publish(w.item("A", ("A",), "", "q"))
     w.ok(m.Nack(1, "A", w.next(), "q", 1, False, 5, "no"))
     assert w.fails(m.DeleteQueue(1, "A", w.next(), "q")) == "conflict"
-    w.ok(m.SettleDead(1, "A", w.next(), "q", [(1, 1)], False))
+    w.ok(m.RedriveOrDiscard(1, "A", w.next(), "q", [(1, 1)], False))
     w.ok(m.Ack(1, "A", w.next(), "q", [(2, 1)]))
     w.ok(m.DeleteQueue(1, "A", w.next(), "q"))
     assert w.broker.state.totals.of("A") == (0, 0)
@@ -136,7 +138,9 @@ def test_the_next_generation_counts_what_it_adds(size: int) -> None:
 
 def test_asking_for_dead_letters_that_are_not_there_leaves_no_line_in_the_log() -> None:
     w = World(LOW, "A", "B")
-    effects = w.run(m.SettleDead(2, "B", w.next(), "box.B", [(n, 1) for n in range(1, 400)], False))
+    effects = w.run(
+        m.RedriveOrDiscard(2, "B", w.next(), "box.B", [(n, 1) for n in range(1, 400)], False)
+    )
     assert effects.acts == []
     assert not effects.changes
 

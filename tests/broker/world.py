@@ -6,7 +6,15 @@ import attrs
 
 from cipherbox.broker import model as m
 from cipherbox.broker.broker import Broker
-from cipherbox.broker.model import Changes, Entry, ExchangeType, Facts, Incoming, Snapshot, Wanted
+from cipherbox.broker.model import (
+    Changes,
+    Entry,
+    ExchangeType,
+    Facts,
+    Incoming,
+    RequiredFacts,
+    Snapshot,
+)
 from cipherbox.contact_lists import ContactLists
 from cipherbox.limits import LIMITS, Limits
 
@@ -81,7 +89,7 @@ class ModelStore:
             assert state == "waiting"
             self.entries[(dead.queue, dead.seq)] = (number, attempts, "dead")
         self.dead += c.dead
-        for one in c.settled:
+        for one in c.closed_dead_letters:
             assert self.entries[(one.queue, one.seq)][2] == "dead"
             assert (one.queue, one.seq) not in self.settled, "settled twice"
             self.settled[(one.queue, one.seq)] = one.how
@@ -162,7 +170,7 @@ class ModelStore:
             contacts={name: lists for name, lists in self.contacts.items() if lists},
         )
 
-    def facts(self, wanted: Wanted, page: int) -> Facts:
+    def facts(self, wanted: RequiredFacts, page: int) -> Facts:
         facts = Facts()
         for sender, envelope_id in wanted.known:
             for number, (at, _, i) in self.envelopes.items():
@@ -176,7 +184,7 @@ class ModelStore:
                         if any(self.entries[p][2] != "dead" for p in places if p[0] == q)
                     }
                     dead = tuple(q for q in queues if q not in alive)
-                    facts.known[(sender, envelope_id)] = m.Known(
+                    facts.known[(sender, envelope_id)] = m.KnownEnvelope(
                         number,
                         i.generation,
                         i.envelope_hash,
@@ -240,7 +248,7 @@ class World:
 
     def run(self, *commands: m.AnyCommand) -> m.Effects:
         self.now += 1
-        wanted = self.broker.wanted(commands)
+        wanted = self.broker.required_facts(commands)
         wanted.pages += self.pages
         effects = self.broker.handle(
             commands, self.store.facts(wanted, self.limits.page_entries), self.now

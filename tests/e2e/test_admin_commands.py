@@ -51,7 +51,7 @@ def test_topology_from_declare_to_delete(hq: Hq, tmp_path: Path) -> None:
     assert "--yes" in unasked.err
     full = shell("queue", "delete", "results", "--yes", home=hq.admin)
     assert full.code == 1
-    assert "nothing unacknowledged is deleted" in full.err
+    assert "unacknowledged envelopes and cannot be deleted" in full.err
     assert "1 envelope of 'results' went to the dead letters" in admin(
         "queue", "purge", "results", "--yes"
     )

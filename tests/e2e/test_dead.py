@@ -29,7 +29,7 @@ def test_from_dead_to_delivered_or_dropped(hq: Hq, tmp_path: Path) -> None:
     assert (first["queue"], first["sender"], first["reason"]) == (
         "short",
         "FL-LAB",
-        "the queue is longer than its largest length",
+        "the queue exceeded its maximum length",
     )
     letters = [f"{row['queue']}/{row['seq']}" for row in (first, second)]
     assert dead(hq, "short", home=center) == [first, second]

@@ -50,7 +50,7 @@ def test_a_new_admin_without_an_admin(hq: Hq, tmp_path: Path) -> None:
         assert shell("enroll", *wrong, "--hq", directory, home=nobody).code == 2
     for name, word in (
         ("admin", "lost key"),
-        ("ADMIN", "upper and lower case"),
+        ("ADMIN", "differ in more than case"),
         ("FL-LAB", "lost key"),
     ):
         refused = shell("enroll", name, "--role", "admin", "--hq", directory, home=nobody)

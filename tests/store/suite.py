@@ -9,7 +9,7 @@ import pytest
 
 from cipherbox.broker import model as m
 from cipherbox.broker.broker import Broker
-from cipherbox.broker.model import Changes, EntryState, Facts, Incoming, Wanted
+from cipherbox.broker.model import Changes, EntryState, Facts, Incoming, RequiredFacts
 from cipherbox.errors import Fenced, InvalidRequest
 from cipherbox.limits import LIMITS
 from cipherbox.store.port import BundleRow, Store
@@ -67,7 +67,7 @@ def published(number: int, *bodies: bytes, queue: str = "box.B") -> Changes:
 def acknowledged(*numbers: int, queue: str = "box.B") -> Changes:
     """A commit that acknowledges entries whose seqs are their envelopes' numbers."""
     return Changes(
-        acked=[m.Mark(queue, n, n, AT + 1, "B") for n in numbers], finished=list(numbers)
+        acked=[m.SeqRun(queue, n, n, AT + 1, "B") for n in numbers], finished=list(numbers)
     )
 
 
@@ -82,7 +82,7 @@ class Driver:
             self.broker.connect(n, name)
 
     def run(self, *commands: m.AnyCommand) -> m.Effects:
-        facts = self.store.facts(self.broker.wanted(commands), LIMITS.page_entries)
+        facts = self.store.facts(self.broker.required_facts(commands), LIMITS.page_entries)
         effects = self.broker.handle(commands, facts, AT + 1)
         effects.changes.log, self.log = self.log, None
         self.store.commit(effects.changes, self.store.epoch)
@@ -133,7 +133,7 @@ class Suite:
         store = opener()
         Driver(store).clients().publish(*[incoming(i) for i in range(1, 60)])
         assert [e.seq for e in store.load(10).heads["box.B"]] == list(range(1, 11))
-        facts = store.facts(Wanted(pages=[("box.B", 10)]), 20)
+        facts = store.facts(RequiredFacts(pages=[("box.B", 10)]), 20)
         assert [e.seq for e in facts.pages["box.B"]] == list(range(11, 31))
 
     def test_an_acknowledged_envelope_loses_its_body_and_keeps_its_record(
@@ -166,7 +166,9 @@ class Suite:
         driver.publish(item)
         driver.consume()
         driver.run(m.Ack(2, "B", 1, "box.B", [(1, 1)]))
-        facts = store.facts(Wanted(known=[("A", item.envelope_id), ("B", item.envelope_id)]), 10)
+        facts = store.facts(
+            RequiredFacts(known=[("A", item.envelope_id), ("B", item.envelope_id)]), 10
+        )
         (known,) = facts.known.values()
         assert (known.number, known.envelope_hash, known.size) == (1, item.envelope_hash, item.size)
         assert (known.dead, known.commitment) == ((), b"c" * 32)
@@ -178,7 +180,7 @@ class Suite:
         driver = Driver(store).clients()
         driver.publish(*[incoming(i) for i in range(1, 6)])
         driver.run(m.Ack(2, "B", 1, "box.B", [(3, 1)]))
-        facts = store.facts(Wanted(entries=[("box.B", 2, 3), ("missing", 1, 1)]), 10)
+        facts = store.facts(RequiredFacts(entries=[("box.B", 2, 3), ("missing", 1, 1)]), 10)
         assert sorted(facts.entries["box.B"]) == [2, 4]
 
     @pytest.mark.parametrize("size", [10, 70_000])
@@ -218,7 +220,7 @@ class Suite:
 
     def test_a_dead_letter_waits_again_as_a_second_entry(self, opener: Opener) -> None:
         store = opener()
-        wanted = Wanted(known=[("A", incoming(1).envelope_id)])
+        wanted = RequiredFacts(known=[("A", incoming(1).envelope_id)])
         changes = published(1)
         changes.entries.append(m.NewEntry("other", 1, 1, 0, ""))
         changes.queues.append(m.QueueRow("other", "C", ()))
@@ -320,7 +322,7 @@ class Suite:
         store = opener()
         body = b"b" * size
         changes = published(1, body, body)
-        changes.acked, changes.finished = [m.Mark("box.B", 2, 2, AT, "B")], [2]
+        changes.acked, changes.finished = [m.SeqRun("box.B", 2, 2, AT, "B")], [2]
         changes.replaced = [(1, incoming(1, b"n" * size, generation=1))]
         store.commit(changes, store.epoch)
         assert bodies_of(store, [1, 2]) == [b"n" * size, None]
@@ -353,10 +355,10 @@ class Suite:
         changes.envelopes = [changes.envelopes[0]._replace(references=3)]
         store.commit(changes, store.epoch)
         store.commit(
-            Changes(acked=[m.Mark(n, 1, 1, AT, "B") for n in "ab"], released=[1, 1]), store.epoch
+            Changes(acked=[m.SeqRun(n, 1, 1, AT, "B") for n in "ab"], released=[1, 1]), store.epoch
         )
         assert bodies_of(store, [1]) == [b"body"]
-        store.commit(Changes(acked=[m.Mark("c", 1, 1, AT, "B")], released=[1]), store.epoch)
+        store.commit(Changes(acked=[m.SeqRun("c", 1, 1, AT, "B")], released=[1]), store.epoch)
         assert bodies_of(store, [1]) == [None]
 
     def test_an_acknowledged_entry_is_not_delivered_again_and_keeps_its_time(
@@ -365,7 +367,7 @@ class Suite:
         store = opener()
         store.commit(published(1), store.epoch)
         store.commit(acknowledged(1), store.epoch)
-        late = m.Mark("box.B", 1, 1, AT + 9, "C")
+        late = m.SeqRun("box.B", 1, 1, AT + 9, "C")
         store.commit(Changes(delivered=[late], acked=[late]), store.epoch)
         report = store.trace("A", incoming(1).envelope_id)
         assert report is not None
@@ -432,7 +434,9 @@ class Suite:
         store.commit(changes, store.epoch)
         assert store.load(10).heads["box.B"][0].expires_at > 1 << 62
         store.commit(Changes(replaced=[(1, huge)]), store.epoch)
-        wanted = Wanted(entries=[("box.B", most, 1), ("box.B", 1, most), ("box.B", most - 1, most)])
+        wanted = RequiredFacts(
+            entries=[("box.B", most, 1), ("box.B", 1, most), ("box.B", most - 1, most)]
+        )
         assert list(store.facts(wanted, 10).entries["box.B"]) == [1]
         assert store.bundles("A", most) == []
         with pytest.raises(InvalidRequest):
@@ -447,9 +451,9 @@ class Suite:
             ("box.B", "X", incoming(1).envelope_id),
             ("none", "A", b""),
         ]
-        assert list(store.facts(Wanted(envelopes=asked), 10).entries["box.B"]) == [2]
+        assert list(store.facts(RequiredFacts(envelopes=asked), 10).entries["box.B"]) == [2]
         store.commit(acknowledged(2), store.epoch)
-        assert store.facts(Wanted(envelopes=asked), 10).entries["box.B"] == {}
+        assert store.facts(RequiredFacts(envelopes=asked), 10).entries["box.B"] == {}
 
     def test_another_epoch_writes_nothing(self, opener: Opener) -> None:
         first = opener()
@@ -467,4 +471,4 @@ class Suite:
         store = opener()
         Driver(store).clients().publish(incoming(1))
         assert store.trace("B", incoming(1).envelope_id) is None
-        assert store.facts(Wanted(), 10) == Facts()
+        assert store.facts(RequiredFacts(), 10) == Facts()

@@ -8,7 +8,7 @@ import attrs
 import pytest
 
 from cipherbox.broker import model as m
-from cipherbox.broker.model import LogRow, Wanted
+from cipherbox.broker.model import LogRow, RequiredFacts
 from cipherbox.contact_lists import ContactLists
 from cipherbox.envelope import merkle_tree as tree
 from cipherbox.errors import Conflict, Damaged, Fenced, StoreError
@@ -86,10 +86,10 @@ class Records:
         more, end = store.dead_letters("box.B", after, 2, False)
         assert ([r["seq"] for r in more], end) == ([3], "")
         assert store.dead_letters("box.A", "", 10, False) == ([], "")
-        assert set(store.facts(Wanted(dead=[("box.B", 2, 5)]), 10).dead["box.B"]) == {2, 3}
+        assert set(store.facts(RequiredFacts(dead=[("box.B", 2, 5)]), 10).dead["box.B"]) == {2, 3}
         driver.run(
-            m.SettleDead(0, "", 9, "box.B", [(1, 1)], False),
-            m.SettleDead(0, "", 9, "box.B", [(2, 1)], True),
+            m.RedriveOrDiscard(0, "", 9, "box.B", [(1, 1)], False),
+            m.RedriveOrDiscard(0, "", 9, "box.B", [(2, 1)], True),
         )
         assert [r["seq"] for r in store.dead_letters("", "", 10, False)[0]] == [3]
         settled = [(r["seq"], r["settled"]) for r in store.dead_letters("", "", 10, True)[0]]
@@ -164,8 +164,8 @@ class Records:
             driver.run(m.Nack(2, "B", seq, "box.B", seq, False, 5, "bad"))
         assert sums()[("A", "box.B")] == (280, 7)
         driver.run(
-            m.SettleDead(0, "", 9, "box.B", [(1, 1)], False),
-            m.SettleDead(0, "", 9, "box.B", [(2, 1)], True),
+            m.RedriveOrDiscard(0, "", 9, "box.B", [(1, 1)], False),
+            m.RedriveOrDiscard(0, "", 9, "box.B", [(2, 1)], True),
         )
         assert sums()[("A", "box.B")] == (260, 6)
         # a dead letter's next generation takes its place

@@ -90,21 +90,21 @@ class Views:
         head = ("A", "labs", "ca.data", tool.time(0))
         assert metadata(tool, 1) == [(*head, None, None)] * 3
         assert metadata(tool, 2) == [("A", "", "", tool.time(0), None, None)] * 3
-        commit(delivered=[m.Mark("box.B", 1, 1, AT + 5, "B")])
+        commit(delivered=[m.SeqRun("box.B", 1, 1, AT + 5, "B")])
         assert metadata(tool, 1) == [(*head, None, None)] * 3
-        commit(delivered=[m.Mark("shared", 1, 1, AT + 7, "C")])
+        commit(delivered=[m.SeqRun("shared", 1, 1, AT + 7, "C")])
         assert metadata(tool, 1) == [(*head, tool.time(7), None)] * 3
-        commit(acked=[m.Mark("box.B", 1, 1, AT + 20, "B")], released=[1])
+        commit(acked=[m.SeqRun("box.B", 1, 1, AT + 20, "B")], released=[1])
         assert metadata(tool, 1) == [(*head, tool.time(7), None)] * 3
-        commit(acked=[m.Mark("shared", 1, 1, AT + 21, "C")], released=[1])
+        commit(acked=[m.SeqRun("shared", 1, 1, AT + 21, "C")], released=[1])
         assert metadata(tool, 1) == [(*head, tool.time(7), tool.time(21))] * 3
         assert bodies_of(store, [1]) == [None]
 
     def test_deliveries_are_one_row_for_each_queue(self, store: Store, tool: Tool) -> None:
         store.commit(
             Changes(
-                delivered=[m.Mark("shared", 1, 1, AT + 7, "D")],
-                acked=[m.Mark("box.B", 1, 1, AT + 9, "B")],
+                delivered=[m.SeqRun("shared", 1, 1, AT + 7, "D")],
+                acked=[m.SeqRun("box.B", 1, 1, AT + 9, "B")],
                 dead=[m.Dead("box.B", 2, 2, AT + 9, "expired", "")],
             ),
             store.epoch,
@@ -133,7 +133,9 @@ class Views:
         assert tool.rows(rows) == [("dead letter",)]
         store.commit(Changes(entries=[m.NewEntry("box.B", 3, 2, AT + 5, "B")]), store.epoch)
         assert tool.rows(rows) == [("delivered",)]
-        store.commit(Changes(acked=[m.Mark("box.B", 3, 3, AT + 6, "B")], finished=[2]), store.epoch)
+        store.commit(
+            Changes(acked=[m.SeqRun("box.B", 3, 3, AT + 6, "B")], finished=[2]), store.epoch
+        )
         assert metadata(tool, 2) == [("A", "", "", tool.time(0), tool.time(5), tool.time(6))] * 3
 
     def test_the_waiting_have_the_queues_owner_and_a_shared_queue_nobody_yet(

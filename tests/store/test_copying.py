@@ -77,7 +77,7 @@ def lived_in(store: Store) -> Driver:
         m.Nack(2, "B", 3, "box.B", 26, False, 5, "worse"),
         m.Ack(2, "B", 4, "box.B", [(31, 1)]),
     )
-    driver.run(m.SettleDead(0, "", 9, "box.B", [(25, 1)], False))
+    driver.run(m.RedriveOrDiscard(0, "", 9, "box.B", [(25, 1)], False))
     store.put_bundle(BundleRow("A", 1, b"h" * 32, b"\xff\x00", b"n" * 12, b"t" * 16, AT, AT + 9))
     store.put_prekeys("A", b"signed", [(2, b"two"), (1, b"\x00one")], 9, False)
     store.put_enrolment(

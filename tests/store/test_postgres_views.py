@@ -105,7 +105,7 @@ def test_a_month_goes_as_a_whole_and_what_waits_stays(
     changes = published(10, b"a", b"b", b"c")
     changes.envelopes = [e._replace(accepted_at=past) for e in changes.envelopes]
     store.commit(changes, store.epoch)
-    marks = [m.Mark("box.B", 10, 10, past, "B")]
+    marks = [m.SeqRun("box.B", 10, 10, past, "B")]
     dead = [m.Dead("box.B", 12, 12, past, "bad", "")]
     store.commit(Changes(acked=marks, finished=[10], dead=dead), store.epoch)
     ends = schema.ends_at_ms(schema.month_of(past))
@@ -120,7 +120,7 @@ def test_a_month_goes_as_a_whole_and_what_waits_stays(
     for number, body in ((11, b"b"), (12, b"c")):
         assert store.trace("A", incoming(number).envelope_id) is not None
         assert bodies_of(store, [number]) == [body]
-    store.commit(Changes(acked=[m.Mark("box.B", 11, 11, AT, "B")], finished=[11]), store.epoch)
+    store.commit(Changes(acked=[m.SeqRun("box.B", 11, 11, AT, "B")], finished=[11]), store.epoch)
     assert store.older_than(cutoffs)
     store.commit(Changes(retention=cutoffs), store.epoch)
     assert store.trace("A", incoming(11).envelope_id) is None

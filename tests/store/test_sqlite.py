@@ -218,4 +218,4 @@ def test_loading_reads_counters_and_no_acknowledged_entries(tmp_path: Path) -> N
 def test_empty_changes_are_fine(tmp_path: Path) -> None:
     store = opened(tmp_path)
     store.commit(Changes(), store.epoch)
-    assert store.facts(m.Wanted(), 1) == m.Facts()
+    assert store.facts(m.RequiredFacts(), 1) == m.Facts()

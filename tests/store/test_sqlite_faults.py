@@ -32,8 +32,8 @@ def mixed(first: int) -> Changes:
     )
     changes.dropped_bindings = [("e", "box.B", "k")]
     changes.replaced = [(1, incoming(1, b"R" * LARGE, generation=1))]
-    changes.delivered = [m.Mark("box.B", 2, 3, AT, "B")]
-    changes.acked, changes.finished = [m.Mark("box.B", 4, 5, AT, "B")], [4, 5]
+    changes.delivered = [m.SeqRun("box.B", 2, 3, AT, "B")]
+    changes.acked, changes.finished = [m.SeqRun("box.B", 4, 5, AT, "B")], [4, 5]
     changes.dead = [m.Dead("box.B", 6, 6, AT, "expired", "")]
     changes.highest = {"A": incoming(first + 1).envelope_id}
     changes.usage = {("A", "new"): (5, 1), ("A", "box.B"): (0, 0)}
@@ -215,7 +215,7 @@ def test_what_is_no_publish_takes_the_reserve_and_it_is_made_again(
         long = "C" * 60  # rows that grow, so that pages split
         seqs = range(1, 61)
         changes = Changes(
-            acked=[m.Mark("box.B", n, n, AT, long) for n in seqs],
+            acked=[m.SeqRun("box.B", n, n, AT, long) for n in seqs],
             dead=[m.Dead("box.B", n, n, AT, "r" * 1000, long) for n in seqs],
         )
         store.commit(changes, store.epoch)

@@ -85,7 +85,7 @@ class Directory:
             anew = held is not None and await self._check_next(held, bundle)
         except BundleError as error:
             raise BundleRefused(f"HQ did not accept the key bundle: {error}") from error
-        most = self._engine.broker.state.totals.most(client, BUNDLES)
+        most = self._engine.broker.state.totals.limit_of(client, BUNDLES)
         if (count := await self._in_store(self._store.bundle_count, client)) >= most:
             raise LimitReached(
                 f"{client} has {count} key bundles; at most {most}, and none is ever dropped"
@@ -108,7 +108,7 @@ class Directory:
             await self._engine.call(
                 lambda n: m.KeysAnew(0, "", n, client, bundle.sequence, bundle.hash.hex())
             )
-            most = self._engine.broker.state.totals.most(client, PREKEYS)
+            most = self._engine.broker.state.totals.limit_of(client, PREKEYS)
             await self._in_store(self._store.put_prekeys, client, b"", (), most, True)
         await self._in_store(self._store.put_bundle, row)
         await self._proof(bundle)

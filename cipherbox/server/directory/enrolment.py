@@ -118,11 +118,9 @@ class Enrolments:
     def _check_free(self, client_id: str, role: str, replaces: bool) -> None:
         """Conflict for an id that another home has, unless it is to be replaced."""
         rights = self._engine.broker.state.rights
-        twin = rights.twin(client_id)
+        twin = rights.case_twin(client_id)
         if twin is not None and twin != client_id:
-            raise Conflict(
-                f"a client {twin!r} exists; ids differ in more than upper and lower case"
-            )
+            raise Conflict(f"a client {twin!r} exists, and ids must differ in more than case")
         known = rights.clients.get(client_id)
         if known is None or known.revoked_at:
             return
@@ -190,11 +188,9 @@ class Enrolments:
         made.
         """
         rights = self._engine.broker.state.rights
-        twin = rights.twin(row.client)
+        twin = rights.case_twin(row.client)
         if twin is not None and twin != row.client:
-            raise Conflict(
-                f"a client {twin!r} exists; ids differ in more than upper and lower case"
-            )
+            raise Conflict(f"a client {twin!r} exists, and ids must differ in more than case")
         known = rights.clients.get(row.client)
         if known is None or known.revoked_at or row.replaces:
             return
@@ -299,7 +295,7 @@ class Enrolments:
         certificate that asks, which must still be good.
         """
         key = pki.key_of_csr(csr)
-        most = self._engine.broker.state.totals.most(client_id, CERTIFICATES)
+        most = self._engine.broker.state.totals.limit_of(client_id, CERTIFICATES)
         if (count := self._trust.good_count(client_id)) >= most:
             raise LimitReached(f"{client_id} has {count} certificates that hold; at most {most}")
         number = pki.enrol_number(self._trust.root_fingerprint, pki.spki(key))
@@ -333,7 +329,7 @@ class Enrolments:
         return Outcome(ISSUED if row.state == DONE else WAITS_FOR_CA, number, row.chain)
 
     async def _check_waiting(self, client_id: str) -> None:
-        most = self._engine.broker.state.totals.most(client_id, CERTIFICATES)
+        most = self._engine.broker.state.totals.limit_of(client_id, CERTIFICATES)
         rows = await self._engine.in_store(self._store.enrolments, (APPROVED,), client_id)
         if len(rows) >= most:
             raise LimitReached(
@@ -347,8 +343,8 @@ class Enrolments:
         async with self.lock:
             if client_id not in self._engine.broker.state.rights.clients:
                 raise NotFound(
-                    f"there is no client {client_id!r}",
-                    remedy="see who is enrolled: cipherbox clients",
+                    f"no client {client_id!r}",
+                    remedy="see: cipherbox clients list",
                 )
             if self._engine.broker.state.rights.admins() == {client_id}:
                 raise Conflict(

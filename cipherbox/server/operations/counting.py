@@ -31,7 +31,7 @@ def count_batch(counts: Counts, effects: Effects) -> None:
         count_delivered(counts, run.entries)
     counts.acked_envelopes += sum(mark.last - mark.first + 1 for mark in changes.acked)
     counts.dead_lettered_envelopes += len(changes.dead)
-    for one in changes.settled:
+    for one in changes.closed_dead_letters:
         counts.settled[one.how] += 1
 
 

@@ -29,7 +29,7 @@ class Drain:
         fetched them.
         """
         queues = self._engine.broker.state.queues.values()
-        return sum(q.depth if q.consumers else len(q.out) for q in queues if q.depth)
+        return sum(q.depth if q.consumers else len(q.unacknowledged) for q in queues if q.depth)
 
     def begin(self, most_s: float, by: str) -> int:
         """From now on; again sets another deadline."""

@@ -51,7 +51,7 @@ class EventLog:
             log.warning(
                 "Dead letter %d of queue '%s': %s", dead.seq, dead.queue, dead.reason, extra=extra
             )
-        for one in changes.settled:
+        for one in changes.closed_dead_letters:
             extra = {"queue": one.queue, "seq": one.seq, "client": one.by or "HQ"}
             log.warning(
                 "Dead letter %d of queue '%s' %s by %s",

@@ -50,7 +50,7 @@ def _people(hq: HqStatus) -> list[Sample]:
 def _queues(hq: HqStatus) -> list[Sample]:
     queues, now = hq.engine.broker.state.queues, hq.clock_ms()
     full = [q for q in queues.values() if q.depth]
-    depth, out = sum(q.depth for q in full), sum(len(q.out) for q in full)
+    depth, out = sum(q.depth for q in full), sum(len(q.unacknowledged) for q in full)
     ages = {q.name: max(0, now - (oldest(q) or now)) / 1000 for q in full}
     found = [
         Sample("cipherbox_queues", len(queues)),

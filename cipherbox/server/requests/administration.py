@@ -70,7 +70,7 @@ async def _totals(hq: Services) -> Rows:
         }
         row: dict[str, object] = {"name": name}
         for what, count in has.items():
-            row |= {what: count, f"{what}_most": totals.most(name, what)}
+            row |= {what: count, f"{what}_most": totals.limit_of(name, what)}
         found.append(row)
     return found
 

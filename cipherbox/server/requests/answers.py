@@ -15,7 +15,7 @@ from cipherbox.broker.model import (
     Done,
     Failed,
     FetchedEntries,
-    Listed,
+    ListedRows,
     Routed,
 )
 from cipherbox.broker.routes import RouteDetail
@@ -123,7 +123,7 @@ def encode(answers: Sequence[Answer], proof: tuple[int, list[bytes]] | None = No
             )
         elif isinstance(answer, Routed):
             out.append(codec.encode(_route(answer)))
-        elif isinstance(answer, Listed):
+        elif isinstance(answer, ListedRows):
             out.append(
                 codec.encode(
                     frames.Listing(answer.correlation, answer.after, orjson.dumps(answer.rows))

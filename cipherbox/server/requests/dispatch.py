@@ -152,7 +152,7 @@ COMMANDS: dict[type, Callable[[int, str, Any], AnyCommand]] = {
     f.DeclareQueue: lambda n, c, x: m.DeclareQueue(
         n, c, x.correlation, x.name, x.owner, tuple(x.readers), x.ttl_s, x.max_length
     ),
-    f.SettleDead: lambda n, c, x: m.SettleDead(
+    f.SettleDead: lambda n, c, x: m.RedriveOrDiscard(
         n, c, x.correlation, x.queue, [(r.first, r.count) for r in x.ranges], x.drop
     ),
     f.DeleteQueue: lambda n, c, x: m.DeleteQueue(n, c, x.correlation, x.name),

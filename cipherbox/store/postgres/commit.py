@@ -394,7 +394,7 @@ def _marks(connection: PostgresConnection, changes: Changes, numbers: QueueNumbe
             "excluded.reason, by = excluded.by, settled = '', settled_at = 0, settled_by = ''",
             (d.at, _clean(d.reason), d.by, queue_no, d.seq),
         )
-    for s in changes.settled:
+    for s in changes.closed_dead_letters:
         connection.run(
             "UPDATE dead_letters SET settled = ?, settled_at = ?, settled_by = ? WHERE queue_no "
             "= ? AND seq = ?",

@@ -17,10 +17,10 @@ from cipherbox.broker.model import (
     Entry,
     EntryState,
     Facts,
-    Known,
+    KnownEnvelope,
     QueueRow,
+    RequiredFacts,
     Snapshot,
-    Wanted,
 )
 from cipherbox.contact_lists import ContactLists
 from cipherbox.store.port import Body, TraceReport, TraceRow
@@ -143,7 +143,7 @@ def load(connection: PostgresConnection, head: int) -> Snapshot:
 
 
 def facts(
-    connection: PostgresConnection, numbers: QueueNumbers, wanted: Wanted, page: int
+    connection: PostgresConnection, numbers: QueueNumbers, wanted: RequiredFacts, page: int
 ) -> Facts:
     """See the port."""
     found = Facts()
@@ -187,7 +187,7 @@ def facts(
 
 def _known(
     connection: PostgresConnection, wanted: Sequence[tuple[str, bytes]]
-) -> dict[tuple[str, bytes], Known]:
+) -> dict[tuple[str, bytes], KnownEnvelope]:
     rows = connection.run(
         _KNOWN, ([sender for sender, _ in wanted], [str(UUID(bytes=i)) for _, i in wanted])
     )
@@ -279,7 +279,7 @@ def trace(connection: PostgresConnection, sender: str, envelope_id: bytes) -> Tr
 
 
 def dead_letters(
-    connection: PostgresConnection, queue: str, after: str, most: int, settled: bool
+    connection: PostgresConnection, queue: str, after: str, most: int, include_closed: bool
 ) -> tuple[list[dict[str, object]], str]:
     """See the port."""
-    return dead_page(connection.run, _DEAD_ROWS, _OPEN_DEAD, queue, after, most, settled)
+    return dead_page(connection.run, _DEAD_ROWS, _OPEN_DEAD, queue, after, most, include_closed)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 
-from cipherbox.broker.model import DROPPED, Changes, Cutoffs
+from cipherbox.broker.model import DISCARDED, Changes, Cutoffs
 from cipherbox.errors import StoreUnavailable
 from cipherbox.store import log_table as logtable
 from cipherbox.store.postgres.driver import PostgresConnection
@@ -52,7 +52,7 @@ def drop_dead_letters(connection: PostgresConnection, changes: Changes, cutoffs:
         connection.run(
             "UPDATE dead_letters SET settled = ?, settled_at = ?, settled_by = ? WHERE queue_no "
             "= ? AND seq = ?",
-            (DROPPED, cutoffs.dead_letters, BY, queue_no, seq),
+            (DISCARDED, cutoffs.dead_letters, BY, queue_no, seq),
         )
         # else its next generation came, or it was sent again: that one holds the body
         if not again:

@@ -23,7 +23,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from cipherbox.broker.model import Changes, Cutoffs, Facts, Incoming, Snapshot, Wanted
+from cipherbox.broker.model import Changes, Cutoffs, Facts, Incoming, RequiredFacts, Snapshot
 from cipherbox.errors import Busy, CipherBoxError, Fenced, StoreError, StoreLeased, StoreUnavailable
 from cipherbox.limits import LIMITS, Limits
 from cipherbox.portable import private_dir, write_private
@@ -198,7 +198,7 @@ class PostgresStore(Registry):
 
         return self._ask(work)
 
-    def facts(self, wanted: Wanted, page: int) -> Facts:
+    def facts(self, wanted: RequiredFacts, page: int) -> Facts:
         return self._ask(
             lambda connection: queries.facts(
                 connection, self._queue_numbers(connection), wanted, page
@@ -219,10 +219,10 @@ class PostgresStore(Registry):
         return self._ask(lambda connection: queries.trace(connection, sender, envelope_id))
 
     def dead_letters(
-        self, queue: str, after: str, most: int, settled: bool
+        self, queue: str, after: str, most: int, include_closed: bool
     ) -> tuple[list[dict[str, object]], str]:
         return self._ask(
-            lambda connection: queries.dead_letters(connection, queue, after, most, settled)
+            lambda connection: queries.dead_letters(connection, queue, after, most, include_closed)
         )
 
     def acceptance(self, sender: str, envelope_id: bytes) -> Acceptance | None:

@@ -276,7 +276,7 @@ def _marks(db: Connection, changes: Changes, numbers: QueueNumbers) -> None:
     db.executemany(
         "UPDATE dead_letters SET settled = ?, settled_at = ?, settled_by = ? WHERE queue_no = ? "
         "AND seq = ?",
-        [(s.how, s.at, s.by, numbers.of[s.queue], s.seq) for s in changes.settled],
+        [(s.how, s.at, s.by, numbers.of[s.queue], s.seq) for s in changes.closed_dead_letters],
     )
 
 

@@ -13,10 +13,10 @@ from cipherbox.broker.model import (
     Entry,
     EntryState,
     Facts,
-    Known,
+    KnownEnvelope,
     QueueRow,
+    RequiredFacts,
     Snapshot,
-    Wanted,
 )
 from cipherbox.contact_lists import ContactLists
 from cipherbox.store.port import Body, TraceReport, TraceRow
@@ -113,7 +113,7 @@ def load(db: Connection, head: int) -> Snapshot:
     return snapshot
 
 
-def facts(db: Connection, numbers: QueueNumbers, wanted: Wanted, page: int) -> Facts:
+def facts(db: Connection, numbers: QueueNumbers, wanted: RequiredFacts, page: int) -> Facts:
     """See the port."""
     found = Facts()
     for sender, envelope_id in wanted.known:
@@ -145,7 +145,7 @@ def facts(db: Connection, numbers: QueueNumbers, wanted: Wanted, page: int) -> F
     return found
 
 
-def _known(db: Connection, sender: str, envelope_id: bytes) -> Known | None:
+def _known(db: Connection, sender: str, envelope_id: bytes) -> KnownEnvelope | None:
     row = db.execute(
         "SELECT number, generation, envelope_hash, accepted_at, bytes, commitment FROM envelopes "
         "WHERE envelope_id = ? AND sender = ?",
@@ -225,11 +225,11 @@ def trace(db: Connection, sender: str, envelope_id: bytes) -> TraceReport | None
 
 
 def dead_letters(
-    db: Connection, queue: str, after: str, most: int, settled: bool
+    db: Connection, queue: str, after: str, most: int, include_closed: bool
 ) -> tuple[list[dict[str, object]], str]:
     """See the port."""
 
     def run(query: str, values: Sequence[object]) -> list[Row]:
         return db.execute(query, values).fetchall()
 
-    return dead_page(run, _DEAD_ROWS, _OPEN_DEAD, queue, after, most, settled)
+    return dead_page(run, _DEAD_ROWS, _OPEN_DEAD, queue, after, most, include_closed)

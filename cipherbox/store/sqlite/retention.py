@@ -7,7 +7,7 @@ Each commit takes at most `MOST` of a kind; HQ asks again until there is nothing
 
 from __future__ import annotations
 
-from cipherbox.broker.model import DROPPED, Changes, Cutoffs
+from cipherbox.broker.model import DISCARDED, Changes, Cutoffs
 from cipherbox.store import log_table as logtable
 from cipherbox.store.sqlite.database import Connection
 
@@ -39,7 +39,7 @@ def drop_dead_letters(db: Connection, changes: Changes, cutoffs: Cutoffs) -> Non
         db.execute(
             "UPDATE dead_letters SET settled = ?, settled_at = ?, settled_by = ? WHERE queue_no "
             "= ? AND seq = ?",
-            (DROPPED, cutoffs.dead_letters, BY, queue_no, seq),
+            (DISCARDED, cutoffs.dead_letters, BY, queue_no, seq),
         )
         alive = db.execute(
             "SELECT 1 FROM entries WHERE number = ? AND queue_no = ? AND seq > ?",

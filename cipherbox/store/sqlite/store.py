@@ -18,7 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from cipherbox.broker.model import Changes, Cutoffs, Facts, Incoming, Snapshot, Wanted
+from cipherbox.broker.model import Changes, Cutoffs, Facts, Incoming, RequiredFacts, Snapshot
 from cipherbox.errors import CipherBoxError, DiskFull, Fenced, StoreUnavailable
 from cipherbox.limits import LIMITS, Limits
 from cipherbox.store.copying import Row
@@ -74,7 +74,7 @@ class SqliteStore(Registry):
             self._numbers = QueueNumbers(self.db)
             return queries.load(self.db, head)
 
-    def facts(self, wanted: Wanted, page: int) -> Facts:
+    def facts(self, wanted: RequiredFacts, page: int) -> Facts:
         with database.translated():
             return queries.facts(self.db, self._numbers, wanted, page)
 
@@ -97,10 +97,10 @@ class SqliteStore(Registry):
             return retention.anything(self.db, cutoffs)
 
     def dead_letters(
-        self, queue: str, after: str, most: int, settled: bool
+        self, queue: str, after: str, most: int, include_closed: bool
     ) -> tuple[list[dict[str, object]], str]:
         with database.translated():
-            return queries.dead_letters(self.db, queue, after, most, settled)
+            return queries.dead_letters(self.db, queue, after, most, include_closed)
 
     def free_bytes(self) -> int:
         with database.translated():
