@@ -291,7 +291,7 @@ async def _retain(hq: HQ) -> None:
         days = (wanted.metadata_days, wanted.dead_letter_days, wanted.log_days)
         cutoffs = Cutoffs(*(now - d * _DAY_MS if d else 0 for d in days))
         try:
-            old = any(days) and await hq.engine.in_store(hq.store.older_than, cutoffs)
+            old = any(days) and await hq.engine.in_store(hq.store.retention_due, cutoffs)
         except Busy:
             return  # the store is away; there is time
         if not old:

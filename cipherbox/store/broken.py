@@ -1,6 +1,6 @@
-"""A store that breaks its promise: it drops one envelope in ten of what it says it committed.
+"""A broken store, which loses one in ten of the envelopes it reports as committed.
 
-Only `prove --broken-store` uses it, to show that the proof finds a loss when there is one.
+Only `prove --broken-store` uses it, to show that the proof detects a loss.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ ONE_IN = 10
 
 
 class BrokenStore(SqliteStore):
-    """See the module."""
+    """A store that loses envelopes."""
 
     _count = 0
 
@@ -22,7 +22,7 @@ class BrokenStore(SqliteStore):
             self._count += 1
             if self._count % ONE_IN == 0 and not envelope.incoming.routing_key:
                 lost.add(envelope.number)
-        # In place: what HQ still holds in memory must not make good what the disk has lost.
+        # In place: HQ's memory must not make up for what the disk has lost.
         changes.envelopes[:] = [e for e in changes.envelopes if e.number not in lost]
         changes.entries[:] = [e for e in changes.entries if e.number not in lost]
         super().commit(changes, epoch)

@@ -1,13 +1,13 @@
-"""Everything a store holds, as rows that do not depend on the database: what copies, backups and
-restores are made of.
+"""Copying a store: its contents as rows that do not depend on the database, for copies, backups and
+restores.
 
-A table here is a name and its columns with their kinds: `8`, `4`, `2` integers of so many bytes,
-`t` text, `b` bytes, `u` an id of 16 bytes, `T` a time in ms since 1970 (0: none).  Rows are tuples
-in the order of the columns.  Each row of `entries` carries what its database may keep beside it and
-not inside it; bodies come last, one row for each.
+A table is a name and its columns with their types: `8`, `4` and `2` are integers of that many
+bytes, `t` is text, `b` bytes, `u` an id of 16 bytes, `T` a time in ms since 1970 (0: none).  Rows
+are tuples in the order of the columns.  A row of `entries` includes columns that a database may
+keep in another table; bodies come last, one row each.
 
-Copies are compared by count and digest of each table: the sum of the rows' SHA-256, so the order
-does not matter.
+Copies are compared by the number of rows and the digest of each table: the sum of the rows'
+SHA-256, so the order does not matter.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import orjson
 from cipherbox.errors import Damaged
 
 Row = tuple[Any, ...]
-Tell = Callable[[str, int], None]
+OnProgress = Callable[[str, int], None]
 
 TABLES: dict[str, str] = {
     "settings": "name:t value:b",
@@ -62,30 +62,30 @@ TABLES: dict[str, str] = {
     "log": "entry:8 at:8 record:b nodes:b incarnation:b body:b",
     "bodies": "number:8 pending:4 stored_hash:b data:b bytes:8 log_entry:8",
 }
-OWN_SETTINGS = ("epoch", "spool_id", "copying")  # of one database, not of what it holds
-COPYING = "copying"  # a setting that is there while a copy into this store is under way
+OWN_SETTINGS = ("epoch", "spool_id", "copying")  # of one database, not of its contents
+COPYING = "copying"  # a setting that exists while a copy into this store is in progress
 BATCH = 1000
 BATCH_BYTES = 8 * 1024 * 1024
 
 
 def columns(table: str) -> list[tuple[str, str]]:
-    """(name, kind) of a table's columns."""
+    """Return the name and type of a table's columns."""
     return [
         (name, kind) for name, _, kind in (part.partition(":") for part in TABLES[table].split())
     ]
 
 
 class Sum(NamedTuple):
-    """What a table holds."""
+    """The number of rows of a table, and their digest."""
 
     rows: int
     digest: str  # hexadecimal
 
 
 class Source(Protocol):
-    """A database as it was at one moment, whatever happens to it meanwhile."""
+    """A snapshot of a database: later changes are not visible in it."""
 
-    # in batches; envelopes, entries and log in their order
+    # in batches; envelopes, entries and log in order
     def rows(self, table: str) -> Iterator[list[Row]]: ...
 
     def close(self) -> None: ...
@@ -94,7 +94,7 @@ class Source(Protocol):
 class Sink(Protocol):
     """An empty store."""
 
-    def fill(self, table: str, rows: Sequence[Row]) -> None: ...  # all of it, or none
+    def fill(self, table: str, rows: Sequence[Row]) -> None: ...  # all or nothing
 
 
 class _Adder:
@@ -120,18 +120,19 @@ class _Adder:
         return Sum(self.rows, (self._sum % (1 << 256)).to_bytes(32, "big").hex())
 
 
-class Nowhere:
-    """Keeps nothing: for a source that is only looked through."""
+class NullSink:
+    """A sink that discards all rows, for reading a source."""
 
     def fill(self, table: str, rows: Sequence[Row]) -> None:
         pass
 
 
-def copy(source: Source, sink: Sink, tell: Tell = lambda _, __: None) -> dict[str, Sum]:
-    """Copies all tables; what went over.  Damaged when a body does not match its hash: nothing is
-    passed on as whole.
+def copy(
+    source: Source, sink: Sink, on_progress: OnProgress = lambda _, __: None
+) -> dict[str, Sum]:
+    """Copy all tables and return their sums; raise Damaged if a body does not match its hash.
 
-    ``tell(table, rows)`` is called as it goes.
+    ``on_progress(table, rows)`` is called after each batch.
     """
     sums = {}
     for table in TABLES:
@@ -141,24 +142,24 @@ def copy(source: Source, sink: Sink, tell: Tell = lambda _, __: None) -> dict[st
                 _check_bodies(rows)
             adder.add(rows)
             sink.fill(table, rows)
-            tell(table, adder.rows)
+            on_progress(table, adder.rows)
         sums[table] = adder.sum
     return sums
 
 
-def sums_of(source: Source, tell: Tell = lambda _, __: None) -> dict[str, Sum]:
-    """What a store holds, looked at as a copy looks at it."""
-    return copy(source, Nowhere(), tell)
+def sums_of(source: Source, on_progress: OnProgress = lambda _, __: None) -> dict[str, Sum]:
+    """Return the sums of a store, verifying it as a copy does."""
+    return copy(source, NullSink(), on_progress)
 
 
 def _check_bodies(rows: Sequence[Row]) -> None:
     for number, _, stored_hash, data, *_ in rows:
         if data is None or hashlib.sha256(data).digest() != stored_hash:
-            raise Damaged(f"the bytes of envelope number {number} are gone or damaged")
+            raise Damaged(f"the body of envelope number {number} is missing or damaged")
 
 
 def batches(rows: Iterator[Row], weight: Callable[[Row], int] = lambda _: 0) -> Iterator[list[Row]]:
-    """At most `BATCH` rows and about `BATCH_BYTES` at a time."""
+    """Yield rows in batches of at most `BATCH` rows and about `BATCH_BYTES`."""
     batch: list[Row] = []
     size = 0
     for row in rows:

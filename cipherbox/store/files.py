@@ -1,8 +1,8 @@
-"""The seam between a store and the disk: every file a store writes goes through one `Files`, so
-that a test can make any of these calls fail, and a layer that forgets what was not synced can stand
-in for a power cut.
+"""The interface between a store and the disk: a store writes every file through one `Files`, so
+that a test can make any of these calls fail, or simulate a power cut by discarding what was not
+synced.
 
-Methods raise OSError; the store says what that means to HQ.
+Methods raise OSError, which the store translates into our errors.
 """
 
 from __future__ import annotations
@@ -16,18 +16,16 @@ from pathlib import Path
 from cipherbox import portable
 
 _BINARY = getattr(os, "O_BINARY", 0)  # Windows would translate line ends
-# What reading a file that is gone, or that the disk cannot give back, says.  Anything else (too
-# many open files, no permission) may be over soon and must not pass for damage.
-_GONE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EIO})
+# Errors of reading a file that is missing or unreadable.  Others (too many open files, no
+# permission) may be transient and must not be taken for damage.
+_LOST = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EIO})
 
 
 class Files:
     """The real disk."""
 
     def write_synced(self, path: Path, parts: Iterable[bytes]) -> None:
-        """Writes a file that is not there yet and syncs it; its directory is synced by
-        `sync_directory`.
-        """
+        """Create, write and sync a file; `sync_directory` syncs its directory."""
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _BINARY, 0o600)
         try:
             for part in parts:
@@ -40,14 +38,12 @@ class Files:
         portable.sync_directory(path)
 
     def rename_synced(self, source: Path, target: Path) -> None:
-        """Syncs a finished file and gives it its name, replacing what had it."""
+        """Sync a finished file and rename it, replacing the target."""
         portable.sync_file(source)
         portable.replace_file(source, target)
 
     def read(self, path: Path, at: int, size: int) -> bytes | None:
-        """Up to ``size`` bytes from ``at``; None if the file is gone or its place on the disk
-        cannot be read.
-        """
+        """Return up to ``size`` bytes from ``at``; None if the file is missing or unreadable."""
         try:
             with path.open("rb") as file:
                 size = min(size, os.fstat(file.fileno()).st_size - at)
@@ -56,12 +52,12 @@ class Files:
                 file.seek(at)
                 return file.read(size)
         except OSError as error:
-            if error.errno in _GONE:
+            if error.errno in _LOST:
                 return None
             raise
 
     def delete(self, path: Path) -> None:
-        """A file that is gone already is fine."""
+        """Delete a file, if it exists."""
         with suppress(FileNotFoundError):
             path.unlink()
 
@@ -69,7 +65,7 @@ class Files:
         return sorted(os.listdir(path))
 
     def size(self, path: Path) -> int:
-        """0 if it is not there."""
+        """Return the size of a file; 0 if it does not exist."""
         try:
             return path.stat().st_size
         except FileNotFoundError:
@@ -79,7 +75,7 @@ class Files:
         return portable.free_bytes(path)
 
     def allocate(self, path: Path, size: int) -> None:
-        """Makes ``path`` a file that really occupies ``size`` bytes; what it has already stays."""
+        """Make a file occupy ``size`` bytes on the disk, keeping its contents."""
         with path.open("ab") as file:
             if hasattr(os, "posix_fallocate"):
                 os.posix_fallocate(file.fileno(), 0, size)

@@ -1,8 +1,8 @@
-"""The signed log as a store keeps it: one text for every store, as in `registry`.
+"""The table of the signed log: the same statements for all stores, as in `registry`.
 
 An entry's row holds its record, its body, and the hashes of the perfect subtrees it completes.  So
-node (level, index) of the tree lies in one known row, and a proof reads O(log n) rows by their key.
-Retention empties records and bodies; the hashes stay, since a proof of an old head may need them.
+node (level, index) of the tree is in one known row, and a proof reads O(log n) rows by their key.
+Retention empties records and bodies and keeps the hashes: a proof of an old head may need them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from cipherbox.errors import Damaged
 
 T = TypeVar("T")
 Run = Callable[[str, Sequence[Any]], list[Any]]
-FIRST = "log_first"  # a setting: the oldest entry whose record and body are kept
+FIRST = "log_first"  # a setting: the oldest entry that still has its record and body
 _PAGE = 50
 _HASH = 32
 _NODES = "SELECT entry, nodes FROM log WHERE entry IN ({})".format(", ".join("?" * _PAGE))  # noqa: S608  # marks only
@@ -25,11 +25,11 @@ _OLD_ENTRIES = "SELECT * FROM old_log WHERE entry > ? ORDER BY entry LIMIT ?"
 
 
 class LogTable(ABC):
-    """A part of the port."""
+    """The log's part of the port."""
 
     @abstractmethod
     def _rows(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
-        """Runs a statement; its rows.  Errors in our words."""
+        """Run a statement and return its rows; raise our errors."""
 
     def last_log(self) -> LogRow | None:
         rows = self._rows("SELECT * FROM log ORDER BY entry DESC LIMIT 1")
@@ -41,7 +41,7 @@ class LogTable(ABC):
         return rows
 
     def log_nodes(self, nodes: Sequence[tuple[int, int]]) -> list[bytes]:
-        """The hashes of perfect subtrees (level, index), in order; Damaged if one is not there."""
+        """Return the hashes of perfect subtrees (level, index); raise Damaged if one is missing."""
         wanted = sorted({(index + 1) << level for level, index in nodes})
         found: dict[int, bytes] = {}
         for at in range(0, len(wanted), _PAGE):
@@ -59,13 +59,13 @@ class LogTable(ABC):
         return hashes
 
     def first_of(self, incarnation: bytes) -> int:
-        """The first entry that was written in the newest incarnation of the store, if it is this
+        """Return the first entry of this incarnation of the store, if it is the newest
         one; else 0.
         """
         last = self.last_log()
         if last is None or last.incarnation != incarnation:
             return 0
-        # incarnations follow each other: what is sought is where the last one begins
+        # binary search for the beginning of the last incarnation
         low, high = 1, last.index
         while low < high:
             middle = (low + high) // 2
@@ -104,16 +104,16 @@ class LogTable(ABC):
 
 
 def first_kept(run: Run) -> int:
-    """The oldest entry whose record and body are kept."""
+    """Return the oldest entry that still has its record and body."""
     rows = run("SELECT value FROM settings WHERE name = ?", (FIRST,))
     return int(bytes(rows[0][0])) if rows else 1
 
 
 def drop_old(run: Run, cutoff: int, most: int) -> int:
-    """Empties entries older than the cutoff, at most so many, and drops those of the old log; the
-    next that is kept.
+    """Empty at most ``most`` entries older than the cutoff, delete as many of the old log, and
+    return the first entry that is kept.
 
-    The newest entry stays.
+    The newest entry is always kept.
     """
     first = first_kept(run)
     rows = run(
@@ -134,7 +134,7 @@ def drop_old(run: Run, cutoff: int, most: int) -> int:
 
 
 def has_old(run: Run, cutoff: int) -> bool:
-    """Whether `drop_old` would drop something."""
+    """Return whether `drop_old` would find old entries."""
     first = first_kept(run)
     for query, values in (
         ("SELECT at FROM log WHERE entry >= ? ORDER BY entry LIMIT 2", (first,)),

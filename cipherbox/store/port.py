@@ -1,20 +1,22 @@
-"""The store port: everything HQ asks of a database, and what it may rely on.
+"""The store port: what HQ requires of a database, and what it may rely on.
 
-Rules every store keeps, and the one store suite checks.
-1. `commit` is all or nothing and durable when it returns: it survives SIGKILL and a power cut.  On
-   any error nothing of it took effect, or the store says `StoreUnavailable` and the caller reloads.
-2. `commit` with an epoch other than the one `open` gave raises `Fenced` and writes nothing; so does
-   every write after another process opened the store.
-3. A body read back is checked against its stored hash: a damaged or missing one is returned as
-   None, never as bytes.
-4. Nothing that is unacknowledged is ever deleted.  The entry of the signed log in `changes` is
-   written in the same transaction, and no entry is written twice.
-5. Numbers that clients choose have up to 64 bits; one that the database cannot hold is kept as the
-   largest it can.
-6. Calls come from one thread at a time, but for `read_bodies`, which comes from a second one while
-   others are under way.  No method keeps a reference to its arguments.
+All stores follow these rules; one test suite checks them:
 
-`StoreUnavailable` and `DiskFull` are retryable and leave what was committed as it was.
+1. `commit` is all or nothing and durable when it returns: it survives SIGKILL and a power cut.
+   After an error nothing of it has taken effect, or the error is `StoreUnavailable` and the caller
+   reloads.
+2. `commit` with an epoch other than the store's raises `Fenced` and writes nothing; so does every
+   write after another process has opened the store.
+3. A body that is read back is checked against its stored hash: a damaged or missing one is returned
+   as None.
+4. Nothing unacknowledged is ever deleted.  The entry of the signed log in `changes` is written in
+   the same transaction, and never twice.
+5. Numbers chosen by clients have up to 64 bits; those too large for the database are stored as its
+   largest integer.
+6. Calls come from one thread at a time, except that `read_bodies` runs in a second thread beside
+   them.  No method keeps a reference to its arguments.
+
+`StoreUnavailable` and `DiskFull` are retryable; what was committed before stays intact.
 """
 
 from __future__ import annotations
@@ -36,14 +38,13 @@ from cipherbox.broker.model import (
 )
 from cipherbox.store.copying import Row
 
-# A setting with random bytes: another value means that commits were lost (a backup was restored, or
-# a standby promoted that lagged behind), and that clients must send again what they cannot be sure
-# of.
+# A setting with the store's incarnation id, random bytes.  When it changes, commits were lost (a
+# backup was restored, or a lagging standby promoted), and clients resend what may be missing.
 INCARNATION = "history"
 
 
 class BundleRow(NamedTuple):
-    """One key bundle, encrypted for the store by the server's directory."""
+    """One key bundle, as the server's directory has encrypted it."""
 
     client: str
     sequence: int
@@ -57,19 +58,19 @@ class BundleRow(NamedTuple):
 
 @attrs.define
 class Enrolment:
-    """A token given out, and what became of it.  `secret_hash` is SHA-256 of the secret."""
+    """An enrolment token and its state; `secret_hash` is the SHA-256 of its secret."""
 
     secret_hash: bytes
     client: str
     role: str
-    approve: bool  # an admin must let it go
+    approve: bool  # an admin must approve it
     created_at: int
     expires_at: int
     state: str = "open"  # open, waiting, approved, refused, issued, ended
     csr: bytes = b""
     number: str = ""
     chain: tuple[bytes, ...] = ()
-    replaces: bool = False  # the home that has this id ends with it
+    replaces: bool = False  # it replaces the home that has this id
 
 
 class CertificateRow(NamedTuple):
@@ -93,8 +94,8 @@ class TraceRow(NamedTuple):
 
 
 class Acceptance(NamedTuple):
-    """What the record says of an envelope's newest generation; ``entry`` of the signed log says
-    so, 0: an old one.
+    """The record of an envelope's newest generation; ``entry`` is the entry of the signed log that
+    records its acceptance, 0 for one of the old log.
     """
 
     generation: int
@@ -104,8 +105,8 @@ class Acceptance(NamedTuple):
 
 
 class Body(NamedTuple):
-    """An envelope that waits: ``log_entry`` says that it was accepted (0: none of this log), and
-    its bytes.
+    """The bytes of a waiting envelope; ``log_entry`` of the signed log records its acceptance, 0:
+    none of this log.
     """
 
     log_entry: int
@@ -116,17 +117,17 @@ class TraceReport(NamedTuple):
     sender: str
     accepted_at: int
     traces: list[TraceRow]
-    messages: int  # how many the envelope has
+    messages: int  # their number in the envelope
 
 
 class Store(Protocol):
-    """See the module's rules.  Every method may block on the disk; the server calls them in the
-    store's thread.
+    """A store, following the module's rules.  All methods may block on the disk; the server calls
+    them in the store's thread.
     """
 
     epoch: int
-    synced_s: float  # seconds that commits of this process have waited for stable storage
-    readers: int  # so many threads may read bodies at once
+    synced_s: float  # time that commits of this process have waited for stable storage
+    readers: int  # number of threads that may read bodies concurrently
 
     def load(self, head: int) -> Snapshot: ...
 
@@ -138,16 +139,16 @@ class Store(Protocol):
 
     def trace(self, sender: str, envelope_id: bytes) -> TraceReport | None: ...
 
-    # The signed log; `logtable` has it for every store.
+    # The signed log; `log_table` implements it for all stores.
     def last_log(self) -> LogRow | None: ...  # the newest entry
 
-    # in order, at least one if there is one
+    # in order; at least one, if any exists
     def log(self, after: int, most: int, size_bytes: int) -> list[LogRow]: ...
 
     # of its tree: (level, index)
     def log_nodes(self, nodes: Sequence[tuple[int, int]]) -> list[bytes]: ...
 
-    # its first entry, if it is the newest incarnation; else 0
+    # first entry of the newest incarnation, if it is this one; else 0
     def first_of(self, incarnation: bytes) -> int: ...
 
     def last_old_log(self) -> OldLogRow | None: ...
@@ -156,16 +157,16 @@ class Store(Protocol):
 
     def acceptance(self, sender: str, envelope_id: bytes) -> Acceptance | None: ...
 
-    # whether a commit with these cutoffs would drop something
-    def older_than(self, cutoffs: Cutoffs) -> bool: ...
+    # whether a commit with these cutoffs would delete something
+    def retention_due(self, cutoffs: Cutoffs) -> bool: ...
 
-    # Rows of dead letters (keys in the manual page `broker`), oldest first, and the cursor of the
-    # next page.
+    # Rows of dead letters (the manual page `broker` lists their keys), oldest first, and the cursor
+    # of the next page.
     def dead_letters(
         self, queue: str, after: str, most: int, include_closed: bool
     ) -> tuple[list[dict[str, object]], str]: ...
 
-    # The registry: rare, each its own transaction.
+    # The registry: rare writes, each in a transaction of its own.
     def put_bundle(self, row: BundleRow) -> None: ...
 
     def bundles(self, client: str, after: int, most: int = ...) -> list[BundleRow]: ...  # in order
@@ -178,14 +179,14 @@ class Store(Protocol):
 
     def bundle_by_hash(self, bundle_hash: bytes) -> BundleRow | None: ...
 
-    # Prekeys of a client: replaces the signed part if there is one, adds one-time parts (number,
-    # bytes), at most ``most`` in all (Conflict); ``drop``: those from before go first.  How many
-    # one-time parts it has now.
+    # Prekeys of a client: replaces the signed part if one is given, adds one-time parts (number,
+    # bytes), at most ``most`` in total (else Conflict); ``drop`` deletes the old ones first.
+    # Returns the number of one-time parts.
     def put_prekeys(
         self, client: str, signed: bytes, once: Sequence[tuple[int, bytes]], most: int, drop: bool
     ) -> int: ...
 
-    # The signed part and the oldest one-time part, which is gone then; empty where there is none.
+    # The signed part and the oldest one-time part, which it deletes; empty if there is none.
     def take_prekeys(self, client: str, once: bool) -> tuple[bytes, bytes]: ...
 
     def put_enrolment(self, row: Enrolment) -> None: ...
@@ -205,7 +206,7 @@ class Store(Protocol):
 
     def put_setting(self, name: str, value: bytes) -> None: ...
 
-    # for so many bytes of publishes, the reserve left alone
+    # whether this many bytes of publishes fit without the reserve
     def room(self, size_bytes: int) -> bool: ...
 
     def free_bytes(self) -> int: ...
@@ -213,7 +214,7 @@ class Store(Protocol):
     # see `copying`: into an empty store
     def fill(self, table: str, rows: Sequence[Row]) -> None: ...
 
-    # every few seconds: this process still writes; Fenced when another one does
+    # renews the writer's lease every few seconds; Fenced if another process has taken it
     def renew(self) -> None: ...
 
     def close(self) -> None: ...

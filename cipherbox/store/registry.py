@@ -1,8 +1,8 @@
 """Bundles, enrolments, certificates and settings: rare rows, each written in a transaction of its
 own.
 
-One text for every store: statements that SQLite and PostgreSQL both take, values bound where the
-`?` stand.
+All stores share these statements, which both SQLite and PostgreSQL accept, with values bound to
+`?`.
 """
 
 from __future__ import annotations
@@ -49,10 +49,10 @@ class Registry(LogTable):
 
     @abstractmethod
     def _write(self, work: Callable[[], T]) -> T:
-        """Runs ``work`` in a transaction of its own."""
+        """Run ``work`` in a transaction of its own."""
 
     def put_bundle(self, row: BundleRow) -> None:
-        """Conflict if this client has a bundle of this number already."""
+        """Add a key bundle; raise Conflict if the client already has one of this number."""
         *head, ciphertext, nonce, tag, added_at, ends_at = row
         values = (*head, _text(ciphertext), _text(nonce), _text(tag), added_at, min(ends_at, _MOST))
 
@@ -61,7 +61,7 @@ class Registry(LogTable):
                 "SELECT 1 FROM bundles WHERE client = ? AND sequence = ?",
                 (row.client, row.sequence),
             ):
-                raise Conflict(f"{row.client} has a key bundle of number {row.sequence} already")
+                raise Conflict(f"{row.client} already has a key bundle with number {row.sequence}")
             self._rows("INSERT INTO bundles VALUES (?, ?, ?, ?, ?, ?, ?, ?)", values)
 
         self._write(work)
@@ -96,7 +96,7 @@ class Registry(LogTable):
     def put_prekeys(
         self, client: str, signed: bytes, once: Sequence[tuple[int, bytes]], most: int, drop: bool
     ) -> int:
-        """Conflict above ``most``, and then nothing is changed."""
+        """Add prekeys; raise Conflict, changing nothing, if that makes more than ``most``."""
 
         def work() -> int:
             if drop:
@@ -109,15 +109,15 @@ class Registry(LogTable):
                 )
             (count,) = self._rows("SELECT count(*) FROM prekeys WHERE client = ?", (client,))[0]
             if once and count > most:
-                raise Conflict(
-                    f"{client} would have {count} one-time prekeys; at most {most} are kept"
-                )
+                raise Conflict(f"{client} would have {count} one-time prekeys, of at most {most}")
             return int(count)
 
         return self._write(work)
 
     def take_prekeys(self, client: str, once: bool) -> tuple[bytes, bytes]:
-        """One transaction: what is handed out is gone, whatever happens to the answer."""
+        """Return prekeys, deleting the one-time part in the same transaction: it is never
+        reused.
+        """
 
         def work() -> tuple[bytes, bytes]:
             offers = self._rows("SELECT signed FROM prekey_offers WHERE client = ?", (client,))
@@ -134,7 +134,7 @@ class Registry(LogTable):
         return self._write(work)
 
     def put_enrolment(self, row: Enrolment) -> None:
-        """Inserts or replaces."""
+        """Insert or replace an enrolment."""
         values = (
             row.secret_hash,
             row.client,
@@ -185,9 +185,7 @@ class Registry(LogTable):
         return [CertificateRow(*row) for row in rows]
 
     def revoke_certificates(self, client: str, at: int) -> list[CertificateRow]:
-        """Marks every certificate of the client that was not revoked before; returns all of
-        them.
-        """
+        """Revoke those certificates of a client that are not revoked yet; return all of them."""
         statement = "UPDATE certificates SET revoked_at = ? WHERE client = ? AND revoked_at = 0"
         self._write(lambda: self._rows(statement, (at, client)))
         return self.certificates(client)
@@ -200,12 +198,12 @@ class Registry(LogTable):
         self._put("settings", ("name", "value"), (name, value))
 
     def _put(self, table: str, names: Sequence[str], values: Sequence[Any]) -> None:
-        """Inserts, or replaces the row of the same first column."""
+        """Insert a row, or replace the one with the same first column."""
         self._write(lambda: self._rows(upsert(table, names), values))
 
 
 def upsert(table: str, names: Sequence[str], keys: int = 1) -> str:
-    """INSERT that replaces the row whose first ``keys`` columns are the same."""
+    """Return an INSERT that replaces the row whose first ``keys`` columns are the same."""
     marks = ", ".join("?" * len(names))
     changes = ", ".join(f"{name} = excluded.{name}" for name in names[keys:])
     where = ", ".join(names[:keys])

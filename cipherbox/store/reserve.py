@@ -1,12 +1,12 @@
-"""Disk space kept back for acks, and whether there is room for more envelopes.
+"""The disk reserve for acks, and whether there is room for more envelopes.
 
-The reserve is a file that occupies space.  When the disk is full it is given up, so that acks,
-deletes and revocations still commit; it is made again when there is room.  Nothing new is taken
-without one.
+The reserve is a file that occupies space.  When the disk is full the file is deleted, so that acks,
+deletes and revocations still commit; it is created again when there is room.  Without the reserve
+no new envelope is accepted.
 
-A database does not shrink when its envelopes are acknowledged: it keeps empty pages, and those are
-room as well, or a store that was full once would refuse envelopes for ever.  The log in front of
-the database and the spool need space of their own.
+A database does not shrink when its envelopes are acknowledged: it keeps empty pages.  They count as
+room, otherwise a store that was full once would refuse envelopes forever.  The write-ahead log and
+the spool need space of their own.
 """
 
 from __future__ import annotations
@@ -16,14 +16,12 @@ from pathlib import Path
 
 from cipherbox.store.files import Files
 
-_SMALLEST = 2  # half of the wanted size will do while the disk is nearly full
-_MARGIN = 8  # and an eighth of it stays free besides, for what other programs write
+_SMALLEST = 2  # half of the intended size is enough while the disk is nearly full
+_MARGIN = 8  # an eighth of it is left free as well, for other programs
 
 
 class Reserve:
-    """The file ``path``, wanted to be ``size`` bytes.  Methods raise OSError where they ask the
-    disk.
-    """
+    """The reserve: a file of ``size`` bytes.  Methods that access the disk raise OSError."""
 
     def __init__(self, path: Path, size: int, files: Files) -> None:
         self.path = path
@@ -34,12 +32,12 @@ class Reserve:
         return self._files.free_bytes(self.path.parent)
 
     def low(self) -> bool:
-        """Whether hardly anything is free."""
+        """Return whether the disk is almost full."""
         return self.free_bytes() < self._size // _MARGIN
 
     def make(self) -> bool:
-        """Makes or enlarges the file where the disk has twice the space; says whether there is a
-        reserve.
+        """Create or enlarge the file if the disk has twice the space; return whether it
+        is enough.
         """
         held = self._files.size(self.path)
         if held < self._size:
@@ -49,16 +47,17 @@ class Reserve:
                     self._files.allocate(self.path, size)
                     held = size
                 except OSError:
-                    self.give_up()
+                    self.release()
                     held = 0
         return held >= self._size // _SMALLEST
 
-    def give_up(self) -> None:
+    def release(self) -> None:
         with suppress(OSError):
             self._files.delete(self.path)
 
     def room(self, size_bytes: int, spare_bytes: int) -> bool:
-        """For so many bytes of envelopes?  ``spare_bytes``: empty pages of the database.
+        """Return whether there is room for envelopes; ``spare_bytes`` are the database's empty
+        pages.
 
         Each byte is written to the log or the spool, and at most once more to the database.
         """

@@ -1,4 +1,4 @@
-"""Rows that both databases give alike, as the port's values."""
+"""Rows that are the same in both databases, as the port's values."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from uuid import UUID
 
 from cipherbox.broker.model import EntryState, KnownEnvelope
 
-MOST = (1 << 63) - 1  # clients name seqs that no database integer holds
+MOST = (1 << 63) - 1  # clients may name seqs that exceed a database's integers
 _DEAD_KEYS = (
     "queue",
     "seq",
@@ -42,9 +42,9 @@ def as_known(
     entries: Iterable[tuple[str, int, int]],
     kept: Callable[[], Iterable[str]],
 ) -> KnownEnvelope:
-    """An envelope and its ``entries``: queue, seq and state, in the queues' order.
+    """Return a known envelope, from its ``entries``: queue, seq and state, in order of the queues.
 
-    ``kept`` asks where it is a dead letter that nobody settled; few envelopes are one anywhere.
+    ``kept`` reads where it is an open dead letter; it is called for the few that are one anywhere.
     """
     states: dict[str, set[int]] = {}
     waiting = []
@@ -77,10 +77,10 @@ def dead_page(
     most: int,
     include_closed: bool,
 ) -> tuple[list[dict[str, object]], str]:
-    """A page of what ``select`` finds, and the cursor of the next: the queue's number and the seq
-    of the last row.
+    """Return a page of what ``select`` finds, and the cursor of the next page: the queue's number
+    and the seq of the last row.
 
-    ``is_open`` is the condition on a dead letter that is not settled.
+    ``is_open`` is the condition that a dead letter is open: neither redriven nor discarded.
     """
     number, _, seq = after.partition("/")
     where = "WHERE (x.queue_no, x.seq) > (CAST(? AS integer), CAST(? AS bigint))"

@@ -1,13 +1,12 @@
-"""Large bodies as files beside the database.
+"""The spool: large bodies in files beside the database.
 
-A file is written and synced, and its directory synced, before the commit that names it; it is
-deleted after the commit that drops its last body.  So a crash leaves at most files that no row
-names: orphans, swept when the store is opened.  A name holds the store's epoch and is never used
-twice: a commit that failed and yet reached the disk must find its own bytes under the names it
-wrote.
+A file and its directory are synced before the commit that names the file; it is deleted after the
+commit that deletes its last body.  So a crash leaves at most files that no row names: orphans,
+which are removed when the store is opened.  A name contains the store's epoch and is never reused:
+a commit that reached the disk although it reported a failure must find its own bytes.
 
 Bodies of one commit share files: on ext4 a body of 64 KiB costs 0.06 ms in a shared file and 0.7 ms
-in one of its own.  A file stays until all its bodies are gone, so shared files are small.
+in one of its own.  A file is kept until all its bodies are deleted, so shared files are small.
 """
 
 from __future__ import annotations
@@ -25,15 +24,15 @@ from cipherbox.errors import StoreUnavailable
 from cipherbox.portable import private_dir
 from cipherbox.store.files import Files
 
-# of bodies in one file: a mebibyte each gains nothing from more company
+# of bodies in one file: bodies of a mebibyte gain nothing by sharing one
 SHARED_BYTES = 4 * 1024 * 1024
 _SUFFIX = ".spool"
-_TRIES = 10  # snapshots beside a busy HQ
-NAME = re.compile(r"[0-9]+-[0-9]+\.spool", re.ASCII)  # what a row may name
+_TRIES = 10  # for a snapshot while HQ is busy
+NAME = re.compile(r"[0-9]+-[0-9]+\.spool", re.ASCII)  # of a file that a row may name
 
 
 class Place(NamedTuple):
-    """Where a body lies in the spool."""
+    """Where a body is in the spool: the file's name, and the offset."""
 
     name: str
     at: int
@@ -50,9 +49,7 @@ class Spool:
         path.mkdir(mode=0o700, exist_ok=True)
 
     def write(self, bodies: Sequence[bytes]) -> list[Place]:
-        """Makes the bodies durable; returns their places in the same order.  On an error nothing
-        stays behind.
-        """
+        """Write and sync bodies and return their places; after an error no file remains."""
         places: list[Place] = []
         begun: list[str] = []
         try:
@@ -73,19 +70,19 @@ class Spool:
         return places
 
     def read(self, place: Place, size: int) -> bytes | None:
-        """None if the file is gone or cannot be read; fewer bytes than ``size`` if it was cut."""
+        """Return a body; None if its file is missing or unreadable, fewer bytes if it is
+        truncated.
+        """
         return self._files.read(self.path / place.name, place.at, size)
 
     def delete(self, names: Iterable[str]) -> None:
-        """A file that cannot be deleted is an orphan from now on: this must not fail what is
-        committed already.
-        """
+        """Delete files; one that cannot be deleted becomes an orphan, since the commit is done."""
         for name in names:
             with suppress(OSError):
                 self._files.delete(self.path / name)
 
     def sweep(self, named: set[str]) -> list[str]:
-        """Deletes the files that no row names; returns them."""
+        """Delete the files that no row names, and return their names."""
         orphans = [
             n for n in self._files.names(self.path) if n.endswith(_SUFFIX) and n not in named
         ]
@@ -94,11 +91,11 @@ class Spool:
 
 
 class SpoolSnapshot:
-    """The spool as one snapshot of the database names it, while HQ goes on and deletes: hard links
-    to its files.
+    """The spool's files as one snapshot of the database names them, kept by hard links while HQ
+    continues and deletes files.
 
-    All files are linked before the database's snapshot begins and once more after.  If the snapshot
-    names one that came and went in between, another is begun.
+    All files are linked before the database's snapshot begins and again after it.  If the snapshot
+    names a file that was created and deleted in between, it is taken again.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -107,8 +104,8 @@ class SpoolSnapshot:
         self._files = Files()
 
     def take(self, begin: Callable[[], Iterable[str]], undo: Callable[[], None]) -> None:
-        """``begin`` begins a snapshot and gives the files it names; ``undo`` ends it again.
-        StoreUnavailable.
+        """Take a snapshot: ``begin`` begins the database's and returns the files it names, ``undo``
+        ends it.  Raise StoreUnavailable if HQ is too busy.
         """
         private_dir(self._links)
         missing: set[str] = set()
@@ -117,11 +114,11 @@ class SpoolSnapshot:
             named = set(begin())
             self._link()
             before, missing = missing, {name for name in named if not (self._links / name).exists()}
-            # what is missing in two snapshots is lost: whoever reads it says so
+            # a file missing in two snapshots is lost, which reading its bodies reports
             if not missing - before:
                 return
             undo()
-        raise StoreUnavailable("HQ is too busy for a snapshot now", remedy="try again")
+        raise StoreUnavailable("HQ is too busy for a snapshot", remedy="retry later")
 
     def _link(self) -> None:
         for name in os.listdir(self._spool) if self._spool.exists() else []:
@@ -132,7 +129,7 @@ class SpoolSnapshot:
                     shutil.copyfile(self._spool / name, self._links / name)
 
     def read(self, place: Place, size: int) -> bytes | None:
-        """As `Spool.read`."""
+        """Return a body, as `Spool.read` does."""
         return (
             self._files.read(self._links / place.name, place.at, size)
             if NAME.fullmatch(place.name)
@@ -140,7 +137,7 @@ class SpoolSnapshot:
         )
 
     def close(self) -> None:
-        """The links go."""
+        """Remove the links."""
         shutil.rmtree(self._links, ignore_errors=True)
 
 

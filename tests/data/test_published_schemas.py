@@ -18,7 +18,7 @@ from cipherbox.limits import LIMITS
 from cipherbox.store import postgres, sqlite
 from cipherbox.store.files import Files
 from cipherbox.store.sqlite import database
-from cipherbox.store.sqlite.inspect import look_at
+from cipherbox.store.sqlite.inspect import inspect_store
 from cipherbox.store.sqlite.shape import OLDEST
 from cipherbox.store.sqlite.store import DATABASE, open_store
 
@@ -91,7 +91,7 @@ def refused(path: Path) -> None:
     before = path.read_bytes()
     for look in (
         lambda: open_store(path.parent, create=False, files=Files(), limits=LIMITS),
-        lambda: look_at(path),
+        lambda: inspect_store(path),
     ):
         with pytest.raises(SchemaTooOld, match=r"before 0\.5\.0"):
             look()
@@ -101,7 +101,7 @@ def refused(path: Path) -> None:
 def test_a_store_of_0_5_0_is_opened(tmp_path: Path) -> None:
     of_version(tmp_path / DATABASE, OLDEST)
     open_store(tmp_path, create=False, files=Files(), limits=LIMITS).close()
-    look_at(tmp_path / DATABASE)
+    inspect_store(tmp_path / DATABASE)
 
 
 @pytest.mark.parametrize("version", range(1, OLDEST))

@@ -38,7 +38,7 @@ MISTAKES: list[tuple[Callable[[Path], object], str]] = [
         lambda d: (d / "tls/server.key").write_bytes((d / "ca/issuing.key").read_bytes()),
         "is not the key of",
     ),
-    (lambda d: (d / "cipherbox.sqlite3").unlink(), "there is no database"),
+    (lambda d: (d / "cipherbox.sqlite3").unlink(), "no database"),
     (lambda d: replace(d, "127.0.0.1", "192.0.2.1"), "192.0.2.1"),
     (lambda d: (d / "cipherbox.toml").write_text("[server"), "is not TOML"),
     (lambda d: (d / "cipherbox.toml").unlink(), "does not exist"),

@@ -117,17 +117,17 @@ class Records:
         driver.run(m.Nack(2, "B", 2, "box.B", 3, False, 5, "bad"))
         later = AT + 10_000
         nothing = m.Cutoffs(AT - 1, AT - 1, 0)
-        assert not store.older_than(nothing)
+        assert not store.retention_due(nothing)
         metadata = m.Cutoffs(later, 0, 0)
-        assert store.older_than(metadata)
+        assert store.retention_due(metadata)
         driver.run(m.Retain(0, "", 3, metadata))
-        assert not store.older_than(metadata)
+        assert not store.retention_due(metadata)
         assert store.trace("A", incoming(1).envelope_id) is None
         assert store.trace("A", incoming(3).envelope_id) is not None  # a dead letter nobody settled
         assert store.trace("A", incoming(4).envelope_id) is not None
         assert store.load(10).watermark == later
         dead = m.Cutoffs(0, later, 0)
-        assert store.older_than(dead)
+        assert store.retention_due(dead)
         driver.run(m.Retain(0, "", 4, dead))
         (row,) = store.dead_letters("", "", 10, True)[0]
         assert (row["settled"], row["settled_by"]) == ("dropped", "retention")
@@ -223,13 +223,13 @@ class Records:
             store.commit(attrs.evolve(logged(index, index), log=row), store.epoch)
         assert [store.first_of(bytes([new]) * 16) for new in (0, 1)] == [0, 3]
         cutoffs = m.Cutoffs(0, 0, AT + 3)
-        assert store.older_than(cutoffs)
+        assert store.retention_due(cutoffs)
         store.commit(m.Changes(retention=cutoffs), store.epoch)
         assert [row.index for row in store.log(0, 10, 1 << 20)] == [3, 4]
         everything = m.Cutoffs(0, 0, AT + 100)
         store.commit(m.Changes(retention=everything), store.epoch)
         assert [row.index for row in store.log(0, 10, 1 << 20)] == [4]
-        assert not store.older_than(everything)
+        assert not store.retention_due(everything)
         assert store.log(0, 1, 1)[0].record == b"h4"
         assert tree.root_at(4, store.log_nodes) == edge.root()  # proofs of old heads hold on
         with pytest.raises(Damaged):

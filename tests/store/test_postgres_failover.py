@@ -193,7 +193,7 @@ def test_what_was_read_before_commits_were_lost_is_not_built_upon(
             lambda: store.commit(published(3), store.epoch),
             lambda: store.put_setting("a", b"b"),
         ):
-            with pytest.raises(StoreUnavailable, match="loads its state again"):
+            with pytest.raises(StoreUnavailable, match="reloads its state"):
                 write()
         number = store.load(10).next_number
         store.commit(published(number), store.epoch)

@@ -109,11 +109,11 @@ def test_a_month_goes_as_a_whole_and_what_waits_stays(
     dead = [m.Dead("box.B", 12, 12, past, "bad", "")]
     store.commit(Changes(acked=marks, finished=[10], dead=dead), store.epoch)
     ends = schema.ends_at_ms(schema.month_of(past))
-    assert not store.older_than(m.Cutoffs(ends - 1, 0, 0))
+    assert not store.retention_due(m.Cutoffs(ends - 1, 0, 0))
     cutoffs = m.Cutoffs(ends, 0, 0)
-    assert store.older_than(cutoffs)
+    assert store.retention_due(cutoffs)
     store.commit(Changes(retention=cutoffs, watermark=ends), store.epoch)
-    assert not store.older_than(cutoffs)
+    assert not store.retention_due(cutoffs)
     name = schema.name_of("envelopes", schema.month_of(past))
     assert tool.connection.script(f"SELECT to_regclass('{name}')") == [[None]]
     assert store.trace("A", incoming(10).envelope_id) is None
@@ -121,7 +121,7 @@ def test_a_month_goes_as_a_whole_and_what_waits_stays(
         assert store.trace("A", incoming(number).envelope_id) is not None
         assert bodies_of(store, [number]) == [body]
     store.commit(Changes(acked=[m.SeqRun("box.B", 11, 11, AT, "B")], finished=[11]), store.epoch)
-    assert store.older_than(cutoffs)
+    assert store.retention_due(cutoffs)
     store.commit(Changes(retention=cutoffs), store.epoch)
     assert store.trace("A", incoming(11).envelope_id) is None
     assert store.trace("A", incoming(12).envelope_id) is not None

@@ -164,10 +164,10 @@ def _store(config: ServerConfig, *, running: bool) -> Iterator[Finding]:
     if config.database.kind == "postgresql":
         yield from _postgresql(config, running=running)
         return
-    from cipherbox.store.sqlite.inspect import look_at
+    from cipherbox.store.sqlite.inspect import inspect_store
 
     try:
-        found = look_at(config.database.path)
+        found = inspect_store(config.database.path)
     except Busy as error:
         yield Finding(
             BAD,
@@ -200,11 +200,11 @@ def _store(config: ServerConfig, *, running: bool) -> Iterator[Finding]:
 def _postgresql(config: ServerConfig, *, running: bool) -> Iterator[Finding]:
     from cipherbox.server.operations.open_store import target_of
     from cipherbox.store.postgres import schema
-    from cipherbox.store.postgres.inspect import look_at
+    from cipherbox.store.postgres.inspect import inspect_store
 
     todo = "is it running, is it reachable, and is pg_hba.conf right? cipherbox manual howto-hq"
     try:
-        found = look_at(target_of(config.database))
+        found = inspect_store(target_of(config.database))
     except CipherBoxError as error:
         yield from findings_of("store", error, todo)
         return

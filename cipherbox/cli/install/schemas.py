@@ -145,6 +145,6 @@ def _check_postgresql(
 
 def _ask(config: ServerConfig) -> int:
     from cipherbox.server.operations.open_store import target_of
-    from cipherbox.store.postgres.inspect import look_at
+    from cipherbox.store.postgres.inspect import inspect_store
 
-    return look_at(target_of(config.database)).schema or 0
+    return inspect_store(target_of(config.database)).schema or 0

@@ -44,7 +44,7 @@ from cipherbox.errors import ConfigError, Damaged, EnvelopeError
 from cipherbox.portable import private_dir, sync_directory, write_private
 from cipherbox.server.operations.open_store import open_source, open_store
 from cipherbox.server.transparency_log import KEY_FILE, Stored, load_key, read_stored
-from cipherbox.store.copying import COPYING, Sum, Tell, copy, sums_of
+from cipherbox.store.copying import COPYING, OnProgress, Sum, copy, sums_of
 from cipherbox.store.port import INCARNATION, Store
 from cipherbox.store.sqlite.copying import SqliteSource
 from cipherbox.store.sqlite.store import DATABASE, RESERVE, SPOOL
@@ -67,7 +67,7 @@ class Summary:
     outside: list[str]  # named by the configuration, and not in HQ's directory
 
 
-def back_up(config: ServerConfig, to: Path, tell: Tell = lambda _, __: None) -> Summary:
+def back_up(config: ServerConfig, to: Path, tell: OnProgress = lambda _, __: None) -> Summary:
     """Writes the backup ``to``, which must not exist.  HQ may run meanwhile."""
     if to.exists():
         raise ConfigError(f"{to} exists already", remedy="give each backup a name of its own")
@@ -110,7 +110,7 @@ def back_up(config: ServerConfig, to: Path, tell: Tell = lambda _, __: None) -> 
 
 
 def restore(
-    backup: Path, directory: Path, database: DatabaseSettings | None, tell: Tell
+    backup: Path, directory: Path, database: DatabaseSettings | None, tell: OnProgress
 ) -> Summary:
     """Makes an HQ in the new ``directory`` from a backup; ``database`` None: SQLite.  Raises
     before it says done.
@@ -130,7 +130,7 @@ def _restore(
     directory: Path,
     database: DatabaseSettings | None,
     manifest: dict[str, Any],
-    tell: Tell,
+    tell: OnProgress,
 ) -> Summary:
     for name, digest in manifest["files"].items():
         if _digest(backup / FILES / name) != digest:
@@ -176,7 +176,7 @@ def _restore(
     )
 
 
-def copy_store(config: ServerConfig, to: ServerConfig, tell: Tell) -> dict[str, Sum]:
+def copy_store(config: ServerConfig, to: ServerConfig, tell: OnProgress) -> dict[str, Sum]:
     """Moves everything to another, empty database, read back and compared.  HQ stands still
     meanwhile.
     """

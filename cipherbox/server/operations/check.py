@@ -104,9 +104,7 @@ def _database(config: ServerConfig) -> Iterator[Problem]:
     if config.database.kind == "postgresql":
         yield from _tried(lambda: reach(config))
     elif not config.database.path.exists():
-        yield Problem(
-            f"{config.database.path}: there is no database", "make one with: cipherbox init"
-        )
+        yield Problem(f"{config.database.path}: no database", "create one with: cipherbox init")
 
 
 def places(config: ServerConfig) -> Iterator[Problem]:

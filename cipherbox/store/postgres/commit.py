@@ -1,15 +1,14 @@
-"""Writes one commit's changes inside an open transaction; returns the spool files it drops.
+"""Write the changes of one commit in an open transaction.
 
-Rules.
-1. What comes for each envelope goes in by binary COPY, one for each table; what changes rows goes
-   in as arrays, one statement for each kind of change.  So a commit is some ten exchanges with the
-   server, however much it holds.
-2. New rows come first, then marks, then what is dropped; everything about a queue comes before its
-   deletion.
-3. An acknowledged entry moves from `entries` to `deliveries`: what waits stays small, what is done
-   is only added to.
-4. A number that a client chose may be larger than the database's integers; it is cut to the largest
-   of them, which is as good as never.
+Rules:
+
+1. New rows are sent by binary COPY, one for each table; changes of rows as arrays, one statement
+   for each kind of change.  So a commit takes about ten round trips, whatever its size.
+2. New rows come first, then marks, then deletions; all changes to a queue precede its deletion.
+3. An acknowledged entry moves from `entries` to `deliveries`: the table of waiting entries stays
+   small, and the other one is append-only.
+4. A number chosen by a client that exceeds the database's integers is stored as the largest of
+   them, which is as good as never.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ from cipherbox.store.spool import Place
 
 _WAITING, _DELIVERED, ACKED, _DEAD = (int(s) for s in EntryState)
 _MOST = (1 << 63) - 1
-Spooled = Mapping[tuple[int, int], Place]  # (number, generation) -> where that body lies
+Spooled = Mapping[tuple[int, int], Place]  # (number, generation) -> where that body is
 
 ENVELOPES = (
     "envelopes (number, sender, envelope_id, generation, messages, envelope_hash, exchange, "
@@ -42,7 +41,7 @@ ENTRIES = (
     "entries (queue_no, seq, number, accepted_at, state, attempts, delivered_at, client, bytes, "
     "fan, expires_at, sender, envelope_id)"
 )
-GIVEN = "UPDATE writer SET last_number = greatest(last_number, CAST(? AS bigint))"
+RAISE_LAST_NUMBER = "UPDATE writer SET last_number = greatest(last_number, CAST(? AS bigint))"
 LOG = "log (entry, at, record, body, nodes, incarnation)"
 _NUMBER = struct.Struct(">hiq")  # count of fields, then the first field
 _INT4, _INT8, _INT2 = struct.Struct(">i"), struct.Struct(">q"), struct.Struct(">h")
@@ -54,14 +53,14 @@ _INTEGER, _LONG = struct.Struct(">ii"), struct.Struct(">iq")  # with their lengt
 
 @lru_cache(4096)
 def _name(value: str) -> bytes:
-    """A name as a field with its length: the same few come again and again."""
+    """Return a name as a field with its length, cached: the same few recur."""
     raw = text(value)
     return _FIELD.pack(len(raw)) + raw
 
 
 class QueueNumbers:
-    """Names of living queues and the numbers their rows use; a name declared again gets a new
-    number.
+    """The names of existing queues and the numbers in their rows; a name that is declared again
+    gets a new number.
     """
 
     def __init__(self, connection: PostgresConnection) -> None:
@@ -78,7 +77,7 @@ class QueueNumbers:
 def write(
     connection: PostgresConnection, changes: Changes, numbers: QueueNumbers, spooled: Spooled
 ) -> list[str]:
-    """See the module; ``spooled`` holds the bodies that went to the spool."""
+    """Write a commit and return the spool files it frees; ``spooled``: its bodies in the spool."""
     if changes.retention is not None:
         retention.drop_dead_letters(connection, changes, changes.retention)
     _topology(connection, changes, numbers)
@@ -178,7 +177,7 @@ def _clean(value: str) -> str:
 def envelope_row(
     number: int, accepted_at: int, references: int, i: Incoming, log_entry: int = 0
 ) -> bytes:
-    """A row of `ENVELOPES`."""
+    """Return a row of `ENVELOPES`."""
     return b"".join(
         (
             _NUMBER.pack(15, 8, number),
@@ -213,7 +212,7 @@ def envelope_row(
 def body_row(
     number: int, pending: int, i: Incoming, place: Place | None, log_entry: int
 ) -> tuple[bytes, bytes, bytes]:
-    """A row of `BODIES` in three parts, so that the bytes of the envelope need no copy."""
+    """Return a row of `BODIES` in three parts, so that the body is not copied."""
     head = _NUMBER.pack(8, 8, number) + _INTEGER.pack(4, pending) + sized(i.stored_hash)
     tail = _LONG.pack(8, i.size) + _LONG.pack(8, log_entry)
     if place is None:
@@ -237,19 +236,19 @@ def _envelopes(
     if rows:
         connection.copy_in(ENVELOPES, stream(rows))
         connection.copy_in(BODIES, stream(bodies))
-        connection.run(GIVEN, (max(fresh),))
+        connection.run(RAISE_LAST_NUMBER, (max(fresh),))
     entries: list[bytes] = []
-    again = []
+    known_envelopes = []
     for entry in changes.entries:
         known = fresh.get(entry.number)
         if known is None:
-            again.append(entry)
+            known_envelopes.append(entry)
         else:
             entries.append(_entry_row(numbers.of[entry.queue], entry, known))
     if entries:
         connection.copy_in(ENTRIES, stream(entries))
-    # a dead letter waits again, perhaps in its next generation
-    for queue, seq, number, at, client in again:
+    # redriven dead letters, and next generations
+    for queue, seq, number, at, client in known_envelopes:
         connection.run(
             "INSERT INTO entries SELECT ?, ?, number, accepted_at, ?, ?, to_timestamp(CAST(? AS "
             "bigint) / 1000.0), ?, bytes, fan, expires_at, sender, envelope_id FROM entries "
@@ -343,7 +342,7 @@ def _replaced(connection: PostgresConnection, changes: Changes, spooled: Spooled
 
 
 def _waiting(connection: PostgresConnection, number: int) -> int:
-    """Queues in which an envelope waits."""
+    """Return the number of queues in which an envelope waits."""
     count: int = connection.run(
         "SELECT count(*) FROM entries WHERE number = ? AND state < ?", (number, ACKED)
     )[0][0]
@@ -468,7 +467,7 @@ def _drop_bodies(connection: PostgresConnection, changes: Changes) -> set[str]:
 
 
 def _runs(numbers: list[int]) -> list[tuple[int, int]]:
-    """Sorted numbers as runs (first, last)."""
+    """Return sorted numbers as runs (first, last)."""
     runs: list[tuple[int, int]] = []
     for number in numbers:
         if runs and number <= runs[-1][1] + 1:

@@ -1,10 +1,9 @@
-"""Finding the PostgreSQL that can be written.
+"""Find the writable PostgreSQL server (the primary).
 
-All hosts are asked.  One that is in recovery is a standby and passed over; of several that can be
-written the one with the highest timeline is right: a standby that is promoted begins a new
-timeline, and the old primary, back again without knowing, still has the old one.  Once a timeline
-was seen, none below it is ever taken: while only the old primary can be reached, nothing can be
-written.
+All hosts are queried.  A server in recovery is a standby and is skipped; of several writable ones
+the one with the highest timeline is right: a promoted standby begins a new timeline, while an old
+primary that returns still has its old one.  A timeline lower than one seen before is never
+accepted: while only the old primary is reachable, nothing is written.
 """
 
 from __future__ import annotations
@@ -17,10 +16,10 @@ from cipherbox.store.postgres.target import Target
 
 OLDEST = 14
 _REMEDY = (
-    "does PostgreSQL run there, can it be reached, and does its pg_hba.conf take this user? "
-    "See: cipherbox manual howto-hq"
+    "check that PostgreSQL runs there, is reachable, and accepts this user in pg_hba.conf; "
+    "see: cipherbox manual howto-hq"
 )
-_LOOK = """
+_SERVER_FACTS = """
 SELECT pg_is_in_recovery(), current_setting('server_version_num'), current_setting('fsync'),
     current_setting('full_page_writes'), current_setting('synchronous_commit'),
     pg_encoding_to_char(encoding)
@@ -37,8 +36,8 @@ class Connector:
         self._context: ssl.SSLContext | None = tls_context(target)
 
     def writable(self) -> PostgresConnection:
-        """Return a connection to the primary.  StoreError if none can ever do as it is set up, else
-        StoreUnavailable.
+        """Return a connection to the primary; raise StoreError if all servers are unsuitable as
+        configured, else StoreUnavailable.
         """
         password = self.target.password()
         found: list[tuple[str, PostgresConnection]] = []
@@ -68,26 +67,26 @@ class Connector:
         for timeline, connection in found:
             role = "an old primary" if timeline else "a standby"
             why.append(f"{connection.host}:{connection.port} is {role}")
-        raise StoreUnavailable("no PostgreSQL can be written: " + "; ".join(why), remedy=_REMEDY)
+        raise StoreUnavailable("no writable PostgreSQL: " + "; ".join(why), remedy=_REMEDY)
 
     def _timeline(self, connection: PostgresConnection) -> str:
-        """'' for a standby.  StoreError for a server that must not be used."""
-        recovery, version, fsync, pages, synchronous, encoding = connection.script(_LOOK)[0]
+        """Return the timeline, empty for a standby; raise StoreError for an unsuitable server."""
+        recovery, version, fsync, pages, synchronous, encoding = connection.script(_SERVER_FACTS)[0]
         where = f"PostgreSQL at {connection.host}:{connection.port}"
         if int(version) < OLDEST * 10_000:
             raise StoreError(
-                f"{where} is of version {int(version) // 10_000}; CipherBox needs {OLDEST} or newer"
+                f"{where} has version {int(version) // 10_000}; CipherBox needs {OLDEST} or newer"
             )
         if encoding != "UTF8":
             raise StoreError(
                 f"{where}: database {self.target.database} has the encoding {encoding}",
-                remedy="make it with UTF8",
+                remedy="create it with UTF8",
             )
         if recovery:
             return ""
         if fsync != "on" or pages != "on":
             raise StoreError(
-                f"{where} runs with fsync or full_page_writes off: its commits are not safe",
+                f"{where} runs with fsync or full_page_writes off, so its commits are not durable",
                 remedy="turn them on",
             )
         if synchronous in ("off", "local"):

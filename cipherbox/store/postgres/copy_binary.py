@@ -1,7 +1,7 @@
 """PostgreSQL's binary COPY format, both ways (PostgreSQL documentation, COPY, "Binary Format").
 
-Each row is a count of fields and, for each field, its length and its bytes; -1 stands for NULL.
-Numbers are big-endian, a timestamptz is microseconds since 2000-01-01 UTC, text is UTF-8 without
+Each row is a count of fields and, for each field, its length and its bytes; length -1 is NULL.
+Numbers are big-endian, a timestamptz is in microseconds since 2000-01-01 UTC, text is UTF-8 without
 NUL, bytea and uuid are their bytes.
 """
 
@@ -20,22 +20,22 @@ NULL = _LENGTH.pack(-1)
 
 
 def micros(ms: int) -> int:
-    """ms since 1970 as a timestamptz carries them."""
+    """Return a time in ms since 1970 as a timestamptz."""
     return (ms - EPOCH_MS) * 1000
 
 
 def text(value: str) -> bytes:
-    """UTF-8; a NUL, which PostgreSQL's text cannot hold, becomes U+FFFD."""
+    """Return UTF-8; a NUL, which PostgreSQL's text cannot hold, becomes U+FFFD."""
     return value.encode() if "\0" not in value else value.replace("\0", "\ufffd").encode()
 
 
 def sized(raw: bytes) -> bytes:
-    """A field of bytes."""
+    """Return a field of bytes."""
     return _LENGTH.pack(len(raw)) + raw
 
 
 def row_of(fields: Sequence[bytes | None]) -> bytes:
-    """A row of fields that are encoded already; None is NULL."""
+    """Return a row of encoded fields; None is NULL."""
     parts = [_COUNT.pack(len(fields))]
     for field in fields:
         parts += (NULL,) if field is None else (_LENGTH.pack(len(field)), field)
@@ -43,10 +43,9 @@ def row_of(fields: Sequence[bytes | None]) -> bytes:
 
 
 def stream(parts: Iterable[bytes]) -> Iterator[bytes | memoryview]:
-    """A whole COPY of rows, given in parts of any size, in pieces of some `_PIECE` bytes.
+    """Yield a complete COPY of rows, given in parts of any size, in pieces of about `_PIECE` bytes.
 
-    Pieces that small use the same memory again and again; what is large already is cut and not
-    copied.
+    Small pieces reuse the same memory; large parts are sliced without copying.
     """
     piece, size = [HEADER], 0
     for part in parts:
@@ -65,7 +64,7 @@ def stream(parts: Iterable[bytes]) -> Iterator[bytes | memoryview]:
 
 
 def fields_of(row: bytes) -> list[bytes | None]:
-    """The fields of one row."""
+    """Return the fields of one row."""
     at = 2
     found: list[bytes | None] = []
     for _ in range(_COUNT.unpack_from(row)[0]):
@@ -80,7 +79,7 @@ def fields_of(row: bytes) -> list[bytes | None]:
 
 
 class Rows:
-    """Takes what COPY TO STDOUT gives, one row to a message, and holds the rows' fields."""
+    """A stream that collects the output of COPY TO STDOUT, one row per message."""
 
     def __init__(self) -> None:
         self._messages: list[bytes] = []
@@ -90,7 +89,7 @@ class Rows:
 
     def __iter__(self) -> Iterator[list[bytes | None]]:
         for at, message in enumerate(self._messages):
-            # the header comes with the first row
+            # the header precedes the first row
             body = message[len(HEADER) :] if at == 0 else message
             if body and not body.startswith(TRAILER):
                 yield fields_of(body)

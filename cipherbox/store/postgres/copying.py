@@ -1,7 +1,7 @@
 """PostgreSQL as the source and the target of a copy; see `cipherbox.store.copying`.
 
-The source is one read-only transaction of the isolation level REPEATABLE READ: a snapshot beside
-which HQ goes on.
+The source is one read-only transaction of the isolation level REPEATABLE READ: a snapshot, while HQ
+continues to write.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ _BODIES = (
     "bodies d"
 )
 _ENVELOPES = f"SELECT {', '.join('d.' + name for name, _ in columns('envelopes'))} FROM envelopes d"
-# What is large comes page by page, each beginning behind the keys of the last row: (query, [(key,
-# its place)]).
+# Large tables are read page by page, each beginning after the keys of the last row: (query, [(key,
+# its column)]).
 _PAGES: dict[str, list[tuple[str, list[tuple[str, int]]]]] = {
     "envelopes": [(_ENVELOPES, [("d.accepted_at", 10), ("d.number", 0)])],
     "entries": [
@@ -75,15 +75,15 @@ _OF_DELIVERY = (
 
 
 class PostgresSource:
-    """See the module."""
+    """A snapshot of a PostgreSQL store."""
 
     def __init__(self, target: Target, directory: Path) -> None:
-        """``directory``: HQ's, which holds the spool, where large bodies may lie."""
+        """Open a snapshot; HQ's ``directory`` holds the spool, which may contain large bodies."""
         self._spool = SpoolSnapshot(directory)
         self._connection: PostgresConnection = Connector(target).writable()
         try:
             if schema.version_of(self._connection, target.schema) != len(schema.scripts()):
-                raise StoreError(f"there is no HQ of this program's schema in {target}")
+                raise StoreError(f"no HQ with this program's schema in {target}")
             self._connection.script(
                 "RESET enable_seqscan; RESET enable_hashjoin; RESET enable_mergejoin"
             )
@@ -174,9 +174,7 @@ def _encoded(kind: str, value: Any) -> bytes | None:
 
 
 def fill(connection: PostgresConnection, table: str, rows: Sequence[Row]) -> None:
-    """Inserts rows in the open transaction.  Bodies go into the database, wherever they lay
-    before.
-    """
+    """Insert rows in the open transaction; all bodies go into the database."""
     names = [name for name, _ in columns(table)]
     kinds = dict(columns(table))
     if table == "entries":
@@ -194,7 +192,7 @@ def fill(connection: PostgresConnection, table: str, rows: Sequence[Row]) -> Non
             for row in rows
         ]
     if table == "envelopes":
-        connection.run(commit.GIVEN, (max(row[0] for row in rows),))
+        connection.run(commit.RAISE_LAST_NUMBER, (max(row[0] for row in rows),))
     into = f"{table} ({', '.join(map(quoted, names))})"
     _copy(
         connection,
@@ -204,7 +202,7 @@ def fill(connection: PostgresConnection, table: str, rows: Sequence[Row]) -> Non
 
 
 def months_of(table: str, rows: Sequence[Row]) -> set[int]:
-    """Those that need partitions before these rows come."""
+    """Return the months that need partitions before these rows are inserted."""
     if table != "envelopes":
         return set()
     at = [name for name, _ in columns(table)].index("accepted_at")

@@ -1,16 +1,15 @@
-"""The only file that knows pg8000: one connection, statements prepared once, COPY, and what its
-errors mean here.
+"""The only module that depends on pg8000: connections, prepared statements, COPY, translation of
+errors.
 
-Rules.
-1. A connection on which anything went wrong that is not an answer of the server to one statement is
-   broken; it is closed and never used again.
-2. Values are bound, never written into a statement.  Where text must name a schema or table it is
-   quoted here.
-3. Plans must not hang on statistics that lag behind: HQ's sessions take an index wherever there is
-   one.
-4. Nothing waits for ever: a connection attempt, a statement and a lock each have a deadline, and so
-   has silence on the line.  COMMIT may have to wait for a synchronous standby: PostgreSQL's
-   deadlines do not count for that, but the socket's does.
+Rules:
+
+1. After any failure other than the server's error for one statement, a connection is broken: it is
+   closed and never used again.
+2. Values are bound, never interpolated.  Names of schemas and tables are quoted here.
+3. Plans must not depend on stale statistics: HQ's sessions always use an index if one exists.
+4. Nothing waits forever: connecting, statements, locks and silence on the connection all have a
+   timeout.  COMMIT may wait for a synchronous standby, to which PostgreSQL's timeouts do not apply,
+   but the socket's does.
 """
 
 from __future__ import annotations
@@ -57,15 +56,15 @@ _SETUP = {
     "28": Problem(
         "the server does not accept this user", "check user, password file and pg_hba.conf"
     ),
-    "3D": Problem("there is no such database", "create it, or correct the name"),
-    "42501": Problem("the user lacks a right"),
+    "3D": Problem("no such database", "create it, or correct the name"),
+    "42501": Problem("the user lacks a privilege"),
 }
 _SSL_REQUEST = (8).to_bytes(4, "big") + (80_877_103).to_bytes(4, "big")
-_BROKEN = ("08", "57P", "25006", "25P")  # after these a connection is of no use
+_BROKEN = ("08", "57P", "25006", "25P")  # after these a connection is unusable
 
 
 class PostgresConnection:
-    """One session.  Methods raise what `translated` makes of errors."""
+    """One session; its methods raise our errors."""
 
     def __init__(
         self,
@@ -77,9 +76,9 @@ class PostgresConnection:
     ) -> None:
         self.host, self.port = host, port
         self.broken = False
-        self.state = ""  # SQLSTATE of the last refusal
+        self.state = ""  # SQLSTATE of the last error
         self._prepared: dict[str, tuple[Any, list[str]]] = {}
-        self._sock = _dial(host, port)
+        self._sock = _connect(host, port)
         try:
             with self._translated():
                 if context is not None:
@@ -100,7 +99,7 @@ class PostgresConnection:
             raise
 
     def run(self, statement: str, values: Sequence[Any] = ()) -> list[list[Any]]:
-        """One statement with ``?`` for values; prepared at first use."""
+        """Run a statement with ``?`` for values, prepared at its first use, and return its rows."""
         with self._translated():
             found = self._prepared.get(statement)
             if found is None:
@@ -110,40 +109,42 @@ class PostgresConnection:
             return prepared.run(**dict(zip(names, values, strict=True))) or []
 
     def script(self, statements: str) -> list[list[Any]]:
-        """Statements without values, in one message and one transaction unless they say
-        otherwise; their rows.
+        """Run statements without values, in one message and by default one transaction; return
+        their rows.
         """
         with self._translated():
             return self._db.run(statements) or []
 
     def copy_in(self, into: str, pieces: Iterable[bytes | memoryview]) -> None:
-        """``into``: table and columns."""
+        """Insert rows by COPY; ``into`` names the table and its columns."""
         with self._translated():
             self._db.run(f"COPY {into} FROM STDIN (FORMAT BINARY)", stream=pieces)
 
     def copy_out(self, query: str) -> Rows:
-        """Rows of a query that takes no values."""
+        """Return the rows of a query without values, by COPY."""
         rows = Rows()
         with self._translated():
             self._db.run(f"COPY ({query}) TO STDOUT (FORMAT BINARY)", stream=rows)
         return rows
 
-    def settle(self, statements: str) -> list[list[Any]]:
-        """A script that ends a transaction.  A server that warns meanwhile says that no standby
-        has it yet, which is as good as no answer: StoreUnavailable.
+    def end_transaction(self, statements: str) -> list[list[Any]]:
+        """Run a script that ends a transaction, and return its rows.
+
+        Raise StoreUnavailable if the server warns: that means no standby has confirmed the commit,
+        so its outcome is unknown.
         """
         self._db.notices.clear()
         rows = self.script(statements)
         if any(n.get(b"V") == b"WARNING" for n in self._db.notices):
             self.broken = True
             raise StoreUnavailable(
-                "PostgreSQL gave up waiting for a standby; whether the commit is safe is not known"
+                "PostgreSQL stopped waiting for a standby, so the outcome of the commit is unknown"
             )
         return rows
 
     @property
     def pid(self) -> int:
-        """Of the server's process for this session."""
+        """Return the id of the server's process for this session."""
         found: int = self.script("SELECT pg_backend_pid()")[0][0]
         return found
 
@@ -159,7 +160,7 @@ class PostgresConnection:
         try:
             yield
         except native.DatabaseError as error:
-            raise self._said(error) from error
+            raise self._refusal(error) from error
         except (
             native.InterfaceError,
             native.Error,
@@ -171,23 +172,23 @@ class PostgresConnection:
             before: BaseException | None = error
             while before is not None and not isinstance(before, native.DatabaseError):
                 before = before.__context__
-            if before is not None:  # the server said why before it hung up
-                raise self._said(before) from error
+            if before is not None:  # the server sent the reason before it disconnected
+                raise self._refusal(before) from error
             raise StoreUnavailable(f"the connection to PostgreSQL failed: {error}") from error
         except (KeyboardInterrupt, SystemExit):
             self.broken = True
             raise
 
-    def _said(self, error: native.DatabaseError) -> CipherBoxError:
+    def _refusal(self, error: native.DatabaseError) -> CipherBoxError:
         about = error.args[0] if error.args and isinstance(error.args[0], dict) else {}
         self.state = str(about.get("C", ""))
         if self.state.startswith(_BROKEN):
             self.broken = True
-        return _plain(self.state, str(about.get("M", error)))
+        return _translate(self.state, str(about.get("M", error)))
 
 
-def _plain(state: str, text: str) -> CipherBoxError:
-    """What the server's refusal means to HQ."""
+def _translate(state: str, text: str) -> CipherBoxError:
+    """Return our error for one of the server's."""
     for start, why in _SETUP.items():
         if state.startswith(start):
             return StoreError(f"PostgreSQL: {text}; {why.what}", remedy=why.remedy or None)
@@ -195,12 +196,12 @@ def _plain(state: str, text: str) -> CipherBoxError:
 
 
 def quoted(name: str) -> str:
-    """An identifier."""
+    """Return a quoted identifier."""
     return '"' + name.replace('"', '""') + '"'
 
 
 def _named(statement: str) -> tuple[str, list[str]]:
-    """``?`` to the marks pg8000 knows."""
+    """Replace ``?`` by pg8000's named parameters; return the statement and the names."""
     parts = statement.split("?")
     names = [f"v{n}" for n in range(len(parts) - 1)]
     return "".join(
@@ -208,13 +209,13 @@ def _named(statement: str) -> tuple[str, list[str]]:
     ), names
 
 
-def _dial(host: str, port: int) -> socket.socket:
-    """A connected socket that notices a dead peer: keepalives, and a bound for what is sent and
-    not acknowledged.
+def _connect(host: str, port: int) -> socket.socket:
+    """Return a connected socket that detects a dead peer, by keepalives and a timeout for sent
+    data that is not acknowledged.
     """
     try:
         if host.startswith("/"):
-            sock = _dial_here(f"{host}/.s.PGSQL.{port}")
+            sock = _connect_local(f"{host}/.s.PGSQL.{port}")
         else:
             sock = socket.create_connection((host, port), CONNECT_S)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -235,7 +236,7 @@ def _dial(host: str, port: int) -> socket.socket:
     return sock
 
 
-def _dial_here(path: str) -> socket.socket:
+def _connect_local(path: str) -> socket.socket:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         sock.settimeout(CONNECT_S)
@@ -247,18 +248,20 @@ def _dial_here(path: str) -> socket.socket:
 
 
 def _secured(sock: socket.socket, context: ssl.SSLContext, host: str) -> ssl.SSLSocket:
-    """TLS as PostgreSQL begins it (its documentation, "SSL Session Encryption")."""
+    """Start TLS as PostgreSQL requires (its documentation, "SSL Session Encryption")."""
     sock.sendall(_SSL_REQUEST)
     if sock.recv(1) != b"S":
         raise StoreUnavailable(
-            'PostgreSQL does not speak TLS: set it up there, or here tls = "off" if nobody else '
-            "is on the line"
+            'PostgreSQL does not offer TLS; configure it there, or set tls = "off" here if the '
+            "network between the two is trusted"
         )
     return context.wrap_socket(sock, server_hostname=host)
 
 
 def tls_context(target: Target) -> ssl.SSLContext | None:
-    """As the settings say; None without TLS.  ConfigError when a file of it cannot be read."""
+    """Return the TLS context of the settings, None without TLS; raise ConfigError if a file of it
+    cannot be read.
+    """
     if target.tls == "off":
         return None
     try:

@@ -1,4 +1,4 @@
-"""A look at PostgreSQL from outside, also while an HQ writes there; nothing is changed."""
+"""Inspect PostgreSQL without changing it, also while an HQ writes to it."""
 
 from __future__ import annotations
 
@@ -13,14 +13,16 @@ from cipherbox.store.postgres.target import Target
 class Inspection(NamedTuple):
     where: str
     version: str
-    schema: int | None  # its version; None: there is no HQ in it
-    holder: str  # the HQ that writes now; empty: none
-    ms: float  # one question and its answer
+    schema: int | None  # its version; None: it contains no HQ
+    holder: str  # the HQ with the lease; empty: none
+    ms: float  # duration of one round trip
     clock_s: float  # how far its clock is ahead of this one
 
 
-def look_at(target: Target) -> Inspection:
-    """StoreError or StoreUnavailable says why nobody can be asked."""
+def inspect_store(target: Target) -> Inspection:
+    """Return what was found; raise StoreError or StoreUnavailable if the server cannot be
+    queried.
+    """
     connection = Connector(target).writable()
     try:
         began = time.monotonic()
@@ -28,16 +30,16 @@ def look_at(target: Target) -> Inspection:
             "SELECT current_setting('server_version'), extract(epoch FROM clock_timestamp())"
         )[0]
         ms = (time.monotonic() - began) * 1000
-        there = schema.version_of(connection, target.schema) or None
-        known = there is not None and there <= len(schema.scripts())
-        holder = lease.look(connection) if known else None
+        version_found = schema.version_of(connection, target.schema) or None
+        known = version_found is not None and version_found <= len(schema.scripts())
+        holder = lease.current(connection) if known else None
     finally:
         connection.close()
     name = holder.name if holder is not None and holder.alive else ""
     return Inspection(
         f"{connection.host}:{connection.port}",
         str(version),
-        there,
+        version_found,
         name,
         ms,
         float(at) - time.time(),

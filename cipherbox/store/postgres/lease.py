@@ -1,17 +1,17 @@
-"""Who writes.  One row, `writer`, holds the epoch, the number of commits, and the lease of the HQ
-that writes.
+"""The writer's lease and fencing.  One row, `writer`, holds the epoch, the number of commits, and
+the lease of the writing HQ.
 
-Rules.
-1. Every transaction of a writer begins by changing this row where its own epoch is still in it, and
-   so holds the row's lock to its end.  If the row has another epoch, another HQ took over: nothing
-   is written.
-2. The lease is renewed by every commit, and by HQ every two seconds when there is none, on the
-   database's clock.  Another HQ takes over when it has not been renewed for `LEASE_S`, or at once
-   when it was given back, or when the holder's session is gone: that is what a killed process
-   leaves.  It ends the old holder's session first, so a transaction that is stalled half way cannot
-   hold the row.
-3. `commits` counts.  After a COMMIT that got no answer the count says whether it took effect; the
-   row's lock makes the question wait until the old session is done.
+Rules:
+
+1. Every transaction of a writer begins by updating this row where it still has the writer's epoch,
+   and so holds the row's lock until its end.  If the row has another epoch, another HQ has taken
+   over and nothing is written.
+2. The lease is renewed by every commit, and every two seconds without one, by the database's clock.
+   Another HQ takes over once it has not been renewed for `LEASE_S`, or immediately after it was
+   released or the holder's session has ended, as after a killed process.  It first terminates the
+   old holder's session, so that a stalled transaction cannot keep the row locked.
+3. `commits` counts commits.  After a COMMIT without an answer the count tells whether it took
+   effect; because of the row's lock the query waits until the old session has ended.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ LEASE_S = 6.0
 
 @attrs.frozen
 class Holder:
-    """Who has the lease."""
+    """The holder of the lease."""
 
     name: str
     epoch: int
-    alive: bool  # its session is there and it renewed in time
+    alive: bool  # its session exists and it renewed in time
 
 
-def look(connection: PostgresConnection) -> Holder:
-    """The lease as it stands."""
+def current(connection: PostgresConnection) -> Holder:
+    """Return the current holder of the lease."""
     holder, epoch, alive = connection.run(
         "SELECT w.holder, w.epoch, w.renewed_at > clock_timestamp() - make_interval(secs => ?) "
         "AND EXISTS (SELECT 1 FROM pg_stat_activity a WHERE a.pid = w.pid AND a.backend_start = "
@@ -45,12 +45,13 @@ def look(connection: PostgresConnection) -> Holder:
 
 
 def take(connection: PostgresConnection, name: str, least: int, *, force: bool) -> tuple[int, int]:
-    """The new epoch, above ``least``, and the count of commits.  StoreUnavailable while somebody
-    else has the lease.
+    """Take the lease; return the new epoch, above ``least``, and the number of commits.
+
+    Raise StoreUnavailable while another HQ has the lease, unless ``force``.
     """
     old = connection.run("SELECT pid, session_began FROM writer")[0]
-    if not force and look(connection).alive:
-        raise StoreUnavailable(f"another HQ has the lease: {look(connection).name}")
+    if not force and current(connection).alive:
+        raise StoreUnavailable(f"another HQ has the lease: {current(connection).name}")
     if old[1] is not None:
         connection.run(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid = ? AND "
@@ -70,12 +71,12 @@ def take(connection: PostgresConnection, name: str, least: int, *, force: bool) 
 
 
 def resume(connection: PostgresConnection, name: str, epoch: int) -> int:
-    """This holder with a new session; the count of commits.  Waits for what the old session
-    still does.  Fenced.
+    """Continue the lease in a new session, waiting for the old one to end; return the number of
+    commits.  Raise Fenced if another HQ has taken over.
     """
     rows = connection.run("SELECT 1 FROM writer WHERE epoch = ? AND holder = ?", (epoch, name))
     if rows:
-        rows = connection.settle(
+        rows = connection.end_transaction(
             "UPDATE writer SET pid = pg_backend_pid(), session_began = (SELECT backend_start "
             "FROM pg_stat_activity WHERE pid = pg_backend_pid()), renewed_at = "
             f"clock_timestamp() WHERE epoch = {epoch} RETURNING commits"
@@ -87,7 +88,7 @@ def resume(connection: PostgresConnection, name: str, epoch: int) -> int:
 
 
 def begin(connection: PostgresConnection, epoch: int) -> int:
-    """Opens a transaction of the writer; the number it will have if it is committed.  Fenced."""
+    """Begin a transaction of the writer; return its number if it commits.  Raise Fenced."""
     rows = connection.script(
         "BEGIN; UPDATE writer SET commits = commits + 1, renewed_at = clock_timestamp() WHERE "
         f"epoch = {epoch} RETURNING commits"
@@ -100,15 +101,15 @@ def begin(connection: PostgresConnection, epoch: int) -> int:
 
 
 def renew(connection: PostgresConnection, epoch: int) -> None:
-    """Says that the holder lives.  Fenced."""
-    if not connection.settle(
+    """Renew the lease; raise Fenced if another HQ has taken over."""
+    if not connection.end_transaction(
         f"UPDATE writer SET renewed_at = clock_timestamp() WHERE epoch = {epoch} RETURNING 1"
     ):
         raise Fenced
 
 
 def release(connection: PostgresConnection, epoch: int) -> None:
-    """The next HQ need not wait."""
+    """Release the lease, so that the next HQ need not wait."""
     connection.script(
         f"UPDATE writer SET holder = '', pid = 0, session_began = NULL WHERE epoch = {epoch}"
     )

@@ -10,7 +10,7 @@ from cipherbox.store.postgres.driver import PostgresConnection
 
 
 class ReaderPool:
-    """See the module; used from several threads.  ``connect`` opens another session."""
+    """A pool of reading sessions, usable from several threads; ``connect`` opens a session."""
 
     def __init__(self, connect: Callable[[], PostgresConnection]) -> None:
         self._connect = connect
@@ -19,7 +19,7 @@ class ReaderPool:
 
     @contextmanager
     def reader(self) -> Iterator[PostgresConnection]:
-        """Lend a session; one that broke meanwhile is closed."""
+        """Lend a session for the block; close it if it broke."""
         with self._lock:
             connection = self._idle.pop() if self._idle else None
         if connection is None or connection.broken:

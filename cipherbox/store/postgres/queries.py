@@ -1,4 +1,4 @@
-"""Reads: the snapshot at start, the facts of a batch, bodies, and where a message is."""
+"""Reads: the snapshot at start, the facts of a batch, bodies, and traces."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _ENTRY = (
     "ms_of(d.accepted_at), d.expires_at FROM entries d WHERE d.queue_no = ? "
 )
 _WAITS = "AND d.state < 2 "
-# A dead letter that nobody settled and whose next generation has not come.
+# A dead letter that was neither redriven nor discarded and has no later generation.
 _OPEN_DEAD = (
     "d.state = 3 AND EXISTS (SELECT 1 FROM dead_letters x WHERE x.queue_no = d.queue_no AND "
     "x.seq = d.seq AND x.settled = '') AND NOT EXISTS (SELECT 1 FROM entries y WHERE y.number = "
@@ -47,7 +47,7 @@ _KEPT = (
     "SELECT DISTINCT q.name FROM dead_letters x JOIN queues q ON q.queue_no = x.queue_no "
     "WHERE x.number = ? AND x.settled = ''"
 )
-# What `retention.drop_dead_letters` takes away: the queue, its sender and its bytes.
+# What `retention.drop_dead_letters` deletes: the queue, the sender and the bytes.
 _RETIRED = (
     f"SELECT q.name, d.sender, d.bytes FROM ({retention.OLD_DEAD}) x JOIN entries d ON "
     "d.queue_no = x.queue_no AND d.seq = x.seq JOIN queues q ON q.queue_no = x.queue_no WHERE "
@@ -88,7 +88,7 @@ def _entries(rows: Iterable[Sequence[Any]]) -> list[Entry]:
 
 
 def load(connection: PostgresConnection, head: int) -> Snapshot:
-    """Counters are read, never counted; of each queue only the head."""
+    """Load a snapshot: stored counters, and only the head of each queue."""
     snapshot = Snapshot()
     snapshot.next_number = connection.script("SELECT last_number + 1 FROM writer")[0][0]
     snapshot.first_seq = connection.script(
@@ -119,11 +119,12 @@ def load(connection: PostgresConnection, head: int) -> Snapshot:
     }
     usage = connection.script("SELECT sender, queue, bytes, envelopes FROM usage")
     snapshot.usage = {(sender, queue): (size, count) for sender, queue, size, count in usage}
-    own = connection.script("SELECT client, what, most FROM client_limits")
-    snapshot.client_limits = {(client, what): most for client, what, most in own}
-    told = connection.script("SELECT client, allowed, blocked FROM contacts")
+    limits = connection.script("SELECT client, what, most FROM client_limits")
+    snapshot.client_limits = {(client, what): most for client, what, most in limits}
+    contacts = connection.script("SELECT client, allowed, blocked FROM contacts")
     snapshot.contacts = {
-        name: ContactLists(*(tuple(orjson.loads(part)) for part in parts)) for name, *parts in told
+        name: ContactLists(*(tuple(orjson.loads(part)) for part in parts))
+        for name, *parts in contacts
     }
     rows = connection.script(
         "SELECT queue_no, name, owner, readers, depth, bytes, first, next, ttl_s, max_length "
@@ -145,7 +146,7 @@ def load(connection: PostgresConnection, head: int) -> Snapshot:
 def facts(
     connection: PostgresConnection, numbers: QueueNumbers, wanted: RequiredFacts, page: int
 ) -> Facts:
-    """See the port."""
+    """Implement the port's method of this name."""
     found = Facts()
     if wanted.known:
         found.known = _known(connection, wanted.known)
@@ -229,7 +230,7 @@ def _kept(connection: PostgresConnection, number: int) -> list[str]:
 def read_bodies(
     connection: PostgresConnection, spooled: Spooled, numbers: Sequence[int]
 ) -> list[Body | None]:
-    """The envelopes in the order asked; None for one that is gone or does not match its hash."""
+    """Return bodies in the order asked; None for one that is missing or does not match its hash."""
     found: dict[int, Body] = {}
     wanted = ",".join(str(int(number)) for number in numbers)
     if not wanted:
@@ -252,7 +253,7 @@ def read_bodies(
 
 
 def trace(connection: PostgresConnection, sender: str, envelope_id: bytes) -> TraceReport | None:
-    """Where an envelope is, queue by queue."""
+    """Return where an envelope is, queue by queue."""
     known = connection.run(
         "SELECT number, ms_of(accepted_at), messages FROM envelopes WHERE envelope_id = CAST(? "
         "AS uuid) AND sender = ?",
@@ -270,10 +271,10 @@ def trace(connection: PostgresConnection, sender: str, envelope_id: bytes) -> Tr
     traces = []
     for row in connection.run(_PLACES, ([number], [accepted_at])):
         _, name, seq, state, client, attempts, delivered, acked, owner, readers, queue_no = row
-        who = tuple(sorted({owner, *orjson.loads(readers)} - {""}))
+        everyone = tuple(sorted({owner, *orjson.loads(readers)} - {""}))
         reason = reasons.get((queue_no, seq), "")
         traces.append(
-            TraceRow(name, client, EntryState(state), attempts, delivered, acked, reason, who)
+            TraceRow(name, client, EntryState(state), attempts, delivered, acked, reason, everyone)
         )
     return TraceReport(sender, accepted_at, traces, messages)
 
@@ -281,5 +282,5 @@ def trace(connection: PostgresConnection, sender: str, envelope_id: bytes) -> Tr
 def dead_letters(
     connection: PostgresConnection, queue: str, after: str, most: int, include_closed: bool
 ) -> tuple[list[dict[str, object]], str]:
-    """See the port."""
+    """Implement the port's method of this name."""
     return dead_page(connection.run, _DEAD_ROWS, _OPEN_DEAD, queue, after, most, include_closed)

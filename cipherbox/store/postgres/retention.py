@@ -1,9 +1,9 @@
-"""What a commit drops because it is old, in the commit's own transaction.
+"""Retention: delete what is old, in the commit's own transaction.
 
-The record of envelopes goes by whole months: dropping a partition costs the same for ten rows and
-for ten million.  So a record stays up to a month longer than it must.  What somebody still waits
-for moves to the partition `other` first, and goes from there when nobody does.  Dead letters and
-entries of the signed log go one by one, at most `MOST` in a commit.
+Records of envelopes are deleted by whole months: dropping a partition costs the same for ten rows
+and for ten million.  So a record is kept up to a month longer than necessary.  Envelopes that still
+wait move to the partition `other` first, and are deleted from there once they do not.  Dead letters
+and entries of the signed log are deleted one by one, at most `MOST` in a commit.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ OLD_DEAD = (
     "SELECT queue_no, seq, number FROM dead_letters WHERE settled = '' AND at < ? ORDER BY "
     "queue_no, seq LIMIT ?"
 )
-# What an envelope is kept for: it waits, or is a dead letter nobody settled.
+# Envelopes that must be kept: those that wait, and open dead letters.
 _OPEN = (
     "SELECT d.number FROM entries d WHERE d.accepted_at < to_timestamp(CAST(? AS bigint) / "
     "1000.0) AND (d.state < 3 OR EXISTS (SELECT 1 FROM dead_letters x WHERE x.queue_no = "
@@ -37,7 +37,7 @@ _OLD_OTHER = (
 
 
 def drop_dead_letters(connection: PostgresConnection, changes: Changes, cutoffs: Cutoffs) -> None:
-    """Old dead letters are dropped, and their bodies with the others of this commit."""
+    """Discard old dead letters, and delete their bodies with the others of this commit."""
     if not cutoffs.dead_letters:
         return
     rows = connection.run(
@@ -48,19 +48,19 @@ def drop_dead_letters(connection: PostgresConnection, changes: Changes, cutoffs:
         "d.queue_no = x.queue_no AND d.seq = x.seq",
         (cutoffs.dead_letters, MOST),
     )
-    for queue_no, seq, number, references, again in rows:
+    for queue_no, seq, number, references, superseded in rows:
         connection.run(
             "UPDATE dead_letters SET settled = ?, settled_at = ?, settled_by = ? WHERE queue_no "
             "= ? AND seq = ?",
             (DISCARDED, cutoffs.dead_letters, BY, queue_no, seq),
         )
-        # else its next generation came, or it was sent again: that one holds the body
-        if not again:
+        # otherwise a later generation or a redriven entry needs the body
+        if not superseded:
             (changes.finished if references == 1 else changes.released).append(number)
 
 
 def drop_records(connection: PostgresConnection, cutoffs: Cutoffs) -> None:
-    """Metadata and log older than they are kept."""
+    """Delete metadata and log entries older than their retention."""
     if cutoffs.metadata:
         old = old_months(connection, cutoffs.metadata)
         if old and _locked(connection):
@@ -79,14 +79,14 @@ def drop_records(connection: PostgresConnection, cutoffs: Cutoffs) -> None:
 
 
 def old_months(connection: PostgresConnection, cutoff: int) -> list[int]:
-    """Never this month or a later one, whatever the cutoff: rows are on their way there."""
+    """Return the months before the cutoff, never this one or later ones, which get new rows."""
     now = month_of(time.time_ns() // 1_000_000)
     return [month for month in months(connection) if ends_at_ms(month) <= cutoff and month < now]
 
 
 def _locked(connection: PostgresConnection) -> bool:
-    """Whether the tables could be had for dropping parts of them; a tool with a long query must
-    not hold up HQ.
+    """Lock the tables to drop partitions; return False if another program's query blocks that: it
+    must not block HQ.
     """
     connection.script("SAVEPOINT months")
     try:
@@ -121,8 +121,8 @@ def _drop_month(connection: PostgresConnection, month: int) -> None:
         )
 
 
-def anything(connection: PostgresConnection, cutoffs: Cutoffs) -> bool:
-    """Whether there is something to drop."""
+def is_due(connection: PostgresConnection, cutoffs: Cutoffs) -> bool:
+    """Return whether there is something to delete."""
     if cutoffs.metadata and (
         old_months(connection, cutoffs.metadata)
         or connection.run(_OLD_OTHER, (cutoffs.metadata, cutoffs.metadata, 1))

@@ -1,8 +1,8 @@
 """The schema: numbered steps, upgrades, and a partition of envelopes and deliveries for each month.
 
-An upgrade runs in one transaction, which first copies every table into a schema beside it
-(`NAME_before_VERSION`). That takes time and space, so it is never done by the way: `open` refuses
-an older schema until `upgrade` is said.
+An upgrade runs in one transaction, which first copies all tables into another schema
+(`NAME_before_VERSION`).  That takes time and space, so it must be requested: opening an older
+schema without ``upgrade`` is refused.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from cipherbox.store.postgres.driver import LOCK_MS, PostgresConnection, quoted
 from cipherbox.store.postgres.target import Target
 
 OLDEST = 2  # what 0.5.0 wrote
-MARK = "cipherbox"  # comment of the schema: whose it is, and its version
+MARK = "cipherbox"  # begins the schema's comment, which also has its version
 PARTITIONED = ("envelopes", "deliveries")
 _LOCK = 0x43425831
 
 
 def scripts() -> list[str]:
-    """The schema's steps, oldest first."""
+    """Return the schema's steps, oldest first."""
     files = sorted(
         (f for f in resources.files(__package__).iterdir() if f.name.endswith(".sql")),
         key=lambda f: f.name,
@@ -30,7 +30,9 @@ def scripts() -> list[str]:
 
 
 def version_of(connection: PostgresConnection, schema: str) -> int | None:
-    """None: there is no such schema; StoreError if it is another program's."""
+    """Return the schema's version, None if it does not exist; raise StoreError if it is
+    not ours.
+    """
     rows = connection.run(
         "SELECT obj_description(oid, 'pg_namespace') FROM pg_namespace WHERE nspname = ?", (schema,)
     )
@@ -46,29 +48,29 @@ def version_of(connection: PostgresConnection, schema: str) -> int | None:
     )
     if tables[0][0]:
         raise StoreError(
-            f"the schema {schema} holds tables of another program",
-            remedy="choose another name for ours",
+            f"the schema {schema} has tables of another program",
+            remedy="choose another schema",
         )
     return 0
 
 
 def prepare(connection: PostgresConnection, target: Target, *, create: bool, upgrade: bool) -> None:
-    """Brings the schema to this program's version, or says why not."""
+    """Create or upgrade the schema, or raise StoreError."""
     steps, name = scripts(), target.schema
     version = version_of(connection, name)
     if not version and not create:
-        raise StoreError(f"there is no HQ in {target}", remedy="run: cipherbox init --database URL")
+        raise StoreError(f"no HQ in {target}", remedy="run: cipherbox init --database URL")
     if version is not None and version > len(steps):
         raise SchemaTooNew(
             f"{target} was written by a newer program (schema {version}; this one knows "
-            f"{len(steps)}): use that one"
+            f"{len(steps)}); use that program"
         )
     if version == len(steps):
         return
     if version and version < OLDEST:
         raise SchemaTooOld(
-            f"{target} was written by a version of CipherBox before 0.5.0, and this one does not "
-            "understand it; nothing was changed"
+            f"{target} was written by a version of CipherBox before 0.5.0, which this program "
+            "cannot read; nothing was changed"
         )
     if version and not upgrade:
         raise StoreError(
@@ -92,7 +94,7 @@ def prepare(connection: PostgresConnection, target: Target, *, create: bool, upg
         raise StoreError(
             str(error),
             remedy=(
-                f"as a superuser in database {target.database} say one of: GRANT CREATE ON "
+                f"as a superuser in database {target.database} run one of: GRANT CREATE ON "
                 f"DATABASE {quoted(target.database)} TO {quoted(target.user)};  or: CREATE "
                 f"SCHEMA {quoted(name)} AUTHORIZATION {quoted(target.user)};"
             ),
@@ -100,7 +102,7 @@ def prepare(connection: PostgresConnection, target: Target, *, create: bool, upg
 
 
 def _keep(connection: PostgresConnection, name: str, copy: str) -> None:
-    """Every table as it is, without indexes, in a schema of its own."""
+    """Copy all tables, without indexes, into another schema."""
     connection.script(f"SET LOCAL statement_timeout = 0; CREATE SCHEMA {quoted(copy)}")
     tables = connection.run(
         "SELECT c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace "
@@ -114,7 +116,7 @@ def _keep(connection: PostgresConnection, name: str, copy: str) -> None:
 
 
 def month_of(ms: int) -> int:
-    """Months since year 0, of a time in ms since 1970."""
+    """Return the number of months since year 0 of a time in ms since 1970."""
     at = datetime.fromtimestamp(ms / 1000, UTC)
     return at.year * 12 + at.month - 1
 
@@ -128,7 +130,7 @@ def name_of(table: str, month: int) -> str:
 
 
 def months(connection: PostgresConnection) -> list[int]:
-    """Those that have partitions."""
+    """Return the months that have partitions."""
     rows = connection.run(
         "SELECT c.relname FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid WHERE "
         "i.inhparent = CAST('envelopes' AS regclass) AND c.relname ~ "
@@ -138,7 +140,7 @@ def months(connection: PostgresConnection) -> list[int]:
 
 
 def make_month(connection: PostgresConnection, month: int) -> bool:
-    """A partition for that month, in a transaction of its own; False if it cannot be had now."""
+    """Create a month's partitions, in a transaction each; return False if they are locked."""
     try:
         for table in PARTITIONED:
             connection.script(
@@ -155,5 +157,5 @@ def make_month(connection: PostgresConnection, month: int) -> bool:
 
 
 def ends_at_ms(month: int) -> int:
-    """The first ms after the month."""
+    """Return the first ms after the month."""
     return int(datetime((month + 1) // 12, (month + 1) % 12 + 1, 1, tzinfo=UTC).timestamp() * 1000)

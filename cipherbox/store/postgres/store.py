@@ -1,14 +1,12 @@
-"""The PostgreSQL store: the port's rules over one writing session, a pool of reading ones, and the
-lease.
+"""The PostgreSQL store: one writing session, a pool of reading ones, and the lease.
 
-A commit is one transaction that begins with the fence (`lease`).  When its COMMIT gets no answer,
-the store connects again and looks whether it took effect: the caller learns the truth, or
-`StoreUnavailable` when nobody can be asked.  A COMMIT that the server answered with a warning
-counts as no answer: that is how it says that no standby has it yet.
+A commit is one transaction that begins with the fence (`lease`).  If its COMMIT gets no answer, the
+store reconnects and checks whether it took effect: the caller gets the actual outcome, or
+`StoreUnavailable` if the server cannot be queried.  A warning in answer to a COMMIT counts as no
+answer: it means that no standby has confirmed it.
 
-When the writable server is one that knows fewer commits than this process saw confirmed (a standby
-was promoted that lagged behind), the store begins a new incarnation: clients then send again
-what they cannot be sure of.
+If the primary has fewer commits than were confirmed to this process (a lagging standby was
+promoted), the store begins a new incarnation, and clients resend what may be missing.
 """
 
 from __future__ import annotations
@@ -40,16 +38,16 @@ from cipherbox.store.registry import Registry, upsert
 from cipherbox.store.spool import NAME, Place, Spool
 
 SPOOL, SPOOL_ID = "spool", "spool_id"
-ANSWER_S = 8.0  # so long it tries to learn what became of a commit without an answer
+ANSWER_S = 8.0  # to find out the outcome of a commit without an answer
 _PAUSE_S = 0.2
-_MONTHS_S = 3600.0  # how often partitions ahead are looked at
+_MONTHS_S = 3600.0  # period of creating partitions ahead
 _DAY_MS = 86_400_000
-_SKIP_S = 600.0  # retention waits so long after it did not get its locks
+_SKIP_S = 600.0  # pause of retention after it did not get its locks
 T = TypeVar("T")
 
 
 class PostgresStore(Registry):
-    """See the port for what each method promises."""
+    """The port's methods, on PostgreSQL."""
 
     def __init__(
         self,
@@ -62,7 +60,7 @@ class PostgresStore(Registry):
         files: Files | None = None,
         limits: Limits = LIMITS,
     ) -> None:
-        """StoreLeased while another HQ has the lease, unless ``force``."""
+        """Open the store; raise StoreLeased while another HQ has the lease, unless ``force``."""
         self._connector = Connector(target)
         self.target = target
         self.readers = max(1, target.pool_size - 1)
@@ -72,7 +70,7 @@ class PostgresStore(Registry):
         self._months_at, self._months = 0.0, set[int]()
         self.synced_s = 0.0
         self._skip_until = 0.0
-        self._set_back = False  # the server knows less than what was read from it: load first
+        self._lost_commits = False  # the server is behind what was read from it: load first
         self._pause = threading.Event()  # never set: waits out a pause
         self._numbers: QueueNumbers | None = None
         # the session of the transaction that is open
@@ -83,10 +81,10 @@ class PostgresStore(Registry):
             if (
                 upgrade
                 and schema.version_of(self._connection, target.schema)
-                and lease.look(self._connection).alive
+                and lease.current(self._connection).alive
             ):
                 raise StoreLeased(
-                    "another HQ serves this database", remedy="stop it before the upgrade"
+                    "another HQ is running on this database", remedy="stop it before the upgrade"
                 )
             schema.prepare(self._connection, target, create=create, upgrade=upgrade)
             try:
@@ -105,7 +103,7 @@ class PostgresStore(Registry):
         return self._numbers
 
     def _open_spool(self, directory: Path, files: Files) -> Spool | None:
-        """The spool, if large bodies lie there: the one this database has always had, or none."""
+        """Return the spool that belongs to this database, if it has or will have bodies there."""
         named = {
             name
             for (name,) in self._rows("SELECT DISTINCT spool FROM bodies WHERE spool IS NOT NULL")
@@ -116,9 +114,9 @@ class PostgresStore(Registry):
         here = mark.read_bytes() if mark.exists() else None
         if named and known != here:
             raise StoreError(
-                "large bodies of this database lie in the spool of another machine, not in "
+                "large bodies of this database are in the spool of another machine, not in "
                 f"{directory / SPOOL}",
-                remedy="serve there, or bring that directory here",
+                remedy="run HQ there, or copy that directory here",
             )
         private_dir(directory)
         spool = Spool(directory / SPOOL, files, self.epoch)
@@ -132,7 +130,7 @@ class PostgresStore(Registry):
     # -- sessions ----------------------------------------------------------------------------------
 
     def _writer(self) -> PostgresConnection:
-        """The writing session; a new one where the old one broke."""
+        """Return the writing session; open a new one if it broke."""
         if self._connection is None or self._connection.broken:
             if self._connection is not None:
                 self._connection.close()
@@ -147,8 +145,8 @@ class PostgresStore(Registry):
         return self._connection
 
     def _connect(self) -> PostgresConnection:
-        """Another session at the primary; what is set up wrong now was right once: an
-        administrator is at work.
+        """Open another session at the primary; treat misconfiguration as transient: it was right
+        before, so somebody is changing it.
         """
         try:
             return self._connector.writable()
@@ -156,11 +154,11 @@ class PostgresStore(Registry):
             raise StoreUnavailable(str(error)) from error
 
     def _resume(self, connection: PostgresConnection) -> None:
-        """Resume the lease on a new session; begin another incarnation if commits are lost."""
-        found = lease.look(connection)
+        """Continue the lease in a new session; begin a new incarnation if commits are lost."""
+        found = lease.current(connection)
         if found.epoch > self.epoch or (found.epoch == self.epoch and found.name != self._name):
             raise Fenced
-        # A server with an older epoch does not even know that this process opened the store.
+        # A server with an older epoch has lost even the opening of this store.
         commits = (
             lease.resume(connection, self._name, self.epoch) if found.epoch == self.epoch else -1
         )
@@ -169,13 +167,13 @@ class PostgresStore(Registry):
             connection.run(
                 upsert("settings", ("name", "value")), (INCARNATION, secrets.token_bytes(16))
             )
-            self._set_back = True
+            self._lost_commits = True
         else:
             self._commits = commits
 
-    def _ask(self, work: Callable[[PostgresConnection], T]) -> T:
-        """Reads over the writing session, which sees its own commits; once more over a new one
-        if it broke.
+    def _read(self, work: Callable[[PostgresConnection], T]) -> T:
+        """Read over the writing session, which sees its own commits; retry once over a new one if
+        it broke.
         """
         connection = self._writer()
         try:
@@ -189,17 +187,17 @@ class PostgresStore(Registry):
 
     def load(self, head: int) -> Snapshot:
         def work(connection: PostgresConnection) -> Snapshot:
-            # a commit: what is loaded is as safe as what is confirmed
+            # a commit, so that what is loaded is as durable as what is confirmed
             lease.renew(connection, self.epoch)
             self._numbers = None
             snapshot = queries.load(connection, head)
-            self._set_back = False
+            self._lost_commits = False
             return snapshot
 
-        return self._ask(work)
+        return self._read(work)
 
     def facts(self, wanted: RequiredFacts, page: int) -> Facts:
-        return self._ask(
+        return self._read(
             lambda connection: queries.facts(
                 connection, self._queue_numbers(connection), wanted, page
             )
@@ -216,12 +214,12 @@ class PostgresStore(Registry):
         return self._spool.read(place, size) if good else None  # type: ignore[union-attr]
 
     def trace(self, sender: str, envelope_id: bytes) -> TraceReport | None:
-        return self._ask(lambda connection: queries.trace(connection, sender, envelope_id))
+        return self._read(lambda connection: queries.trace(connection, sender, envelope_id))
 
     def dead_letters(
         self, queue: str, after: str, most: int, include_closed: bool
     ) -> tuple[list[dict[str, object]], str]:
-        return self._ask(
+        return self._read(
             lambda connection: queries.dead_letters(connection, queue, after, most, include_closed)
         )
 
@@ -234,13 +232,13 @@ class PostgresStore(Registry):
         rows = self._rows(query, (envelope_id.hex(), sender))
         return Acceptance(rows[0][0], rows[0][1], bytes(rows[0][2]), rows[0][3]) if rows else None
 
-    def older_than(self, cutoffs: Cutoffs) -> bool:
+    def retention_due(self, cutoffs: Cutoffs) -> bool:
         if time.monotonic() < self._skip_until:
             return False
-        return self._ask(lambda connection: retention.anything(connection, cutoffs))
+        return self._read(lambda connection: retention.is_due(connection, cutoffs))
 
     def free_bytes(self) -> int:
-        # the server alone knows; it says so when there is none left
+        # only the server knows; it reports a full disk
         return LIMITS.disk_resume_bytes * 1024
 
     def room(self, size_bytes: int) -> bool:
@@ -260,25 +258,25 @@ class PostgresStore(Registry):
                 )
             )
         except BaseException:
-            self._numbers = None  # some of them may not exist
+            self._numbers = None  # some may not exist
             raise
         if dropped and self._spool is not None:
             self._spool.delete(dropped)
         if changes.retention is not None:
-            self._note_what_stayed(changes.retention)
+            self._delay_retention(changes.retention)
 
-    def _note_what_stayed(self, cutoffs: Cutoffs) -> None:
-        """Months somebody reads are left for later; what is committed stays committed, whatever
-        the answer is.
+    def _delay_retention(self, cutoffs: Cutoffs) -> None:
+        """Pause retention if it left months that other programs are reading; ignore errors, since
+        the commit is done.
         """
         with suppress(Busy):
-            if self._ask(lambda connection: retention.old_months(connection, cutoffs.metadata)):
+            if self._read(lambda connection: retention.old_months(connection, cutoffs.metadata)):
                 self._skip_until = time.monotonic() + _SKIP_S
 
     def _check_incarnation(self) -> None:
-        if self._set_back:
+        if self._lost_commits:
             raise StoreUnavailable(
-                "PostgreSQL lost commits that it had confirmed; HQ loads its state again"
+                "PostgreSQL lost commits that it had confirmed; HQ reloads its state"
             )
 
     def _to_spool(self, changes: Changes) -> dict[tuple[int, int], Place]:
@@ -291,15 +289,15 @@ class PostgresStore(Registry):
         try:
             places = self._spool.write([i.body for _, i in large])  # type: ignore[misc]
         except OSError as error:
-            raise StoreUnavailable(f"the spool does not answer: {error.strerror}") from error
+            raise StoreUnavailable(f"the spool is not available: {error.strerror}") from error
         return {
             (number, i.generation): place for (number, i), place in zip(large, places, strict=True)
         }
 
     def _write_once(self, work: Callable[[PostgresConnection], T]) -> T:
-        """One transaction; what it returned, once it is known to be committed."""
+        """Run one transaction; return its result once it is known to be committed."""
         connection, number = self._begin()
-        if self._set_back:
+        if self._lost_commits:
             self._roll_back(connection)
             self._check_incarnation()
         self._inside = connection
@@ -312,10 +310,10 @@ class PostgresStore(Registry):
             self._inside = None
         began = time.perf_counter()
         try:
-            connection.settle("COMMIT")
+            connection.end_transaction("COMMIT")
         except StoreUnavailable:
             if not connection.broken:
-                raise  # the server said no
+                raise  # the server refused it
             connection.close()
             if not self._took_effect(number):
                 raise
@@ -325,7 +323,7 @@ class PostgresStore(Registry):
         return result
 
     def _begin(self) -> tuple[PostgresConnection, int]:
-        """Once more when the session broke since it was last used: nothing was sent yet."""
+        """Begin a transaction; retry once if the session broke since its last use."""
         connection = self._writer()
         try:
             return connection, lease.begin(connection, self.epoch)
@@ -343,8 +341,8 @@ class PostgresStore(Registry):
         connection.close()
 
     def _took_effect(self, number: int) -> bool:
-        """After a COMMIT without an answer.  StoreUnavailable when nobody could be asked in
-        time.
+        """Return whether a COMMIT without an answer took effect; raise StoreUnavailable if that
+        could not be found out in time.
         """
         deadline = time.monotonic() + ANSWER_S
         epoch = self.epoch
@@ -363,10 +361,10 @@ class PostgresStore(Registry):
     def _rows(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
         if self._inside is not None:
             return self._inside.run(statement, values)
-        return self._ask(lambda connection: connection.run(statement, values))
+        return self._read(lambda connection: connection.run(statement, values))
 
     def fill(self, table: str, rows: Sequence[Row]) -> None:
-        """See `copying.Sink`."""
+        """Insert rows of a copy, as a `copying.Sink`."""
         for month in sorted(copying.months_of(table, rows) - self._months):
             schema.make_month(self._writer(), month)
             self._months.add(month)
@@ -376,12 +374,12 @@ class PostgresStore(Registry):
         connection = self._writer()
         lease.renew(connection, self.epoch)
         if time.monotonic() > self._months_at:
-            with suppress(StoreError, Busy):  # rows go to the partition `other` then
+            with suppress(StoreError, Busy):  # rows then go to the partition `other`
                 self._keep_months(connection)
 
     def _keep_months(self, connection: PostgresConnection) -> None:
-        """This month's partitions and the next one's; where they cannot be had, rows go to the
-        partition `other`.
+        """Create the partitions of this and the next month; if that fails, rows go to the partition
+        `other`.
         """
         self._months_at = time.monotonic() + _MONTHS_S
         now = time.time_ns() // 1_000_000

@@ -1,4 +1,4 @@
-"""Which PostgreSQL, and how to get there."""
+"""The PostgreSQL to use, and how to connect to it."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ TLS = ("verify", "unverified", "off")
 
 @attrs.frozen
 class Target:
-    """``hosts``: (name or directory of a socket, port), the writable one is found.  ``password``
-    is called for each connection, so that a new one in its file counts at once.
+    """A PostgreSQL database.  ``hosts`` are (name or socket directory, port), of which the writable
+    one is used; ``password`` is called for each connection, so a change takes effect immediately.
     """
 
     hosts: tuple[tuple[str, int], ...]

@@ -2,14 +2,14 @@
 
 Map, written by `make generate`:
 
-    commit     Writes one commit's changes inside an open transaction; returns the spool files it
-               drops.
+    commit     Write the changes of one commit in an open transaction.
     copying    SQLite as the source and the target of a copy; see `cipherbox.store.copying`.
-    database   The only file that knows sqlite3: opening, schema, transactions, and what its errors
-               mean here.
-    inspect    A look at a database from outside, also while HQ has it open; nothing is changed.
-    queries    Reads: the snapshot at start, the facts of a batch, bodies, and where a message is.
-    retention  What a commit drops because it is old: bounded work, in the commit's own transaction.
-    shape      Whether a database has the tables its schema number promises.
-    store      The SQLite store: the port's rules over one connection, the spool, and the reserve.
+    database   The only module that depends on sqlite3: opening, schema, transactions, translation
+               of errors.
+    inspect    Inspect a database without changing it, also while HQ has it open.
+    queries    Reads: the snapshot at start, the facts of a batch, bodies, and traces.
+    retention  Retention: delete what is old, a bounded number in each commit and in its
+               transaction.
+    shape      Check that a database has the tables of its schema version.
+    store      The SQLite store: one connection, the spool, and the reserve.
 """

@@ -1,12 +1,13 @@
-"""Writes one commit's changes inside an open transaction; returns the spool files it drops.
+"""Write the changes of one commit in an open transaction.
 
-Rules.
-1. Bodies go before new ones come, as far as they are not of this commit: their pages are used again
-   at once, which saves a quarter of what goes into the log.
-2. Everything about a queue comes before its deletion, which comes last.
-3. A number that a client chose may be larger than the database's integers; it is cut to the largest
-   of them, which is as good as never.
-4. What happens for each envelope is one loop over tuples and statements of 50 rows.
+Rules:
+
+1. Old bodies are deleted before new ones are inserted, except those of this commit: their pages are
+   reused immediately, which saves a quarter of what goes into the write-ahead log.
+2. All changes to a queue precede its deletion, which comes last.
+3. A number chosen by a client that exceeds the database's integers is stored as the largest of
+   them, which is as good as never.
+4. Work per envelope is one loop over tuples, with statements of 50 rows.
 """
 
 from __future__ import annotations
@@ -30,14 +31,14 @@ INTO_SPOOL = (
     "INSERT OR REPLACE INTO bodies (number, stored_hash, spool, at, bytes, log_entry) VALUES (?, "
     "?, ?, ?, ?, ?)"
 )
-# sqlite3 looks for an adapter of every bytes object, which takes 0.4 us; with this copy it is 0.2.
+# sqlite3 searches an adapter for every bytes object, which takes 0.4 us; this copy takes 0.2.
 _blob: Callable[[Any], bytearray] = bytearray
-Spooled = Mapping[tuple[int, int], Place]  # (number, generation) -> where that body lies
+Spooled = Mapping[tuple[int, int], Place]  # (number, generation) -> where that body is
 
 
 class QueueNumbers:
-    """Names of living queues and the numbers their rows use; a name declared again gets a new
-    number.
+    """The names of existing queues and the numbers in their rows; a name that is declared again
+    gets a new number.
     """
 
     def __init__(self, db: Connection) -> None:
@@ -55,7 +56,9 @@ class QueueNumbers:
 
 
 def write(db: Connection, changes: Changes, numbers: QueueNumbers, spooled: Spooled) -> list[str]:
-    """See the module; ``spooled`` holds the bodies that went to the spool for this commit."""
+    """Write a commit and return the spool files it frees; ``spooled`` are its bodies in
+    the spool.
+    """
     if changes.retention is not None:
         retention.drop_dead_letters(db, changes, changes.retention)
     fresh = changes.envelopes[0].number if changes.envelopes else _MOST

@@ -1,6 +1,6 @@
 """SQLite as the source and the target of a copy; see `cipherbox.store.copying`.
 
-The source is one long read transaction: a snapshot beside which HQ goes on writing.
+The source is one long read transaction: a snapshot, while HQ continues to write.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ _OF_ENVELOPE = ("accepted_at", "bytes", "fan", "expires_at", "sender", "envelope
 
 
 class SqliteSource:
-    """See the module.  ``directory`` holds the database ``name`` and its spool."""
+    """A snapshot of the database ``name`` and its spool in ``directory``."""
 
     def __init__(self, directory: Path, name: str) -> None:
         path = directory / name
         if not path.exists():
-            raise StoreError(f"there is no database {path}")
+            raise StoreError(f"no database {path}")
         self._spool = SpoolSnapshot(directory)
         self._db = database.connect_reader(path)
         try:
@@ -45,9 +45,9 @@ class SqliteSource:
                 )
                 if version != ours:
                     raise StoreError(
-                        f"{path} has schema {version}, and this program copies schema {ours} "
-                        "alone: a store is first upgraded (cipherbox store upgrade), a backup "
-                        "restored by the version that made it and upgraded"
+                        f"{path} has schema {version}, and this program copies only schema {ours}: "
+                        "upgrade a store first (cipherbox store upgrade); restore a backup with "
+                        "the version that made it, then upgrade"
                     )
                 self._spool.take(self._begin, self._undo)
         except BaseException:
@@ -111,7 +111,7 @@ class SqliteSource:
 
 
 def fill(db: Connection, table: str, rows: Sequence[Row], spool: Spool, spool_from: int) -> None:
-    """Inserts rows in the open transaction; large bodies go to the spool first."""
+    """Insert rows in the open transaction; large bodies go to the spool first."""
     if table == "bodies":
         _fill_bodies(db, rows, spool, spool_from)
         return

@@ -1,8 +1,8 @@
-"""The only file that knows sqlite3: opening, schema, transactions, and what its errors mean here.
+"""The only module that depends on sqlite3: opening, schema, transactions, translation of errors.
 
-WAL with synchronous=FULL: a commit is one sync of the log, and durable when it returns.  Pages of
-16 KiB suit envelopes of one to a few KiB.  One connection, used by one thread at a time.  An
-upgrade runs in one transaction, after a copy of the database was put beside it.
+WAL with synchronous=FULL: a commit is one sync of the write-ahead log, and durable when it returns.
+Pages of 16 KiB suit envelopes of one to a few KiB.  There is one connection, used by one thread at
+a time.  An upgrade runs in one transaction, after the database was copied.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ _SETTINGS = (
     "journal_mode = WAL",
     "synchronous = FULL",
     "temp_store = MEMORY",
-    "secure_delete = FAST",  # the same everywhere: builds differ in their default
+    "secure_delete = FAST",  # builds differ in their default
     "cache_size = -16384",  # KiB
     "wal_autocheckpoint = 1000",  # 16 MB
-    "journal_size_limit = 33554432",  # what one huge commit made of the log is given back
+    "journal_size_limit = 33554432",  # shrinks the log after one huge commit
 )
 
 Connection = sqlite3.Connection
 
 
 def scripts() -> list[str]:
-    """The schema's steps, oldest first."""
+    """Return the schema's steps, oldest first."""
     files = sorted(
         (f for f in resources.files(__package__).iterdir() if f.name.endswith(".sql")),
         key=lambda f: f.name,
@@ -52,37 +52,35 @@ def scripts() -> list[str]:
     return [f.read_text("utf-8") for f in files]
 
 
-def _plain(error: sqlite3.Error) -> StoreError | DiskFull | StoreUnavailable:
-    """What a database error means to HQ."""
+def _translate(error: sqlite3.Error) -> StoreError | DiskFull | StoreUnavailable:
+    """Return our error for one of sqlite3."""
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     if code == sqlite3.SQLITE_FULL:
         return DiskFull(f"the disk of the database is full: {error}")
     if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
         return Damaged(f"the database is damaged: {error}", remedy="restore a backup")
-    return StoreUnavailable(f"the database does not answer: {error}")
+    return StoreUnavailable(f"the database is not available: {error}")
 
 
 @contextmanager
 def translated() -> Iterator[None]:
-    """Turns the errors of sqlite3 and of the disk into ours."""
+    """Translate the errors of sqlite3 and of the disk into ours."""
     try:
         yield
     except sqlite3.Error as error:
-        raise _plain(error) from error
+        raise _translate(error) from error
     except OverflowError as error:
-        raise InvalidRequest("a number is larger than any the store holds") from error
+        raise InvalidRequest("a number exceeds the largest that the store holds") from error
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise DiskFull(f"the disk of the store is full: {error.strerror}") from error
-        raise StoreUnavailable(f"the store's disk does not answer: {error.strerror}") from error
+        raise StoreUnavailable(f"the store's disk failed: {error.strerror}") from error
 
 
 def connect(path: Path, *, create: bool, files: Files) -> Connection:
-    """Opens the database and brings its schema up to date; StoreError or a retryable refusal
-    says what is wrong.
-    """
+    """Open the database and upgrade its schema; raise StoreError or a retryable error."""
     if not create and not path.exists():
-        raise StoreError(f"there is no database {path}", remedy="run: cipherbox init")
+        raise StoreError(f"no database {path}", remedy="run: cipherbox init")
     with translated():
         db = sqlite3.connect(
             path, isolation_level=None, check_same_thread=False, cached_statements=256
@@ -96,7 +94,7 @@ def connect(path: Path, *, create: bool, files: Files) -> Connection:
 
 
 def connect_reader(path: Path) -> Connection:
-    """A second connection that only reads."""
+    """Open a second connection that only reads."""
     with translated():
         db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         try:
@@ -110,7 +108,7 @@ def connect_reader(path: Path) -> Connection:
 
 def _prepare(db: Connection, path: Path, files: Files) -> None:
     db.execute("PRAGMA page_size = 16384")
-    # so that `give_back` can; it costs nothing measurable
+    # for `shrink`; it costs nothing measurable
     db.execute("PRAGMA auto_vacuum = INCREMENTAL")
     db.execute("PRAGMA busy_timeout = 5000")
     steps = scripts()
@@ -118,12 +116,12 @@ def _prepare(db: Connection, path: Path, files: Files) -> None:
     application = db.execute("PRAGMA application_id").fetchone()[0]
     tables = db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
     if application != APPLICATION_ID and (tables or application or version):
-        raise StoreError(f"{path} is a database of another program")
+        raise StoreError(f"{path} belongs to another program")
     if version > len(steps):
         raise SchemaTooNew(
             f"{path} was written by a newer program (schema {version}; this one knows "
             f"{len(steps)})",
-            remedy="use the newer one",
+            remedy="use that program",
         )
     if version:
         check_age(db, path, version)
@@ -136,7 +134,7 @@ def _prepare(db: Connection, path: Path, files: Files) -> None:
 
 
 def check_age(db: Connection, path: Path, version: int) -> None:
-    """SchemaTooOld if the database is older than this program can upgrade."""
+    """Raise SchemaTooOld if the database is too old to be upgraded."""
     check_shape(db, path, version, [list(_statements(step)) for step in scripts()])
 
 
@@ -150,7 +148,7 @@ def _upgrade(db: Connection, version: int, steps: Sequence[str]) -> None:
 
 
 def _statements(script: str) -> Iterator[str]:
-    """One statement at a time: `executescript` would end the transaction."""
+    """Yield the statements of a script; `executescript` would end the transaction."""
     pending = ""
     for line in script.splitlines():
         pending += line + "\n"
@@ -162,7 +160,7 @@ def _statements(script: str) -> Iterator[str]:
 
 
 def _copy(db: Connection, path: Path, files: Files) -> None:
-    """A whole copy under its final name, or none."""
+    """Copy the database; an incomplete copy never has the final name."""
     part = path.with_name(f"{path.name}.part")
     files.delete(part)
     copy = sqlite3.connect(part)
@@ -176,21 +174,21 @@ def _copy(db: Connection, path: Path, files: Files) -> None:
     files.rename_synced(part, path)
 
 
-class Progress:
-    """How far a transaction came: once it is ``ending``, an error does not say whether it
-    reached the disk.
+class CommitProgress:
+    """The progress of a transaction: once it is ``ending``, an error does not tell whether it took
+    effect.
     """
 
     ending = False
-    sync_s = 0.0  # what its end took
+    sync_s = 0.0  # duration of its COMMIT
 
 
 @contextmanager
-def transaction(db: Connection) -> Iterator[Progress]:
-    """All or nothing, durable when the block ends; errors in our words."""
-    progress = Progress()
+def transaction(db: Connection) -> Iterator[CommitProgress]:
+    """Run the block in a transaction, durable when it ends; raise our errors."""
+    progress = CommitProgress()
     with translated():
-        settle(db)
+        roll_back(db)
         db.execute("BEGIN IMMEDIATE")
         try:
             yield progress
@@ -200,25 +198,25 @@ def transaction(db: Connection) -> Iterator[Progress]:
             progress.sync_s = time.perf_counter() - began
         except BaseException:
             with suppress(sqlite3.Error):
-                settle(db)
+                roll_back(db)
             raise
 
 
-def settle(db: Connection) -> None:
-    """Ends a transaction that failed, also one whose end failed before."""
+def roll_back(db: Connection) -> None:
+    """Roll back a transaction that failed, even one whose COMMIT failed before."""
     if db.in_transaction:
         db.execute("ROLLBACK")
 
 
 def spare_bytes(db: Connection) -> int:
-    """Empty pages of the database: what it can take without growing."""
+    """Return the size of the database's empty pages: what it can store without growing."""
     pages: int = db.execute("PRAGMA freelist_count").fetchone()[0]
     size: int = db.execute("PRAGMA page_size").fetchone()[0]
     return pages * size
 
 
-def give_back(db: Connection) -> None:
-    """Returns some empty pages to the disk, and the log's space with them."""
+def shrink(db: Connection) -> None:
+    """Return some empty pages and the log's space to the disk."""
     with translated():
         # `execute` would stop after one page
         db.executescript(f"PRAGMA incremental_vacuum({_PAGES_BACK})")
@@ -226,8 +224,8 @@ def give_back(db: Connection) -> None:
 
 
 def insert_flat(db: Connection, head: str, width: int, values: list[Any]) -> None:
-    """INSERT of many rows, so many to a statement.  ``values``: the rows' values in a row,
-    ``width`` to each.
+    """Insert many rows, `_ROWS` per statement; ``values`` are all rows' values, ``width``
+    of each.
     """
     one = "(" + ",".join("?" * width) + ")"
     step = width * _ROWS

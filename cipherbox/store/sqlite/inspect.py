@@ -1,4 +1,4 @@
-"""A look at a database from outside, also while HQ has it open; nothing is changed."""
+"""Inspect a database without changing it, also while HQ has it open."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import NamedTuple
 from cipherbox.errors import SchemaTooNew, StoreError
 from cipherbox.store.sqlite.database import APPLICATION_ID, check_age, scripts, translated
 
-_CHECK_BYTES = 256 * 1024 * 1024  # up to here every page is looked at: a second or two
+_CHECK_BYTES = 256 * 1024 * 1024  # up to this size all pages are checked: a second or two
 
 
 class Inspection(NamedTuple):
@@ -20,10 +20,10 @@ class Inspection(NamedTuple):
     problem: str  # empty: none found
 
 
-def look_at(path: Path) -> Inspection:
-    """StoreError if it is no database of ours."""
+def inspect_store(path: Path) -> Inspection:
+    """Return what was found; raise StoreError if it is not a database of ours."""
     if not path.exists():
-        raise StoreError(f"there is no database {path}", remedy="run: cipherbox init")
+        raise StoreError(f"no database {path}", remedy="run: cipherbox init")
     with (
         translated(),
         closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as db,
@@ -31,17 +31,17 @@ def look_at(path: Path) -> Inspection:
         db.execute("PRAGMA busy_timeout = 5000")
         schema: int = db.execute("PRAGMA user_version").fetchone()[0]
         if db.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
-            raise StoreError(f"{path} is a database of another program")
+            raise StoreError(f"{path} belongs to another program")
         if schema > len(scripts()):
             raise SchemaTooNew(
                 f"{path} was written by a newer program (schema {schema})",
-                remedy="use the newer one",
+                remedy="use that program",
             )
         check_age(db, path, schema)
         size = path.stat().st_size
         newest = db.execute("SELECT at FROM log ORDER BY entry DESC LIMIT 1").fetchone()
         problem = ""
         if size <= _CHECK_BYTES:
-            said = db.execute("PRAGMA quick_check(1)").fetchone()[0]
-            problem = "" if said == "ok" else f"the database is damaged: {said}"
+            verdict = db.execute("PRAGMA quick_check(1)").fetchone()[0]
+            problem = "" if verdict == "ok" else f"the database is damaged: {verdict}"
     return Inspection(schema, size, newest[0] if newest else 0, problem)

@@ -1,4 +1,4 @@
-"""Reads: the snapshot at start, the facts of a batch, bodies, and where a message is."""
+"""Reads: the snapshot at start, the facts of a batch, bodies, and traces."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _ENTRY = (
     f"SELECT {_COLUMNS} FROM entries d CROSS JOIN envelopes e ON e.number = d.number "
     "WHERE d.queue_no = ? AND d.state < 2 "
 )
-# A dead letter that nobody settled and whose next generation has not come.
+# A dead letter that was neither redriven nor discarded and has no later generation.
 _OPEN_DEAD = (
     "d.state = 3 AND EXISTS (SELECT 1 FROM dead_letters x WHERE x.queue_no = d.queue_no AND "
     "x.seq = d.seq AND x.settled = '') AND NOT EXISTS (SELECT 1 FROM entries y WHERE y.number = "
@@ -51,7 +51,7 @@ _DEAD_ROWS = (
     "d.queue_no = x.queue_no AND d.seq = x.seq JOIN envelopes e ON e.number = x.number JOIN "
     "queues q ON q.queue_no = x.queue_no "
 )
-# What `retention.drop_dead_letters` takes away: the queue, its sender and its bytes.
+# What `retention.drop_dead_letters` deletes: the queue, the sender and the bytes.
 _RETIRED = (
     f"SELECT q.name, e.sender, e.bytes FROM ({retention.OLD_DEAD}) x JOIN envelopes e ON "
     "e.number = x.number JOIN queues q ON q.queue_no = x.queue_no WHERE q.dropped = 0 AND NOT "
@@ -69,7 +69,7 @@ _BY_ID = (
 
 
 def load(db: Connection, head: int) -> Snapshot:
-    """Counters are read, never counted; of each queue only the head."""
+    """Load a snapshot: stored counters, and only the head of each queue."""
     snapshot = Snapshot()
     snapshot.next_number = db.execute(
         "SELECT coalesce(max(number), 0) + 1 FROM envelopes"
@@ -90,11 +90,12 @@ def load(db: Connection, head: int) -> Snapshot:
     snapshot.highest = dict(db.execute("SELECT sender, highest FROM senders").fetchall())
     usage = db.execute("SELECT sender, queue, bytes, envelopes FROM usage")
     snapshot.usage = {(sender, queue): (size, count) for sender, queue, size, count in usage}
-    own = db.execute("SELECT client, what, most FROM client_limits")
-    snapshot.client_limits = {(client, what): most for client, what, most in own}
-    told = db.execute("SELECT client, allowed, blocked FROM contacts")
+    limits = db.execute("SELECT client, what, most FROM client_limits")
+    snapshot.client_limits = {(client, what): most for client, what, most in limits}
+    contacts = db.execute("SELECT client, allowed, blocked FROM contacts")
     snapshot.contacts = {
-        name: ContactLists(*(tuple(orjson.loads(part)) for part in parts)) for name, *parts in told
+        name: ContactLists(*(tuple(orjson.loads(part)) for part in parts))
+        for name, *parts in contacts
     }
     rows = db.execute(
         "SELECT queue_no, name, owner, readers, depth, bytes, first, next, ttl_s, max_length "
@@ -114,7 +115,7 @@ def load(db: Connection, head: int) -> Snapshot:
 
 
 def facts(db: Connection, numbers: QueueNumbers, wanted: RequiredFacts, page: int) -> Facts:
-    """See the port."""
+    """Implement the port's method of this name."""
     found = Facts()
     for sender, envelope_id in wanted.known:
         known = _known(db, sender, envelope_id)
@@ -164,7 +165,7 @@ def _known(db: Connection, sender: str, envelope_id: bytes) -> KnownEnvelope | N
 
 
 def read_bodies(db: Connection, spool: Spool, numbers: Sequence[int]) -> list[Body | None]:
-    """The envelopes in the order asked; None for one that is gone or does not match its hash.
+    """Return bodies in the order asked; None for one that is missing or does not match its hash.
 
     A damaged row may hold values of any type: the casts make bytes of them, and the hash decides.
     """
@@ -201,7 +202,7 @@ def _spooled(spool: Spool, name: bytes, at: object, size: object) -> bytes | Non
 
 
 def trace(db: Connection, sender: str, envelope_id: bytes) -> TraceReport | None:
-    """Where an envelope is, queue by queue."""
+    """Return where an envelope is, queue by queue."""
     row = db.execute(
         "SELECT number, accepted_at, messages FROM envelopes WHERE envelope_id = ? AND sender = ?",
         (envelope_id, sender),
@@ -217,9 +218,9 @@ def trace(db: Connection, sender: str, envelope_id: bytes) -> TraceReport | None
     )
     traces = []
     for name, client, state, attempts, delivered, acked, reason, owner, readers in found:
-        who = tuple(sorted({owner, *orjson.loads(readers)} - {""}))
+        everyone = tuple(sorted({owner, *orjson.loads(readers)} - {""}))
         traces.append(
-            TraceRow(name, client, EntryState(state), attempts, delivered, acked, reason, who)
+            TraceRow(name, client, EntryState(state), attempts, delivered, acked, reason, everyone)
         )
     return TraceReport(sender, row[1], traces, row[2])
 
@@ -227,7 +228,7 @@ def trace(db: Connection, sender: str, envelope_id: bytes) -> TraceReport | None
 def dead_letters(
     db: Connection, queue: str, after: str, most: int, include_closed: bool
 ) -> tuple[list[dict[str, object]], str]:
-    """See the port."""
+    """Implement the port's method of this name."""
 
     def run(query: str, values: Sequence[object]) -> list[Row]:
         return db.execute(query, values).fetchall()

@@ -1,8 +1,8 @@
-"""What a commit drops because it is old: bounded work, in the commit's own transaction.
+"""Retention: delete what is old, a bounded number in each commit and in its transaction.
 
-Only what nobody waits for goes: the record of envelopes that every queue has acknowledged or whose
-dead letters are settled, dead letters older than they are to be kept, entries of the signed log.
-Each commit takes at most `MOST` of a kind; HQ asks again until there is nothing more.
+Only what nobody waits for is deleted: records of envelopes that are acknowledged in all queues or
+whose dead letters are closed, dead letters older than their retention, entries of the signed log.
+Each commit deletes at most `MOST` of a kind; HQ repeats it until nothing is left.
 """
 
 from __future__ import annotations
@@ -25,9 +25,7 @@ _FINISHED = (
 
 
 def drop_dead_letters(db: Connection, changes: Changes, cutoffs: Cutoffs) -> None:
-    """Before bodies go: old dead letters are dropped, and their bodies with the others of this
-    commit.
-    """
+    """Discard old dead letters, before this commit deletes bodies: theirs with them."""
     if not cutoffs.dead_letters:
         return
     rows = db.execute(
@@ -45,13 +43,13 @@ def drop_dead_letters(db: Connection, changes: Changes, cutoffs: Cutoffs) -> Non
             "SELECT 1 FROM entries WHERE number = ? AND queue_no = ? AND seq > ?",
             (number, queue_no, seq),
         ).fetchone()
-        # else its next generation came, or it was sent again: that one holds the body
+        # otherwise a later generation or a redriven entry needs the body
         if alive is None:
             (changes.finished if references == 1 else changes.released).append(number)
 
 
 def drop_records(db: Connection, cutoffs: Cutoffs) -> None:
-    """Metadata and log older than they are kept."""
+    """Delete metadata and log entries older than their retention."""
     if cutoffs.metadata:
         numbers = [n for (n,) in db.execute(_FINISHED, (cutoffs.metadata, MOST))]
         for table in ("dead_letters", "entries", "envelopes"):
@@ -61,8 +59,8 @@ def drop_records(db: Connection, cutoffs: Cutoffs) -> None:
         db.execute("INSERT OR REPLACE INTO settings VALUES (?, ?)", (logtable.FIRST, first))
 
 
-def anything(db: Connection, cutoffs: Cutoffs) -> bool:
-    """Whether there is something to drop."""
+def is_due(db: Connection, cutoffs: Cutoffs) -> bool:
+    """Return whether there is something to delete."""
     if cutoffs.metadata and db.execute(_FINISHED, (cutoffs.metadata, 1)).fetchone():
         return True
     query = "SELECT 1 FROM dead_letters WHERE settled = '' AND at < ? LIMIT 1"

@@ -1,8 +1,8 @@
-"""Whether a database has the tables its schema number promises.
+"""Check that a database has the tables of its schema version.
 
-Published schema files are never edited, so every database is as its number says.  Before 0.5.0 they
-were: a database of that time can carry a number of today over other tables.  The tables of 0.5.0
-are the oldest that are understood.
+Published schema files are never edited, so the version determines the tables.  Before 0.5.0 they
+were: such a database may have a current version number and other tables.  The tables of 0.5.0 are
+the oldest this program reads.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ Shape = dict[str, tuple[tuple[str, ...], ...]]
 def check_shape(
     db: sqlite3.Connection, path: Path, version: int, steps: Sequence[list[str]]
 ) -> None:
-    """SchemaTooOld unless the database has the tables, views and columns that ``steps`` make up
-    to ``version``.
+    """Raise SchemaTooOld unless the database has the tables, views and columns that ``steps``
+    create up to ``version``.
     """
     if version >= OLDEST:
         with closing(sqlite3.connect(":memory:", isolation_level=None)) as promised:
             for statement in (statement for step in steps[:version] for statement in step):
-                if not _fills(statement):
+                if not _writes_rows(statement):
                     promised.execute(statement)
             wanted, found = _shape(promised), _shape(db)
             if all(found.get(name) == columns for name, columns in wanted.items()):
                 return
     raise SchemaTooOld(
-        f"{path} was written by a version of CipherBox before 0.5.0, and this one does not "
-        "understand it; nothing was changed"
+        f"{path} was written by a version of CipherBox before 0.5.0, which this program cannot "
+        "read; nothing was changed"
     )
 
 
-def _fills(statement: str) -> bool:
-    """Whether it writes rows, which say nothing about the shape and take long."""
+def _writes_rows(statement: str) -> bool:
+    """Return whether a statement writes rows, which do not affect the shape and take long."""
     lines = (
         line
         for line in statement.splitlines()
@@ -67,6 +67,6 @@ def _columns(db: sqlite3.Connection, name: str) -> tuple[tuple[str, ...], ...]:
         rows = db.execute(
             "SELECT name, type, pk FROM pragma_table_info(?) ORDER BY cid", (name,)
         ).fetchall()
-    except sqlite3.OperationalError:  # a view over columns that are not there
+    except sqlite3.OperationalError:  # a view of missing columns
         return ()
     return tuple(tuple(map(str, row)) for row in rows)

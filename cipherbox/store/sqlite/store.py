@@ -1,13 +1,12 @@
-"""The SQLite store: the port's rules over one connection, the spool, and the reserve.  Bodies are
-read back over a second connection, which sees the last commit and waits for none.
+"""The SQLite store: one connection, the spool, and the reserve.  Bodies are read over a second
+connection, which sees the last commit and never waits for one.
 
-The order of a commit: room is checked, large bodies go to the spool and are synced, then one
-transaction writes the rows, then the files that it dropped are deleted.  A failed commit takes its
-spool files back, unless the failure came from ending the transaction: then it may have reached the
-disk, and its files wait for the sweep of the next start.
+A commit checks for room, writes large bodies to the spool and syncs them, writes the rows in one
+transaction, then deletes the files that it freed.  A failed commit deletes its spool files, unless
+its COMMIT failed: it may have taken effect, so the next start decides about the files.
 
-Every write checks in its transaction that the epoch is still this store's.  One that finds the disk
-full and takes no new envelopes gives up the reserve and is tried once more.
+Every write checks in its transaction that the epoch is still this store's.  A write without new
+envelopes that finds the disk full releases the reserve and is retried once.
 """
 
 from __future__ import annotations
@@ -31,13 +30,13 @@ from cipherbox.store.sqlite import commit, copying, database, queries, retention
 from cipherbox.store.sqlite.commit import QueueNumbers
 
 DATABASE, SPOOL, RESERVE = "cipherbox.sqlite3", "spool", "reserve"
-_WORTH_GIVING_BACK = 4 * 1024 * 1024  # bytes of empty pages
-_ROW_BYTES = 4096  # rows and pages that an envelope costs beside its own bytes, at most
+_WORTH_SHRINKING = 4 * 1024 * 1024  # bytes of empty pages
+_ROW_BYTES = 4096  # most that an envelope's rows take besides its own bytes
 T = TypeVar("T")
 
 
 class SqliteStore(Registry):
-    """See the port for what each method promises."""
+    """The port's methods, on SQLite."""
 
     readers = 1
     synced_s = 0.0
@@ -50,7 +49,7 @@ class SqliteStore(Registry):
         self._reserve = Reserve(directory / RESERVE, limits.disk_reserve_bytes, files)
         with database.translated():
             if self._reserve.low():
-                self._reserve.give_up()  # opening needs some space itself
+                self._reserve.release()  # opening needs some space
         self.db = database.connect(directory / name, create=create, files=files)
         try:
             self.epoch = 0
@@ -70,7 +69,7 @@ class SqliteStore(Registry):
 
     def load(self, head: int) -> Snapshot:
         with database.translated():
-            database.settle(self.db)
+            database.roll_back(self.db)
             self._numbers = QueueNumbers(self.db)
             return queries.load(self.db, head)
 
@@ -92,9 +91,9 @@ class SqliteStore(Registry):
         rows = self._rows(query, (envelope_id, sender))
         return Acceptance(*rows[0]) if rows else None
 
-    def older_than(self, cutoffs: Cutoffs) -> bool:
+    def retention_due(self, cutoffs: Cutoffs) -> bool:
         with database.translated():
-            return retention.anything(self.db, cutoffs)
+            return retention.is_due(self.db, cutoffs)
 
     def dead_letters(
         self, queue: str, after: str, most: int, include_closed: bool
@@ -116,11 +115,11 @@ class SqliteStore(Registry):
             return True
 
     def _shrunk(self, spare_bytes: int) -> int:
-        """Gives empty pages back to a disk that has no room; returns what is left of them."""
-        if spare_bytes < _WORTH_GIVING_BACK:
+        """Return empty pages to a full disk; return the size of those that remain."""
+        if spare_bytes < _WORTH_SHRINKING:
             return spare_bytes
         with suppress(DiskFull):
-            database.give_back(self.db)
+            database.shrink(self.db)
         return database.spare_bytes(self.db)
 
     def commit(self, changes: Changes, epoch: int) -> None:
@@ -133,7 +132,7 @@ class SqliteStore(Registry):
                 dropped = self._write(lambda: commit.write(self.db, changes, self._numbers, {}))
                 self._spool.delete(dropped)
         except BaseException:
-            # if this fails too, `load` does it
+            # if this fails, too, `load` does it
             with suppress(CipherBoxError), database.translated():
                 self._numbers = QueueNumbers(self.db)
             raise
@@ -141,7 +140,7 @@ class SqliteStore(Registry):
     def _commit_new(self, changes: Changes) -> None:
         sizes = [e[3].size for e in changes.envelopes] + [i.size for _, i in changes.replaced]
         if not self.room(sum(sizes) + len(sizes) * _ROW_BYTES):
-            raise DiskFull("HQ's disk is full; nothing new is taken until there is room")
+            raise DiskFull("HQ's disk is full; no new envelopes are accepted until it has room")
         large: list[tuple[int, Incoming]] = []
         if max(sizes) >= self._spool_from:
             large = [(e.number, e.incoming) for e in changes.envelopes] + changes.replaced
@@ -168,16 +167,16 @@ class SqliteStore(Registry):
 
     def _write(self, work: Callable[[], T]) -> T:
         try:
-            return self._once(work)
+            return self._write_once(work)
         except (DiskFull, StoreUnavailable) as error:
             with database.translated():
                 if not isinstance(error, DiskFull) and not self._reserve.low():
                     raise
-                self._reserve.give_up()
+                self._reserve.release()
                 self._numbers = QueueNumbers(self.db)
-        return self._once(work)
+        return self._write_once(work)
 
-    def _once(self, work: Callable[[], T]) -> T:
+    def _write_once(self, work: Callable[[], T]) -> T:
         with database.transaction(self.db) as progress:
             self._check_epoch()
             done = work()
@@ -204,11 +203,11 @@ class SqliteStore(Registry):
         return epoch
 
     def fill(self, table: str, rows: Sequence[Row]) -> None:
-        """See `copying.Sink`."""
+        """Insert rows of a copy, as a `copying.Sink`."""
         self._write(lambda: copying.fill(self.db, table, rows, self._spool, self._spool_from))
 
     def renew(self) -> None:
-        """The data directory's lock holds as long as the process lives."""
+        """Do nothing: the data directory's lock lasts as long as the process."""
 
     def close(self) -> None:
         self._bodies_db.close()
@@ -224,7 +223,5 @@ def open_store(
     kind: type[SqliteStore] = SqliteStore,
     name: str = DATABASE,
 ) -> SqliteStore:
-    """Opens the store in ``directory``; ``create`` makes it.  The caller holds the lock of HQ's
-    data directory.
-    """
+    """Open or ``create`` the store in ``directory``; the caller holds the data directory's lock."""
     return kind(directory, create=create, files=files or Files(), limits=limits, name=name)
