@@ -221,6 +221,59 @@ def test_a_part_further_than_files_reach_is_left_out(tmp_path: Path) -> None:
     inbox.close()
 
 
+@pytest.mark.parametrize("name", ["free_place", "read_manifest"])
+@pytest.mark.parametrize("error", [OverflowError("too large"), RecursionError("too deep")])
+def test_an_error_that_one_file_causes_refuses_that_file(
+    tmp_path: Path, name: str, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = getattr(arriving, name)
+
+    def failing(*arguments: Any) -> Any:
+        if "bad.csv" in repr(arguments):
+            raise error
+        return real(*arguments)
+
+    inbox = Inbox(tmp_path)
+    inbox.record([*in_parts(b"x", ["bad.csv"]), *in_parts(b"honest", ["h"])])
+    with monkeypatch.context() as patch:
+        patch.setattr(arriving, name, failing)
+        assert [one.filename for one in completed(inbox)] == ["h"]
+    assert completed(inbox) == []
+    assert [outcome for _, outcome in receipts(inbox).values()] == [0, 255, 0, 0]
+    inbox.close()
+
+
+def test_a_part_that_this_file_system_cannot_hold_is_left_out(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    inbox = Inbox(tmp_path)
+    far = part_message(b"t" * 16, 1, LIMITS.part_bytes_most, b"x", compress=False)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (LIMITS.part_bytes_most // 2, hard))
+    try:
+        inbox.record([sealed(far), *in_parts(b"honest", ["h"])])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [one.filename for one in completed(inbox)] == ["h"]
+    inbox.close()
+
+
+def test_a_file_whose_parts_are_gone_is_refused_with_that_reason_and_others_arrive(
+    tmp_path: Path,
+) -> None:
+    inbox = Inbox(tmp_path)
+    inbox.record(in_parts(b"it is removed meanwhile", ["gone"], transfer=b"t" * 16))
+    (hidden,) = (path for path in tmp_path.rglob(".partial/**/*") if path.is_file())
+    hidden.unlink()
+    inbox.record(in_parts(b"honest", ["h"]))
+    inbox.close()
+    inbox = Inbox(tmp_path)
+    assert [one.filename for one in completed(inbox)] == ["h"]
+    assert list(receipts(inbox).values())[:2] == [(None, 0), (None, 255)]  # part, manifest
+    reasons = [reason for (reason,) in inbox._db.execute("SELECT reason FROM transfers")]
+    assert any("gone from this machine" in reason for reason in reasons)
+    inbox.close()
+
+
 def test_compressed_parts_are_expanded_one_at_a_time(tmp_path: Path) -> None:
     most = LIMITS.part_bytes_most
     bombs = [sealed(part_message(b"t" * 16, 0, most, bytes(most), compress=True)) for _ in range(8)]

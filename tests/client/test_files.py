@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,10 @@ from cipherbox.client.receiving.receiver import Receiver
 from cipherbox.errors import CipherBoxError, FileChanged, FileError, MalformedEnvelope
 from cipherbox.limits import LIMITS
 from cipherbox.sealing.body import Message
+from tests.client.attacks import bomb
 
 PART = LIMITS.part_bytes
+MIB = 1024 * 1024
 INCOMING = "incoming"
 
 
@@ -329,6 +332,11 @@ def test_parts_and_manifests_that_are_none() -> None:
     )
     with pytest.raises(MalformedEnvelope):
         read_part(Message(bomb.content, bomb.content_type, {**bomb.headers, "part_bytes": "1000"}))
+    plain = part_message(b"t" * 16, 3, 100, b"x" * 100, compress=False)
+    assert read_part(plain).data == b"x" * 100
+    for size in (0, 101):  # it would write over the next part
+        with pytest.raises(MalformedEnvelope):
+            read_part(Message(b"x" * size, plain.content_type, plain.headers))
     manifest = Manifest(b"t" * 16, ("a", "b"), 150, 100, (bytes(32), bytes(32)), 5, "text/plain")
     content = manifest_message(manifest).content
     assert read_manifest(content) == manifest
@@ -337,6 +345,17 @@ def test_parts_and_manifests_that_are_none() -> None:
             read_manifest(content[:at] + bytes([content[at] ^ 0x55]) + content[at + 1 :])
         except CipherBoxError as error:
             assert isinstance(error, MalformedEnvelope)  # noqa: PT017
+
+
+def test_a_part_that_expands_without_end_is_refused_in_little_memory() -> None:
+    good = part_message(b"t" * 16, 0, MIB, b"x", compress=True)
+    tracemalloc.start()
+    try:
+        with pytest.raises(MalformedEnvelope):
+            read_part(Message(bomb(64), good.content_type, {**good.headers, "encoding": "zstd"}))
+        assert tracemalloc.get_traced_memory()[1] < 8 * MIB
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize(
