@@ -7,7 +7,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/ready
 PYZ := dist/cipherbox.pyz
-SOURCES := $(shell find cipherbox -type f -name '*.py' -o -type f -name '*.md' -o -type f -name '*.sql')
+SOURCES := $(shell find cipherbox -type f -name '*.py' -o -type f -name '*.md' -o -type f -name '*.sql') $(wildcard cipherbox/units/*)
 JOBS ?= 3
 SEEDS ?= 0:2000
 MINUTES ?= 10
@@ -87,5 +87,5 @@ $(STAMP): packaging/requirements-dev.txt pyproject.toml
 	$(RUN) -m pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
-$(PYZ): $(STAMP) packaging/build.py packaging/platforms.py packaging/sbom.py packaging/requirements.txt systemd/* $(SOURCES)
+$(PYZ): $(STAMP) packaging/build.py packaging/platforms.py packaging/sbom.py packaging/requirements.txt $(SOURCES)
 	$(RUN) packaging/build.py $@

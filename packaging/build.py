@@ -37,7 +37,7 @@ from cipherbox import __version__  # noqa: E402
 from cipherbox.ops.unpack import ANY, BUILD_NAME, NATIVE, SITE, platform_name  # noqa: E402
 
 LARGEST = 60_000_000
-OWN_FILES = frozenset([".py", ".md", ".sql", ".typed"])
+OWN_FILES = frozenset([".py", ".md", ".sql", ".typed", ".service", ".socket", ".conf"])
 NOTES = frozenset(
     [
         "RECORD",
@@ -139,10 +139,7 @@ def own() -> Contents:
         for path in (PROJECT / "cipherbox").rglob("*")
         if path.suffix in OWN_FILES and path.is_file()
     )
-    found = {path.relative_to(PROJECT).as_posix(): path.read_bytes() for path in files}
-    for unit in (PROJECT / "systemd").glob("*.*"):
-        found[f"cipherbox/units/{unit.name}"] = unit.read_bytes()
-    return found
+    return {path.relative_to(PROJECT).as_posix(): path.read_bytes() for path in files}
 
 
 def arranged(parts: dict[Target, Contents]) -> Contents:

@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 TOP = {
     *("pyproject.toml", "README.md", "Makefile", "LICENSE", "CHANGELOG.md"),
-    *("cipherbox", "systemd", "packaging", "tests", ".ci", ".gitignore"),
+    *("cipherbox", "packaging", "tests", ".ci", ".gitignore"),
 }
 TEXT = {".py", ".md", ".sh", ".toml", ".txt", ".service", ".sql", ".json", ""}
 
@@ -89,7 +89,7 @@ def test_the_manual_needs_nothing_of_pygments_that_the_built_file_lacks() -> Non
 
 def test_every_line_of_the_unit_is_explained() -> None:
     explained = False
-    for line in (ROOT / "systemd" / "cipherbox.service").read_text().splitlines():
+    for line in (ROOT / "cipherbox" / "units" / "cipherbox.service").read_text().splitlines():
         if line.startswith("#"):
             explained = True
         elif not line or line.startswith("["):

@@ -90,23 +90,25 @@ def runs_nothing(place: Path) -> bool:
         return False
 
 
-def fits(names: list[str], platform: str, python: str) -> str:
-    """Empty when an archive with these entries has what this machine needs, else what is wrong."""
+def misfit(names: list[str], platform: str, python: str) -> tuple[str, str]:
+    """Return why an archive with these entries does not run on this machine, and what to do; two
+    empty texts if it does.
+    """
     held = sorted({tuple(name.split("/")[1:3]) for name in names if name.startswith(NATIVE)})
     platforms = sorted({name for name, _ in held})
     pythons = sorted({tag for name, tag in held if name == platform and tag != ANY})
     if platform not in platforms:
         return (
-            f"this file is for {', '.join(platforms)}, and this machine is {platform}; take the "
-            "file that is for it"
+            f"this file is for {', '.join(platforms)}, and this machine is {platform}",
+            "use the file built for it",
         )
     if pythons and python not in pythons:
         versions = ", ".join(f"{tag[2]}.{tag[3:]}" for tag in pythons)
         return (
-            f"this file is for Python {versions}, and this is {python[2]}.{python[3:]}; start it "
-            "with one of those"
+            f"this file is for Python {versions}, and this is {python[2]}.{python[3:]}",
+            "start it with one of those",
         )
-    return ""
+    return "", ""
 
 
 def unpack(archive: ZipFile, target: Path, platform: str, pythons: tuple[str, ...] | None) -> None:
@@ -168,9 +170,9 @@ def _first(file: str, cache: Path, target: Path) -> None:
     from zipfile import ZipFile
 
     with ZipFile(file) as archive:
-        wrong = fits(archive.namelist(), platform_name(), python_name())
-        if wrong:
-            raise ValueError(wrong)
+        why, remedy = misfit(archive.namelist(), platform_name(), python_name())
+        if why:
+            raise ValueError(f"{why}; {remedy}")
         part = Path(tempfile.mkdtemp(prefix=_PART, dir=cache))
         try:
             unpack(archive, part, platform_name(), (python_name(),))

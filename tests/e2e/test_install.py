@@ -403,7 +403,7 @@ def test_the_schema_in_postgresql_is_asked_for(machine: Machine, own: postgres.S
     refused = machine.run("install", pyz=second)
     assert refused.code == 6
     assert (
-        f"was written by a newer program (version {known + 7}; this file knows {known})"
+        f"was written by a newer program (version {known + 7}; this program knows {known})"
         in refused.err
     )
     assert (machine.files(), read_pointer(machine.base / "current")) == (before, current)

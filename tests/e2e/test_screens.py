@@ -7,13 +7,11 @@ from __future__ import annotations
 import json
 import re
 import subprocess
-import sys
-import zipfile
 from pathlib import Path
 
 import pytest
 
-from .conftest import ENVIRONMENT, PROGRAM, PROJECT, Hq, make_hq, serving, shell
+from .conftest import ENVIRONMENT, PROGRAM, Hq, make_hq, serving, shell
 from .terminal import on_terminal
 
 
@@ -215,39 +213,3 @@ def test_the_lists_of_the_manual_fit(columns: int, tmp_path: Path) -> None:
     shown = screen("manual", home=tmp_path, columns=columns)
     assert "example-sender" in shown
     assert max(map(len, shown.splitlines())) <= columns
-
-
-def test_the_wheel_holds_everything(tmp_path: Path) -> None:
-    """Built as `make wheel` builds it, from a copy: other tests use the tree at the same time."""
-    import shutil
-
-    source = tmp_path / "source"
-    source.mkdir()
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(PROJECT / name, source)
-    shutil.copytree(
-        PROJECT / "cipherbox", source / "cipherbox", ignore=shutil.ignore_patterns("__pycache__")
-    )
-    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
-    subprocess.run([*command, "-w", str(tmp_path), str(source)], check=True, timeout=120)
-    (wheel,) = tmp_path.glob("*.whl")
-    with zipfile.ZipFile(wheel) as archive:
-        held = set(archive.namelist())
-    wanted = {
-        path.relative_to(PROJECT).as_posix()
-        for path in (PROJECT / "cipherbox").rglob("*")
-        if path.suffix in (".py", ".md", ".sql", ".typed") and path.is_file()
-    }
-    assert wanted - held == set()
-    ran = subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            "from cipherbox.cli.main import main; main(['manual', 'example-sender'])",
-        ],
-        capture_output=True,
-        cwd=tmp_path,
-        check=True,
-        env=ENVIRONMENT | {"PYTHONPATH": str(wheel)},
-    )
-    assert b"open_client" in ran.stdout

@@ -166,21 +166,22 @@ def _version_before(places: Places, current: str) -> Version:
 def _version_here(
     places: Places, current: str, parts: list[str], python: Path, systemd: bool
 ) -> Version:
-    """Return the version of this very file: the installed one, or one to unpack."""
+    """Return the version of this program: the installed one, or one to copy."""
     from cipherbox.cli.install import steps
     from cipherbox.cli.install.files import outside
     from cipherbox.cli.install.schemas import check_schemas, known_schemas
+    from cipherbox.cli.install.source import program_source
 
     base = places.at(places.base)
     installed = bool(current and steps.manifest_of(base / current))
     if installed and Path(sys.argv[0]).resolve().is_relative_to(base.resolve()):
         return Version(current, steps.files_of(base / current), [], [])
-    file = Path(sys.argv[0]).absolute()
-    name = steps.taken_apart(file)
+    source = program_source(Path(sys.argv[0]).absolute(), python)
     known = known_schemas()
-    found = check_schemas(_homes(places), known, "this file", _schemas(places, current))
+    found = check_schemas(_homes(places), known, "this program", _schemas(places, current))
     files = outside(places, parts, units=systemd)
-    return Version(name, files, [steps.tree_step(places, name, file, python, parts, files)], found)
+    made = steps.tree_step(places, source, python, parts, files)
+    return Version(source.name, files, [made], found)
 
 
 @click.command()

@@ -45,11 +45,8 @@ def outside(places: Places, parts: list[str], *, units: bool) -> dict[str, bytes
 
 
 def unit(name: str) -> bytes:
-    """A unit of systemd as the program brings it."""
-    packed = files("cipherbox").joinpath("units", name)
-    if packed.is_file():
-        return packed.read_bytes()
-    return files("cipherbox").joinpath("..", "systemd", name).read_bytes()  # the source tree
+    """Return one of systemd's units."""
+    return files("cipherbox").joinpath("units", name).read_bytes()
 
 
 def completion_script(shell: str) -> str:

@@ -7,7 +7,8 @@ import subprocess
 
 from cipherbox.cli.install.checks import runs_systemd
 from cipherbox.cli.install.places import SOCKETS, USER, Places
-from cipherbox.cli.install.steps import call, listen_steps
+from cipherbox.cli.install.programs import call
+from cipherbox.cli.install.steps import listen_steps
 from cipherbox.config.settings import SERVER_FILE
 from cipherbox.errors import ConfigError
 from cipherbox.portable import ids_of

@@ -11,13 +11,11 @@ from __future__ import annotations
 import compileall
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile, ZipFile
 
 import attrs
 import orjson
@@ -32,9 +30,10 @@ from cipherbox.cli.install.places import (
     read_pointer,
     write_pointer,
 )
+from cipherbox.cli.install.programs import call
 from cipherbox.cli.install.schemas import known_schemas
+from cipherbox.cli.install.source import ProgramSource
 from cipherbox.errors import ConfigError
-from cipherbox.ops.unpack import BUILD_NAME, fits, platform_name, python_name, unpack
 from cipherbox.portable import WINDOWS, give_to, ids_of, sync_directory, write_atomic
 
 LAUNCHER = """#!{python} -Ps
@@ -56,24 +55,6 @@ class Step:
     do: Callable[[], object]
 
 
-def taken_apart(file: Path) -> str:
-    """The name of the version in the one file; ConfigError when it is not ours or not for this
-    machine.
-    """
-    try:
-        with ZipFile(file) as archive:
-            build = archive.read(BUILD_NAME).decode()
-            wrong = fits(archive.namelist(), platform_name(), python_name())
-    except (OSError, BadZipFile, KeyError, ValueError):
-        raise ConfigError(
-            f"{file} is not the one file",
-            remedy="run the file itself, for example: sudo python3 cipherbox.pyz install",
-        ) from None
-    if wrong:
-        raise ConfigError(wrong)
-    return f"{cipherbox.__version__}-{build[:12]}"
-
-
 def manifest_of(tree: Path) -> dict[str, Any]:
     """What an installed version says of itself; empty when there is none."""
     try:
@@ -84,9 +65,10 @@ def manifest_of(tree: Path) -> dict[str, Any]:
 
 
 def tree_step(
-    places: Places, name: str, file: Path, python: Path, parts: list[str], extra: dict[str, bytes]
+    places: Places, source: ProgramSource, python: Path, parts: list[str], extra: dict[str, bytes]
 ) -> Step:
-    """The folder of this version; it gets its name when it is whole."""
+    """Return the step that makes the tree of this version; it gets its name when it is complete."""
+    name = source.name
     tree = places.at(places.base / name)
 
     def done() -> bool:
@@ -99,8 +81,7 @@ def tree_step(
         _directories(tree.parent)
         part = Path(tempfile.mkdtemp(prefix=".part-", dir=tree.parent))
         try:
-            with ZipFile(file) as archive:
-                unpack(archive, part / "site", platform_name(), None)
+            source.copy_to(part / "site")
             compileall.compile_dir(
                 part / "site", quiet=2, stripdir=str(part), prependdir=str(places.base / name)
             )
@@ -324,26 +305,6 @@ def listen_steps(places: Places) -> Iterator[Step]:
             yield _file_step(places, path, text.encode())
         elif places.at(path).exists():
             yield gone_step(places, path)
-
-
-def call(command: list[str], **options: Any) -> None:
-    """Runs a program of the system; ConfigError with what it said when it fails."""
-    try:
-        done = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            check=False,
-            stdin=subprocess.DEVNULL,
-            **options,
-        )
-    except OSError as error:
-        raise ConfigError(f"{command[0]} cannot be run: {error.strerror}") from None
-    if done.returncode != 0:
-        said = (done.stderr or done.stdout).strip().splitlines()
-        raise ConfigError(
-            f"{' '.join(command)} failed: {said[-1] if said else f'code {done.returncode}'}"
-        )
 
 
 def parts_of(places: Places, wanted: str) -> list[str]:

@@ -75,10 +75,10 @@ class Resealing(OutboxAccess):
         """
 
         def on_outcome(new: PendingPublish | None) -> None:
-            text = f"{error}; the others get it: {', '.join(item.others)}"
+            text = f"{error.what}; the others get it: {', '.join(item.others)}"
             if new is not None and new.error is not None:
-                text, item.others = f"{error}; {new.error}", new.others
-            item.error = type(error)(text, error.detail)
+                text, item.others = f"{error.what}; {new.error}", new.others
+            item.error = error.copy(text)
             item.tell_owner()
 
         if not await self.mend(item.envelope_id, item.generation, error, on_outcome):
