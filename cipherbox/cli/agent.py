@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 @click.option(
     "--folder",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Where the folders are. [default: your --home; ~/CipherBox for ~/.cipherbox]",
+    help="Directory of the folders. [default: your --home; ~/CipherBox for ~/.cipherbox]",
 )
 @incoming_option
 @click.option(
     "--exec",
     "command",
-    help="Run this command for each message and file, as `receive --exec` does.",
+    help="Run this command for each message and file, like `receive --exec`.",
 )
 @ordered_option
 @click.pass_context
@@ -37,20 +37,20 @@ def agent(
     command: str | None,
     ordered: bool,
 ) -> None:
-    """Send what is put into a folder, and receive into another, until Ctrl-C.
+    """Send files placed in one folder and receive into another, until Ctrl-C.
 
     \b
     outgoing/CA-RC/           files here go to CA-RC; CA-RC+SF-RC goes to both
-    outgoing/@EXCHANGE/KEY/   files here go to whoever reads that route
-    sent/                     what HQ has is moved here
-    failed/                   what cannot be sent, and why: NAME.reason.txt
-    refused/                  what a recipient refused, and why: the same
-    incoming/FL-LAB/          what came, under its name when it is whole
+    outgoing/@EXCHANGE/KEY/   files here go to the readers of that route
+    sent/                     files that HQ has stored
+    failed/                   files that cannot be sent, with NAME.reason.txt
+    refused/                  files that a recipient refused, likewise
+    incoming/FL-LAB/          received files, named when they are complete
 
-    Messages enter data/received_messages.jsonl as with `receive`.  What other commands left in the
-    outbox goes out too.  A file is sent when it has not changed for ten seconds, and no program has
-    it open for writing ([agent] in client.toml: other times, marker files, names to ignore).  HQ
-    away, a cut line, a restart: nothing needs doing.
+    Messages are recorded in data/received_messages.jsonl as by `receive`. What other commands left
+    in the outbox is sent, too. A file is sent when it has not changed for ten seconds and no
+    program has it open for writing ([agent] in client.toml sets other times, marker files, names to
+    ignore). The agent recovers automatically from an unreachable HQ, cut connections and restarts.
     """
     import trio
 

@@ -22,7 +22,7 @@ _hq_option = click.option(
 
 @click.group()
 def alerts() -> None:
-    """Who is told when somebody has to look: [alerts] in the settings of HQ, and of each client."""
+    """Test and list the alerts that [alerts] in the settings of HQ and of each client sends."""
 
 
 @alerts.command("test")
@@ -30,7 +30,7 @@ def alerts() -> None:
 @json_option
 @click.pass_context
 def alerts_test(ctx: click.Context, hq: Path | None, as_json: bool) -> int:
-    """Send a test by every way that is set, and say what came of each."""
+    """Send a test through every configured channel, and print the results."""
     from cipherbox.alerting import try_ways, ways
     from cipherbox.cli.output import print_json, safe, say
     from cipherbox.errors import ConfigError
@@ -54,7 +54,7 @@ def alerts_test(ctx: click.Context, hq: Path | None, as_json: bool) -> int:
 @json_option
 @click.pass_context
 def alerts_list(ctx: click.Context, hq: Path | None, as_json: bool) -> None:
-    """List what was told and is not over."""
+    """List the alerts that were sent and are not over."""
     from cipherbox.alerting import Teller
     from cipherbox.cli.output import print_json, safe, table, time_text
 

@@ -23,22 +23,23 @@ Entries = AsyncIterator[tuple["LogEntry", int]]
 
 @click.group()
 def audit() -> None:
-    """HQ's signed log: what it took, delivered and gave up, and who changed what."""
+    """Read and verify HQ's signed log: what it accepted, delivered and dead-lettered, and who
+    changed what.
+    """
 
 
 @audit.command("verify")
 @click.option(
-    "--key", help="The log key in hexadecimal. [default: what this HQ's certificate stands behind]"
+    "--key", help="The log key in hexadecimal. [default: the one that HQ's certificate certifies]"
 )
 @json_option
 @click.pass_context
 def audit_verify(ctx: click.Context, key: str | None, as_json: bool) -> int:
-    """Read the whole log from HQ and check every entry, the tree over them, and that what was read
-    before is there.
+    """Read the whole log from HQ; check every entry, the tree over them, and that entries read
+    before still exist.
 
-    Exit code 1 when an entry was changed, is missing or stands in another place, when the newest
-    head does not fit, or when two entries name different key bundles of one client under one
-    number; it is named.
+    Exit code 1 if an entry was changed, is missing or was moved, if the latest head does not match,
+    or if two entries name different key bundles of one client under one number. The entry is named.
     """
     from cipherbox.cli.output import fail, print_json, say
     from cipherbox.client.log.audit import Audit, verify_log
@@ -83,14 +84,14 @@ def audit_verify(ctx: click.Context, key: str | None, as_json: bool) -> int:
     type=click.IntRange(1, 100_000),
     default=20,
     show_default=True,
-    help="The newest so many.",
+    help="Number of latest entries.",
 )
 @json_option
 @click.pass_context
 def audit_show(ctx: click.Context, after: int | None, last: int, as_json: bool) -> None:
-    """Read the log, a line for each thing that happened: entry, time, who, what.
+    """Print the log, one line per act: entry, time, who, what.
 
-    `audit verify` says whether the log is whole.
+    `audit verify` checks whether the log is complete.
     """
     from cipherbox.cli.audit_lines import events, lines
     from cipherbox.cli.output import explain, print_json, safe, say, time_text
@@ -129,8 +130,8 @@ def audit_show(ctx: click.Context, after: int | None, last: int, as_json: bool) 
 def audit_evidence(ctx: click.Context, file: BinaryIO, as_json: bool) -> int:
     """Verify a file of evidence against HQ's log: offline, on any machine, with no home.
 
-    Exit code 0 when the two signed heads in it contradict each other, 1 when they do not or HQ may
-    still explain them.
+    Exit code 0: its two signed heads contradict each other. 1: they do not, or HQ may still explain
+    them.
     """
     from cipherbox.cli.output import fail, print_json, say, time_text
     from cipherbox.envelope.evidence import CONSISTENT, FORK, ROLLBACK, verify_file
@@ -173,10 +174,10 @@ def audit_evidence(ctx: click.Context, file: BinaryIO, as_json: bool) -> int:
 @yes_option
 @click.pass_context
 def audit_restored(ctx: click.Context, yes: bool) -> None:
-    """Sign, as an admin, that HQ was restored from a backup, so that its clients go on.
+    """Sign, as an admin, that HQ was restored from a backup, so that its clients continue.
 
-    HQ's log says what the restored store goes on from.  Look at it, and sign only what you did
-    yourself: a client that has seen later entries believes your word that they are lost.
+    HQ's log states what the restored store continues from. Check it, and sign only a restore of
+    your own: clients that saw later entries accept your statement that these are lost.
     """
     from cipherbox.cli.output import next_step, say
     from cipherbox.client.log.restores import attest_restored
@@ -195,9 +196,9 @@ def audit_restored(ctx: click.Context, yes: bool) -> None:
 @yes_option
 @click.pass_context
 def audit_accept(ctx: click.Context, yes: bool) -> None:
-    """Forget a contradiction that was found, and believe the log that HQ shows next.
+    """Forget a contradiction that was found, and trust the log that HQ shows next.
 
-    For when you know what happened.  The file of evidence stays.
+    Use it when you know what happened. The file of evidence is kept.
     """
     from contextlib import closing
 

@@ -24,20 +24,23 @@ LEAVE_S = 5.0  # for the last line to reach HQ, when somebody waits for the prom
 @click.command()
 @click.argument("clients", metavar="CLIENT...", nargs=-1, type=CLIENT_ID)
 @click.option(
-    "--all", "to_all", is_flag=True, help="With everybody whose keys HQ lists now and you trust."
+    "--all",
+    "to_all",
+    is_flag=True,
+    help="With every client that HQ lists now and whose keys you trust.",
 )
 @click.option(
     "--last",
     type=click.IntRange(0, 1000),
     default=LAST,
     show_default=True,
-    help="Lines of before to show.",
+    help="Number of earlier lines to show.",
 )
 @click.option(
     "--stay",
     type=DURATION,
     default=0.0,
-    help="After the end of the input listen for so long, as 30s.",
+    help="Keep listening for this time after the end of the input, for example 30s.",
 )
 @json_option
 @click.pass_context
@@ -49,7 +52,7 @@ def chat(
     stay: float,
     as_json: bool,
 ) -> int:
-    """Write to CLIENT, or to several, line by line, and read what they write; Ctrl-D ends.
+    """Exchange messages with CLIENT, or several, line by line, until Ctrl-D.
 
     \b
     cipherbox chat CA-RC
@@ -57,10 +60,10 @@ def chat(
     cipherbox chat --all
     echo 'Sample 17 is ready' | cipherbox chat CA-RC --stay 30s --json
 
-    Each line is sealed and sent at once, and kept in the outbox while HQ is away.  What the others
-    wrote before, and write now, is in your inbox like every message; `receive` or the agent may run
-    beside.  On a terminal a note says how far your newest line is: with HQ, opened.  The exit code
-    is 11 when a line still waits in the outbox at the end.  [manual: tools]
+    Each line is sealed and sent immediately, and stays in the outbox while HQ is unreachable. The
+    others' lines are in your inbox like every message; `receive` or the agent may run at the same
+    time. On a terminal, a note shows the state of your latest line: with HQ, opened. Exit code 11:
+    a line is still waiting in the outbox. [manual: tools]
     """
     from cipherbox.apps.chat.conversation import Chat
     from cipherbox.cli.chat_screen import Screen

@@ -39,19 +39,19 @@ class Clients(click.Group):
 
 @click.group(cls=Clients)
 def clients() -> None:
-    """Who is enrolled.  `clients` alone lists them, `clients CLIENT_ID` shows one."""
+    """List enrolled clients; `clients CLIENT_ID` shows one."""
 
 
 @clients.command("list")
 @click.option(
-    "--pending", is_flag=True, help="The enrolments that wait for approval or for the CA (admin)."
+    "--pending", is_flag=True, help="Enrolments that are pending approval or the CA (admin)."
 )
-@click.option("--connected", is_flag=True, help="The connections of now (admin).")
+@click.option("--connected", is_flag=True, help="Current connections (admin).")
 @json_option
 @click.pass_context
 def clients_list(ctx: click.Context, pending: bool, connected: bool, as_json: bool) -> None:
-    """List who is enrolled; with --pending, who waits; with --connected, each connection and its
-    newest request.
+    """List enrolled clients; with --pending, open enrolments; with --connected, each connection and
+    its latest request.
     """
     from cipherbox.cli.output import next_step, print_json, rows_table
 
@@ -120,10 +120,9 @@ def clients_show(ctx: click.Context, client_id: str, as_json: bool) -> None:
 def clients_roles(
     ctx: click.Context, client_id: str | None, role: str | None, as_json: bool
 ) -> None:
-    """Show who is an admin and who has which right (admin); with ROLE, make CLIENT_ID an admin, or
-    a client again.
+    """Show admins and rights (admin); with ROLE, make CLIENT_ID an admin, or a client again.
 
-    An admin by its enrolment stays one until it is revoked: cipherbox revoke
+    A client enrolled as an admin remains one until it is revoked: cipherbox revoke
     """
     from cipherbox.cli.output import print_json, rows_table, say
     from cipherbox.errors import Conflict, NotFound
@@ -174,19 +173,16 @@ async def _roles(client: Client) -> list[dict[str, Any]]:
 @click.argument("client_id", type=CLIENT_ID)
 @click.argument("what", type=click.Choice(WHAT), metavar="WHAT")
 @click.argument("most", type=click.IntRange(0), required=False)
-@click.option(
-    "--default", "default", is_flag=True, help="As HQ's settings say, as for everybody else."
-)
+@click.option("--default", "default", is_flag=True, help="Return to the limit in HQ's settings.")
 @click.pass_context
 def clients_limit(
     ctx: click.Context, client_id: str, what: str, most: int | None, default: bool
 ) -> None:
-    """Let CLIENT_ID have at most MOST of WHAT at HQ (admin): more than the settings say, or less.
+    """Limit WHAT of CLIENT_ID at HQ to MOST (admin), overriding the settings.
 
     WHAT is bytes, envelopes, queues, bundles, certificates or prekeys. bytes and envelopes count
-    what it sent and nobody acknowledged yet, dead letters with it, in each queue for itself. What
-    it has already stays, and above MOST nothing is added. What each client has: cipherbox clients
-    show CLIENT_ID
+    what it sent and is not acknowledged yet, including dead letters, in each queue separately. A
+    limit deletes nothing; it prevents additions. Usage: cipherbox clients show CLIENT_ID
     """
     from cipherbox.cli.output import say
 
@@ -204,10 +200,10 @@ def clients_limit(
     type=click.IntRange(1),
     help="Only this one; see: cipherbox clients list --connected",
 )
-@click.option("--reason", default="", help="What the client is told.")
+@click.option("--reason", default="", help="Reason, shown to the client.")
 @click.pass_context
 def clients_kick(ctx: click.Context, client_id: str, connection: int | None, reason: str) -> None:
-    """Cut the connections of CLIENT_ID (admin).  Nothing is lost; it may reconnect immediately.
+    """Close the connections of CLIENT_ID (admin). Nothing is lost; it may reconnect immediately.
 
     To keep it out: cipherbox revoke
     """

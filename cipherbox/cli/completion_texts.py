@@ -23,7 +23,7 @@ def version(as_json: bool) -> None:
 @click.command()
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion(shell: str) -> None:
-    """Print what makes SHELL complete the commands and options of cipherbox.
+    """Print the completion script for SHELL.
 
     \b
     eval "$(cipherbox completion bash)"          in ~/.bashrc

@@ -13,7 +13,7 @@ from cipherbox.cli.options import HQ_DIRECTORY, json_option
 
 @click.group("config")
 def config() -> None:
-    """The settings in force, and whether HQ could start with them."""
+    """Show the effective settings, or check them."""
 
 
 @config.command("show")
@@ -21,9 +21,9 @@ def config() -> None:
 @json_option
 @click.pass_context
 def config_show(ctx: click.Context, directory: Path | None, as_json: bool) -> None:
-    """Show every setting of HQ in DIRECTORY, or of this client, with what the file does not say.
+    """Show every setting of HQ in DIRECTORY, or of this client, defaults included.
 
-    The files name secrets and never hold them, so nothing shown is secret.
+    Settings name files with secrets and contain none, so nothing shown is secret.
     """
     from cipherbox.cli.output import print_json, say
     from cipherbox.config.settings import load_client_config, load_server_config
@@ -42,9 +42,7 @@ def config_show(ctx: click.Context, directory: Path | None, as_json: bool) -> No
 @click.argument("directory", type=HQ_DIRECTORY)
 @json_option
 def config_check(directory: Path, as_json: bool) -> int:
-    """Check HQ's settings in DIRECTORY, and the keys, certificates, places and addresses they
-    name.
-    """
+    """Check HQ's settings in DIRECTORY, and the keys, certificates and addresses they name."""
     from cipherbox.cli.output import fail, print_json, say
     from cipherbox.config.settings import load_server_config
     from cipherbox.errors import ConfigError

@@ -15,17 +15,17 @@ if TYPE_CHECKING:
 
 @click.group()
 def contacts() -> None:
-    """Whom you take mail from: everybody certified, until you block some or allow only some."""
+    """Set whose mail you accept: every certified client's unless you allow or block some."""
 
 
 @contacts.command("allow")
 @click.argument("client_ids", type=CLIENT_ID, nargs=-1)
 @click.option(
-    "--everybody", is_flag=True, help="Take mail from everybody again who is not blocked."
+    "--everybody", is_flag=True, help="Accept mail from every client that is not blocked."
 )
 @click.pass_context
 def contacts_allow(ctx: click.Context, client_ids: tuple[str, ...], everybody: bool) -> None:
-    """Take mail from CLIENT_IDS, and from nobody else who is not allowed."""
+    """Accept mail from CLIENT_IDS, and only from allowed clients."""
     from cipherbox.client.receiving.contacts import Contacts
 
     if everybody == bool(client_ids):
@@ -36,10 +36,10 @@ def contacts_allow(ctx: click.Context, client_ids: tuple[str, ...], everybody: b
 
 @contacts.command("block")
 @click.argument("client_ids", type=CLIENT_ID, nargs=-1, required=True)
-@click.option("--remove", is_flag=True, help="Block these no longer.")
+@click.option("--remove", is_flag=True, help="Unblock these.")
 @click.pass_context
 def contacts_block(ctx: click.Context, client_ids: tuple[str, ...], remove: bool) -> None:
-    """Refuse mail from CLIENT_IDS; each sender is told so, by HQ or by a signed receipt."""
+    """Refuse mail from CLIENT_IDS; each sender is told by HQ or by a signed receipt."""
     from cipherbox.client.receiving.contacts import Contacts
 
     found = Contacts(home_of(ctx))
@@ -54,7 +54,7 @@ def contacts_block(ctx: click.Context, client_ids: tuple[str, ...], remove: bool
 @json_option
 @click.pass_context
 def contacts_list(ctx: click.Context, as_json: bool) -> None:
-    """List whom you allow and whom you block."""
+    """List allowed and blocked clients."""
     from cipherbox.cli.output import print_json
     from cipherbox.client.receiving.contacts import Contacts
 

@@ -40,16 +40,16 @@ LETTER = Letter()
 
 @click.group()
 def dead() -> None:
-    """Dead letters: given up on, kept with the reason, to be sent again or dropped."""
+    """List, show, redrive and drop dead letters: envelopes that are not delivered any more."""
 
 
 @dead.command("list")
 @click.argument("queue", required=False)
-@click.option("--all", "settled", is_flag=True, help="Also those that were redriven or dropped.")
+@click.option("--all", "settled", is_flag=True, help="Include those that were redriven or dropped.")
 @json_option
 @click.pass_context
 def dead_list(ctx: click.Context, queue: str | None, settled: bool, as_json: bool) -> None:
-    """List the dead letters of QUEUE, which you read; without one of all queues (admin)."""
+    """List the dead letters of QUEUE, which you read; without QUEUE, of all queues (admin)."""
     from cipherbox.cli.output import next_step, print_json, safe, table, time_text
 
     rows = with_client(ctx, lambda client: client.dead_letters(queue or "", settled=settled))
@@ -106,7 +106,7 @@ def dead_show(ctx: click.Context, letter: Where, as_json: bool) -> None:
 @click.option("--queue", help="All dead letters of this queue.")
 @click.pass_context
 def dead_redrive(ctx: click.Context, letters: tuple[Where, ...], queue: str | None) -> None:
-    """Put LETTERS (QUEUE/SEQ), or all of a queue, back at the end of their queue."""
+    """Return LETTERS (QUEUE/SEQ), or all of a queue, to the end of their queue."""
     from cipherbox.cli.output import say
 
     count = with_client(ctx, lambda client: _settle(client, letters, queue, drop=False))
@@ -119,9 +119,7 @@ def dead_redrive(ctx: click.Context, letters: tuple[Where, ...], queue: str | No
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @click.pass_context
 def dead_drop(ctx: click.Context, letters: tuple[Where, ...], queue: str | None, yes: bool) -> None:
-    """Delete LETTERS (QUEUE/SEQ), or all of a queue, permanently (admin).  The record of them
-    stays.
-    """
+    """Discard LETTERS (QUEUE/SEQ), or all of a queue, permanently (admin). Their record is kept."""
     from cipherbox.cli.output import say
 
     what = f"all dead letters of {queue}" if queue else f"{len(letters)} dead letter(s)"

@@ -49,19 +49,19 @@ class EnrollOptions:
 @click.argument("client_id", type=CLIENT_ID)
 @click.option("--role", type=click.Choice(["client", "admin"]), default="client", show_default=True)
 @click.option(
-    "--approve", is_flag=True, help="Hold the certificate until: cipherbox approve CLIENT_ID"
+    "--approve", is_flag=True, help="Hold back the certificate until: cipherbox approve CLIENT_ID"
 )
 @click.option(
     "--valid",
     type=DURATION,
     default="24h",
     show_default=True,
-    help="How long the token lives, 1m to 30d.",
+    help="Validity of the token, 1m to 30d.",
 )
 @click.option(
     "--replace",
     is_flag=True,
-    help="Also for an id that a home has: that home is cut off when the token is used.",
+    help="Permit an id in use: its home is disconnected when the token is used.",
 )
 @click.option(
     "--output",
@@ -72,19 +72,19 @@ class EnrollOptions:
     "--hq",
     type=HQ_DIRECTORY,
     metavar="DIRECTORY",
-    help="HQ's directory, while it does not run: when no admin's key is left.",
+    help="HQ's directory, while HQ is stopped: if no admin's key is left.",
 )
 @click.pass_context
 @as_record(EnrollOptions)
 def enroll(ctx: click.Context, options: EnrollOptions) -> None:
-    """Make a one-time token for CLIENT_ID.  Hand it over by a way you trust; it works once.
+    """Create a one-time token for CLIENT_ID. Send it over a trusted channel.
 
-    An id that a home has is refused, unless you say --replace: then the keys of CLIENT_ID begin
-    anew with the home that joins, everybody who pinned the ones before must compare again, and the
-    home before is told that it was replaced.
+    An id in use is refused unless --replace is given. Then the keys of CLIENT_ID start over with
+    the home that joins, everyone who pinned the previous keys must compare again, and the previous
+    home is told that it was replaced.
 
-    With --hq no admin is needed, but the user HQ runs as, and HQ stopped: it is for a new admin
-    alone, and HQ's signed log says that it was done.
+    With --hq no admin is needed. Run it as HQ's user while HQ is stopped. It is for a new admin
+    only, and HQ's signed log records it.
     """
     if options.hq is not None and (options.role != "admin" or options.approve):
         raise click.UsageError(
@@ -185,23 +185,23 @@ def _until(token: str) -> str:
     "--password",
     "protect",
     is_flag=True,
-    help="Put the keys under a password: asked for twice, or of --password-file.",
+    help="Encrypt the keys under a password; asks for it twice, or reads --password-file.",
 )
 @click.option(
     "--signatures",
     type=click.Choice(SIGNATURES),
-    help=f"How to sign; {SIGNATURES[0]}, or as this home does.",
+    help=f"Signature algorithms. [default: {SIGNATURES[0]}, or as in this home]",
 )
 @click.option(
     "--proxy",
     metavar="URL",
-    help="Reach HQ through this proxy, now and later: http://host:port, socks5://host:port, "
-    "or none. [default: $HTTPS_PROXY]",
+    help="Connect to HQ through this proxy, now and later: http://host:port, "
+    "socks5://host:port, or none. [default: $HTTPS_PROXY]",
 )
 @click.option(
     "--proxy-credentials",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="File with USER:PASSWORD for the proxy; only you may read it.",
+    help="File with USER:PASSWORD for the proxy, readable by you alone.",
 )
 @click.pass_context
 def join(
@@ -212,17 +212,17 @@ def join(
     proxy: str | None,
     proxy_credentials: Path | None,
 ) -> None:
-    """Enrol this machine with the token the admin gave you.
+    """Enrol this machine with a token from the admin.
 
-    A home whose client was revoked or replaced comes back so: it keeps its outbox, what it received
-    and its pins, and gets new keys.  The old ones go on opening what was sealed to them.
+    Run it also in a home whose client was revoked or replaced: outbox, received messages and pins
+    are kept, and the keys are new. The old keys still open what was sealed to them.
 
-    The token comes from a prompt, from standard input or from a file, never from the command's
-    arguments: those are seen by every user of the machine.
+    The token is read from a prompt, standard input or a file, never from an argument: every user of
+    the machine can see those.
 
-    The keys made here lie in your directory.  With --password, or --password-file before the
-    command, nobody who copies it can use them, and every command asks for the password.  Nobody can
-    help who forgets it.
+    The keys are generated in this home. With --password, or --password-file before the command, a
+    copy of the home is useless without the password, and every command asks for it. A forgotten
+    password cannot be recovered.
     """
     from cipherbox.cli.password import ask, named_password, new_password, prompt_for
     from cipherbox.client.enrol import join as join_hq
@@ -302,7 +302,7 @@ def _say_joined(ctx: click.Context, home: Path, report: JoinReport) -> None:
 @click.option("--refuse", is_flag=True, help="Reject it instead.")
 @click.pass_context
 def approve(ctx: click.Context, client_id: str, refuse: bool) -> None:
-    """Approve the pending enrolment of CLIENT_ID.  Compare the short number with them first."""
+    """Approve the pending enrolment of CLIENT_ID. First compare the short number with its user."""
     from cipherbox.cli.output import say
 
     with_admin(ctx, lambda client: client.approve(client_id, accept=not refuse))
@@ -311,13 +311,15 @@ def approve(ctx: click.Context, client_id: str, refuse: bool) -> None:
 
 @click.command()
 @click.argument("client_id", type=CLIENT_ID)
-@click.option("--reason", default="revoked by the admin", show_default=True, help="For the record.")
+@click.option(
+    "--reason", default="revoked by the admin", show_default=True, help="Reason, for the record."
+)
 @yes_option
 @click.pass_context
 def revoke(ctx: click.Context, client_id: str, reason: str, yes: bool) -> None:
     """Revoke every certificate of CLIENT_ID and cut its connections immediately.
 
-    Of the last admin HQ refuses it: nobody could administrate it any more.
+    HQ refuses to revoke its last admin.
     """
     from cipherbox.cli.output import next_step, say
     from cipherbox.config.settings import load_client_config

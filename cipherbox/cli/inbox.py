@@ -27,18 +27,18 @@ if TYPE_CHECKING:
 
 _SHOWN = 60  # characters of a text in a list
 last_option = click.option(
-    "--last", type=click.IntRange(1, 100_000), default=50, show_default=True, help="So many."
+    "--last", type=click.IntRange(1, 100_000), default=50, show_default=True, help="Maximum number."
 )
 since_option = click.option(
-    "--since", type=DURATION, help="Only what came within this time, for example 7d."
+    "--since", type=DURATION, help="Only what was received within this time, for example 7d."
 )
 sender_option = click.option("--from", "sender", type=CLIENT_ID, help="Only what this client sent.")
 
 
 @click.group()
 def inbox() -> None:
-    """What this home has received: messages and files, also while a receiver runs, also without
-    HQ.
+    """List, show, save and search what this home has received, also while a receiver runs and
+    without HQ.
     """
 
 
@@ -46,8 +46,10 @@ def inbox() -> None:
 @last_option
 @since_option
 @sender_option
-@click.option("--refused", is_flag=True, help="What was not taken, and why.")
-@click.option("--parked", is_flag=True, help="Messages whose handler failed permanently, and why.")
+@click.option("--refused", is_flag=True, help="What was refused, with the reasons.")
+@click.option(
+    "--parked", is_flag=True, help="Messages whose handler failed permanently, with the reasons."
+)
 @json_option
 @click.pass_context
 def inbox_list(
@@ -59,7 +61,7 @@ def inbox_list(
     parked: bool,
     as_json: bool,
 ) -> None:
-    """List what was received, newest last: when, from whom, what, and how it was signed."""
+    """List what was received, latest last: time, sender, content, and how it was signed."""
     if refused and parked:
         raise click.UsageError("Say one: --refused or --parked.")
     with _look(ctx) as look:
@@ -82,7 +84,7 @@ def inbox_list(
 def inbox_search(
     ctx: click.Context, text: str, last: int, since: float | None, sender: str | None, as_json: bool
 ) -> None:
-    """List what holds TEXT: in a message, its headers, a file's name, an id.  Contents of files
+    """List what contains TEXT: in a message, its headers, a file's name, an id. Contents of files
     are not searched.
     """
     from cipherbox.client.inbox.encrypted_lines import matches
@@ -102,7 +104,7 @@ def inbox_search(
 def inbox_show(
     ctx: click.Context, message_id: uuid.UUID, sender: str | None, as_json: bool
 ) -> None:
-    """Show MESSAGE_ID: what it is, and the text of a message."""
+    """Show the details of MESSAGE_ID, and the text of a message."""
     from cipherbox.cli.output import print_raw, record, safe, say
 
     with _look(ctx) as look:
@@ -124,8 +126,8 @@ def inbox_show(
 @sender_option
 @click.pass_context
 def inbox_save(ctx: click.Context, message_id: uuid.UUID, target: Path, sender: str | None) -> None:
-    """Write MESSAGE_ID, a message or a file, readable to TARGET: a directory, or a new file's
-    name.
+    """Save MESSAGE_ID, a message or a file, in readable form to TARGET: a directory, or the name of
+    a new file.
     """
     from cipherbox.cli.output import say
 
@@ -138,7 +140,7 @@ def inbox_save(ctx: click.Context, message_id: uuid.UUID, target: Path, sender: 
 @click.argument("message_id", type=MessageId(), required=False)
 @click.pass_context
 def inbox_retry(ctx: click.Context, message_id: uuid.UUID | None) -> None:
-    """Let the handler try MESSAGE_ID again, or everything that was set aside."""
+    """Retry the handler for MESSAGE_ID, or for everything that is parked."""
     from cipherbox.cli.output import explain
     from cipherbox.client.receiving.handler import Handlers
 

@@ -19,11 +19,10 @@ from cipherbox.cli.inbox import _look, _since_ms, inbox, sender_option, since_op
 def inbox_export(
     ctx: click.Context, target: Path | None, since: float | None, sender: str | None
 ) -> None:
-    """Write the lines of received_messages.jsonl again, to the new file TARGET or to standard
-    output.
+    """Export the lines of received_messages.jsonl to the new file TARGET, or to standard output.
 
-    From what the inbox has recorded: for those who lost the file, and under a password, where there
-    is none.
+    They come from the inbox: use it if the file was lost, or under a password, where it is not
+    written.
     """
     from cipherbox.cli.output import print_raw, say
     from cipherbox.client.inbox.places import open_new
@@ -48,8 +47,8 @@ def inbox_export(
 @inbox.command("rotate")
 @click.pass_context
 def inbox_rotate(ctx: click.Context) -> None:
-    """Give received_messages.jsonl a name with the time in it; a receiver, also one that runs,
-    begins a new one.
+    """Rename received_messages.jsonl with a timestamp; receivers, also running ones, start a new
+    file.
     """
     from cipherbox.cli.output import say
     from cipherbox.client.inbox.lines_file import rotate
@@ -70,12 +69,11 @@ def inbox_rotate(ctx: click.Context) -> None:
 @inbox.command("lock")
 @click.pass_context
 def inbox_lock(ctx: click.Context) -> None:
-    """Encrypt what lies here readable: lines and files that came before this home was under a
-    password.
+    """Encrypt readable lines and files that were received before this home had a password.
 
-    Only under a password, and without [inbox] plain.  Each is encrypted under the home's key,
-    checked, and then the readable one is removed; inbox show, save and export open them.  Files you
-    moved or copied elsewhere stay as they are.  End the agent or receiver first.
+    Requires a password, and no [inbox] plain. Each is encrypted under the home's key and verified;
+    then the readable one is removed. inbox show, save and export open them. Files that you moved or
+    copied elsewhere stay as they are. Stop the agent or receiver first.
     """
     from cipherbox.cli.home import load_here
     from cipherbox.cli.output import say, warn

@@ -13,12 +13,13 @@ if TYPE_CHECKING:
 incoming_option = click.option(
     "--incoming",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Put files here. [default: the setting [inbox] incoming; printed at the start]",
+    help="Directory for received files. [default: the setting [inbox] incoming; printed "
+    "at the start]",
 )
 ordered_option = click.option(
     "--ordered",
     is_flag=True,
-    help="With --exec: what waits for another try holds up what its sender sent after it.",
+    help="With --exec: a message waiting for a retry blocks later ones of its sender.",
 )
 
 

@@ -84,16 +84,14 @@ def _topics(context: click.Context, argument: click.Parameter, begun: str) -> li
 @click.option(
     "--search", "word", metavar="WORD", help="Show where WORD occurs, in all pages or in TOPIC."
 )
+@click.option("--no-pager", is_flag=True, help="Print the page without $PAGER.")
 @click.option(
-    "--no-pager", is_flag=True, help="Print the page at once; else $PAGER shows it on a terminal."
-)
-@click.option(
-    "--man", is_flag=True, help="Print the man page cipherbox(1), made from the commands."
+    "--man", is_flag=True, help="Print the man page cipherbox(1), generated from the commands."
 )
 def manual(topic: str | None, word: str | None, no_pager: bool, man: bool) -> None:
-    """Read the manual page TOPIC; without one, list the pages.
+    """Show the manual page TOPIC; without it, list the pages.
 
-    On a terminal a page is laid out for its width; into a pipe or a file it goes as Markdown.
+    On a terminal a page is laid out for its width; a pipe or file gets Markdown.
     """
     if man:
         from cipherbox.cli.man_page import man_page

@@ -20,10 +20,11 @@ _LOOK_S = 0.5
 @json_option
 @click.pass_context
 def reload(ctx: click.Context, as_json: bool) -> None:
-    """Let HQ read its settings and certificates again (admin).  No connection is dropped.
+    """Make HQ reload its settings and certificates (admin). No connection is dropped.
 
-    All or nothing: when a file is half written or wrong, HQ goes on as it was and this says what is
-    wrong.  What only a start can change is listed as such.  On HQ's machine SIGHUP does the same.
+    All or nothing: if a file is incomplete or invalid, HQ keeps its configuration and this command
+    reports the error. Settings that need a restart are listed. On HQ's machine SIGHUP does the
+    same.
     """
     from cipherbox.cli.output import next_step, print_json, rows_table
 
@@ -45,17 +46,17 @@ def reload(ctx: click.Context, as_json: bool) -> None:
     type=DURATION,
     default="5m",
     show_default=True,
-    help="End after so long, whatever still waits.",
+    help="Exit after this time in any case.",
 )
-@click.option("--undo", is_flag=True, help="Take it back: HQ takes everything again and goes on.")
-@click.option("--no-wait", is_flag=True, help="Do not wait until HQ has ended.")
+@click.option("--undo", is_flag=True, help="Cancel draining: HQ accepts publishes again.")
+@click.option("--no-wait", is_flag=True, help="Do not wait until HQ has exited.")
 @yes_option
 @click.pass_context
 def drain(ctx: click.Context, most: float, undo: bool, no_wait: bool, yes: bool) -> None:
-    """Let HQ finish and end, for an upgrade (admin).
+    """Let HQ finish its work and exit, for an upgrade (admin).
 
-    HQ takes no new publishes (senders keep theirs and send them afterwards), lets what waits go out
-    to the consumers that are connected, and ends.  What waits for others stays in its store.
+    HQ refuses new publishes (senders keep theirs and send them afterwards), delivers what is
+    waiting to connected consumers, and exits. Everything else stays in its store.
     """
     from cipherbox.cli.output import say
 

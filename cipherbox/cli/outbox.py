@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 @click.group()
 def outbox() -> None:
-    """What this machine has sealed: waiting for HQ, confirmed, or set aside with the reason."""
+    """List, retry, cancel and reseal what this machine has sealed."""
 
 
 class Listed(NamedTuple):
@@ -101,7 +101,7 @@ async def _listed(client: Client, wanted: Wanted) -> Listed:
 
 
 @outbox.command("list")
-@click.option("--all", "everything", is_flag=True, help="Also what HQ has confirmed.")
+@click.option("--all", "everything", is_flag=True, help="Include what HQ has confirmed.")
 @click.option(
     "--last",
     type=click.IntRange(1, 100_000),
@@ -123,7 +123,7 @@ def outbox_list(
     since: float | None,
     as_json: bool,
 ) -> None:
-    """List what is not confirmed yet, or was refused; with --all everything, newest last."""
+    """List what is not confirmed yet or was refused; with --all everything, latest last."""
     from cipherbox.cli.output import print_json
 
     since_ms = int((time.time() - since) * 1000) if since else 0
@@ -219,8 +219,8 @@ def _advise(ctx: click.Context, listed: Listed) -> None:
 @outbox.command("send")
 @click.pass_context
 def outbox_send(ctx: click.Context) -> int:
-    """Send everything that waits, files too, and end when nothing does.  `cipherbox agent` does
-    so for good.
+    """Send everything that is waiting, including files, then exit. `cipherbox agent` does so
+    continuously.
     """
     from cipherbox.cli.home import load_here
     from cipherbox.cli.output import fail, print_event, say
@@ -273,7 +273,7 @@ def outbox_send(ctx: click.Context) -> int:
 @json_option
 @click.pass_context
 def outbox_show(ctx: click.Context, message_id: uuid.UUID, as_json: bool) -> None:
-    """Show what is kept of MESSAGE_ID."""
+    """Show what is stored about MESSAGE_ID."""
     from cipherbox.cli.output import print_json, record
 
     async def work(client: Client) -> dict[str, object]:
@@ -297,12 +297,12 @@ def outbox_show(ctx: click.Context, message_id: uuid.UUID, as_json: bool) -> Non
 
 @outbox.command("retry")
 @click.argument("message_id", type=MessageId())
-@click.option("--seal-again", is_flag=True, help="Seal it anew for the keys and the route of now.")
+@click.option("--seal-again", is_flag=True, help="Reseal it for the current keys and route.")
 @click.pass_context
 def outbox_retry(ctx: click.Context, message_id: uuid.UUID, seal_again: bool) -> int:
-    """Send MESSAGE_ID again: the same bytes, or with --seal-again its next generation.
+    """Resend MESSAGE_ID: the same bytes, or with --seal-again its next generation.
 
-    Harmless when HQ has it: it is stored once, and its recipients open it once.
+    Idempotent: HQ stores it once, and its recipients open it once.
     """
     from cipherbox.cli.output import say
     from cipherbox.client.outbox.rows import WAITING
@@ -342,10 +342,10 @@ def outbox_retry(ctx: click.Context, message_id: uuid.UUID, seal_again: bool) ->
 @click.option("--to", "client_id", type=CLIENT_ID, help="Only what CLIENT_ID has not opened.")
 @click.pass_context
 def outbox_reseal(ctx: click.Context, client_id: str | None) -> int:
-    """Seal again, for the keys of now, everything that is not opened yet.
+    """Reseal, for the current keys, everything that is not opened yet.
 
-    After a recipient lost its keys and you compared its new ones, or when somebody was revoked: a
-    revoked recipient is left out.  Who has opened a message does not get it twice.
+    Use it after a recipient lost its keys and you compared its new ones, or after a revocation: a
+    revoked recipient is left out. A recipient that has opened a message does not get it twice.
     """
     from cipherbox.cli.output import fail, say
 
@@ -368,7 +368,7 @@ def outbox_reseal(ctx: click.Context, client_id: str | None) -> int:
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @click.pass_context
 def outbox_cancel(ctx: click.Context, message_id: uuid.UUID, yes: bool) -> None:
-    """Give up MESSAGE_ID, which HQ has not confirmed.  If it reached HQ all the same, it is
+    """Cancel MESSAGE_ID, which HQ has not confirmed. If HQ received it nevertheless, it is
     delivered.
     """
     from cipherbox.cli.output import say

@@ -66,31 +66,30 @@ async def _until_stopped(work: Callable[[float], Awaitable[None]], within_s: flo
 @click.option(
     "--within",
     type=DURATION,
-    help="Give up when CLIENT does not answer, or call, within this time. [default: 60s; "
+    help="Give up if CLIENT does not answer, or call, within this time. [default: 60s; "
     "--listen: never]",
 )
 @click.option(
     "--idle",
     type=DURATION,
     default=IDLE_S,
-    help="Give up when nothing is heard of CLIENT for so long; 0 never. [default: 60s]",
+    help="Give up if CLIENT is silent for this time; 0: never. [default: 60s]",
 )
 @click.pass_context
 def pipe(
     ctx: click.Context, client_id: str, listen: bool, within: float | None, idle: float
 ) -> int:
-    """Carry standard input here to standard output there, and back, sealed: netcat between two
-    clients.
+    """Connect standard input and output to another client's, sealed: netcat between two clients.
 
     \b
     cipherbox pipe FL-LAB --listen </dev/null | tar x     at CA-RC
     tar c run-42 | cipherbox pipe CA-RC                   at FL-LAB
 
-    Any bytes, in order, each once; a slow reader slows the writer down.  The end of the input is
-    carried too, and the command ends with 0 when both inputs have ended and everything is written
-    out.  A cut line and a restart of HQ are waited for.  When the other end breaks off or falls
-    silent the exit code is 3.  While it runs nothing else may receive for this client: stop
-    `receive` and the agent before. [manual: tools]
+    Any bytes, in order, each once; a slow reader slows down the writer. The end of the input is
+    transmitted, and the command exits with 0 when both inputs have ended and everything is written
+    out. It waits for cut connections and restarts of HQ. If the other end breaks off or falls
+    silent, the exit code is 3. Nothing else may receive for this client meanwhile: stop `receive`
+    and the agent first. [manual: tools]
     """
     from cipherbox.apps.pipe.pipe import Pipe
     from cipherbox.cli.home import load_here

@@ -18,8 +18,7 @@ import click
 @click.argument("script", required=False)
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def python(script: str | None, arguments: tuple[str, ...]) -> int:
-    """Run SCRIPT with the Python and the libraries CipherBox runs with; - is standard input,
-    nothing a prompt.
+    """Run SCRIPT with CipherBox's Python and libraries; - is standard input, no SCRIPT a prompt.
 
     \b
     cipherbox manual example-sender > sender.py

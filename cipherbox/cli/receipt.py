@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 @click.group()
 def receipt() -> None:
-    """Proof that a recipient opened or refused a message: export it, verify it offline."""
+    """Export and verify proofs that a recipient opened or refused a message."""
 
 
 @receipt.command("export")
 @click.argument("message_id", type=MessageId())
-@click.option("--recipient", type=CLIENT_ID, help="Whose receipt. [default: all that are there]")
+@click.option("--recipient", type=CLIENT_ID, help="Only this recipient's receipt. [default: all]")
 @click.option(
     "--output",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -35,7 +35,7 @@ def receipt() -> None:
 def receipt_export(
     ctx: click.Context, message_id: uuid.UUID, recipient: str | None, output: Path | None
 ) -> None:
-    """Write the receipts for MESSAGE_ID as files, with everything that is needed to verify them."""
+    """Export the receipts for MESSAGE_ID as files, with everything needed to verify them."""
     from cipherbox.cli.output import next_step, say
     from cipherbox.portable import write_atomic
 
@@ -72,17 +72,17 @@ def receipt_export(
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     help="The root certificate (PEM).",
 )
-@click.option("--fingerprint", help="Its SHA-256, as HQ's admin tells it, in hexadecimal.")
+@click.option("--fingerprint", help="Its SHA-256 in hexadecimal, from HQ's admin.")
 @json_option
 @click.pass_context
 def receipt_verify(
     ctx: click.Context, file: BinaryIO, root: Path | None, fingerprint: str | None, as_json: bool
 ) -> int:
-    """Verify the receipt in FILE, without any network.
+    """Verify the receipt in FILE, offline.
 
-    Who is believed is the root certificate: of this machine's home, of --root, or the one with
-    --fingerprint.  Without any of them the file is checked, its root's fingerprint is shown for you
-    to compare, and the exit code is 7.
+    The trust anchor is the root certificate of this machine's home, of --root, or the one with
+    --fingerprint. Without any of these the file is checked, its root's fingerprint is shown for
+    comparison, and the exit code is 7.
     """
     from cipherbox.cli.output import fail, print_json, safe, say, time_text, warn
     from cipherbox.envelope.receipt_file import verify_file

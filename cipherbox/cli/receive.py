@@ -27,7 +27,7 @@ _queue_option = click.option(
     "queues",
     type=QUEUE,
     multiple=True,
-    help="Only this queue; repeatable. [default: all you read]",
+    help="Only this queue; repeatable. [default: all that you read]",
 )
 
 
@@ -36,7 +36,7 @@ _queue_option = click.option(
 @incoming_option
 @click.option("--count", type=click.IntRange(min=1), help="Stop after this many messages.")
 @click.option(
-    "--idle", type=DURATION, help="Stop when nothing came for this long, for example 30s."
+    "--idle", type=DURATION, help="Stop after this time without a message, for example 30s."
 )
 @click.option(
     "--exec",
@@ -56,20 +56,19 @@ def receive(
     ordered: bool,
     as_json: bool,
 ) -> None:
-    """Receive, open and acknowledge until Ctrl-C; HQ pushes what comes.
+    """Receive messages and files until Ctrl-C; HQ pushes them.
 
-    What was sent as a file, or as a directory, arrives under its name in SENDER/ below the
-    directory of incoming files, whatever its size.  Every message and every file is one line in
-    data/received_messages.jsonl of your home, exactly once.  With --json these lines are printed
-    too, and nothing else.
+    Files and directories of any size arrive under their names in SENDER/ below the directory of
+    incoming files. Every message and every file is one line in data/received_messages.jsonl of your
+    home, exactly once. With --json these lines are printed, and nothing else.
 
-    With --exec COMMAND runs for each message and each whole file, until it has ended with 0; in its
-    environment are CIPHERBOX_MESSAGE_ID, CIPHERBOX_SENDER_ID, CIPHERBOX_CONTENT_TYPE and
-    CIPHERBOX_ATTEMPT, for a file also CIPHERBOX_FILE (where it lies) and CIPHERBOX_FILENAME (as its
-    sender called it).  Exit code 75 says "later": what it hands messages to is away, and they are
-    tried again without end, with pauses up to five minutes.  Every other code but 0 says that this
-    message is bad: it is tried five times in all, then parked: cipherbox inbox list --parked.
-    After a crash in its middle it runs again.
+    With --exec, a command runs for each message and each complete file. Its environment contains
+    CIPHERBOX_MESSAGE_ID, CIPHERBOX_SENDER_ID, CIPHERBOX_CONTENT_TYPE and CIPHERBOX_ATTEMPT, for a
+    file also CIPHERBOX_FILE (its path) and CIPHERBOX_FILENAME (its sender's name for it). Exit code
+    0 means done. 75 means "later", for example because the system behind it is unavailable: the
+    message is retried indefinitely, with back-off up to five minutes. Any other code means that the
+    message is bad: it is tried five times in all, then parked: cipherbox inbox list --parked. After
+    a crash the command runs again.
     """
     if command is not None:
         if count is not None or as_json:
@@ -110,7 +109,7 @@ def fetch(
     count: int | None,
     as_json: bool,
 ) -> None:
-    """Take what waits now, into the same places as `receive`, then stop."""
+    """Receive what is waiting now, as `receive` does, then exit."""
     from cipherbox.cli.output import next_step, say
 
     async def work(_: Client, receiver: Receiver) -> None:

@@ -10,16 +10,14 @@ from cipherbox.cli.options import CLIENT_ID, EXCHANGE, KEY, json_option
 
 @click.group()
 def route() -> None:
-    """Who may receive what you send to an exchange: HQ names the readers, you decide whether
-    they may be.
-    """
+    """Set who may receive what you send to an exchange: HQ names the readers, you permit them."""
 
 
 @route.command("allow")
 @click.argument("exchange", type=EXCHANGE)
 @click.argument("client_ids", type=CLIENT_ID, nargs=-1)
-@click.option("--any", "anybody", is_flag=True, help="Anybody whom this HQ's CA certified.")
-@click.option("--remove", is_flag=True, help="Take these off the list instead.")
+@click.option("--any", "anybody", is_flag=True, help="Every client that this HQ's CA certified.")
+@click.option("--remove", is_flag=True, help="Remove these from the list instead.")
 @click.pass_context
 def route_allow(
     ctx: click.Context, exchange: str, client_ids: tuple[str, ...], anybody: bool, remove: bool
@@ -44,7 +42,7 @@ def route_allow(
 @json_option
 @click.pass_context
 def route_list(ctx: click.Context, as_json: bool) -> None:
-    """List which recipients you permit, by exchange."""
+    """List the recipients you permit, by exchange."""
     from cipherbox.cli.output import print_json, table
     from cipherbox.client.publishing.allow_list import AllowList
 
@@ -66,7 +64,7 @@ def route_list(ctx: click.Context, as_json: bool) -> None:
 @json_option
 @click.pass_context
 def route_resolve(ctx: click.Context, exchange: str, key: str, as_json: bool) -> None:
-    """Ask HQ who would read what is sent to EXCHANGE with KEY now."""
+    """Show the current readers of what is sent to EXCHANGE with KEY."""
     from cipherbox.cli.output import print_json, safe, table
     from cipherbox.client.publishing.allow_list import AllowList
 

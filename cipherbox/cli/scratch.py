@@ -20,8 +20,8 @@ database_option = click.option(
     "url",
     default="",
     metavar="URL",
-    help="HQ keeps everything in PostgreSQL: postgresql://user@host:port/name; a schema is made "
-    "and dropped again.",
+    help="Store everything in PostgreSQL: postgresql://user@host:port/name; creates a "
+    "schema and drops it afterwards.",
 )
 
 

@@ -102,9 +102,9 @@ class Sent(NamedTuple):
 
 @click.command()
 @click.argument("content", required=False)
-@click.option("--to", type=CLIENT_ID, multiple=True, help="A recipient's client id; repeatable.")
+@click.option("--to", type=CLIENT_ID, multiple=True, help="Client id of a recipient; repeatable.")
 @click.option(
-    "--exchange", type=EXCHANGE, help="Send by route: to whoever reads what is bound there."
+    "--exchange", type=EXCHANGE, help="Send by route, to the readers of the queues bound there."
 )
 @click.option("--key", type=KEY, help="The routing key for --exchange.")
 @click.option(
@@ -112,7 +112,7 @@ class Sent(NamedTuple):
     "files",
     type=click.Path(path_type=Path, exists=True),
     multiple=True,
-    help="Send this file, of any size, or directory; repeatable.",
+    help="File of any size, or directory, to send; repeatable.",
 )
 @click.option(
     "--compress", is_flag=True, help="Compress large files before sealing. [manual: files]"
@@ -120,7 +120,7 @@ class Sent(NamedTuple):
 @click.option(
     "--copy",
     is_flag=True,
-    help="Keep a copy of large files until they are opened; else they must stay.",
+    help="Keep a copy of large files until they are opened; otherwise they must stay in place.",
 )
 @click.option(
     "--type", "content_type", default="", help="Content type. [default: from the file's name; text]"
@@ -130,29 +130,29 @@ class Sent(NamedTuple):
     "headers",
     multiple=True,
     metavar="NAME=VALUE",
-    help="A header, sealed too; repeatable.",
+    help="Header, sealed with the message; repeatable.",
 )
 @click.option(
     "--idempotency-key",
     metavar="TEXT",
-    help="A name of your own for this message: sent again with it, the message goes once. "
-    "[manual: howto-lab]",
+    help="Your own name for this message; repeating it sends nothing new. [manual: howto-lab]",
 )
 @click.option(
     "--expires",
     type=DURATION,
-    help="Give up what was not received within this time, for example 7d.",
+    help="Expire if not received within this time, for example 7d.",
 )
 @click.option(
     "--wrap",
     type=click.Choice(tuple(WRAPS)),
-    help="Seal for keys of this kind: post-quantum, or classical; ratchet: in a session with each "
-    "recipient. [manual: sessions] [default: the kind each recipient prefers]",
+    help="Seal for keys of this type: post-quantum or classical; ratchet: in a session "
+    "with each recipient. [manual: sessions] [default: the type each recipient "
+    "prefers]",
 )
 @click.option(
     "--partial",
     is_flag=True,
-    help="Send although some recipients have no queue, or take no mail from you.",
+    help="Send even if some recipients have no queue or accept no mail from you.",
 )
 @click.option(
     "--wait",
@@ -160,22 +160,22 @@ class Sent(NamedTuple):
     type=click.Choice(("queued", "confirmed", "delivered", "opened")),
     default="confirmed",
     show_default=True,
-    help="What to wait for: kept here, on HQ's disk, delivered to all, or signed for by all.",
+    help="What to wait for: stored here, stored by HQ, delivered to all, or opened by all.",
 )
 @click.option(
     "--within",
     type=DURATION,
     default=60.0,
-    help="How long to wait for delivered or opened. [default: 60s]",
+    help="Timeout for delivered or opened. [default: 60s]",
 )
 @click.option(
-    "-v", "--verbose", is_flag=True, help="Say every step: keys, sealing, HQ's acknowledgements."
+    "-v", "--verbose", is_flag=True, help="Print every step: keys, sealing, HQ's acknowledgements."
 )
 @json_option
 @click.pass_context
 @as_record(SendOptions)
 def send(ctx: click.Context, options: SendOptions) -> int:
-    """Seal CONTENT on this machine and send it: only the recipients can open it.
+    """Seal CONTENT on this machine and send it. Only the recipients can open it.
 
     \b
     cipherbox send --to CA-RC 'Sample 17 is ready'
@@ -184,8 +184,8 @@ def send(ctx: click.Context, options: SendOptions) -> int:
     cipherbox send --exchange lab_reports --key all --file report.hl7
     some-program | cipherbox send --to CA-RC --wait opened
 
-    The sealed message is on this machine's disk before the first try.  When HQ cannot be reached it
-    stays in the outbox, goes out by itself later, and the exit code is 11.
+    The sealed message is stored on this machine before the first attempt. If HQ cannot be reached,
+    it stays in the outbox, is sent automatically later, and the exit code is 11.
     """
     from cipherbox.cli.home import load_here
     from cipherbox.cli.output import print_json

@@ -49,14 +49,16 @@ class InitOptions:
     "--address",
     default=f"127.0.0.1:{DEFAULT_PORT}",
     show_default=True,
-    help="Where clients find HQ: host:port or wss://host:port/, several separated by commas.",
+    help="Where clients reach HQ: host:port or wss://host:port/; separate several with commas.",
 )
 @click.option(
     "--listen",
-    help="What HQ listens on. [default: 127.0.0.1 for a local address, else every interface]",
+    help="Addresses HQ listens on. [default: 127.0.0.1 for a local address, else all interfaces]",
 )
-@click.option("--websocket-listen", default="", help="host:port for the same inside WebSocket.")
-@click.option("--name", default="DC-HQ", show_default=True, help="What HQ calls itself.")
+@click.option("--websocket-listen", default="", help="host:port for WebSocket inside TLS.")
+@click.option(
+    "--name", default="DC-HQ", show_default=True, help="HQ's name, in logs and for clients."
+)
 @click.option(
     "--admin-id",
     type=CLIENT_ID,
@@ -67,35 +69,35 @@ class InitOptions:
 @click.option(
     "--offline-ca",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Keep the CA's keys in this directory, to be carried off this machine.",
+    help="Write the CA's keys to this directory, to be kept off this machine.",
 )
 @click.option(
     "--org-ca",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="Let an organization's CA certify HQ's: its root certificate (PEM). Writes a request for "
-    "it to sign.",
+    help="Have an organization's CA certify HQ's CA; give its root certificate (PEM). "
+    "Writes a request for it to sign.",
 )
 @click.option(
     "--org-issues",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="Let an organization's CA certify HQ and every client: that CA, then those up to the "
-    "root (PEM).",
+    help="Have an organization's CA certify HQ and every client; give that CA, then "
+    "those up to the root (PEM).",
 )
 @click.option(
     "--database",
     "url",
     default="",
     metavar="URL",
-    help="Keep everything in PostgreSQL: postgresql://user@host:port/name?password_file=FILE. "
-    "[default: SQLite]",
+    help="Store everything in PostgreSQL: "
+    "postgresql://user@host:port/name?password_file=FILE. [default: SQLite]",
 )
 @click.pass_context
 @as_record(InitOptions)
 def init(ctx: click.Context, options: InitOptions) -> None:
-    """Make HQ's data directory DIRECTORY, its certification authority and the first admin.
+    """Create HQ's data directory DIRECTORY, its certification authority and the first admin.
 
-    The admin's certificate goes into --home, so that the admin's commands work on this machine at
-    once.
+    The admin's certificate is stored in --home, so the admin's commands work on this machine
+    immediately.
     """
     from cipherbox.cli.output import next_step, say, warn
     from cipherbox.server.operations.setup import init_hq
@@ -163,10 +165,9 @@ def _ask_organization(
 @click.argument("directory", type=HQ_DIRECTORY)
 @click.option("--broken-store", is_flag=True, hidden=True)
 def serve(directory: Path, broken_store: bool) -> None:
-    """Run HQ on its data directory DIRECTORY until it is told to stop (Ctrl-C or SIGTERM), or has
-    drained.
+    """Run HQ on its data directory DIRECTORY until Ctrl-C or SIGTERM, or until it has drained.
 
-    SIGHUP, like `cipherbox reload`, reads settings and certificates again.
+    SIGHUP reloads settings and certificates, like `cipherbox reload`.
     """
     from cipherbox.config.settings import load_server_config
     from cipherbox.ops.logs import setup_logging

@@ -40,15 +40,15 @@ class MessageId(click.ParamType[uuid.UUID]):
 
 @click.command()
 @click.argument("message_id", type=MessageId(), required=False)
-@click.option("--sender", type=CLIENT_ID, help="Who sent it. [default: you]")
+@click.option("--sender", type=CLIENT_ID, help="Its sender. [default: you]")
 @json_option
 @click.pass_context
 def status(
     ctx: click.Context, message_id: uuid.UUID | None, sender: str | None, as_json: bool
 ) -> int:
-    """Say where MESSAGE_ID is; without one, how this client and HQ are.
+    """Show where MESSAGE_ID is; without it, the state of this client and HQ.
 
-    Both work without HQ too: what this machine knows is shown then.
+    Without HQ, it shows what this machine knows.
     """
     if message_id is None:
         return _overview(ctx, as_json)

@@ -43,11 +43,11 @@ def progress(*, silent: bool) -> Iterator[Callable[[str, int], None]]:
 )
 @json_option
 def backup(directory: Path, to: Path | None, as_json: bool) -> None:
-    """Back up the HQ in DIRECTORY: its store, configuration, certificates and keys.  It may run
-    meanwhile.
+    """Back up the HQ in DIRECTORY: its store, configuration, certificates and keys. HQ may be
+    running.
 
-    The backup is a directory that only its owner can read.  It holds HQ's secrets: keep it as you
-    keep them.
+    The backup is a directory that only its owner can read. It contains HQ's secrets: protect it
+    accordingly.
     """
     from cipherbox.cli.output import next_step, say, warn
     from cipherbox.config.settings import load_server_config
@@ -78,11 +78,10 @@ def backup(directory: Path, to: Path | None, as_json: bool) -> None:
 )
 @json_option
 def restore(backup: Path, directory: Path, url: str, as_json: bool) -> None:
-    """Make an HQ in the new DIRECTORY from a BACKUP.
+    """Restore an HQ from BACKUP into the new DIRECTORY.
 
-    It says done when everything that was written was read back and is what was backed up: each
-    table by count and digest, each envelope by its hash, the signed log from its first entry to its
-    last.
+    It succeeds when everything it wrote was read back and matches the backup: each table by count
+    and digest, each envelope by its hash, the signed log from its first entry to its last.
     """
     from cipherbox.cli.output import next_step, say, time_text
     from cipherbox.server.operations.backup import restore as bring_back
@@ -112,21 +111,19 @@ def restore(backup: Path, directory: Path, url: str, as_json: bool) -> None:
 
 @click.group()
 def store() -> None:
-    """Copy HQ's store to another database; upgrade it."""
+    """Copy HQ's store to another database, or upgrade it."""
 
 
 @store.command("copy")
 @click.argument("directory", type=HQ_DIRECTORY)
 @click.argument("to", metavar="TO")
-@click.option(
-    "--switch", is_flag=True, help="Afterwards let DIRECTORY's configuration name the copy."
-)
+@click.option("--switch", is_flag=True, help="Then point DIRECTORY's configuration to the copy.")
 @json_option
 def store_copy(directory: Path, to: str, switch: bool, as_json: bool) -> None:
-    """Copy everything in the store of the HQ in DIRECTORY TO another database, and compare.
+    """Copy the store of the HQ in DIRECTORY to another database, and compare.
 
-    TO is postgresql://user@host:port/name, or sqlite:/path/to/a/new.sqlite3.  HQ must not run
-    meanwhile.  The original stays as it is.
+    TO is postgresql://user@host:port/name, or sqlite:/path/to/a/new.sqlite3. HQ must be stopped.
+    The original is not changed.
     """
     import attrs
 
@@ -159,10 +156,11 @@ def store_copy(directory: Path, to: str, switch: bool, as_json: bool) -> None:
 @store.command("upgrade")
 @click.argument("directory", type=HQ_DIRECTORY)
 def store_upgrade(directory: Path) -> None:
-    """Bring the store of the HQ in DIRECTORY to this program's schema.  HQ must not run meanwhile.
+    """Upgrade the store of the HQ in DIRECTORY to this program's schema. HQ must be stopped.
 
-    SQLite: a copy of the database stays beside it; `serve` does this by itself.  PostgreSQL: every
-    table is first copied into a schema beside HQ's, which you may drop when all is well.
+    SQLite: a copy of the database is kept beside it; `serve` also upgrades automatically.
+    PostgreSQL: every table is first copied into a schema beside HQ's, which you may drop when
+    everything works.
     """
     from cipherbox.cli.output import say
     from cipherbox.config.settings import load_server_config

@@ -110,17 +110,17 @@ async def look(client: Client) -> Look:
 
 
 @click.command()
-@click.option("--once", is_flag=True, help="Show it once and end, for scripts.")
+@click.option("--once", is_flag=True, help="Print it once and exit, for scripts.")
 @click.option(
-    "--interval", type=DURATION, default="2s", show_default=True, help="How often to look."
+    "--interval", type=DURATION, default="2s", show_default=True, help="Interval between updates."
 )
 @json_option
 @click.pass_context
 def top(ctx: click.Context, once: bool, interval: float, as_json: bool) -> None:
-    """Watch the running HQ: alerts, rates, queues and clients (admin).  Ctrl-C ends it.
+    """Show alerts, rates, queues and clients of the running HQ, live (admin), until Ctrl-C.
 
-    Works from any machine with an admin's certificate, and needs no metrics port.  With --json each
-    look is a line; without a terminal it is shown once.
+    Works from any machine with an admin's certificate and needs no metrics port. With --json each
+    update is a line; without a terminal it is printed once.
     """
     import sys
 

@@ -78,7 +78,7 @@ async def _grants_on(client: Client, name: str) -> list[dict[str, Any]]:
 
 @click.group()
 def exchange() -> None:
-    """Where senders publish; bindings lead from here into queues."""
+    """Declare, show, list and delete exchanges, to which senders publish."""
 
 
 @exchange.command("declare")
@@ -86,7 +86,7 @@ def exchange() -> None:
 @click.option("--type", "kind", type=click.Choice(TYPES), default="direct", show_default=True)
 @click.pass_context
 def exchange_declare(ctx: click.Context, name: str, kind: str) -> None:
-    """Make exchange NAME, or find it the same."""
+    """Declare exchange NAME; an existing one must be equal."""
     from cipherbox.cli.output import next_step, say
 
     with_client(ctx, lambda client: client.declare_exchange(name, kind))
@@ -101,7 +101,7 @@ def exchange_declare(ctx: click.Context, name: str, kind: str) -> None:
 @json_option
 @click.pass_context
 def exchange_show(ctx: click.Context, name: str, as_json: bool) -> None:
-    """Show exchange NAME, where it leads, and who has which right on it."""
+    """Show exchange NAME, its bindings, and the rights on it."""
 
     async def work(client: Client) -> None:
         (row,) = await client.list("exchanges", name)
@@ -124,9 +124,7 @@ def exchange_show(ctx: click.Context, name: str, as_json: bool) -> None:
 @yes_option
 @click.pass_context
 def exchange_delete(ctx: click.Context, name: str, yes: bool) -> None:
-    """Delete exchange NAME, its bindings and the rights on it.  What waits in queues stays
-    there.
-    """
+    """Delete exchange NAME, its bindings and the rights on it. Envelopes in queues stay there."""
     from cipherbox.cli.output import say
 
     sure(f"Delete exchange {name!r} with its bindings and rights?", yes)
@@ -147,24 +145,24 @@ def exchange_list(ctx: click.Context, as_json: bool) -> None:
 
 @click.group()
 def queue() -> None:
-    """Where envelopes wait for their readers."""
+    """Declare, show, list, purge and delete queues, in which envelopes wait for their readers."""
 
 
 @queue.command("declare")
 @click.argument("name", type=QUEUE)
-@click.option("--owner", type=CLIENT_ID, help="Whose it is (admin). [default: you]")
+@click.option("--owner", type=CLIENT_ID, help="Its owner (admin). [default: you]")
 @click.option(
-    "--reader", "readers", type=CLIENT_ID, multiple=True, help="Who else reads it; repeatable."
+    "--reader", "readers", type=CLIENT_ID, multiple=True, help="Additional reader; repeatable."
 )
 @click.option(
     "--ttl",
     type=DURATION,
-    help="What waits longer becomes a dead letter, for example 7d; 0: nothing does.",
+    help="Time to live, for example 7d; then a dead letter; 0: unlimited.",
 )
 @click.option(
     "--max-length",
     type=click.IntRange(0, 2**32 - 2),
-    help="The oldest above it become dead letters; 0: no limit.",
+    help="Maximum length; the oldest beyond it become dead letters; 0: unlimited.",
 )
 @click.pass_context
 def queue_declare(
@@ -175,7 +173,7 @@ def queue_declare(
     ttl: float | None,
     max_length: int | None,
 ) -> None:
-    """Make queue NAME, or find it the same; limits that are given are set.
+    """Declare queue NAME; an existing one must be equal, but given limits are changed.
 
     Everything in it is sealed for its owner and readers.
     """
@@ -209,7 +207,7 @@ def queue_declare(
 @json_option
 @click.pass_context
 def queue_show(ctx: click.Context, name: str, as_json: bool) -> None:
-    """Show queue NAME: what waits and since when, who reads it, what leads into it."""
+    """Show queue NAME: what is waiting and since when, its readers, its bindings."""
 
     async def work(client: Client) -> None:
         (row,) = await client.list("queues", name)
@@ -230,7 +228,7 @@ def queue_show(ctx: click.Context, name: str, as_json: bool) -> None:
 def queue_delete(ctx: click.Context, name: str, yes: bool) -> None:
     """Delete the empty queue NAME, its bindings and the rights on it.
 
-    A queue in which something waits is not deleted: receive it, or purge it first.
+    A queue with waiting envelopes is not deleted: receive them, or purge it first.
     """
     from cipherbox.cli.output import say
 
@@ -244,9 +242,9 @@ def queue_delete(ctx: click.Context, name: str, yes: bool) -> None:
 @yes_option
 @click.pass_context
 def queue_purge(ctx: click.Context, name: str, yes: bool) -> None:
-    """Move everything that waits in queue NAME to the dead letters (admin).
+    """Dead-letter everything waiting in queue NAME (admin).
 
-    HQ keeps dead letters with envelope, reason and who did it; nobody receives them any more.
+    HQ keeps the dead letters with envelope, reason and actor; they are not delivered any more.
     """
     from cipherbox.cli.output import say
     from cipherbox.portable import can_ask
@@ -264,7 +262,7 @@ def queue_purge(ctx: click.Context, name: str, yes: bool) -> None:
 @json_option
 @click.pass_context
 def queue_list(ctx: click.Context, as_json: bool) -> None:
-    """List your queues and what waits in them; an admin sees all."""
+    """List your queues and what is waiting in them; an admin sees all."""
     _list(ctx, "queues", as_json, "no queue")
 
 
@@ -273,7 +271,7 @@ def queue_list(ctx: click.Context, as_json: bool) -> None:
 
 @click.group()
 def binding() -> None:
-    """What leads a routing key of an exchange into a queue."""
+    """Declare, show, list and delete bindings of queues to exchanges."""
 
 
 @binding.command("declare")
@@ -282,7 +280,7 @@ def binding() -> None:
 @click.argument("key", type=KEY)
 @click.pass_context
 def binding_declare(ctx: click.Context, exchange: str, queue: str, key: str) -> None:
-    """Lead KEY of EXCHANGE into QUEUE; on a topic exchange * is one word and # any number."""
+    """Bind QUEUE to EXCHANGE under KEY; on a topic exchange * is one word and # any number."""
     from cipherbox.cli.output import next_step, say, warn
     from cipherbox.errors import NotFound
 
@@ -349,7 +347,7 @@ def binding_show(ctx: click.Context, name: str, as_json: bool) -> None:
 @click.argument("key", type=KEY)
 @click.pass_context
 def binding_delete(ctx: click.Context, exchange: str, queue: str, key: str) -> None:
-    """End a binding.  What waits in the queue stays there."""
+    """Delete a binding. Envelopes in the queue stay there."""
     from cipherbox.cli.output import say
 
     with_client(ctx, lambda client: client.unbind(exchange, queue, key))
@@ -371,13 +369,13 @@ def binding_list(ctx: click.Context, as_json: bool) -> None:
 @click.argument("client_id", type=ClientOrAll())
 @click.argument("right", type=click.Choice(RIGHTS))
 @click.argument("resource", default="")
-@click.option("--take", is_flag=True, help="Take the right instead.")
+@click.option("--take", is_flag=True, help="Revoke the right instead.")
 @click.pass_context
 def grant(ctx: click.Context, client_id: str, right: str, resource: str, take: bool) -> None:
-    """Give CLIENT_ID (or * for all) a RIGHT: publish or bind on an exchange, read on a queue,
+    """Grant CLIENT_ID (* for all) a right: publish or bind on an exchange, read on a queue,
     declare, admin.
 
-    RESOURCE names the exchange or queue.  `cipherbox manual permissions` explains the model.
+    RESOURCE is the exchange or queue. For the model see `cipherbox manual permissions`.
     """
     from cipherbox.cli.output import next_step, say
 
@@ -400,9 +398,10 @@ def grant(ctx: click.Context, client_id: str, right: str, resource: str, take: b
 @json_option
 @click.pass_context
 def grants(ctx: click.Context, client_id: str | None, as_json: bool) -> None:
-    """List the rights given, or those of CLIENT_ID; you see your own and everybody's, an admin all.
+    """List the granted rights, or those of CLIENT_ID. You see your own and those of all clients
+    (*); an admin sees everything.
 
-    Readers of queues are shown with the queue: cipherbox queue show NAME
+    For the readers of a queue: cipherbox queue show NAME
     """
     from cipherbox.cli.output import print_json, rows_table
 

@@ -17,15 +17,15 @@ if TYPE_CHECKING:
 @click.option(
     "--key",
     is_flag=True,
-    help="Print this witness's public key, for the client.toml of others, and end.",
+    help="Print this witness's public key, for the client.toml of others, and exit.",
 )
-@click.option("--once", is_flag=True, help="Cosign the newest head and end.")
+@click.option("--once", is_flag=True, help="Cosign the latest head and exit.")
 @click.pass_context
 def witness(ctx: click.Context, key: bool, once: bool) -> None:
-    """Cosign the heads of HQ's log, after verifying that each goes on from the one before.
+    """Cosign the heads of HQ's log, after verifying that each extends the previous one.
 
-    Runs until it is stopped.  Best on a machine that neither HQ nor the senders run; `cipherbox
-    manual log` explains.
+    Runs until stopped, ideally on a machine that neither HQ nor the senders operate. See `cipherbox
+    manual log`.
     """
     from cipherbox.cli.output import say
     from cipherbox.client.client import open_client

@@ -180,5 +180,5 @@ def test_no_word_of_a_help_page_is_broken(command: click.Command, context: click
 def test_the_help_of_the_whole_is_laid_out_in_columns(cipherbox: Run) -> None:
     shown = cipherbox("--help").out
     assert re.search(
-        r"Headquarters:\n  init +Make HQ's data directory, its CA and the first admin\.\n", shown
+        r"Headquarters:\n  init +Create HQ's data directory, its CA and the first admin\.\n", shown
     ), shown

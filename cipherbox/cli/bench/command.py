@@ -132,11 +132,9 @@ class BenchOptions:
     "--size", type=Size(), help="Bytes of one message, for example 100, 1KiB, 1MiB. [default: 100]"
 )
 @click.option(
-    "--messages", type=click.IntRange(1), help="How many in all. [default: some seconds' worth]"
+    "--messages", type=click.IntRange(1), help="Total number. [default: enough for some seconds]"
 )
-@click.option(
-    "--batch", type=Batch(), help="auto, or how many messages go into one envelope. [default: auto]"
-)
+@click.option("--batch", type=Batch(), help="Messages per envelope, or auto. [default: auto]")
 @click.option("--senders", type=click.IntRange(1, 64), help="Sending processes. [default: 1]")
 @click.option(
     "--receivers", type=click.IntRange(1, 64), help="Receiving processes. [default: --recipients]"
@@ -145,25 +143,23 @@ class BenchOptions:
     "--recipients", type=click.IntRange(1, 64), help="Receivers that get each message. [default: 1]"
 )
 @click.option(
-    "--presealed", is_flag=True, help="HQ alone: envelopes sealed beforehand, opened by nobody."
+    "--presealed", is_flag=True, help="HQ alone: envelopes are sealed beforehand and not opened."
 )
-@click.option(
-    "--files", is_flag=True, help="Files, put into an agent's folder, instead of messages."
-)
+@click.option("--files", is_flag=True, help="Files in an agent's folder, instead of messages.")
 @click.option(
     "--rate",
     type=click.FloatRange(0.1, 100_000),
-    help="So many messages a second: latency at this rate.",
+    help="Messages per second: measures latency at this rate.",
 )
 @click.option(
     "--wrap",
     type=click.Choice(tuple(WRAPS)),
-    help="Keys are wrapped like that, as `send --wrap` does.",
+    help="Wrap keys like `send --wrap`.",
 )
 @click.option(
     "--directory",
     type=click.Path(path_type=Path, exists=True, file_okay=False),
-    help="Measure on this directory's disk. [default: the system's place for temporary files]",
+    help="Measure on this directory's disk. [default: the system's temporary directory]",
 )
 @database_option
 @json_option
@@ -171,11 +167,11 @@ class BenchOptions:
 @click.pass_context
 @as_record(BenchOptions)
 def bench(ctx: click.Context, options: BenchOptions) -> int:
-    """Measure this machine: sender, HQ and receiver as processes of their own, always durable and
+    """Measure this machine with sender, HQ and receiver as separate processes, always durable and
     end to end.
 
-    Without options it runs six measurements, about a minute; with any of --size to --rate just that
-    one.
+    Without options it runs six measurements, in about a minute; with any of --size to --rate only
+    that one.
 
     \b
     cipherbox bench

@@ -36,11 +36,10 @@ class Ca(click.Group):
 
 @click.group(cls=Ca)
 def ca() -> None:
-    """Show HQ's certificates; renew them, take keys off this machine, carry requests to a CA that
-    is elsewhere.
+    """Show and renew HQ's certificates, take keys off this machine, exchange requests with an
+    offline CA.
 
-    `ca` alone shows. What HQ does by itself is in the manual page `pki`; the rest is done with the
-    commands below.
+    Without a subcommand, show them. Page `pki` describes what HQ renews automatically.
     """
 
 
@@ -48,8 +47,8 @@ def ca() -> None:
 @json_option
 @click.pass_context
 def ca_show(ctx: click.Context, as_json: bool) -> None:
-    """Show every certificate and list of HQ, where its private key is, when it ends, and what
-    waits (admin).
+    """Show every certificate and revocation list of HQ, where its private key is, when it expires,
+    and what is pending (admin).
     """
     from cipherbox.cli.output import next_step, print_json, record, safe, say, time_text, warn
 
@@ -96,17 +95,17 @@ _TITLES = {
 @click.option(
     "--pem",
     is_flag=True,
-    help="Make FILE a directory with a PKCS#10 request each, for other tools.",
+    help="Make FILE a directory with one PKCS#10 request per file, for other tools.",
 )
 @click.option(
     "--hq",
     type=HQ_DIRECTORY,
     metavar="DIRECTORY",
-    help="HQ's directory, when HQ cannot be reached: its own request too.",
+    help="HQ's directory, if HQ cannot be reached; includes its own request.",
 )
 @click.pass_context
 def ca_export(ctx: click.Context, file: Path, pem: bool, hq: Path | None) -> None:
-    """Write the signing requests that wait at HQ to FILE."""
+    """Write the pending signing requests at HQ to FILE."""
     from cipherbox.cli.output import next_step, say
     from cipherbox.portable import write_atomic
 
@@ -184,14 +183,15 @@ def ca_sign(ctx: click.Context, requests: Path, signed: Path, directory: Path, y
     "--hq",
     type=HQ_DIRECTORY,
     metavar="DIRECTORY",
-    help="HQ's directory, when HQ cannot be reached or is not finished.",
+    help="HQ's directory, if HQ cannot be reached or is not complete yet.",
 )
 @click.pass_context
 def ca_import(ctx: click.Context, files: tuple[Path, ...], hq: Path | None) -> None:
-    """Hand FILE, which a CA signed, to HQ: the offline CA's answer, or certificates and revocation
+    """Submit FILE, signed by a CA, to HQ: the offline CA's response, or certificates and revocation
     lists in PEM.
 
-    With --hq after `init --org-ca` it finishes HQ; the first admin's certificate goes into --home.
+    With --hq after `init --org-ca`, it completes HQ, and stores the first admin's certificate in
+    --home.
     """
     from cipherbox.cli.output import next_step, say
 

@@ -67,10 +67,13 @@ def _open(ctx: click.Context, directory: Path, data: bytes, password: bytes | No
     "--all",
     "whole",
     is_flag=True,
-    help="The issuing CA's key too: HQ's CA is offline from then on.",
+    help="The issuing CA's key too: HQ's CA is then offline.",
 )
 @click.option(
-    "--password", "protect", is_flag=True, help="Put the copy under a password: asked for twice."
+    "--password",
+    "protect",
+    is_flag=True,
+    help="Encrypt the copy under a password; asks for it twice.",
 )
 @yes_option
 @click.pass_context
@@ -80,9 +83,9 @@ def take_off(
     """Move the root's private key from HQ's data directory HQ to DIRECTORY, for example on a USB
     stick.
 
-    It is removed here only when the copy is written, synced, read back and signs. HQ does without
-    it until the issuing CA is renewed. With --all certificates are then signed where DIRECTORY is:
-    cipherbox ca export, sign, import.
+    The key is removed here only after the copy was written, synced, read back and tested. HQ does
+    not need it until the issuing CA is renewed. With --all, certificates are then signed where
+    DIRECTORY is: cipherbox ca export, sign, import.
     """
     from cipherbox.cli.options import sure
     from cipherbox.cli.output import next_step, say, warn
@@ -141,13 +144,13 @@ def take_off(
     "--all",
     "whole",
     is_flag=True,
-    help="The issuing CA's key too: HQ signs by itself from then on.",
+    help="The issuing CA's key too: HQ then signs automatically.",
 )
 @click.pass_context
 def bring_back(ctx: click.Context, hq: Path, directory: Path, whole: bool) -> None:
     """Copy the root's private key from DIRECTORY back into HQ's data directory HQ.
 
-    To renew the issuing CA this is not needed: cipherbox ca renew HQ --root DIRECTORY
+    Not needed to renew the issuing CA: cipherbox ca renew HQ --root DIRECTORY
     """
     from cipherbox.cli.output import next_step, say
     from cipherbox.server.ca import authority
@@ -161,14 +164,16 @@ def bring_back(ctx: click.Context, hq: Path, directory: Path, whole: bool) -> No
 
 @click.command("renew")
 @click.argument("directory", type=HQ_DIRECTORY)
-@click.option("--root", type=CA_DIRECTORY, help="Where the root's key is, if it was taken off.")
+@click.option(
+    "--root", type=CA_DIRECTORY, help="Where the root's key is, if it was taken off this machine."
+)
 @click.pass_context
 def renew(ctx: click.Context, directory: Path, root: Path | None) -> None:
     """Renew the issuing CA for ten years. DIRECTORY is HQ's data directory, or that of an offline
     CA.
 
-    Its name and key stay, so everything it signed stays good and nobody notices. HQ's own
-    certificate renews by itself.
+    Its name and key stay, so everything it signed stays valid and clients need no change. HQ renews
+    its own certificate automatically.
     """
     from cipherbox.cli.output import next_step, say
     from cipherbox.server.ca import authority

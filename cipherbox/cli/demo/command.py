@@ -45,7 +45,7 @@ DELIVERIES = """
 
 
 @click.command()
-@click.option("--keep", is_flag=True, help="Leave the directory, to look around in it.")
+@click.option("--keep", is_flag=True, help="Keep the directory for inspection.")
 @click.option(
     "--directory",
     type=click.Path(path_type=Path, file_okay=False),
@@ -55,14 +55,15 @@ DELIVERIES = """
     "--hostile-hq",
     "hostile_hq",
     is_flag=True,
-    help="Play an HQ that breaks its word, and what notices it.",
+    help="Run a dishonest HQ, and show what detects it.",
 )
 @database_option
 @json_option
 def demo(keep: bool, directory: Path | None, hostile_hq: bool, url: str, as_json: bool) -> int:
-    """Play the labs scenario on this machine, in about ten seconds, and check every promise.
+    """Run the labs scenario on this machine, in about ten seconds, and check every guarantee.
 
-    With --hostile-hq: HQ drops a message, swaps a key and rolls its log back, in front of you.
+    With --hostile-hq, HQ drops a message, swaps a key and rolls its log back, and the commands
+    detect it.
     """
     if hostile_hq and url:
         raise click.UsageError(

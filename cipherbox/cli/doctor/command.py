@@ -15,15 +15,15 @@ _MARKS = {"good": "ok", "warning": "!!", "wrong": "XX"}
 
 @click.command()
 @click.argument("directory", type=HQ_DIRECTORY, required=False)
-@click.option("--all", "everything", is_flag=True, help="Show also what is in order.")
+@click.option("--all", "everything", is_flag=True, help="Include checks that passed.")
 @json_option
 @click.pass_context
 def doctor(ctx: click.Context, directory: Path | None, everything: bool, as_json: bool) -> int:
-    """Look for what is wrong and say what to do: at HQ in DIRECTORY, or at this client (--home).
+    """Diagnose the HQ in DIRECTORY, or this client (--home), and print remedies.
 
-    Looks at settings, files, rights, keys, certificates, clock, disk, ports, the store and the way
-    to HQ.  Changes nothing, and works while HQ runs.  Ends with 5 when something is wrong, with 0
-    when there are warnings at most.
+    Checks settings, files, permissions, keys, certificates, clock, disk, ports, the store and the
+    connection to HQ. Changes nothing, and works while HQ runs. Exits with 5 if something is wrong,
+    with 0 if there are at most warnings.
     """
     from cipherbox.cli.doctor.findings import BAD, GOOD
     from cipherbox.cli.output import explain, print_json, safe, say

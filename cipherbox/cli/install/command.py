@@ -25,13 +25,13 @@ _root = click.option(
     "--root",
     type=click.Path(path_type=Path, file_okay=False),
     default=Path("/"),
-    help="Put everything below this directory and leave users and services alone, for a package "
-    "or an image.",
+    help="Install everything below this directory and leave users and services alone, "
+    "for a package or an image.",
 )
 _client = click.option(
-    "--client", is_flag=True, help="Only what a client needs; without root, for this user alone."
+    "--client", is_flag=True, help="Only what a client needs; without root, for this user only."
 )
-_dry = click.option("--dry-run", is_flag=True, help="Show what would be done, and do nothing.")
+_dry = click.option("--dry-run", is_flag=True, help="Show what would be done, without doing it.")
 
 
 @attrs.frozen
@@ -62,24 +62,28 @@ class Version:
 @click.command()
 @_client
 @click.option(
-    "--address", default="", help="Make HQ too, which clients find at this host:port, and start it."
+    "--address",
+    default="",
+    help="Also create HQ, which clients reach at this host:port, and start it.",
 )
-@click.option("--rollback", is_flag=True, help="Go back to the version before.")
-@click.option("--no-systemd", is_flag=True, help="No units; you start HQ yourself.")
+@click.option("--rollback", is_flag=True, help="Return to the previous version.")
+@click.option("--no-systemd", is_flag=True, help="Install no units; you start HQ yourself.")
 @click.option(
-    "--python", type=click.Path(path_type=Path), help="The Python that runs it. [default: this one]"
+    "--python",
+    type=click.Path(path_type=Path),
+    help="The Python interpreter that runs it. [default: this one]",
 )
 @_root
 @_dry
 @click.pass_context
 @as_record(InstallOptions)
 def install(ctx: click.Context, options: InstallOptions) -> None:
-    """Install HQ on this machine, as root, or with --client the command and the agent's unit; again
-    for an upgrade.
+    """Install or upgrade HQ on this machine, as root; with --client, the command and the agent's
+    unit.
 
-    The file is unpacked into a directory of its version, which only its owner can change.  An
-    upgrade leaves the version before in place: --rollback goes back to it.  A file that is older
-    than the data here is refused.
+    The file is unpacked into a directory of its version, which only its owner can change. An
+    upgrade keeps the previous version, and --rollback returns to it. A file that is older than the
+    data is refused.
     """
     from cipherbox.cli.install import steps
     from cipherbox.cli.install.checks import base_python, check, runs_systemd
@@ -189,7 +193,7 @@ def _version_here(
 @click.option(
     "--purge",
     is_flag=True,
-    help="Remove the data too: HQ's, or with --client this client's --home.",
+    help="Also remove the data: HQ's, or with --client this client's --home.",
 )
 @_root
 @_dry
@@ -198,7 +202,7 @@ def _version_here(
 def uninstall(
     ctx: click.Context, client: bool, purge: bool, root: Path, dry_run: bool, yes: bool
 ) -> None:
-    """Remove what `install` put in place; data, keys and settings stay unless --purge is said."""
+    """Remove what `install` installed; data, keys and settings stay unless --purge is given."""
     from cipherbox.cli.install import steps
     from cipherbox.cli.install.checks import check
     from cipherbox.cli.install.places import AGENTS, SOCKETS, read_pointer

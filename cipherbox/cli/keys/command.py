@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 @click.group()
 def keys() -> None:
-    """Keys of others: list, show, compare by telephone, pin.  Your own: make, hand over, rotate,
-    renew, password.
+    """List, show, compare and pin others' keys; generate, export, rotate and renew your own; set
+    your password.
     """
 
 
@@ -36,7 +36,7 @@ for _command in (password, keys_generate, keys_import, rotate, renew, verify):
 @json_option
 @click.pass_context
 def keys_list(ctx: click.Context, as_json: bool) -> None:
-    """List the pinned keys: whose, since when, and on whose word."""
+    """List the pinned keys: owner, time, and how they were verified."""
     from cipherbox.cli.output import next_step, print_json, table, time_text
     from cipherbox.client.keys.pins import Pins
 
@@ -84,7 +84,7 @@ def keys_list(ctx: click.Context, as_json: bool) -> None:
 @json_option
 @click.pass_context
 def keys_show(ctx: click.Context, client_id: str | None, as_json: bool) -> None:
-    """Show the keys pinned for CLIENT_ID, or your own: fingerprint, kinds, validity.  Nothing
+    """Show the keys pinned for CLIENT_ID, or your own: fingerprint, types, validity. Nothing
     secret.
     """
     from cipherbox.cli.output import print_json, record, rows_table, say
@@ -141,7 +141,7 @@ def keys_show(ctx: click.Context, client_id: str | None, as_json: bool) -> None:
 )
 @click.pass_context
 def keys_export(ctx: click.Context, file: Path, rsa: bool) -> None:
-    """Write your public key bundle to FILE, to hand to somebody in person.  It holds no secret."""
+    """Write your public key bundle to FILE, to give to a partner in person. Nothing secret."""
     from cipherbox.cli.output import next_step, say
     from cipherbox.envelope.bundle import fingerprint
     from cipherbox.portable import write_atomic
@@ -159,10 +159,10 @@ def keys_export(ctx: click.Context, file: Path, rsa: bool) -> None:
 @click.argument("client_id", type=CLIENT_ID, required=False)
 @click.pass_context
 def keys_fingerprint(ctx: click.Context, client_id: str | None) -> None:
-    """Print the fingerprint of CLIENT_ID's keys, or your own to read to the other by telephone.
+    """Print the fingerprint of CLIENT_ID's keys, or your own, to be read out by telephone.
 
-    It is the number of one key bundle: `keys rotate`, a renewed certificate or another RSA key give
-    a new one.
+    It identifies one key bundle: `keys rotate`, a renewed certificate or another RSA key creates a
+    new one.
     """
     from cipherbox.cli.output import say, warn
     from cipherbox.client.keys.changes import day
@@ -190,9 +190,9 @@ def keys_fingerprint(ctx: click.Context, client_id: str | None) -> None:
 @click.argument("client_id", type=CLIENT_ID)
 @click.pass_context
 def keys_pin(ctx: click.Context, client_id: str) -> None:
-    """Fetch CLIENT_ID's keys from HQ and pin them, or follow them when they changed as they should.
+    """Fetch CLIENT_ID's keys from HQ and pin them, or follow a change that the pinned keys signed.
 
-    A change that the old key did not sign is refused: see `keys verify`.
+    A change that the old keys did not sign is refused: see `keys verify`.
     """
     from cipherbox.cli.output import next_step, say
     from cipherbox.client.keys.pins import Pins

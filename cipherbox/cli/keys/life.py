@@ -22,14 +22,13 @@ if TYPE_CHECKING:
 )
 @click.pass_context
 def rotate(ctx: click.Context, signatures: str | None) -> None:
-    """Make new keys and publish them, signed by the keys you have now.
+    """Generate new keys and publish them, signed by your current keys.
 
-    What was sealed to the old keys still opens: they stay until nothing sealed to them can arrive
-    any more, and are destroyed then.  Others follow by themselves and keep what they have compared.
-    Programs that run go on.
+    The old keys still open what was sealed to them; they are destroyed when nothing sealed to them
+    can arrive any more. Partners follow automatically and need not compare again. Running programs
+    continue.
 
-    With ed25519+mldsa65 everything you sign carries both signatures, and nothing of yours opens
-    unless both verify.
+    With ed25519+mldsa65 everything you sign has both signatures, and both must verify.
     """
     import attrs
 
@@ -58,11 +57,10 @@ def rotate(ctx: click.Context, signatures: str | None) -> None:
 @click.command()
 @click.pass_context
 def renew(ctx: click.Context) -> int:
-    """Renew your certificate now.  `agent` and `receive` do so by themselves at two thirds of its
-    life.
+    """Renew your certificate now. `agent` and `receive` do so automatically at two thirds of its
+    lifetime.
 
-    The new certificate has a new key; your other keys stay, and your bundle is published again
-    under it.
+    The new certificate has a new key. Your other keys stay, and your bundle is published under it.
     """
     from cipherbox.cli.output import next_step, say, time_text
 

@@ -18,19 +18,19 @@ from cipherbox.cli.password import chosen_password, new_password
     type=click.Path(path_type=Path, dir_okay=False),
     help="Read the new password from this file instead of asking for it.",
 )
-@click.option("--remove", is_flag=True, help="Keep the keys under no password; asks first.")
+@click.option("--remove", is_flag=True, help="Remove the password; asks first.")
 @yes_option
 @click.pass_context
 def password(ctx: click.Context, file: Path | None, remove: bool, yes: bool) -> None:
-    """Set, change or remove the password your keys are under.
+    """Set, change or remove the password of your keys.
 
-    With a password nobody who copies your directory can use its keys; every command then asks for
-    it.  The file local.key is sealed under it, with Argon2id; nothing else changes, and programs
-    that run go on.  A forgotten password cannot be recovered: nothing sealed to these keys can be
-    opened then.
+    With a password, a copy of your directory is useless without it, and every command asks for it.
+    It encrypts the file local.key, with Argon2id; nothing else changes, and running programs
+    continue. A forgotten password cannot be recovered: nothing sealed to these keys can then be
+    opened.
 
-    What was copied before, a backup for example, is as open as it was: after a suspicion join again
-    with new keys.
+    Earlier copies, such as backups, are not protected: if one may have leaked, join again with new
+    keys.
     """
     from cipherbox.cli.output import next_step, say
     from cipherbox.client.home import home_with

@@ -18,17 +18,19 @@ BITS = ("2048", "3072", "4096")
 
 
 @click.command("generate")
-@click.option("--rsa", is_flag=True, required=True, help="An RSA key, for stanzas rsa-oaep.")
+@click.option(
+    "--rsa", is_flag=True, required=True, help="Generate an RSA key, for stanzas rsa-oaep."
+)
 @click.option(
     "--bits", type=click.Choice(BITS), default="3072", show_default=True, help="Its size."
 )
 @click.pass_context
 def keys_generate(ctx: click.Context, rsa: bool, bits: str) -> None:
-    """Make another key of your own on this machine, and publish it in your next key bundle.
+    """Generate another key on this machine and publish it in your next key bundle.
 
-    It stands behind the keys you have: senders use it when they ask for it (send --wrap rsa).  An
-    RSA key it replaces goes on opening what was sealed to it.  RSA does not hold against a quantum
-    computer, as your first key does.
+    It follows your other keys: senders use it only on request (send --wrap rsa). An RSA key that it
+    replaces still opens what was sealed to it. Unlike your first key, RSA does not resist a quantum
+    computer.
     """
     del rsa  # the one kind there is so far, and it has to be said
     from cipherbox.cli.output import warn

@@ -26,21 +26,21 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path, dir_okay=False),
     help="Read the password of an encrypted private key from this file instead of asking for it.",
 )
-@click.option("--fingerprint", "heard", help="What its owner reads to you.")
+@click.option("--fingerprint", "heard", help="The fingerprint that its owner reads to you.")
 @yes_option
 @click.pass_context
 def keys_import(
     ctx: click.Context, file: Path, pem_password_file: Path | None, heard: str | None, yes: bool
 ) -> int:
-    """Take in FILE: another's key bundle, or an RSA private key of your own.
+    """Import FILE: another client's key bundle, or an RSA private key of your own.
 
-    A key bundle, which its owner gave you in person (keys export), is pinned as compared.  It must
-    be certified by this HQ's root; its fingerprint is shown before it is pinned.  When other keys
-    are pinned, and they did not sign the ones in FILE, its owner has to read you the fingerprint,
-    and --yes is not enough.
+    A key bundle that its owner gave you in person (keys export) is pinned as compared. It must be
+    certified by this HQ's root; its fingerprint is shown before it is pinned. If other keys are
+    pinned and did not sign those in FILE, its owner must read you the fingerprint; --yes is not
+    enough.
 
-    An RSA private key, a PEM file as OpenSSL writes it, becomes your RSA key as `keys generate
-    --rsa` would make one.
+    An RSA private key, a PEM file from OpenSSL, becomes your RSA key, as with `keys generate
+    --rsa`.
     """
     from cipherbox.envelope.bundle import MAGIC
     from cipherbox.sealing.rsa import PEM_BYTES, is_pem

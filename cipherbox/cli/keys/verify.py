@@ -32,15 +32,18 @@ class Offer(NamedTuple):
 @click.command()
 @click.argument("client_id", type=CLIENT_ID)
 @click.option(
-    "--fingerprint", "heard", help="What the other reads to you; asked for when not given."
+    "--fingerprint",
+    "heard",
+    help="The fingerprint that the owner reads to you. [default: a prompt]",
 )
 @click.pass_context
 def verify(ctx: click.Context, client_id: str, heard: str | None) -> int:
-    """Compare the keys HQ shows for CLIENT_ID with what CLIENT_ID says, and pin them as compared.
+    """Compare CLIENT_ID's keys from HQ with the fingerprint its owner reads to you, and pin them as
+    compared.
 
-    Call the other by a way HQ has no part in, and let them run: cipherbox keys fingerprint.  Thirty
-    digits: read all.  They are the number of one key bundle, and change with each new one: read
-    what is on the screen now.
+    Call the owner over a channel that HQ has no part in, and ask them to run: cipherbox keys
+    fingerprint. Compare all thirty digits. They identify one key bundle and change with each new
+    one: read what the screen shows now.
     """
     from cipherbox.cli.home import load_here
     from cipherbox.cli.output import next_step, say

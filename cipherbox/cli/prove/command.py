@@ -44,26 +44,29 @@ class ProveOptions:
     type=click.IntRange(1, 100_000),
     default=12,
     show_default=True,
-    help="So many faults.",
+    help="Number of faults.",
 )
 @click.option(
-    "--seconds", type=click.FloatRange(0), default=0.0, help="Instead: faults for so long."
+    "--seconds",
+    type=click.FloatRange(0),
+    default=0.0,
+    help="Instead of --rounds: duration of the faults in seconds.",
 )
 @click.option("--senders", type=click.IntRange(1, 20), default=2, show_default=True)
 @click.option("--receivers", type=click.IntRange(1, 20), default=2, show_default=True)
-@click.option("--seed", type=int, help="The order of faults, as an earlier run printed it.")
+@click.option("--seed", type=int, help="Seed of the order of faults, as printed by an earlier run.")
 @click.option(
     "--database",
     "url",
     metavar="URL|local",
     default="",
-    help="HQ and a second one that waits for its turn, at PostgreSQL: at URL, whose sessions are "
-    "cut; or local: two servers of our own, which are killed too, and fail over.",
+    help="Run HQ and a standby on PostgreSQL: at URL, whose sessions are cut; or local: "
+    "two servers of its own, which are killed and fail over.",
 )
 @click.option(
     "--postgres-bin",
     type=click.Path(path_type=Path, exists=True, file_okay=False),
-    help="Where PostgreSQL's programs are, for local. [default: looked for]",
+    help="Directory of PostgreSQL's programs, for local. [default: searched for]",
 )
 @json_option
 @click.option("--worker", is_flag=True, hidden=True)
@@ -71,13 +74,13 @@ class ProveOptions:
 @click.pass_context
 @as_record(ProveOptions)
 def prove(ctx: click.Context, options: ProveOptions) -> int:
-    """Prove that no confirmed message is lost and none comes twice, whatever is killed.
+    """Prove that no confirmed message is lost or duplicated, whatever is killed.
 
     Starts an HQ, senders and receivers as processes here, puts them under load, kills them
-    (SIGKILL) and cuts their connections at random moments, lets everything settle, and compares
-    what HQ confirmed with what arrived.  It also checks the whole of HQ's signed log.  Exit code 1
-    if anything is wrong.  The same seed gives the same order of faults; the moments still differ a
-    little.
+    (SIGKILL) and cuts their connections at random, waits until everything is delivered, and
+    compares what HQ confirmed with what arrived. It also verifies HQ's signed log completely. Exit
+    code 1 if anything is wrong. The same seed gives the same order of faults; their timing still
+    differs a little.
     """
     if options.worker:
         from cipherbox.cli.prove.worker import work
