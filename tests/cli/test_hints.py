@@ -44,12 +44,12 @@ def test_a_postgresql_that_refuses_is_named_and_the_hint_is_about_it(
     ):
         shown = cipherbox(*words)
         assert shown.code != 0, words
-        assert "Error: No PostgreSQL can be written: " in shown.err
-        assert "does its pg_hba.conf take this user?" in shown.err
+        assert "Error: No writable PostgreSQL: " in shown.err
+        assert "accepts this user in pg_hba.conf" in shown.err
         assert "later" not in shown.err
     looked = cipherbox("doctor", str(directory))
     assert "pg_hba.conf" in looked.out + looked.err
-    assert "Error: No PostgreSQL can be written" in cipherbox("config", "check", str(directory)).err
+    assert "Error: No writable PostgreSQL" in cipherbox("config", "check", str(directory)).err
 
 
 def test_a_home_that_is_not_there_is_named_in_the_command_that_makes_it(
