@@ -1,9 +1,9 @@
-"""receiver: declare a queue, lead a route into it, and receive what comes, each message once.
+"""receiver: declare a queue, bind it to a route, and receive each message once.
 
     cipherbox python receiver.py HOME COUNT
 
 Every message is a line of HOME/data/received_messages.jsonl before it is acknowledged.  An admin
-gives the right to declare first: cipherbox grant CA-RC declare
+grants the right to declare first: cipherbox grant CA-RC declare
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ EXCHANGE, QUEUE, KEY = "my_exchange", "my_queue", "my_key"
 
 
 async def main(home: str, count: int) -> int:
-    # on_event prints every step, as [RECEIVER] Decrypted message ..., and Server confirmed ACK ...
+    # Prints every step, such as: [RECEIVER] Decrypted message ...
     async with open_client(home, on_event=print) as client:
         await client.declare_exchange(EXCHANGE)
         await client.declare_queue(QUEUE)

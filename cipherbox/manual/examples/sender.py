@@ -1,9 +1,9 @@
-"""sender: send a batch of messages by route; nothing that was taken is lost, whatever happens to
-the line.
+"""sender: send a batch of messages by route; nothing accepted is lost, whatever happens to the
+connection.
 
     cipherbox python sender.py HOME RECEIVER MESSAGE...
 
-An admin gives the right to publish first: cipherbox grant FL-LAB publish my_exchange
+An admin grants the right to publish first: cipherbox grant FL-LAB publish my_exchange
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ EXCHANGE, KEY = "my_exchange", "my_key"
 
 async def main(home: str, receiver: str, messages: list[str]) -> None:
     async with open_client(home, on_event=print) as client:
-        # Only who is on the list gets a key, whatever HQ says who reads the queue.
+        # Only clients on this list can decrypt, whatever readers HQ names.
         client.allow.allow(EXCHANGE, [receiver])
         confirmation = await client.publish(messages, exchange=EXCHANGE, routing_key=KEY)
-        # From here on HQ has them on its disk.  Had it been away, they would wait in the outbox
-        # (`Queued`).
+        # HQ has them on stable storage.  While it is unreachable, `publish` raises `Queued`, and
+        # they wait in the outbox.
         for message_id in confirmation.message_ids:
             print(f"Confirmed: {message_id}")
 
