@@ -101,7 +101,7 @@ class Limits:
     body_cache_bytes: int = 64 * 1024 * 1024
     # high water mark: envelopes held for all connections; above it publishers wait
     memory_high_bytes: int = 256 * 1024 * 1024
-    # low water mark: below it publishers continue; a few large envelopes lower
+    # low water mark: publishers continue below it; lower by a few large envelopes
     memory_low_bytes: int = 192 * 1024 * 1024
     # one client's share; above it only that client waits
     memory_per_client_bytes: int = 64 * 1024 * 1024

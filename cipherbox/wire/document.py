@@ -14,7 +14,7 @@ from cipherbox.wire.fields import RECORDS, TABLE, FieldSpec
 
 PAGE = Path(__file__).parent.parent / "manual" / "protocol.md"
 _SENDERS = {
-    "client": "client",
+    "client": "a client",
     "server": "HQ",
     "both": "either side",
     "anonymous": "any connection, even one without a certificate",
@@ -32,11 +32,11 @@ def tables() -> dict[str, str]:
     """Return each table as Markdown by its marker: `frames`, `records`, `errors`."""
     out: list[str] = []
     for kind, spec in sorted(TABLE.items()):
-        answer = f" Answered with {spec.answer}." if spec.answer else ""
+        answer = f" Response: {spec.answer}." if spec.answer else ""
         out += [
             f"### 0x{kind:02X} {spec.name}",
             "",
-            f"{spec.doc} From {_SENDERS[spec.sender]}.{answer}",
+            f"{spec.doc} Sent by {_SENDERS[spec.sender]}.{answer}",
             "",
         ]
         out += _fields(spec.fields)
