@@ -20,9 +20,9 @@ from cipherbox.client.client import Client, Confirmation
 from cipherbox.client.events import RECEIVER
 from cipherbox.client.outbox.queries import OutboxQueries
 from cipherbox.client.outbox.rows import ASIDE, CONFIRMED
-from cipherbox.client.receiving.pending_receipts import PendingReceipts
+from cipherbox.client.receiving.loop import FETCH_ENVELOPES
 from cipherbox.client.receiving.receiver import Receiver
-from cipherbox.concurrency import Backoff, Signal, background, only, retry, supervise
+from cipherbox.concurrency import Backoff, Signal, only, retry, supervise
 from cipherbox.envelope.outcomes import Outcome, outcome_words
 from cipherbox.errors import (
     BundleError,
@@ -43,7 +43,6 @@ _NAMED = 32  # recipients named in the header
 _LOOK_S = 0.3
 _OTHER_S = 1.0  # between looks whether another receiver of this home has ended
 _PAUSE_S = 5.0
-_FLUSH_S = 1.0
 _AT_MOST = 500  # lines under way to HQ; then writing waits
 _WATCHED = 2000  # lines that HQ has and not everybody opened; older ones are watched no more
 
@@ -211,21 +210,9 @@ class Chat:
 
     async def _consume(self, receiver: Receiver) -> None:
         with receiver.locked():
-            pass
-        owed = PendingReceipts(self.client)
-        try:
-            async with background() as nursery:
-                nursery.start_soon(owed.run)
-                async with self.client.consume_unopened() as consumer:
-                    try:
-                        while True:
-                            await receiver.take(await consumer.batch(256, 4 * 1024 * 1024))
-                            owed.notify()
-                    finally:
-                        with trio.move_on_after(_FLUSH_S, shield=True):
-                            await owed.flush()
-        finally:
-            owed.close()
+            pass  # no subscription while another receiver of this home runs
+        async with self.client.consume_unopened() as consumer:
+            await receiver.take_from(consumer, FETCH_ENVELOPES)
 
 
 def _update(outbox: OutboxQueries, lines: Sequence[ChatLine], told: list[ChatLine]) -> None:

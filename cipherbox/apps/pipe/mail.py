@@ -1,7 +1,7 @@
-"""What comes into the mailbox while a pipe holds it: frames of its peer go to the pipe, messages
-into the inbox.
+"""Mail that arrives while a pipe holds the mailbox: its peer's frames go to the pipe, messages into
+the inbox.
 
-Frames of others, and of pipes that ended, are acknowledged and dropped.
+Frames of other clients, and of pipes that ended, are acknowledged and dropped.
 """
 
 from __future__ import annotations
@@ -13,47 +13,40 @@ from cipherbox.apps.pipe.frames import Frame, Kind, is_frame, read_frame
 from cipherbox.client.events import RECEIVER, EventKind
 from cipherbox.client.receiving.consumer import Consumer
 from cipherbox.client.receiving.delivery import Delivery
-from cipherbox.client.receiving.pending_receipts import PendingReceipts
 from cipherbox.client.receiving.receiver import Receiver
-from cipherbox.concurrency import Backoff, background, retry
-from cipherbox.errors import EnvelopeError, MalformedEnvelope, NetworkError, Refused
+from cipherbox.concurrency import Backoff, retry
+from cipherbox.errors import CipherBoxError, EnvelopeError, MalformedEnvelope
 
 if TYPE_CHECKING:
     from cipherbox.client.client import Client
 
-Take = Callable[[Frame, bytes], bool]  # frame, envelope id -> whether it may be acknowledged
-_BYTES = 4 * 1024 * 1024
+Take = Callable[[Frame, bytes], bool]  # frame, envelope id -> whether to acknowledge it
+_ENVELOPES = 64  # sorted in one step: a frame waits for those before it
 _PAUSE_S = 1.0  # while HQ has to be asked for the sender's keys
 
 
-async def arriving(
+async def receive_frames(
     client: Client, consumer: Consumer, receiver: Receiver, peer: str, take: Take
 ) -> None:
-    """Until cancelled; the receiver's lock is held."""
-    owed = PendingReceipts(client)
-    try:
-        async with background() as nursery:
-            nursery.start_soon(owed.run)
-            while True:
-                frames, others = await _sorted(client, await consumer.batch(64, _BYTES), peer, take)
-                try:
-                    if others:
-                        await receiver.take(others)
-                        owed.notify()
-                    await client.ack(frames)
-                except (NetworkError, Refused) as error:
-                    client.events.emit(
-                        RECEIVER, f"HQ did not confirm an ACK: {error}; what it was for comes again"
-                    )
-    finally:
-        owed.close()
+    """Give the peer's frames to the pipe and everything else to the receiver, until cancelled; the
+    receiver's lock is held.
+    """
+
+    async def sort(deliveries: list[Delivery]) -> tuple[list[Delivery], list[Delivery]]:
+        return await _sorted(client, deliveries, peer, take)
+
+    def tolerate(error: CipherBoxError) -> None:
+        text = f"HQ did not confirm an ACK: {error}; what it was for is redelivered"
+        client.events.emit(RECEIVER, text)
+
+    await receiver.take_from(consumer, _ENVELOPES, sort, tolerate)
 
 
 async def _sorted(
     client: Client, deliveries: list[Delivery], peer: str, take: Take
 ) -> tuple[list[Delivery], list[Delivery]]:
-    """Frames that are done with, and the rest: messages, and what cannot be opened, which the
-    receiver refuses.
+    """Return the frames that are done with, and the rest: messages, and what cannot be opened,
+    which the receiver refuses.
     """
     frames: list[Delivery] = []
     others: list[Delivery] = []

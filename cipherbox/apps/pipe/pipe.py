@@ -25,7 +25,7 @@ import trio
 
 from cipherbox import clock
 from cipherbox.apps.pipe.frames import Frame, Kind
-from cipherbox.apps.pipe.mail import arriving
+from cipherbox.apps.pipe.mail import receive_frames
 from cipherbox.client.outbox.rows import ASIDE, WAITING, Row
 from cipherbox.client.receiving.receiver import Receiver
 from cipherbox.concurrency import Signal, background
@@ -148,11 +148,10 @@ class Pipe:
         async with receiver.locked_soon():
             await client.bundles([self.peer])  # an unknown one is said at once
             async with client.consume_unopened(envelopes=64, size=2 * WINDOW) as consumer:
+                mail = (client, consumer, receiver, self.peer, self._take)
                 async with background() as nursery:
                     self._nursery = nursery
-                    nursery.start_soon(
-                        self._guarded, arriving, client, consumer, receiver, self.peer, self._take
-                    )
+                    nursery.start_soon(self._guarded, receive_frames, *mail)
                     nursery.start_soon(self._guarded, self._carry, begin, nursery)
                     try:
                         await self._over.wait()

@@ -1,10 +1,14 @@
 """The receive loop: source -> classify -> open -> record -> acknowledge.
 
-Whatever receives into the inbox runs these steps: a subscription (`consume`), a fetch (`fetch`),
-and a program that hands in what it took itself (`take`).  While one batch is written to the disk
-the next one is opened, unless both are large.  So at most one batch is being written, and what it
-holds is neither new nor recorded: whoever meets an id of it, or has to ask the database, waits for
-it first.
+Everything received into the inbox takes these steps: a subscription (`consume`), a fetch (`fetch`),
+and programs with a content type of their own, chat and pipe, through `Receiver.take_from` (`take`).
+While one batch is written to the disk the next one is opened, unless both are large.  So at most
+one batch is being written, and what it holds is neither new nor recorded: a task that finds one of
+its ids, or has to ask the database, waits for it first.
+
+Chat cannot use `consume`, since that holds the home's lock for as long as it runs: chat locks each
+recording only, so that an agent started beside it takes over.  A pipe cannot, since a frame must
+reach it in order and unrecorded, and an OPEN that it leaves alone must stay unacknowledged.
 """
 
 from __future__ import annotations

@@ -1,14 +1,17 @@
-"""Receipts others sent this client: taken in from the mailbox `.sys` by whatever command is
-running.
+"""Receipts from the recipients of this client's messages, consumed from the mailbox `.sys`.
 
-A group counts when its signature verifies against the recipient's keys as this client believes
-them, when it came from that recipient, and when it speaks of an envelope that was sent to that
-recipient with that hash.  The outbox keeps it, with the keys it was signed with, so that it can be
-exported and verified years later.  The same receipt again, a leaf that says nothing new, and one
-from somebody who was not a recipient change nothing.
+A group of receipts is accepted when its signature verifies against the recipient's pinned keys,
+when that recipient sent it, and when it names an envelope that was sent to that recipient with that
+hash.  The outbox keeps it with the keys it was signed with, so that it can be exported and verified
+years later.  A duplicate, a leaf that adds nothing, and a receipt from a client that was no
+recipient are ignored.
 
-A recipient that lacks the key an envelope was sealed to gets the next generation, sealed to the
-keys it has now.
+A recipient that lacks the key an envelope was sealed to gets the next generation, sealed to its
+current keys.
+
+Receipts have a loop of their own.  They must be consumed by every command that is connected, also
+while another program holds the inbox, and `loop` runs on an open inbox only; they are recorded in
+the outbox, and no receipt is pending for a receipt, even for one that cannot be opened.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ One receiver per home: the home's lock is held while it runs.  `run` ends with t
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,14 +23,16 @@ import trio
 
 from cipherbox.checks import checked
 from cipherbox.client.inbox.inbox import Storing
+from cipherbox.client.receiving.consumer import Consumer
 from cipherbox.client.receiving.delivery import Delivery
 from cipherbox.client.receiving.inbox_lock import InboxLock
-from cipherbox.client.receiving.loop import ReceiveLoop
+from cipherbox.client.receiving.loop import BATCH_BYTES, ReceiveLoop
+from cipherbox.client.receiving.pending_receipts import PendingReceipts
 from cipherbox.client.receiving.progress import Progress
 from cipherbox.client.receiving.recorder import OnLines, open_recorder
 from cipherbox.client.receiving.supervised import keep_running
 from cipherbox.concurrency import background
-from cipherbox.errors import CipherBoxError, NotFound
+from cipherbox.errors import CipherBoxError, NetworkError, NotFound, Refused
 
 if TYPE_CHECKING:
     from cipherbox.client.receiving.ports import ReceivingClient
@@ -38,6 +40,15 @@ if TYPE_CHECKING:
 # of all queues together; the last envelope that HQ pushes from each may exceed its share
 CREDIT_BYTES = 24 * 1024 * 1024
 LEAST_BYTES = 1024 * 1024  # of one queue
+TAKE_FLUSH_S = 1.0  # for receipts, when a program stops taking
+# deliveries -> those that are done with, and those to record
+Sort = Callable[[list[Delivery]], Awaitable[tuple[list[Delivery], list[Delivery]]]]
+Tolerate = Callable[[CipherBoxError], None] | None
+
+
+async def keep_all(deliveries: list[Delivery]) -> tuple[list[Delivery], list[Delivery]]:
+    """Return every delivery as one to record."""
+    return [], deliveries
 
 
 @checked
@@ -179,6 +190,40 @@ class Receiver:
         """
         with self._opened() as loop:
             await loop.take(deliveries)
+
+    async def take_from(
+        self, consumer: Consumer, most: int, sort: Sort = keep_all, tolerate: Tolerate = None
+    ) -> None:
+        """Record what a consumer delivers, at most ``most`` envelopes in one step, and sign for it;
+        until cancelled.
+
+        The lock is held as for `take`.  ``sort`` separates the deliveries of a program's own
+        content type: it returns those that are done with, which are only acknowledged, and those to
+        record.  ``tolerate`` is called with an error of HQ or the network, which then ends nothing:
+        HQ delivers again what was not acknowledged.
+        """
+        receipts = PendingReceipts(self.client)
+        try:
+            async with background() as nursery:
+                nursery.start_soon(receipts.run)
+                try:
+                    while True:
+                        done, others = await sort(await consumer.batch(most, BATCH_BYTES))
+                        try:
+                            if others:
+                                await self.take(others)
+                                receipts.notify()
+                            if done:
+                                await self.client.ack(done)
+                        except (NetworkError, Refused) as error:
+                            if tolerate is None:
+                                raise
+                            tolerate(error)
+                finally:
+                    with trio.move_on_after(TAKE_FLUSH_S, shield=True):
+                        await receipts.flush()
+        finally:
+            receipts.close()
 
     # -- for handlers ------------------------------------------------------------------------------
 
