@@ -3,7 +3,7 @@
 Map, written by `make generate`:
 
     frames  The frames of a pipe: one message each, sealed like every other.
-    mail    What comes into the mailbox while a pipe holds it: frames of its peer go to the pipe,
+    mail    Mail that arrives while a pipe holds the mailbox: its peer's frames go to the pipe,
             messages into the inbox.
     pipe    A pipe between two clients: what goes in here comes out there, both ways, in order, each
             byte once.

@@ -24,8 +24,8 @@ Map, written by `make generate`:
     ports             What receiving needs of a client, as the smallest protocols.
     progress          How far a receiver is: what it recorded, what it is writing, and what ended
                       it.
-    receipts          Receipts others sent this client: taken in from the mailbox `.sys` by whatever
-                      command is running.
+    receipts          Receipts from the recipients of this client's messages, consumed from the
+                      mailbox `.sys`.
     receiver          The receiver: every message exactly once into
                       ``data/received_messages.jsonl``, whatever is cut off or sent again.
     recorder          Record opened envelopes in an open inbox, and complete files beside.
