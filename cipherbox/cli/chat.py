@@ -102,11 +102,11 @@ def chat(
 
 
 async def _everybody(client: Client) -> list[str]:
-    from cipherbox.apps.chat.conversation import everybody
+    from cipherbox.apps.chat.conversation import reachable_clients
     from cipherbox.cli.output import safe, warn
     from cipherbox.errors import UnknownRecipient
 
-    found, reasons = await everybody(client)
+    found, reasons = await reachable_clients(client)
     for name, error in reasons.items():
         warn(f"Left out: {name}: {safe(str(error))}")
     if not found:
@@ -155,7 +155,7 @@ async def _say(talk: Chat, screen: Screen, text: str | None) -> int:
     if not text.strip():
         return 0
     try:
-        await talk.say(text)
+        await talk.send(text)
     except (CredentialsError, StoreError):
         raise
     except CipherBoxError as error:

@@ -13,7 +13,7 @@ import click
 import trio
 
 from cipherbox.apps.chat.conversation import AT_HQ, LINE_BYTES, OPENED, REFUSED, SEALED, ChatLine
-from cipherbox.apps.chat.lines import ChatLines, KeptLines, Said
+from cipherbox.apps.chat.lines import ChatLines, EncryptedChatLines, ReceivedLine
 from cipherbox.cli.output import print_json, safe, say
 from cipherbox.cli.stdout import output_failure
 from cipherbox.concurrency import Flag
@@ -43,7 +43,7 @@ class Screen:
         if self._interactive:
             self._dim(f"{me} with {_names(others)}; each line is sent at once, Ctrl-D ends")
 
-    def said(self, said: Said, *, history: bool = False) -> None:
+    def said(self, said: ReceivedLine, *, history: bool = False) -> None:
         """A line of somebody else."""
         if self._as_json:
             print_json({"event": "said", **attrs.asdict(said), "history": history})
@@ -109,7 +109,7 @@ class Screen:
             if line is not None and told != (told := (line.number, _progress(line))):
                 self._dim(told[1])
 
-    async def follow(self, lines: ChatLines | KeptLines) -> None:
+    async def follow(self, lines: ChatLines | EncryptedChatLines) -> None:
         """Shows what the others add."""
         while True:
             found = lines.new()

@@ -58,7 +58,7 @@ class Wanted(NamedTuple):
 
 async def _listed(client: Client, wanted: Wanted) -> Listed:
     from cipherbox.client.outbox.folder_files import FolderFiles
-    from cipherbox.client.outbox.rows import ASIDE, WAITING
+    from cipherbox.client.outbox.rows import PARKED, WAITING
     from cipherbox.client.outbox.transfers import SENT, Transfers
     from cipherbox.envelope.outcomes import outcome_words
 
@@ -70,7 +70,7 @@ async def _listed(client: Client, wanted: Wanted) -> Listed:
     newest = (
         (lambda: kept.newest(most))
         if everything
-        else (lambda: kept.rows([WAITING, ASIDE], most=most))
+        else (lambda: kept.rows([WAITING, PARKED], most=most))
     )
     found: Any = await post.store(newest)
     found = [row for row in found if wanted.has(row.recipients, row.sealed_at)][-last:]
@@ -205,13 +205,13 @@ def _show_refused_files(listed: Listed) -> None:
 
 def _advise(ctx: click.Context, listed: Listed) -> None:
     from cipherbox.cli.output import next_step
-    from cipherbox.client.outbox.rows import ASIDE, WAITING
+    from cipherbox.client.outbox.rows import PARKED, WAITING
 
     if any(row.state == WAITING for row in listed.rows) or any(
         one.state == 0 for one in listed.files
     ):
         next_step(f"send what waits now: {command_here(ctx)} outbox send")
-    aside = next((row for row in listed.rows if row.state == ASIDE), None)
+    aside = next((row for row in listed.rows if row.state == PARKED), None)
     if aside is not None:
         next_step(f"try one again: {command_here(ctx)} outbox retry {_first(aside)}")
 

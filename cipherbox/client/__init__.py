@@ -10,7 +10,7 @@ Map, written by `make generate`:
                        `Client`.
     blocking_contexts  The consumer and the publisher of the blocking client.
     blocking_thread    A client in a thread of its own, for programs that know nothing of trio.
-    client             `open_client` and `Client`: everything a program does with HQ, behind one
+    client             The client: `open_client` and `Client`, all calls of a program behind one
                        object.
     comeback           Coming back: `join` in a home whose client was revoked, was replaced, or
                        whose certificate ended.

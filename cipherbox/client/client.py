@@ -1,4 +1,4 @@
-"""`open_client` and `Client`: everything a program does with HQ, behind one object.
+"""The client: `open_client` and `Client`, all calls of a program behind one object.
 
     async with open_client() as client:
         confirmation = await client.publish("Sample 17 is ready", to=["CA-RC"])
@@ -7,8 +7,8 @@
                 print(delivery.sender_id, delivery.messages[0].content)
                 await client.ack(delivery)
 
-One client is one connection, made again when it is cut.  Every call is bounded: ``tries`` attempts
-of ``timeout_s``.
+One client has one connection, which reconnects.  Every call is bounded: ``tries`` attempts of
+``timeout_s``.
 """
 
 from __future__ import annotations
@@ -105,8 +105,8 @@ def _sessions(home: Home) -> Sessions | None:
 
 @checked
 class Client(ConsumingCalls, Tracking, AdminCalls):
-    """An open client.  ``home`` holds its files, ``directory`` and ``allow`` what it believes
-    and permits.
+    """An open client: ``home`` has its files, ``directory`` its pinned keys, ``allow`` its
+    allow-list.
     """
 
     def __init__(
@@ -182,12 +182,12 @@ class Client(ConsumingCalls, Tracking, AdminCalls):
 
     @property
     def role(self) -> str:
-        """client or admin, as HQ says; before the first connection as the configuration says."""
+        """Return client or admin, as HQ states; before the first connection, as configured."""
         return self.hq.role if self.hq is not None else self.home.config.role
 
     @property
     def hq(self) -> frames.Welcome | None:
-        """What HQ said at the newest opening: name, limits, clock."""
+        """Return HQ's newest WELCOME: name, limits, clock."""
         if self.connection.current is not None:
             self._welcome = self.connection.current.welcome
         return self._welcome
@@ -204,28 +204,26 @@ class Client(ConsumingCalls, Tracking, AdminCalls):
         incoming: Path | None = None,
         ordered: bool = False,
     ) -> Handlers:
-        """Runs ``handler(handled, tx)`` once for each message, in one transaction with what it
-        writes with ``tx``.
+        """Run ``handler(handled, tx)`` once for each message, in one transaction with what it
+        writes with ``tx``, until cancelled or idle for ``idle_s``.
 
-        ``tx`` is a connection to this home's inbox (sqlite3) inside a transaction: make tables of
-        your own in it, and what you write is there exactly once.  The handler may be async.
-        `Later` (and OSError) waits without end; what else it raises counts, and after ``tries`` the
-        message is parked.  ``ordered``: what waits holds up its sender.  Until cancelled, or
-        nothing came for ``idle_s``.  A whole file is one call: ``handled.file`` in ``incoming``.
+        ``tx`` is a connection to this home's inbox (sqlite3) inside a transaction: create tables of
+        your own, and what you write is there exactly once.  The handler may be async.  `Later` and
+        OSError are retried without limit; after ``tries`` other errors the message is parked.
+        ``ordered``: a message that waits holds up its sender's next ones.  A whole file is one
+        call: ``handled.file`` in ``incoming``.
         """
         return await process(self, handler, queues, tries, idle_s, incoming, ordered)
 
     # -- keys --------------------------------------------------------------------------------------
 
     async def finish_keys(self) -> None:
-        """What was left undone of a rotation, renewal or upgrade; trouble is left to the next
-        command.
-        """
+        """Finish an interrupted rotation, renewal or upgrade; on an error the next command does."""
         with suppress(CipherBoxError):
             await self.key_lifecycle.finish()
 
     async def register(self) -> None:
-        """Publishes this client's key bundle again; HQ finds it the same."""
+        """Publish this client's key bundle again, unchanged."""
         identity = self.home.identity
         if identity is None or identity.bundle is None:
             raise keyless("an admin's machine holds no keys to publish")
@@ -235,27 +233,23 @@ class Client(ConsumingCalls, Tracking, AdminCalls):
         )
 
     async def add_key(self, key: DecryptKey) -> Added:
-        """Publishes the next key bundle of this client, with ``key`` behind the others; see
-        `ownkeys`.
-        """
+        """Publish the next key bundle of this client, with ``key`` added; see `keys.own`."""
         return await add_key(self.home, self.directory, self.connection, key)
 
     async def offer_prekeys(self) -> int:
-        """Leaves prekeys at HQ, so that others can begin sessions with this client; a receiver does
-        it by itself.
-
-        How many one-time prekeys HQ has then.
+        """Upload prekeys to HQ, so that others can begin sessions with this client; return the
+        number of one-time prekeys HQ has.  A receiver does this automatically.
         """
         if self.prekeys is None:
             raise keyless("an admin's machine holds no keys to publish")
         return await self.prekeys.offer()
 
     async def bundles(self, client_ids: Sequence[str]) -> list[KeyBundle]:
-        """The believed bundle of each client, fetched, checked and pinned as needed."""
+        """Return the pinned bundle of each client, fetched and verified as needed."""
         return await self.directory.recipients(list(client_ids))
 
     async def readable_queues(self) -> list[str]:
-        """Every queue this client reads, the box for files last, without the box for receipts."""
+        """Return every queue this client reads, the mailbox for files last, without `.sys`."""
         rows = await self.list("queues")
         bulk = f"{self.mailbox}.bulk"
         names = [
@@ -277,17 +271,17 @@ async def open_client(
     renew: bool = True,
     **overrides: Any,
 ) -> AsyncIterator[Client]:
-    """Opens the client whose files are in ``home`` (None: $CIPHERBOX_HOME, else ~/.cipherbox) and
-    connects it.
+    """Open the client whose files are in ``home`` (None: $CIPHERBOX_HOME, else ~/.cipherbox) and
+    connect it.
 
     ``overrides`` replace settings of client.toml: address, tries, timeout_s, pause_max_s.
-    ``on_event`` is given each line the client says while it works (a str; see `events`).  When HQ
-    cannot be reached: NetworkError after ``tries`` attempts, or with ``keep_trying`` the block
-    begins at once and the connection is made as soon as it can be.
+    ``on_event`` is called with each event (a str; see `events`).  When HQ is unreachable, raise
+    NetworkError after ``tries`` attempts; with ``keep_trying`` the block begins immediately, and
+    the connection is opened as soon as possible.
 
-    ``renew``: the certificate renews by itself when two thirds of its life are over, for as long as
-    the block runs.  ``password`` opens keys that are under one; without it `[client] password_file`
-    or systemd must hold it ready.
+    ``renew``: renew the certificate automatically after two thirds of its lifetime, for as long as
+    the block runs.  ``password`` decrypts the keys; without it, `[client] password_file` or systemd
+    must supply it.
     """
     events = Events(on_event)
     files = (

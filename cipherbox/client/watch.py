@@ -19,7 +19,7 @@ from cipherbox import clock
 from cipherbox.alerting import CRITICAL, LOOK_S, WARNING, Alert, Teller
 from cipherbox.client.events import LINE
 from cipherbox.client.home import ROOT
-from cipherbox.client.outbox.rows import ASIDE
+from cipherbox.client.outbox.rows import PARKED
 from cipherbox.client.outbox.sender import OutboxSender
 from cipherbox.client.receiving.handler import Handlers
 from cipherbox.client.receiving.ports import Connected
@@ -100,9 +100,9 @@ def _disk(client: Connected) -> Iterator[Alert]:
         )
 
 
-async def _outbox(client: Connected, post: OutboxSender) -> list[Alert]:
+async def _outbox(client: Connected, outbox_sender: OutboxSender) -> list[Alert]:
     now, most_s = time.time(), client.home.config.alerts.stuck_minutes * 60
-    rows = await post.store(post.outbox.rows, [ASIDE])
+    rows = await outbox_sender.store(outbox_sender.outbox.rows, [PARKED])
     assert isinstance(rows, list)
     found = []
     for row in rows[-_EACH:]:
@@ -112,7 +112,9 @@ async def _outbox(client: Connected, post: OutboxSender) -> list[Alert]:
             "cipherbox outbox list"
         )
         found.append(Alert("refused", WARNING, text, str(name)))
-    stuck = await post.store(post.outbox.waiting, 0, int((now - most_s) * 1000), 1000)
+    stuck = await outbox_sender.store(
+        outbox_sender.outbox.waiting, 0, int((now - most_s) * 1000), 1000
+    )
     assert isinstance(stuck, list)
     if stuck:
         away = (

@@ -17,7 +17,7 @@ import attrs
 import pytest
 import trio
 
-from cipherbox.apps.agent import endings, place, scan, sending
+from cipherbox.apps.agent import file_mover, place, scan, sending
 from cipherbox.apps.agent.agent import Agent
 from cipherbox.cli import main as cli
 from cipherbox.client.client import Client
@@ -139,7 +139,7 @@ async def killed_before_the_move(scene: Scene) -> None:
 
     scene.put("kept.txt", b"once\n")
     with scene.patch.context() as patch:
-        patch.setattr(endings.Endings, "move", killed)
+        patch.setattr(file_mover.FileMover, "move", killed)
         await until_killed(scene)
     assert scene.at("outgoing", "kept.txt").exists()
     async with scene.agent() as agent:
@@ -209,7 +209,7 @@ async def a_marker(scene: Scene) -> None:
 
 async def changed_while_sent(scene: Scene) -> None:
     """It is written between the time it was taken and the time HQ had it."""
-    planned = endings.Endings.plan
+    planned = file_mover.FileMover.plan
     done: list[int] = []
 
     def plan(self: Any, claims: Any) -> Any:
@@ -219,7 +219,7 @@ async def changed_while_sent(scene: Scene) -> None:
         return planned(self, claims)
 
     with scene.patch.context() as patch:
-        patch.setattr(endings.Endings, "plan", plan)
+        patch.setattr(file_mover.FileMover, "plan", plan)
         async with scene.agent() as agent:
             scene.put("x.txt", b"first\n")
             await until(lambda: agent.sent == 1)

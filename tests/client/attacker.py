@@ -67,7 +67,7 @@ async def crafted_in_session(
     item = client.sealer.seal(address, target, plain, count, None)
     assert item.entry is not None
     assert client.outbox_sender is not None
-    for step in item.entry.turned:
+    for step in item.entry.steps:
         await client.outbox_sender.keep_step(step)
     return item.raw
 

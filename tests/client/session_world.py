@@ -79,7 +79,7 @@ class Home:
             0,
             bytes(32),
             b"",
-            turned=tuple(turned),
+            steps=tuple(turned),
         )
         assert self.outbox.write([fresh]) == set()
         self.sessions.kept(turned)

@@ -16,7 +16,7 @@ import trio
 from cipherbox.apps.agent import agent as module
 from cipherbox.apps.agent import guide
 from cipherbox.apps.agent.agent import Agent
-from cipherbox.apps.agent.endings import Endings
+from cipherbox.apps.agent.file_mover import FileMover
 from cipherbox.config.settings import AgentSettings
 from cipherbox.errors import StoreLocked
 from tests.client.real_hq import RealHq
@@ -103,20 +103,20 @@ async def test_a_directory_that_was_sent_leaves_no_empty_folders(hq: Any, tmp_pa
 
 
 def test_a_folder_that_is_being_filled_stays(tmp_path: Path) -> None:
-    endings = Endings(tmp_path, lambda _: None)
+    mover = FileMover(tmp_path, lambda _: None)
     folder = tmp_path / "outgoing/CA-RC/run"
     for path in (folder, tmp_path / "sent/CA-RC/run"):
         path.mkdir(parents=True)
-    endings.clear([folder], 60.0)
+    mover.clear([folder], 60.0)
     assert folder.exists()
     os.utime(folder, (0, 0))
     put(tmp_path, "CA-RC/run/more.csv", b"more")
     os.utime(folder, (0, 0))
-    endings.clear([folder], 60.0)
+    mover.clear([folder], 60.0)
     assert folder.exists()
     (folder / "more.csv").unlink()
     os.utime(folder, (0, 0))
-    endings.clear([folder], 60.0)
+    mover.clear([folder], 60.0)
     assert not folder.exists()
 
 

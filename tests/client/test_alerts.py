@@ -396,7 +396,7 @@ async def test_a_message_that_waits_and_one_that_was_refused(
 ) -> None:
     from cipherbox.client import watch
     from cipherbox.client.client import open_client
-    from cipherbox.client.outbox.rows import ASIDE
+    from cipherbox.client.outbox.rows import PARKED
     from cipherbox.client.outbox.rows import Refused as RefusedRow
 
     home = load_home(hq.home("FL-LAB"))
@@ -411,7 +411,7 @@ async def test_a_message_that_waits_and_one_that_was_refused(
         assert stuck.name == "stuck"
         assert "1 messages wait for HQ, the oldest for 10 minutes" in stuck.text
         post = lab.outbox()
-        out = RefusedRow(waits.envelope_id, 0, 1, "no such client", ASIDE)
+        out = RefusedRow(waits.envelope_id, 0, 1, "no such client", PARKED)
         await post.store(lambda: post.outbox.write(refused=[out]))
         found = await conditions(lab)
         assert [a.name for a in found] == ["refused"]

@@ -16,8 +16,15 @@ import trio
 
 from cipherbox.apps.chat import conversation as module
 from cipherbox.apps.chat import lines as chat_lines
-from cipherbox.apps.chat.conversation import AT_HQ, OPENED, SEALED, Chat, ChatLine, everybody
-from cipherbox.apps.chat.lines import ChatLines, Said
+from cipherbox.apps.chat.conversation import (
+    AT_HQ,
+    OPENED,
+    SEALED,
+    Chat,
+    ChatLine,
+    reachable_clients,
+)
+from cipherbox.apps.chat.lines import ChatLines, ReceivedLine
 from cipherbox.client.receiving.contacts import Contacts
 from cipherbox.client.receiving.contacts_upload import ContactsUploader
 from cipherbox.client.receiving.receiver import Receiver
@@ -39,7 +46,7 @@ class Talk:
 
     def __init__(self, chat: Chat, lines: ChatLines) -> None:
         self.chat, self._lines = chat, lines
-        self.seen: list[Said] = []
+        self.seen: list[ReceivedLine] = []
 
     def texts(self) -> list[str]:
         self.seen += self._lines.new()
@@ -76,12 +83,12 @@ def inbox(hq: Any, name: str) -> list[dict[str, Any]]:
 async def test_two_people_and_what_became_of_each_line(hq: Any) -> None:
     states: list[Any] = []
     async with talking(hq, "FL-LAB", "CA-RC", states=states) as here:
-        await here.chat.say("hello")
+        await here.chat.send("hello")
         await until(lambda: ("hello", AT_HQ) in states)
         async with talking(hq, "CA-RC", "FL-LAB") as there:
             await until(lambda: there.texts() == ["hello"])
             await until(lambda: ("hello", OPENED) in states)
-            await there.chat.say("good morning")
+            await there.chat.send("good morning")
             await until(lambda: here.texts() == ["good morning"])
     assert states == [("hello", SEALED), ("hello", AT_HQ), ("hello", OPENED)]
     assert here.seen[0].sender_id == "CA-RC"
@@ -99,7 +106,7 @@ async def test_lines_to_several_keep_their_order(hq: Any) -> None:
     ):
         wanted = [f"line {number}" for number in range(40)]
         for text in wanted:
-            await here.chat.say(text)
+            await here.chat.send(text)
         assert await here.chat.settled(20)
         await until(lambda: one.texts() == wanted and two.texts() == wanted)
         assert one.seen[0].to == "CA-RC, NY-RC"
@@ -108,16 +115,16 @@ async def test_lines_to_several_keep_their_order(hq: Any) -> None:
 async def test_beside_a_receiver_of_the_same_home(hq: Any) -> None:
     """Before, while and after one runs: every message is recorded once, and shown once."""
     async with talking(hq, "FL-LAB", "CA-RC") as here, talking(hq, "CA-RC", "FL-LAB") as there:
-        await here.chat.say("first")
+        await here.chat.send("first")
         await until(lambda: there.texts() == ["first"])
         async with hq.client("CA-RC") as beside:
             async with trio.open_nursery() as nursery:
                 await nursery.start(Receiver(beside).run)
                 for number in range(10):
-                    await here.chat.say(f"beside {number}")
+                    await here.chat.send(f"beside {number}")
                 await until(lambda: len(there.texts()) == 11)
                 nursery.cancel_scope.cancel()
-        await here.chat.say("last")
+        await here.chat.send("last")
         await until(lambda: there.texts()[-1] == "last")
     assert len(there.seen) == 12
     ids = [line["message_id"] for line in inbox(hq, "CA-RC")]
@@ -130,10 +137,10 @@ async def test_lines_wait_while_hq_is_away(hq: Any) -> None:
         talking(hq, "FL-LAB", "CA-RC", states=states) as here,
         talking(hq, "CA-RC", "FL-LAB") as there,
     ):
-        await here.chat.say("before")
+        await here.chat.send("before")
         await until(lambda: there.texts() == ["before"])
         await hq.stop()
-        await here.chat.say("meanwhile")
+        await here.chat.send("meanwhile")
         assert not await here.chat.settled(0.5)
         assert here.chat.waiting == 1
         await hq.start()
@@ -143,15 +150,15 @@ async def test_lines_wait_while_hq_is_away(hq: Any) -> None:
 
 async def test_everybody_and_who_went_away(hq: Any) -> None:
     async with hq.client("FL-LAB") as client:
-        assert await everybody(client) == (["CA-RC", "NY-RC"], {})
+        assert await reachable_clients(client) == (["CA-RC", "NY-RC"], {})
         to_all = Chat(client, ["CA-RC", "NY-RC"], to_all=True)
         to_two = Chat(client, ["CA-RC", "NY-RC"])
         async with hq.admin() as admin:
             await admin.revoke("NY-RC", "")
         client.directory.refresh("NY-RC")
         with pytest.raises(RecipientRevoked, match="NY-RC"):
-            await to_two.say("who is there?")
-        await to_all.say("who is there?")
+            await to_two.send("who is there?")
+        await to_all.send("who is there?")
         assert to_all.others == ["CA-RC"]
         async with hq.client("CA-RC") as center, center.consume() as deliveries:
             delivery = await deliveries.__anext__()
@@ -164,7 +171,7 @@ async def test_a_line_to_everybody_goes_on_for_those_who_take_it(hq: Any) -> Non
     async with hq.client("NY-RC") as refusing, hq.client("FL-LAB") as client:
         await ContactsUploader(refusing).upload()
         chat = Chat(client, ["CA-RC", "NY-RC"], to_all=True)
-        await chat.say("who takes it?")
+        await chat.send("who takes it?")
         async with hq.client("CA-RC") as center, center.consume() as deliveries:
             with trio.fail_after(20):
                 assert (await deliveries.__anext__()).messages[0].content == b"who takes it?"
@@ -173,7 +180,7 @@ async def test_a_line_to_everybody_goes_on_for_those_who_take_it(hq: Any) -> Non
 async def test_a_line_is_no_file(hq: Any) -> None:
     async with talking(hq, "FL-LAB", "CA-RC") as here:
         with pytest.raises(TooLarge, match="send it as a file"):
-            await here.chat.say("x" * (module.LINE_BYTES + 1))
+            await here.chat.send("x" * (module.LINE_BYTES + 1))
 
 
 class File:
@@ -200,7 +207,7 @@ class File:
             file.write(raw)
 
 
-def texts(found: list[Said]) -> list[str]:
+def texts(found: list[ReceivedLine]) -> list[str]:
     return [said.text for said in found]
 
 
@@ -273,7 +280,7 @@ async def test_a_receiver_that_starts_waits_for_the_moment_of_a_recording(hq: An
 
             async def keep_saying() -> None:
                 for number in range(1000):
-                    await here.chat.say(f"{number}")
+                    await here.chat.send(f"{number}")
 
             nursery.start_soon(keep_saying)
             for _ in range(soak.of(20)):

@@ -11,7 +11,7 @@ import trio
 from click.testing import CliRunner
 
 from cipherbox.cli.main import cli
-from cipherbox.client.outbox.rows import ASIDE, CONFIRMED
+from cipherbox.client.outbox.rows import CONFIRMED, PARKED
 from cipherbox.client.publishing.files import send_file
 from cipherbox.client.receiving import contacts_upload as module
 from cipherbox.client.receiving.contacts import FILE, Contacts
@@ -125,8 +125,8 @@ async def test_hq_refuses_for_the_recipient_and_says_who_and_the_outbox_keeps_it
         with pytest.raises(RecipientRefuses, match="CA-RC takes no mail from FL-LAB"):
             await lab.publish("refused", to="CA-RC")
         outbox = lab.outbox().outbox
-        await until(lambda: bool(outbox.rows([ASIDE])))
-        assert [row.reason for row in outbox.rows([ASIDE])] == ["CA-RC takes no mail from FL-LAB"]
+        await until(lambda: bool(outbox.rows([PARKED])))
+        assert [row.reason for row in outbox.rows([PARKED])] == ["CA-RC takes no mail from FL-LAB"]
         with pytest.raises(
             RecipientRefuses, match=r"CA-RC takes no mail from FL-LAB; the others get it: FL-LAB$"
         ):

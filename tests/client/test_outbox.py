@@ -16,8 +16,8 @@ import trio
 from cipherbox.client.local_database import open_database
 from cipherbox.client.outbox.outbox import DATABASE, FILES, OLDEST, STEPS, Outbox
 from cipherbox.client.outbox.rows import (
-    ASIDE,
     CONFIRMED,
+    PARKED,
     WAITING,
     Confirmed,
     OutboxEntry,
@@ -235,12 +235,12 @@ async def test_a_refusal_is_kept_aside_with_its_reason_and_can_be_retried(
         monkeypatch.setattr(lab.directory, "_renew", _nothing)
         with pytest.raises(CipherBoxError, match="revoked"):
             await lab.publish("too late", to="CA-RC")
-        await until(lambda: bool(lab.outbox_sender.outbox.rows([ASIDE])))
-        (row,) = lab.outbox_sender.outbox.rows([ASIDE])
+        await until(lambda: bool(lab.outbox_sender.outbox.rows([PARKED])))
+        (row,) = lab.outbox_sender.outbox.rows([PARKED])
         assert "revoked" in row.reason
         assert await lab.outbox_sender.store(lab.outbox_sender.outbox.again, row.envelope_id)
         lab.outbox_sender.look()
-        await until(lambda: bool(lab.outbox_sender.outbox.rows([ASIDE])))
+        await until(lambda: bool(lab.outbox_sender.outbox.rows([PARKED])))
 
 
 async def _nothing(names: Any) -> None:

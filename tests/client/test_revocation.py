@@ -12,7 +12,7 @@ import trio
 
 from cipherbox import pki
 from cipherbox.client.keys.pins import PERSON
-from cipherbox.client.outbox.rows import ASIDE, CONFIRMED
+from cipherbox.client.outbox.rows import CONFIRMED, PARKED
 from cipherbox.client.receiving.receiver import Receiver
 from cipherbox.envelope.layout import split
 from cipherbox.errors import BundleDiscontinuous, CredentialsError, RecipientRevoked, names_detail
@@ -95,7 +95,7 @@ async def test_what_waited_in_the_outbox_goes_to_those_who_are_left(hq: Any) -> 
         await admin.revoke("CA-RC")
     async with hq.client("FL-LAB") as lab:
         await until(
-            lambda: [r.state for r in lab.outbox_sender.outbox.newest(5)] == [CONFIRMED, ASIDE]
+            lambda: [r.state for r in lab.outbox_sender.outbox.newest(5)] == [CONFIRMED, PARKED]
         )
         first, second = lab.outbox_sender.outbox.newest(5)
         assert first.recipients == ("SF-RC",)

@@ -60,7 +60,7 @@ def test_crashes_between_any_two_steps(plan: list[tuple[str, int]], count: int) 
             elif what == "turn":
                 turned = home.sessions.turn(to)
                 if turned is not None:
-                    assert home.outbox.write(turned=[turned[1]]) == set()
+                    assert home.outbox.write(steps=[turned[1]]) == set()
                     home.sessions.kept([turned[1]])
                     if chance % 3:
                         here.turns.append((home.name, to, turned[0]))
@@ -134,7 +134,7 @@ def test_what_is_changed_changes_nothing(tmp_path: Path) -> None:
         assert dump(center) != before
         turn = center.sessions.turn("FL-LAB")
         assert turn is not None
-        center.outbox.write(turned=[turn[1]])
+        center.outbox.write(steps=[turn[1]])
         center.sessions.kept([turn[1]])
         lab.sessions.take_turn("CA-RC", turn[0])
 

@@ -61,7 +61,7 @@ def write(home: Home, *batch: Sealed) -> list[bytes]:
                 0,
                 bytes(32),
                 b"",
-                turned=turned,
+                steps=turned,
             )
             for raw, turned in batch
         ]
@@ -283,7 +283,7 @@ def test_the_first_key_of_a_chain_goes_though_a_crash_came_between(tmp_path: Pat
     here, _ = world(tmp_path)
     lab, _ = first_of(here)
     raw, turned = sealed(here, lab, "CA-RC", b"1")
-    lab.outbox.write(turned=turned)
+    lab.outbox.write(steps=turned)
     starts = "SELECT count(*) FROM sessions WHERE start IS NOT NULL"
     assert lab.sessions._db.execute(starts).fetchone() == (1,)
     lab.crash()

@@ -2,15 +2,14 @@
 
 Map, written by `make generate`:
 
-    agent    The agent: sends what is put into a folder, receives into another, and never gives up.
-    endings  Where a file of `outgoing` ends: in `sent`, `failed` or `refused`, or where it is,
-             because it has changed.
-    guide    Prepares `outgoing` for the person who works with it: a folder for each client, and a
-             short README.
-    pauses   Back-off for each file, address and transfer, with the last reason reported.
-    place    Moves files out of `outgoing`, to where a person sees what became of them, and never
-             over another file.
-    scan     What lies in `outgoing`, and which of it is whole.
-    sending  Sends the files of a folder: small ones bundled, an envelope for all that wait for the
-             same recipients; large ones in parts.
+    agent       The agent: sends what is put into a folder, receives into another, and runs
+                unattended.
+    file_mover  Move settled files of `outgoing` to `sent`, `failed` or `refused`; a file that
+                changed stays.
+    guide       Prepare `outgoing` for people: a folder for each client, and a short README.
+    pauses      Back-off for each file, destination and transfer, with the last reason reported.
+    place       Move files out of `outgoing`, never over another file.
+    scan        Scan `outgoing` for files that are complete.
+    sending     Send the files of a folder: small files with the same recipients in one envelope,
+                large ones in parts.
 """

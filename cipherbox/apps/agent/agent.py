@@ -1,17 +1,17 @@
-"""The agent: sends what is put into a folder, receives into another, and never gives up.
+"""The agent: sends what is put into a folder, receives into another, and runs unattended.
 
     outgoing/CA-RC/scan.tif              to CA-RC;  outgoing/CA-RC+SF-RC/ to both
     outgoing/@lab_reports/labs.all/x     to whoever reads exchange lab_reports with key labs.all,
                                          if the allow-list permits them
-    sent/ failed/ refused/               where they go; NAME.reason.txt says why one failed
-    incoming/FL-LAB/scan.tif             what came, each under its name only when it is whole
+    sent/ failed/ refused/               where they are moved; NAME.reason.txt has the reason
+    incoming/FL-LAB/scan.tif             received files, each under its name only when complete
 
 Rules.
-1. One file never ends the agent: whatever it raises ends with that file.
-2. What may pass waits in `outgoing`: HQ away, keys a person has to compare, a file that cannot be
-   read.
-3. Whether a file was sent is a matter of its row in the outbox, which is written in the transaction
-   of the envelope, and never of a name, a size, a date or this process's memory.
+1. No file ends the agent: an error concerns that file only.
+2. A file waits in `outgoing` while the error may be temporary: HQ is unreachable, a person has to
+   compare keys, the file cannot be read.
+3. Only a file's row in the outbox, written in the transaction of its envelope, decides whether it
+   was sent: never a name, a size, a date or this process's memory.
 4. Small files that wait for the same recipients share an envelope, oldest first, and by name where
    the time is the same; large ones go in parts, a few at once, and hold up no small one.
 5. A crash at any instant sends nothing twice and loses nothing.  One agent for each home: its lock
@@ -27,7 +27,14 @@ from typing import TYPE_CHECKING
 import trio
 
 from cipherbox.apps.agent import guide
-from cipherbox.apps.agent.endings import FAILED, OUTGOING, REFUSED_TO, SENT_TO, Ending, Endings
+from cipherbox.apps.agent.file_mover import (
+    FAILED,
+    OUTGOING,
+    REFUSED_TO,
+    SENT_TO,
+    Disposition,
+    FileMover,
+)
 from cipherbox.apps.agent.pauses import Pauses
 from cipherbox.apps.agent.scan import Found, Scanner
 from cipherbox.apps.agent.sending import MOST_TAKEN, FolderSender
@@ -77,20 +84,20 @@ class Agent:
             private_dir(folder / name)
         private_dir(incoming)
         self._events = client.events
-        self._told: set[str] = set()
+        self._reported: set[str] = set()
         self._strays: list[str] = []
-        self._post = client.outbox()
-        self._files = FolderFiles(self._post.outbox)
-        self._transfers = Transfers(self._post.outbox)
+        self._outbox_sender = client.outbox()
+        self._files = FolderFiles(self._outbox_sender.outbox)
+        self._transfers = Transfers(self._outbox_sender.outbox)
         self._pauses = Pauses()
         settings = client.home.config.agent
         self._scanner = Scanner(folder / OUTGOING, settings, self._strays.append)
-        self._endings = Endings(folder, self._scanner.marker)
+        self._mover = FileMover(folder, self._scanner.marker)
         self._sender = FolderSender(client, self._pauses, self._fail, self._say, on_progress)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Until cancelled.  StoreLocked when another receiver uses this home; CredentialsError
-        when HQ shuts it out.
+        """Send and receive until cancelled; raise StoreLocked if another receiver uses this home,
+        and CredentialsError if HQ rejects the certificate.
         """
         async with trio.open_nursery() as nursery:
             await nursery.start(partial(self.receiver.keep, own_trouble=True))
@@ -104,7 +111,7 @@ class Agent:
                 await trio.sleep(LOOK_S)
 
     async def _handle(self, handler: Handler) -> None:
-        """Each message and file that came goes through the handler."""
+        """Pass each received message and file to the handler."""
         handlers = Handlers(self.client, ordered=self._ordered)
         try:
             await handlers.work(handler, self.receiver)
@@ -112,7 +119,7 @@ class Agent:
             handlers.close()
 
     async def _guide(self) -> None:
-        """A folder for each client that can be written to, those too that join later."""
+        """Keep a folder for each client that can be written to, later ones included."""
         client = self.client
 
         async def make() -> None:
@@ -132,7 +139,7 @@ class Agent:
     # -- one look ----------------------------------------------------------------------------------
 
     async def _look(self, nursery: trio.Nursery) -> None:
-        """What was taken gets its end, what is whole is taken, what was refused is moved."""
+        """Move what is settled, take complete files, and move what was refused."""
         if not self._pauses.due(""):
             return
         try:
@@ -141,7 +148,7 @@ class Agent:
             whole, _ = await trio.to_thread.run_sync(self._scanner.look)
             if self._scanner.empty:
                 quiet_s = EMPTY_TIMES * self.client.home.config.agent.settle_s
-                await trio.to_thread.run_sync(self._endings.clear, self._scanner.empty, quiet_s)
+                await trio.to_thread.run_sync(self._mover.clear, self._scanner.empty, quiet_s)
             for text in self._strays:
                 self._say_once(text)
             self._strays.clear()
@@ -153,7 +160,7 @@ class Agent:
             await self._refusals()
             self._pauses.clear("")
         except Exception as error:
-            # of this machine, as a full disk; and no file ends the agent, whatever it raises
+            # an error of this machine, such as a full disk; no file ends the agent (rule 1)
             reason = (
                 str(error)
                 if isinstance(error, CipherBoxError | OSError)
@@ -163,11 +170,11 @@ class Agent:
                 self._say(f"{reason}; the agent goes on when that is mended")
 
     async def _settle(self) -> set[str]:
-        """Moves what has come to its end; the files that are still under way."""
+        """Move settled files; return the files that are not settled."""
         claims = await self._store(self._files.taken)
         assert isinstance(claims, list)
         ends = await trio.to_thread.run_sync(
-            self._endings.plan, [c for c in claims if self._pauses.due(c.file)]
+            self._mover.plan, [c for c in claims if self._pauses.due(c.file)]
         )
         under_way = {claim.file for claim in claims} - {end.claim.file for end in ends}
         if not ends:
@@ -177,7 +184,7 @@ class Agent:
             [(e.claim.number, str(e.target)) for e in ends if e.target is not None],
         )
         with trio.CancelScope(shield=True):  # what was moved is recorded
-            await trio.to_thread.run_sync(self._endings.move, ends)
+            await trio.to_thread.run_sync(self._mover.move, ends)
             done = [end for end in ends if not end.trouble]
             await self._store(self._files.settle, [end.row for end in done])
         for end in ends:
@@ -190,7 +197,7 @@ class Agent:
         self._tell(done)
         return under_way
 
-    def _tell(self, ends: list[Ending]) -> None:
+    def _tell(self, ends: list[Disposition]) -> None:
         at_hq = [end for end in ends if end.confirmed]
         self.sent += len(at_hq)
         if len(at_hq) > ONE_LINE_EACH:
@@ -208,19 +215,19 @@ class Agent:
                 self._say(f"{end.name} is not sent: {end.reason}; it is in {FAILED}")
 
     async def _go_on(self, nursery: trio.Nursery) -> None:
-        """Files in parts that somebody began and nobody sends now, wherever they lie."""
+        """Resume transfers that no task sends now, wherever their files are."""
         unfinished = await self._store(self._transfers.unfinished)
         assert isinstance(unfinished, list)
         for transfer in unfinished:
             if self._sender.is_free(transfer):
                 if Path(transfer.file).is_relative_to(self.folder / OUTGOING):
                     await self._store(
-                        self._files.adopt, transfer.number, self._endings.claim_of(transfer)
+                        self._files.adopt, transfer.number, self._mover.claim_of(transfer)
                     )
                 nursery.start_soon(self._sender.go_on, transfer)
 
     async def _refusals(self) -> None:
-        """What a recipient refused lies in `refused`; what it took after all is in `sent` again."""
+        """Move what a recipient refused to `refused`, and what it accepted later back to `sent`."""
         for call, to in (
             (self._files.refusals, REFUSED_TO),
             (self._files.taken_after_all, SENT_TO),
@@ -230,7 +237,7 @@ class Agent:
             for claim in claims:
                 if not self._pauses.due(claim.place):
                     continue
-                end = await trio.to_thread.run_sync(self._endings.shift, claim, to)
+                end = await trio.to_thread.run_sync(self._mover.shift, claim, to)
                 if end.trouble:
                     if self._pauses.later(claim.place, end.trouble):
                         self._say(f"{end.trouble}; that is tried again")
@@ -247,11 +254,11 @@ class Agent:
     # -- for the sender ----------------------------------------------------------------------------
 
     async def _fail(self, found: Found, error: BaseException) -> None:
-        """This file will not go: it is moved to `failed`, with the reason."""
+        """Move a file that cannot be sent to `failed`, with the reason."""
         reason = (
             str(error) if isinstance(error, CipherBoxError) else f"{type(error).__name__}: {error}"
         )
-        trouble = await trio.to_thread.run_sync(self._endings.fail, found, reason)
+        trouble = await trio.to_thread.run_sync(self._mover.fail, found, reason)
         name = "/".join(found.path)
         if not trouble:
             self.failed += 1
@@ -260,12 +267,12 @@ class Agent:
             self._say(f"{name} is not sent: {reason}; and {trouble}")
 
     async def _store(self, call: object, *arguments: object) -> object:
-        return await self._post.store(call, *arguments)  # type: ignore[arg-type]
+        return await self._outbox_sender.store(call, *arguments)  # type: ignore[arg-type]
 
     def _say(self, text: str) -> None:
         self._events.emit(SENDER, text)
 
     def _say_once(self, text: str) -> None:
-        if text not in self._told:
-            self._told.add(text)
+        if text not in self._reported:
+            self._reported.add(text)
             self._say(text)

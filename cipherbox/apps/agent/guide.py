@@ -1,6 +1,4 @@
-"""Prepares `outgoing` for the person who works with it: a folder for each client, and a short
-README.
-"""
+"""Prepare `outgoing` for people: a folder for each client, and a short README."""
 
 from __future__ import annotations
 
@@ -14,7 +12,7 @@ from cipherbox.errors import InvalidRequest
 from cipherbox.limits import check_client_id
 from cipherbox.portable import private_dir, write_atomic
 
-MOST_FOLDERS = 256  # of a larger organisation's clients only those that are known here get one
+MOST_FOLDERS = 256  # with more clients, only those pinned here get a folder
 _TEXT = """\
 Files that you put into a folder here are sealed on this machine and sent.
 
@@ -33,7 +31,7 @@ x.tmp{ignored}.
 
 
 def write_readme(top: Path, settings: AgentSettings) -> None:
-    """Writes the README unless it says the same already."""
+    """Write the README unless it is up to date."""
     if settings.marker:
         when = (
             f"A file is sent when a file NAME{settings.marker} stands beside it, and no program "
@@ -54,9 +52,7 @@ def write_readme(top: Path, settings: AgentSettings) -> None:
 
 
 def make_folders(top: Path, client_ids: Sequence[str]) -> None:
-    """Makes a folder for each, unless there is one.  HQ names the clients: what is no client id
-    leads nowhere.
-    """
+    """Make the missing folders.  HQ supplies the names, so anything but a client id is ignored."""
     for name in client_ids[:MOST_FOLDERS]:
         with suppress(OSError, InvalidRequest):
             private_dir(top / check_client_id(name))

@@ -1,4 +1,4 @@
-"""Back-off for each file, address and transfer, with the last reason reported."""
+"""Back-off for each file, destination and transfer, with the last reason reported."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Pauses:
 
     def __init__(self) -> None:
         self._backoff: KeyedBackoff[Hashable] = KeyedBackoff(lambda: Backoff(FIRST_S, MOST_S))
-        self._told: dict[Hashable, str] = {}
+        self._reported: dict[Hashable, str] = {}
 
     def due(self, key: Hashable) -> bool:
         """Return whether it may be tried now."""
@@ -23,10 +23,10 @@ class Pauses:
     def later(self, key: Hashable, why: str) -> bool:
         """Note a failure and double the pause; return whether the reason is a new one."""
         self._backoff.failed(key)
-        told, self._told[key] = self._told.get(key, ""), why
-        return why != told
+        before, self._reported[key] = self._reported.get(key, ""), why
+        return why != before
 
     def clear(self, key: Hashable) -> None:
         """Forget the failures: it succeeded, or no longer exists."""
         self._backoff.succeeded(key)
-        self._told.pop(key, None)
+        self._reported.pop(key, None)

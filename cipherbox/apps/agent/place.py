@@ -1,5 +1,4 @@
-"""Moves files out of `outgoing`, to where a person sees what became of them, and never over another
-file.
+"""Move files out of `outgoing`, never over another file.
 
 On another file system (a mounted share in `outgoing`) a file is copied, synced, and only then
 removed.
@@ -19,7 +18,7 @@ _NAME_BYTES = 255  # what file systems take
 
 
 def free_name(target: Path) -> Path:
-    """``target``, or the same name with a number where something has it."""
+    """Return ``target``, or the same name with a number if it is in use."""
     number, path = 1, target
     while os.path.lexists(path):
         number += 1
@@ -28,7 +27,7 @@ def free_name(target: Path) -> Path:
 
 
 def move(file: Path, target: Path) -> None:
-    """Gives the file its new place, which is free; OSError when it stays where it is."""
+    """Move the file to a free place; raise OSError if it stays where it is."""
     private_dir(target.parent)
     try:
         os.rename(file, target)
@@ -40,19 +39,19 @@ def move(file: Path, target: Path) -> None:
 
 
 def explain(file: Path, reason: str) -> None:
-    """Writes the reason beside a file, also where its name leaves no room for a longer one."""
+    """Write the reason beside a file; cut a name that leaves no room for the suffix."""
     name = _cut(file.name, REASON)
     write_private(file.with_name(name), f"{reason}\n".encode("utf-8", "backslashreplace"))
 
 
 def drop_reason(file: Path) -> None:
-    """Removes the reason beside a file."""
+    """Remove the reason beside a file."""
     with suppress(OSError):
         file.with_name(_cut(file.name, REASON)).unlink()
 
 
 def _cut(stem: str, ending: str) -> str:
-    """A name that ends so, of a stem that is cut where a character ends."""
+    """Return a name with this ending; cut the stem between characters if it is too long."""
     room = _NAME_BYTES - len(os.fsencode(ending))
     while len(os.fsencode(stem)) > room:
         stem = stem[:-1]

@@ -1,9 +1,8 @@
-"""What lies in `outgoing`, and which of it is whole.
+"""Scan `outgoing` for files that are complete.
 
-A file is taken when nothing about it has changed for the settle time, or when its marker
-(`NAME.ok`) stands beside it, and when no program has it open for writing, where the system can
-tell.  What belongs to a program or to the system is left out; what lies where nothing is sent from
-is told, once.
+A file is complete when it has not changed for the settle time, or when its marker (`NAME.ok`)
+exists, and when no program has it open for writing, where the system can tell.  Files of programs
+and of the system are ignored; a file in a folder that nothing is sent from is reported, once.
 """
 
 from __future__ import annotations
@@ -37,8 +36,8 @@ LEFT_OUT = (
 DEEPEST = 64  # folders; recipients take 32, and what lies deeper than that fails with the reason
 
 
-class Address(NamedTuple):
-    """Where a folder's files go: recipients, or an exchange and its key."""
+class Destination(NamedTuple):
+    """The destination of a folder's files: recipients, or an exchange and its key."""
 
     recipients: tuple[str, ...]
     exchange: str = ""
@@ -46,7 +45,7 @@ class Address(NamedTuple):
 
 
 class State(NamedTuple):
-    """What a file was when it was looked at; times in ns since 1970."""
+    """The state of a file when it was scanned; times in ns since 1970."""
 
     size: int
     modified_ns: int
@@ -59,22 +58,20 @@ class Found(NamedTuple):
 
     file: Path
     path: tuple[str, ...]
-    address: Address
+    destination: Destination
     state: State
     marked: bool
 
 
 def state_of(found: os.stat_result) -> State:
-    """The state of a file, whatever its date: one in the year 2400 fits into no database."""
+    """Return the state of a file; a date beyond what a database takes is capped."""
     return State(
         found.st_size, int64(found.st_mtime_ns), int64(found.st_ctime_ns), int64(found.st_ino)
     )
 
 
 class Scanner:
-    """Looks at a folder again and again.  ``tell`` is given what a person should know, each
-    sentence once.
-    """
+    """Scans a folder repeatedly; ``tell`` is called with problems that a person should know."""
 
     def __init__(self, top: Path, settings: AgentSettings, tell: Callable[[str], None]) -> None:
         self._top, self._settings, self._tell = top, settings, tell
@@ -87,9 +84,7 @@ class Scanner:
         self.empty: list[Path] = []
 
     def look(self) -> tuple[list[Found], list[Found]]:
-        """(whole, not yet): every file that is to be sent, oldest first, and by name where the
-        time is the same.
-        """
+        """Return (complete files, others), oldest first, and by name where the time is the same."""
         now = time.monotonic()
         seen: dict[Path, tuple[State, float]] = {}
         whole: list[Found] = []
@@ -108,7 +103,7 @@ class Scanner:
         return whole, growing
 
     def marker(self, file: Path) -> Path | None:
-        """The marker of a file, where markers are used."""
+        """Return the marker of a file, if markers are used."""
         return file.with_name(file.name + self._settings.marker) if self._settings.marker else None
 
     # -- inside ------------------------------------------------------------------------------------
@@ -137,19 +132,19 @@ class Scanner:
     def _below(self, folder: Path, exchange: str, key: str) -> Iterator[Found]:
         try:
             if exchange:
-                address = Address(
+                destination = Destination(
                     (), check_name(exchange, "exchange name"), check_name(key, "routing key")
                 )
             else:
-                address = Address(
+                destination = Destination(
                     tuple(dict.fromkeys(check_client_id(name) for name in folder.name.split("+")))
                 )
         except InvalidRequest as error:
             self._tell(f"nothing is sent from {folder}: {error}")
             return
-        yield from self._inside(folder, folder, address)
+        yield from self._inside(folder, folder, destination)
 
-    def _inside(self, top: Path, folder: Path, address: Address) -> Iterator[Found]:
+    def _inside(self, top: Path, folder: Path, destination: Destination) -> Iterator[Found]:
         marker = self._settings.marker
         entries = _entries(folder, self._tell)
         if not entries and folder != top:
@@ -167,7 +162,7 @@ class Scanner:
                         f"nothing is sent from {path}: it lies more than {DEEPEST} folders deep"
                     )
                 else:
-                    yield from self._inside(top, path, address)
+                    yield from self._inside(top, path, destination)
             elif marker and entry.name.endswith(marker):
                 continue
             else:
@@ -179,7 +174,7 @@ class Scanner:
                     self._tell(f"{path} is not sent: it is no regular file")
                     continue
                 marked = bool(marker) and entry.name + marker in names
-                yield Found(path, path.relative_to(top).parts, address, state_of(found), marked)
+                yield Found(path, path.relative_to(top).parts, destination, state_of(found), marked)
 
     def _left_out(self, name: str) -> bool:
         lower = name.lower()
@@ -187,7 +182,7 @@ class Scanner:
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
-    """Whether it can be looked into; a share that is gone cannot."""
+    """Return whether it is a directory that can be read; an unmounted share is not."""
     try:
         return entry.is_dir()
     except OSError:

@@ -1,6 +1,7 @@
-"""Sends the files of a folder: small ones bundled, an envelope for all that wait for the same
-recipients; large ones in parts.  What may pass by itself is tried again after a pause that grows;
-what will not go is told to ``fail``.
+"""Send the files of a folder: small files with the same recipients in one envelope, large ones in
+parts.
+
+Temporary errors are retried with a back-off; a file that cannot be sent is passed to ``fail``.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from cipherbox.apps.agent.pauses import Pauses
-from cipherbox.apps.agent.scan import Address, Found, state_of
+from cipherbox.apps.agent.scan import Destination, Found, state_of
 from cipherbox.client.file_types import guess_type
 from cipherbox.client.options import PublishOptions
 from cipherbox.client.outbox.origins import FolderFile, Origins
@@ -58,56 +59,59 @@ class FolderSender:
     ) -> None:
         self._client, self._pauses, self._fail, self._say = client, pauses, fail, say
         self._on_progress = on_progress
-        self._post = client.outbox()
-        self._transfers = Transfers(self._post.outbox)
-        self._addresses: set[Address] = set()  # whose small files are being sent
+        self._outbox_sender = client.outbox()
+        self._transfers = Transfers(self._outbox_sender.outbox)
+        self._destinations: set[Destination] = set()  # whose small files are being sent
         self._busy: set[Path] = set()
         self._over: set[Path] = set()  # of these: no longer
         self._numbers: set[int] = set()  # of transfers under way
         self._slots = trio.CapacityLimiter(AT_ONCE)
 
     def look(self) -> None:
-        """Before the outbox is asked what was taken: what ends after this is busy until the next
-        time.
+        """Release settled files; call it before reading from the outbox what was taken.
+
+        A file settled after that stays busy until the next look.
         """
         self._busy -= self._over
         self._over.clear()
 
     def start(self, nursery: trio.Nursery, whole: Sequence[Found]) -> None:
-        """Begins to send what is due; without a connection it all waits where it lies."""
+        """Start sending what is due; without a connection everything waits in its folder."""
         if self._client.connection.current is None:
             return
-        small: dict[Address, list[Found]] = {}
+        small: dict[Destination, list[Found]] = {}
         for found in whole:
             if (
                 found.file in self._busy
                 or not self._pauses.due(found.file)
-                or not self._pauses.due(found.address)
+                or not self._pauses.due(found.destination)
             ):
                 continue
             if found.state.size <= SMALL_BYTES:
-                if found.address not in self._addresses:
-                    small.setdefault(found.address, []).append(found)
+                if found.destination not in self._destinations:
+                    small.setdefault(found.destination, []).append(found)
             else:
                 self._busy.add(found.file)
                 nursery.start_soon(self._large, found)
-        for address, files in small.items():
-            self._addresses.add(address)
+        for destination, files in small.items():
+            self._destinations.add(destination)
             self._busy.update(found.file for found in files)
-            nursery.start_soon(self._small, address, files)
+            nursery.start_soon(self._small, destination, files)
 
     def is_free(self, transfer: Transfer) -> bool:
-        """Whether nobody here sends it now, and it may be tried."""
+        """Return whether no task here sends it, and it may be tried."""
         free = transfer.number not in self._numbers and Path(transfer.file) not in self._busy
         return free and self._pauses.due(transfer.number)
 
     async def go_on(self, transfer: Transfer) -> None:
-        """Sends the rest of a file."""
+        """Send the rest of a file."""
         self._numbers.add(transfer.number)
         try:
             async with self._slots:
-                now = await self._post.store(self._transfers.find, transfer.number)
-                if isinstance(now, Transfer) and now.state == SENDING:  # it was asked a moment ago
+                now = await self._outbox_sender.store(self._transfers.find, transfer.number)
+                if (
+                    isinstance(now, Transfer) and now.state == SENDING
+                ):  # it may have changed meanwhile
                     await self._sent(now)
                 self._pauses.clear(transfer.number)
         except CipherBoxError as error:
@@ -119,39 +123,39 @@ class FolderSender:
 
     # -- small files -------------------------------------------------------------------------------
 
-    async def _small(self, address: Address, files: list[Found]) -> None:
+    async def _small(self, destination: Destination, files: list[Found]) -> None:
         bundle: list[Found] = []
         try:
-            recipients = await self._recipients(address)
+            recipients = await self._recipients(destination)
             most = min(
                 BUNDLE_BYTES,
                 room_for(self._client.connection.window.envelope_bytes, len(recipients)) // 2,
             )
             for bundle in _bundles(files, most):
-                await self._post.room()
+                await self._outbox_sender.room()
                 await self._publish(recipients, bundle)
-            self._pauses.clear(address)
+            self._pauses.clear(destination)
         except CipherBoxError as error:
             _raise_for_good(error)
             if _may_pass(error):
-                if self._pauses.later(address, str(error)):
+                if self._pauses.later(destination, str(error)):
                     self._say(f"{len(files)} file(s) in {files[0].file.parent} wait: {error}")
             else:
-                error = await with_suggestion(self._client, error, address.recipients)
+                error = await with_suggestion(self._client, error, destination.recipients)
                 for found in bundle or files:
                     await self._fail(found, error)
         except Exception as error:  # of these files, and it ends with them
             for found in bundle or files:
                 await self._fail(found, error)
         finally:
-            self._addresses.discard(address)
+            self._destinations.discard(destination)
             self._over.update(found.file for found in files)
 
-    async def _recipients(self, address: Address) -> tuple[str, ...]:
-        if address.recipients:
-            await self._client.directory.recipients(address.recipients)
-            return address.recipients
-        return tuple(await self._client.readers(address.exchange, address.key))
+    async def _recipients(self, destination: Destination) -> tuple[str, ...]:
+        if destination.recipients:
+            await self._client.directory.recipients(destination.recipients)
+            return destination.recipients
+        return tuple(await self._client.readers(destination.exchange, destination.key))
 
     async def _publish(self, recipients: tuple[str, ...], bundle: Sequence[Found]) -> None:
         messages: list[Message] = []
@@ -164,9 +168,11 @@ class FolderSender:
             else:
                 await self._trouble(found, one)
         if messages:
-            address = PublishOptions.make(to=recipients)
-            beside = Origins(files=tuple(files))
-            await self._client.publishing.publish_group(messages, address, False, beside=beside)
+            destination = PublishOptions.make(to=recipients)
+            origins = Origins(files=tuple(files))
+            await self._client.publishing.publish_group(
+                messages, destination, False, origins=origins
+            )
 
     async def _trouble(self, found: Found, error: Exception) -> None:
         """What went wrong with this file alone."""
@@ -186,7 +192,7 @@ class FolderSender:
         number = 0
         try:
             async with self._slots:
-                recipients = await self._recipients(found.address)
+                recipients = await self._recipients(found.destination)
                 await trio.to_thread.run_sync(_check, found)
                 transfer = await self._begun(found, recipients)
                 number = transfer.number
@@ -199,7 +205,7 @@ class FolderSender:
             _raise_for_good(error)
             # else its end is recorded, and it is moved with the next look
             if not number and not _may_pass(error):
-                error = await with_suggestion(self._client, error, found.address.recipients)
+                error = await with_suggestion(self._client, error, found.destination.recipients)
             if not number or _may_pass(error):
                 await self._trouble(found, error)
         except Exception as error:  # of this file, and it ends with it
@@ -211,7 +217,7 @@ class FolderSender:
     async def _begun(self, found: Found, recipients: tuple[str, ...]) -> Transfer:
         claim = _claim(found, recipients, 0)
         begin = self._transfers.begin
-        made = await self._post.store(
+        made = await self._outbox_sender.store(
             lambda: begin(
                 found.file,
                 found.path,
@@ -230,20 +236,20 @@ class FolderSender:
 
 
 def _may_pass(error: CipherBoxError) -> bool:
-    """Whether it may work later with the same file: HQ is away, or a person has to compare keys
-    or permit somebody.
+    """Return whether the same file may be sent later: HQ is unreachable, or a person has to compare
+    keys or permit a recipient.
     """
     return waits(error) or isinstance(error, BundleError | NetworkError)
 
 
 def _raise_for_good(error: CipherBoxError) -> None:
-    """This client's certificate was not accepted: nothing here can go on."""
+    """Raise an error of this client's certificate, which stops everything."""
     if isinstance(error, CredentialsError) and not error.retryable:
         raise error
 
 
 def _bundles(files: Sequence[Found], most: int) -> Iterator[list[Found]]:
-    """Runs that fit into one envelope each, in order."""
+    """Yield runs that fit into one envelope each, in order."""
     run: list[Found] = []
     size = 0
     for found in files:
@@ -266,9 +272,7 @@ def _read_all(files: Sequence[Found]) -> list[Message | Exception]:
 
 
 def _read(found: Found) -> Message | Exception:
-    """A small file as a message, or what keeps it from that: whatever one file raises ends with
-    it.
-    """
+    """Return a small file as a message, or the error that prevents it."""
     try:
         fd = _open(found)
         try:
@@ -291,8 +295,8 @@ def _check(found: Found) -> None:
 
 
 def _open(found: Found) -> int:
-    """The file, open for reading and as it was found; FileUnreadable, FileChanged, or FileError
-    for its name.
+    """Return a descriptor of the file, unchanged since the scan; raise FileUnreadable, FileChanged,
+    or FileError for its name.
     """
     check_path(found.file, found.path)
     try:
@@ -319,8 +323,6 @@ def _open(found: Found) -> int:
 def file_message(
     path: Sequence[str], content: bytes, content_type: str, modified_ns: int
 ) -> Message:
-    """A file as a message: the header `filename` makes it one; names on the way to it are
-    separated by "/".
-    """
+    """Return a file as a message; the header `filename` has its path, separated by "/"."""
     headers = {"filename": "/".join(path), "modified_at": str(max(0, modified_ns // 1_000_000))}
     return Message(content, content_type, headers)

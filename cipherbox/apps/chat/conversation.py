@@ -1,11 +1,11 @@
-"""A conversation: lines sent at once, their states, and what the others wrote, read from this
+"""A conversation: the lines this client sends, their states, and received lines, read from this
 home's inbox.
 
-A line is a message of its own, of type `TYPE`; its header ``chat`` names those it went to, sealed
-with it, and marks it in the inbox's lines.  What comes is shown from the readable file of the
-inbox, whoever wrote it there: the agent or `receive` of this home, or, while none runs, this
-conversation, which holds the home's lock for the moment of each recording only.  So whatever starts
-beside it takes over without a word, and every message is recorded once.
+A line is a message of type `TYPE`; its header ``chat`` names its recipients, is sealed with it, and
+marks it in the inbox's lines.  Received lines are shown from the readable file of the inbox,
+whichever program wrote them: the agent or `receive` of this home, or, while neither runs, this
+conversation, which holds the home's lock only during each recording.  So a receiver that starts
+beside it takes over silently, and every message is recorded once.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import trio
 from cipherbox.client.client import Client, Confirmation
 from cipherbox.client.events import RECEIVER
 from cipherbox.client.outbox.queries import OutboxQueries
-from cipherbox.client.outbox.rows import ASIDE, CONFIRMED
+from cipherbox.client.outbox.rows import CONFIRMED, PARKED
 from cipherbox.client.receiving.loop import FETCH_ENVELOPES
 from cipherbox.client.receiving.receiver import Receiver
 from cipherbox.concurrency import Backoff, Signal, only, retry, supervise
@@ -49,7 +49,7 @@ _WATCHED = 2000  # lines that HQ has and not everybody opened; older ones are wa
 
 @attrs.define(eq=False)
 class ChatLine:
-    """A line of one's own.  ``opened`` and ``refused``: by whom, the latter with the reason."""
+    """A line sent from here.  ``opened``, ``refused``: by whom, the latter with the reason."""
 
     number: int
     message_id: uuid.UUID
@@ -63,9 +63,9 @@ class ChatLine:
 OnState = Callable[[ChatLine], None]
 
 
-async def everybody(client: Client) -> tuple[list[str], dict[str, CipherBoxError]]:
-    """All whom this client can write to now, and why it cannot write to those whose keys a
-    person must look at.
+async def reachable_clients(client: Client) -> tuple[list[str], dict[str, CipherBoxError]]:
+    """Return the clients this one can write to now, and the errors of those whose keys a person
+    must check.
     """
     names = [str(row["name"]) for row in await client.list("clients")]
     found, reasons = await client.directory.reachable(
@@ -75,8 +75,8 @@ async def everybody(client: Client) -> tuple[list[str], dict[str, CipherBoxError
 
 
 class Chat:
-    """See the module.  ``on_state`` is told a line whose state changed; ``to_all``: who is gone
-    is left out.
+    """See the module.  ``on_state`` is called with a line whose state changed; ``to_all``: clients
+    that no longer exist are left out.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class Chat:
         """Return the number of lines HQ has not confirmed."""
         return len(self._waiting)
 
-    async def say(self, text: str) -> ChatLine:
+    async def send(self, text: str) -> ChatLine:
         """Seal and send a line; return when it is durable on this machine."""
         content = text.encode()
         if len(content) > LINE_BYTES:
@@ -115,7 +115,7 @@ class Chat:
         except (RecipientRevoked, UnknownRecipient):
             if not self._to_all:
                 raise
-            self.others = (await everybody(self.client))[0]
+            self.others = (await reachable_clients(self.client))[0]
             confirmation = await self._publish(content)
         self._number += 1
         envelopes = tuple(
@@ -172,13 +172,15 @@ class Chat:
         lines = [*self._waiting, *self._unopened]
         if not lines:
             return
-        post = self.client.outbox()
-        await post.store(_update, post.outbox, lines, told := list[ChatLine]())
+        outbox_sender = self.client.outbox()
+        await outbox_sender.store(_update, outbox_sender.outbox, lines, changed := list[ChatLine]())
         self._waiting = [line for line in self._waiting if line.state == SEALED]
         known = {id(line) for line in self._unopened}
-        self._unopened += [line for line in told if line.state == AT_HQ and id(line) not in known]
+        self._unopened += [
+            line for line in changed if line.state == AT_HQ and id(line) not in known
+        ]
         self._unopened = [line for line in self._unopened if line.state == AT_HQ][-_WATCHED:]
-        for line in told:
+        for line in changed:
             self._tell(line)
 
     def _tell(self, line: ChatLine) -> None:
@@ -215,11 +217,11 @@ class Chat:
             await receiver.take_from(consumer, FETCH_ENVELOPES)
 
 
-def _update(outbox: OutboxQueries, lines: Sequence[ChatLine], told: list[ChatLine]) -> None:
+def _update(outbox: OutboxQueries, lines: Sequence[ChatLine], changed: list[ChatLine]) -> None:
     for line in lines:
         rows = [row for row in map(outbox.find, line.envelopes) if row is not None]
         opened: list[str] = []
-        refused = [("HQ", row.reason) for row in rows if row.state == ASIDE]
+        refused = [("HQ", row.reason) for row in rows if row.state == PARKED]
         for row in rows:
             for recipient, outcome, *_ in outbox.outcomes(row.number):
                 if outcome == Outcome.OPENED:
@@ -228,11 +230,11 @@ def _update(outbox: OutboxQueries, lines: Sequence[ChatLine], told: list[ChatLin
                     refused.append((recipient, outcome_words(outcome)))
         before = (line.state, line.opened, line.refused)
         line.opened, line.refused = tuple(sorted(opened)), tuple(refused)
-        if any(row.state == ASIDE for row in rows):
+        if any(row.state == PARKED for row in rows):
             line.state = REFUSED
         elif rows and all(row.owed <= 0 for row in rows):
             line.state = OPENED
         elif all(row.state == CONFIRMED for row in rows):
             line.state = AT_HQ
         if before != (line.state, line.opened, line.refused):
-            told.append(line)
+            changed.append(line)

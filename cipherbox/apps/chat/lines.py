@@ -1,8 +1,8 @@
-"""The lines of a conversation in the inbox's readable file: the last of them, and what is added.
+"""The lines of a conversation in the inbox's readable file: the last ones, then new ones.
 
-The file grows at its end, whoever writes it.  After a crash its end may be cut back and written
-anew, and somebody may move it away: so the ids of the lines shown last are kept, and a file that is
-another one is read from its beginning.
+Any program of this home appends to the file.  After a crash its end may be truncated and written
+again, and a person may move it away: so the ids of the lines shown last are kept, and a new file is
+read from its beginning.
 """
 
 from __future__ import annotations
@@ -29,55 +29,55 @@ _MARK = b'"headers":'
 
 
 @attrs.frozen
-class Said:
-    """A line of another party; every text is as that party chose it."""
+class ReceivedLine:
+    """A line from another client, which chose every text in it."""
 
     message_id: str
     sender_id: str
     sent_timestamp: str
     text: str
-    to: str  # as its sender says
+    to: str  # as its sender states
 
 
-class KeptLines:
-    """As `ChatLines`, of a home that keeps what it receives under its key and has no readable
-    file.
-    """
+class EncryptedChatLines:
+    """As `ChatLines`, for a home that encrypts what it receives and has no readable file."""
 
     def __init__(self, home: Home, senders: Iterable[str] | None) -> None:
         self._look = InboxInspection(home)
         self._senders = None if senders is None else frozenset(senders)
         self._place = 0
 
-    def last(self, most: int = LAST) -> list[Said]:
-        """The last lines so far, oldest first; `new` goes on after them."""
+    def last(self, most: int = LAST) -> list[ReceivedLine]:
+        """Return the last lines, oldest first; `new` continues after them."""
         self._place = self._look.shelf.end()
-        found: list[Said] = []
+        found: list[ReceivedLine] = []
         for entry in islice(self._look.shelf.newest(), _KEPT_IDS):
-            said = said_of(entry.document, self._senders)
+            said = parse_line(entry.document, self._senders)
             if said is not None:
                 found.append(said)
             if len(found) >= most:
                 break
         return found[::-1]
 
-    def new(self) -> list[Said]:
-        """What was added since."""
+    def new(self) -> list[ReceivedLine]:
+        """Return the lines added since."""
         self._place, entries = self._look.shelf.after(self._place)
         return [
             said
             for entry in entries
-            if (said := said_of(entry.document, self._senders)) is not None
+            if (said := parse_line(entry.document, self._senders)) is not None
         ]
 
 
-def open_lines(home: Home, senders: Iterable[str] | None) -> ChatLines | KeptLines:
-    """The lines of a home, wherever it keeps them.  ``senders``: whose; None: everybody's."""
-    return ChatLines(home.path, senders) if home.hides is None else KeptLines(home, senders)
+def open_lines(home: Home, senders: Iterable[str] | None) -> ChatLines | EncryptedChatLines:
+    """Return the lines of a home from these senders; None: from all."""
+    return (
+        ChatLines(home.path, senders) if home.hides is None else EncryptedChatLines(home, senders)
+    )
 
 
 class ChatLines:
-    """See the module.  ``senders``: whose lines; None: everybody's."""
+    """See the module.  ``senders``: show their lines only; None: all."""
 
     def __init__(self, home: Path, senders: Iterable[str] | None) -> None:
         self._path = home / LINES
@@ -87,8 +87,8 @@ class ChatLines:
         self._skipping = False
         self._shown: dict[str, None] = {}
 
-    def last(self, most: int = LAST) -> list[Said]:
-        """The last lines so far, oldest first; `new` goes on after them."""
+    def last(self, most: int = LAST) -> list[ReceivedLine]:
+        """Return the last lines, oldest first; `new` continues after them."""
         try:
             with self._path.open("rb") as file:
                 self._file_id, end = _identity(file)
@@ -96,8 +96,8 @@ class ChatLines:
         except FileNotFoundError:
             return []
 
-    def new(self) -> list[Said]:
-        """What was added since."""
+    def new(self) -> list[ReceivedLine]:
+        """Return the lines added since."""
         try:
             with self._path.open("rb") as file:
                 file_id, size = _identity(file)
@@ -109,7 +109,7 @@ class ChatLines:
         except FileNotFoundError:
             return []
         end = data.rfind(b"\n") + 1
-        if not end and len(data) == _BLOCK:  # a long message: nobody typed that
+        if not end and len(data) == _BLOCK:  # too long to have been typed
             self._skipping = True
             self._at += len(data)
             return []
@@ -122,15 +122,15 @@ class ChatLines:
 
     # -- inside ------------------------------------------------------------------------------------
 
-    def _back(self, file: BinaryIO, size: int, most: int) -> list[Said]:
-        found: list[Said] = []
+    def _back(self, file: BinaryIO, size: int, most: int) -> list[ReceivedLine]:
+        found: list[ReceivedLine] = []
         rest = b""
         start = size
         while start > 0 and size - start < _LOOK_BACK and len(found) < most:
             begin = max(0, start - _BLOCK)
             file.seek(begin)
             data = file.read(start - begin) + rest
-            if start == size:  # what has no end yet is being written
+            if start == size:  # an incomplete line is being written
                 data = data[: data.rfind(b"\n") + 1]
                 self._at = begin + len(data)
             start = begin
@@ -142,7 +142,7 @@ class ChatLines:
             found = self._said(whole.split(b"\n")) + found
         return found[max(0, len(found) - most) :]
 
-    def _said(self, lines: Iterable[bytes]) -> list[Said]:
+    def _said(self, lines: Iterable[bytes]) -> list[ReceivedLine]:
         found = []
         for raw in lines:
             if (
@@ -156,18 +156,18 @@ class ChatLines:
             del self._shown[next(iter(self._shown))]
         return found
 
-    def _one(self, raw: bytes) -> Said | None:
+    def _one(self, raw: bytes) -> ReceivedLine | None:
         try:
-            return said_of(orjson.loads(raw), self._senders)
+            return parse_line(orjson.loads(raw), self._senders)
         except ValueError:
             return None
 
 
-def said_of(line: dict[str, Any], senders: frozenset[str] | None) -> Said | None:
-    """What a line says, if it is one of a conversation with ``senders``."""
+def parse_line(line: dict[str, Any], senders: frozenset[str] | None) -> ReceivedLine | None:
+    """Return a line if it belongs to a conversation with ``senders``."""
     try:
         to, text, sender = line["headers"][HEADER], line["content"], line["sender_id"]
-        said = Said(line["message_id"], sender, line["sent_timestamp"], text, to)
+        said = ReceivedLine(line["message_id"], sender, line["sent_timestamp"], text, to)
     except (KeyError, TypeError):
         return None
     mine = senders is None or sender in senders

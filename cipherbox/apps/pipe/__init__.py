@@ -5,6 +5,5 @@ Map, written by `make generate`:
     frames  The frames of a pipe: one message each, sealed like every other.
     mail    Mail that arrives while a pipe holds the mailbox: its peer's frames go to the pipe,
             messages into the inbox.
-    pipe    A pipe between two clients: what goes in here comes out there, both ways, in order, each
-            byte once.
+    pipe    A bidirectional pipe between two clients: bytes arrive in order, each exactly once.
 """

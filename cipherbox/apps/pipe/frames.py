@@ -30,12 +30,12 @@ _HEAD = struct.Struct(">BB16sQQ")
 class Kind(enum.IntEnum):
     """What a frame means."""
 
-    OPEN = 1  # who is there?
-    ACCEPT = 2  # I am, and it is you I wait for
+    OPEN = 1  # call
+    ACCEPT = 2  # answer to OPEN
     DATA = 3
     END = 4  # of my input
     ALIVE = 5
-    BREAK = 6  # I end before the end
+    BREAK = 6  # aborted, with the reason
 
 
 @attrs.frozen

@@ -1,15 +1,14 @@
-"""A pipe between two clients: what goes in here comes out there, both ways, in order, each byte
-once.
+"""A bidirectional pipe between two clients: bytes arrive in order, each exactly once.
 
 One end calls (`Pipe.call`), the other waits for one named client (`Pipe.listen`); then frames (see
-`frames`) carry the bytes.  Frames are numbered, so what HQ delivers again or out of order
-changes nothing.  At most `WINDOW` bytes are under way to the other end and not yet written out
-there: a reader that stalls stalls the writer, and neither end nor HQ holds more.  Each end says at
-least four times in the shorter ``idle_s`` that it is there; an end that hears nothing for its own
-``idle_s``, while its own line to HQ stood, gives the pipe up.
+`frames`) carry the bytes.  Frames are numbered, so redelivery and reordering by HQ change nothing.
+At most `WINDOW` bytes are sent and not yet written out at the other end: a stalled reader stalls
+the writer, and neither end nor HQ holds more.  Each end sends a frame at least four times in the
+shorter ``idle_s``; an end that receives nothing for its own ``idle_s``, while it was connected to
+HQ, gives up.
 
-The home's lock is held: no other receiver may take frames away.  Other messages that come meanwhile
-enter the inbox.
+The home's lock is held, so that no other receiver takes the frames.  Other messages that arrive
+meanwhile enter the inbox.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ import trio
 from cipherbox import clock
 from cipherbox.apps.pipe.frames import Frame, Kind
 from cipherbox.apps.pipe.mail import receive_frames
-from cipherbox.client.outbox.rows import ASIDE, WAITING, Row
+from cipherbox.client.outbox.rows import PARKED, WAITING, Row
 from cipherbox.client.receiving.receiver import Receiver
 from cipherbox.concurrency import Signal, background
 from cipherbox.errors import (
@@ -45,7 +44,7 @@ CHUNK = 256 * 1024  # bytes of one frame at most
 WINDOW, WINDOW_FRAMES = 4 * 1024 * 1024, 256  # under way and not yet written out at the other end
 IDLE_S, WITHIN_S = 60.0, 60.0
 KEEP_MS = 24 * 3600 * 1000  # HQ delivers no frame that is older
-_LAST_WORD_S = 3.0
+_CLOSE_S = 3.0
 _LOOK_S = 5.0  # between looks at what became of the oldest frame
 _TICK_S = 0.25
 
@@ -62,7 +61,7 @@ class Ends(Protocol):
 
 @attrs.define(eq=False)
 class _Sent:
-    """A frame on its way; ``number`` 0: one that is not numbered."""
+    """A frame in flight; ``number`` 0: it is not numbered."""
 
     number: int
     size: int
@@ -76,13 +75,13 @@ class Pipe:
         self.client, self.peer = client, peer
         self.sent = self.received = 0  # bytes
         self._ends, self._idle_s = ends, idle_s
-        self._beat_s = (idle_s or IDLE_S) / 4
+        self._heartbeat_s = (idle_s or IDLE_S) / 4
         self._pipe = b""
         self._opening = b""  # envelope id of the OPEN that is answered
         self._calling = self._open = self._ended = self._their_break = self._closing = False
         self._also_calls = False
         self._began = trio.Event()
-        self._over = trio.Event()
+        self._finished = trio.Event()
         self._failure: Exception | None = None
         self._changed = Signal()
         self._turn = trio.Lock()
@@ -98,17 +97,15 @@ class Pipe:
         # from there to here
         self._ahead: dict[int, Frame] = {}
         self._ahead_bytes = 0
-        self._written = self._told = 0
-        self._untold_bytes = 0
+        self._written = self._reported = 0
+        self._unreported_bytes = 0
         self._their_end = False
-        self._heard_at = self._spoke_at = trio.current_time()
+        self._received_at = self._posted_at = trio.current_time()
 
     async def call(self, within_s: float = WITHIN_S) -> None:
-        """Asks the other end, and carries bytes until both inputs have ended and all is written
-        out.
+        """Call the other end, and carry bytes until both inputs have ended and all is written out.
 
-        PeerGone when nobody answers within ``within_s``, when the other end falls silent, or breaks
-        off.
+        Raise PeerGone if it does not answer within ``within_s``, falls silent, or aborts.
         """
         self._calling, self._pipe = True, os.urandom(16)
 
@@ -130,7 +127,7 @@ class Pipe:
         await self._run(begin)
 
     async def listen(self, within_s: float = float("inf")) -> None:
-        """Waits until the other end calls; then as `call`."""
+        """Wait until the other end calls, then carry bytes as `call` does."""
 
         async def begin() -> None:
             with trio.move_on_after(within_s):
@@ -154,15 +151,15 @@ class Pipe:
                     nursery.start_soon(self._guarded, receive_frames, *mail)
                     nursery.start_soon(self._guarded, self._carry, begin, nursery)
                     try:
-                        await self._over.wait()
+                        await self._finished.wait()
                     finally:
-                        with trio.move_on_after(_LAST_WORD_S, shield=True):
+                        with trio.move_on_after(_CLOSE_S, shield=True):
                             # a frame on its way to the outbox is there, and will be dropped
                             async with self._turn:
                                 self._closing = True
                         nursery.cancel_scope.cancel()
                         with (
-                            trio.move_on_after(_LAST_WORD_S, shield=True),
+                            trio.move_on_after(_CLOSE_S, shield=True),
                             suppress(CipherBoxError),
                         ):
                             await self._drop([sent for sent in self._under_way if sent.envelope_id])
@@ -174,7 +171,7 @@ class Pipe:
     async def _carry(self, begin: Callable[[], Awaitable[None]], nursery: trio.Nursery) -> None:
         await begin()
         self._open = True
-        self._heard_at = trio.current_time()
+        self._received_at = trio.current_time()
         nursery.start_soon(self._guarded, self._watch)
         async with trio.open_nursery() as both:
             # may still wait for input when all else is over
@@ -185,7 +182,7 @@ class Pipe:
             await self._changed.wait()
         await self._last_confirmed()
         self._ended = True
-        self._over.set()
+        self._finished.set()
 
     async def _guarded(self, work: Callable[..., Awaitable[None]], *arguments: object) -> None:
         try:
@@ -198,9 +195,9 @@ class Pipe:
             self._fail(error)
 
     def _fail(self, error: Exception) -> None:
-        if not self._over.is_set():
+        if not self._finished.is_set():
             self._failure = error
-            self._over.set()
+            self._finished.set()
 
     async def _read(self) -> None:
         while data := await self._ends.read(CHUNK):
@@ -225,7 +222,9 @@ class Pipe:
             self.sent += len(data)
 
     async def _write(self) -> None:
-        """Writes out what came, in order; says so often enough that the other end need not wait."""
+        """Write out received frames in order; report it often enough that the other end need not
+        wait.
+        """
         while not self._their_end:
             frame = self._ahead.get(self._written + 1)
             if frame is None:
@@ -240,34 +239,34 @@ class Pipe:
             self._written = frame.number
             size = len(frame.data)
             self._ahead_bytes -= size
-            self._untold_bytes += size
+            self._unreported_bytes += size
             self.received += size
             many = (
-                self._untold_bytes >= WINDOW // 4
-                or self._written - self._told >= WINDOW_FRAMES // 4
+                self._unreported_bytes >= WINDOW // 4
+                or self._written - self._reported >= WINDOW_FRAMES // 4
             )
             if many or self._their_end:
                 await self._post(Kind.ALIVE)
 
     async def _watch(self) -> None:
-        """Says that this end is there, and notices when the other is not."""
+        """Send heartbeats, and notice when the other end sends none."""
         looked_at = 0.0
-        tick_s = min(_TICK_S, self._beat_s / 2)
+        tick_s = min(_TICK_S, self._heartbeat_s / 2)
         while True:
             await trio.sleep(tick_s)
             now = trio.current_time()
             if self.client.connection.current is None:
-                self._heard_at = now
-            elif self._idle_s and now - self._heard_at > self._idle_s:
+                self._received_at = now
+            elif self._idle_s and now - self._received_at > self._idle_s:
                 gone = "its program, its machine or its line is gone"
                 raise PeerGone(f"nothing came from {self.peer} for {self._idle_s:g} s: {gone}")
-            if now - self._spoke_at >= self._beat_s:
+            if now - self._posted_at >= self._heartbeat_s:
                 await self._post(Kind.ALIVE)
             await self._tidy()
             if self._under_way and now - looked_at > _LOOK_S:
                 looked_at = now
                 row = await self._row(self._under_way[0])
-                if row is not None and row.state == ASIDE:
+                if row is not None and row.state == PARKED:
                     raise Refused(f"HQ refused what was sent: {row.reason}")
 
     # -- frames ------------------------------------------------------------------------------------
@@ -282,9 +281,9 @@ class Pipe:
             if kind in (Kind.DATA, Kind.END):
                 self._number += 1
                 number = self._number
-            self._told, self._untold_bytes = self._written, 0
-            self._spoke_at = trio.current_time()
-            frame = Frame(kind, self._pipe, number, self._told, data)
+            self._reported, self._unreported_bytes = self._written, 0
+            self._posted_at = trio.current_time()
+            frame = Frame(kind, self._pipe, number, self._reported, data)
             sent = self._last = _Sent(number, len(data))
             if number:  # noted first: the answer may be faster than this machine's disk
                 self._under_way.append(sent)
@@ -300,9 +299,7 @@ class Pipe:
             sent.envelope_id = confirmation.envelope_id
 
     async def _tidy(self) -> None:
-        """Nobody needs what is done with in the outbox: as a file it may be large, as a row
-        there would be many.
-        """
+        """Delete finished frames from the outbox: as files they may be large, as rows many."""
         over = self._ended  # then HQ has the last word, and those before it need not be kept for it
         gone = [
             s
@@ -314,16 +311,16 @@ class Pipe:
 
     async def _drop(self, sent: Sequence[_Sent]) -> None:
         if sent:
-            post = self.client.outbox()
-            await post.store(post.outbox.drop, [one.envelope_id for one in sent])
+            outbox_sender = self.client.outbox()
+            await outbox_sender.store(outbox_sender.outbox.drop, [one.envelope_id for one in sent])
 
     def _take(self, frame: Frame, envelope_id: bytes) -> bool:
-        """Whether the frame is done with; an OPEN for whoever listens next is not."""
+        """Take a frame; return whether to acknowledge it: not an OPEN for the next listener."""
         if frame.kind == Kind.OPEN:
             return self._called(frame, envelope_id)
         if frame.pipe != self._pipe:
             return True  # of a pipe that ended
-        self._heard_at = trio.current_time()
+        self._received_at = trio.current_time()
         self._acknowledged(frame.written)
         if frame.kind == Kind.BREAK:
             if not self._calling and not self._began.is_set():
@@ -365,7 +362,7 @@ class Pipe:
         with suppress(ValueError):
             theirs = float(frame.data[:32])
             shorter = min(s for s in (theirs, self._idle_s, IDLE_S * 4) if s > 0)
-            self._beat_s = max(shorter / 4, 0.1)
+            self._heartbeat_s = max(shorter / 4, 0.1)
 
     def _acknowledged(self, number: int) -> None:
         while self._under_way and self._under_way[0].number <= number:
@@ -377,8 +374,8 @@ class Pipe:
         return f"{self._idle_s:g}".encode()
 
     async def _row(self, sent: _Sent) -> Row | None:
-        post = self.client.outbox()
-        row = await post.store(post.outbox.find, sent.envelope_id)
+        outbox_sender = self.client.outbox()
+        row = await outbox_sender.store(outbox_sender.outbox.find, sent.envelope_id)
         return row if isinstance(row, Row) else None
 
     async def _waits(self, sent: _Sent) -> bool:
@@ -386,7 +383,7 @@ class Pipe:
         return row is not None and row.state == WAITING
 
     async def _last_confirmed(self) -> None:
-        """Waits until HQ has this end's last word, for the other end waits for it."""
+        """Wait until HQ has confirmed this end's last frame: the other end waits for it."""
         connection = self.client.connection
         end = trio.current_time() + connection.tries * connection.timeout_s
         while await self._waits(self._last):
@@ -396,7 +393,7 @@ class Pipe:
             await trio.sleep(_TICK_S / 5)
 
     async def _break(self) -> None:
-        """Tells the other end why it will hear no more, as far as it can be reached in a moment."""
+        """Send the other end the reason for the abort, if that is possible quickly."""
         answered = self._open or (not self._calling and self._pipe != b"")
         stopped = self._failure is None and self._pipe != b""
         if self._ended or self._their_break or not (answered or stopped):

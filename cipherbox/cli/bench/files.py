@@ -24,7 +24,7 @@ async def send(client: Client, task: dict[str, Any]) -> None:
     are in `sent`.
     """
     from cipherbox.apps.agent.agent import Agent
-    from cipherbox.apps.agent.endings import OUTGOING
+    from cipherbox.apps.agent.file_mover import OUTGOING
     from cipherbox.cli.bench.measured import measured, shares, tell
 
     folder = client.home.path / "agent"

@@ -11,16 +11,16 @@ Map, written by `make generate`:
                   key, and the files it was made of.
     outbox        The outbox: every envelope this home sealed, on disk before the first try on the
                   network.
-    queries       What the outbox can be asked; `outbox` has the rules and does the writing.
+    queries       Queries of the outbox; `outbox` has the rules and writes.
     receipts      What recipients signed for, in the outbox: receipts are kept, bytes that nobody
                   owes a word on go.
-    resealing     What is in the outbox and cannot be opened as it is: sealed again in the next
-                  generation, from the copy that is kept.
-    rows          What goes into the outbox and what is read from it.
+    resealing     Seal an envelope of the outbox again, in the next generation, from the copy that
+                  is kept.
+    rows          Records of the outbox: what is written to it and what is read from it.
     sender        The one sender: every sealed envelope of this client goes through it, and every
                   outcome back.
-    tracking      Where a message is, from its sender's view: what the outbox knows, what HQ says,
-                  what the recipients signed.
+    tracking      Track a message for its sender: the outbox's state, HQ's report, and the
+                  recipients' receipts.
     transfers     The outbox's files under way: a reference to each file, and which of its parts HQ
                   has.
 """

@@ -17,7 +17,7 @@ from cipherbox import clock
 from cipherbox.client.local_database import transaction, translated
 from cipherbox.client.outbox.origins import OVER, REFUSED, SENT, FolderFile, insert_file
 from cipherbox.client.outbox.outbox import Outbox
-from cipherbox.client.outbox.rows import ASIDE, CANCELLED, CONFIRMED, WAITING
+from cipherbox.client.outbox.rows import CANCELLED, CONFIRMED, PARKED, WAITING
 from cipherbox.client.outbox.transfers import SENDING, STOPPED
 from cipherbox.client.receiving.receipts import MOST_GENERATIONS
 from cipherbox.envelope.outcomes import Outcome, outcome_words
@@ -30,7 +30,7 @@ _COLUMNS = (
 
 @attrs.frozen
 class Claim:
-    """One file that was taken; ``place`` is where it lies, or will lie in a moment."""
+    """One file that the agent took; ``place`` is where it was moved, or is about to be."""
 
     number: int
     file: str
@@ -61,7 +61,7 @@ class FolderFiles:
         self._db, self._path = outbox.database
 
     def taken(self) -> list[Claim]:
-        """What was taken and not yet moved, with what became of it meanwhile, oldest first."""
+        """Return files that are not moved yet, with their envelopes' states, oldest first."""
         with translated(self._path):
             rows = self._db.execute(
                 f"SELECT {_COLUMNS}, e.state, e.reason, t.state, t.reason, m.state, m.reason "
@@ -72,7 +72,7 @@ class FolderFiles:
         return [_claim(row[:16], _fate(row)) for row in rows]
 
     def plan(self, places: Sequence[tuple[int, str]]) -> None:
-        """Records where files are about to be moved: (number, place)."""
+        """Record where files are about to be moved: (number, place)."""
         with transaction(self._db, self._path):
             self._db.executemany(
                 "UPDATE folder_files SET place = ? WHERE number = ?",
@@ -80,7 +80,7 @@ class FolderFiles:
             )
 
     def settle(self, ends: Sequence[tuple[int, int, str, str]]) -> None:
-        """Records what became of files: (number, state, place, reason).  A transfer follows its
+        """Record the final state of files: (number, state, place, reason).  A transfer follows its
         file.
         """
         now = clock.now_ms()
@@ -97,16 +97,16 @@ class FolderFiles:
             )
 
     def refusals(self) -> list[Claim]:
-        """Files in `sent` that a recipient has refused meanwhile; ``why`` says who, and why."""
+        """Return files in `sent` that a recipient has refused since, with ``why``."""
         return self._outcomes(SENT)
 
     def taken_after_all(self) -> list[Claim]:
-        """Files in `refused` that their recipients have accepted meanwhile."""
+        """Return files in `refused` that their recipients have accepted since."""
         still = {claim.number for claim in self._outcomes(REFUSED)}
         return [claim for claim in self.refused() if claim.number not in still]
 
     def refused(self, most: int = 1000) -> list[Claim]:
-        """Files that a recipient has refused, newest last."""
+        """Return files that a recipient has refused, newest last."""
         with translated(self._path):
             rows = self._db.execute(
                 f"SELECT {_COLUMNS} FROM folder_files f WHERE state = 2 ORDER BY number DESC "
@@ -116,7 +116,7 @@ class FolderFiles:
         return [_claim(row, (CONFIRMED, row[13])) for row in rows[::-1]]
 
     def of_envelope(self, envelope_id: bytes) -> list[Claim]:
-        """The files of an envelope, or of the manifest that it is."""
+        """Return the files of an envelope, or the file of a manifest."""
         with translated(self._path):
             rows = self._db.execute(
                 f"SELECT {_COLUMNS} FROM folder_files f WHERE envelope_id = ? OR transfer IN "
@@ -126,7 +126,7 @@ class FolderFiles:
         return [_claim(row, (CONFIRMED, row[13])) for row in rows]
 
     def adopt(self, transfer: int, file: FolderFile) -> None:
-        """An unfinished transfer that nothing was recorded of, as before 0.6.0, is of this file."""
+        """Record the file of an unfinished transfer, which versions before 0.6.0 did not."""
         with transaction(self._db, self._path):
             if (
                 self._db.execute(
@@ -170,12 +170,12 @@ def _fate(row: Sequence[object]) -> tuple[int, str]:
     if transfer == SENDING:
         return WAITING, ""
     if transfer is None or transfer == STOPPED:
-        return ASIDE, str(stopped or "it was given up")
+        return PARKED, str(stopped or "it was given up")
     return _state(manifest, refused)
 
 
 def _state(state: object, why: object) -> tuple[int, str]:
-    """An envelope whose history was dropped had been confirmed."""
+    """Return the state; an envelope whose history was deleted had been confirmed."""
     if state is None:
         return CONFIRMED, ""
     return int(str(state)), "it was cancelled" if state == CANCELLED else str(why)

@@ -18,7 +18,7 @@ from cipherbox.errors import InvalidRequest
 from cipherbox.sealing.body import Message
 
 KEY_BYTES = 255  # an MSH-10 has 199 at most, a UUID 36
-TAKEN, SENT, REFUSED, OVER = range(4)  # OVER: nothing more will become of it
+TAKEN, SENT, REFUSED, OVER = range(4)  # OVER: final, and not sent
 STEP = """
 CREATE TABLE publish_keys (
     route TEXT NOT NULL, key TEXT NOT NULL, digest BLOB NOT NULL, envelope_id BLOB NOT NULL, PRIMARY KEY (route, key)
@@ -43,7 +43,7 @@ MESSAGES_STEP = "ALTER TABLE outcomes ADD COLUMN messages BLOB NOT NULL DEFAULT 
 
 
 class Once(NamedTuple):
-    """An idempotency key; ``route`` is where it counts, ``digest`` what it stands for."""
+    """An idempotency key, valid for one ``route``, with the ``digest`` of its content."""
 
     route: str
     key: str
@@ -58,7 +58,7 @@ class Once(NamedTuple):
         routing_key: str,
         messages: Sequence[Message],
     ) -> Once:
-        """The key of a publish; InvalidRequest for one that cannot be recorded."""
+        """Return the key of a publish; raise InvalidRequest if it cannot be recorded."""
         try:
             size = len(key.encode())
         except (UnicodeEncodeError, AttributeError):
@@ -106,14 +106,14 @@ class FolderFile(NamedTuple):
 
 
 class Origins(NamedTuple):
-    """What is recorded together with an envelope."""
+    """What an envelope was made from, recorded together with it."""
 
     once: Once | None = None
     files: tuple[FolderFile, ...] = ()
 
 
 class HasOrigins(Protocol):
-    """The part of an outbox entry that is recorded here."""
+    """What is needed here of an outbox entry."""
 
     @property
     def envelope_id(self) -> bytes: ...
@@ -122,7 +122,7 @@ class HasOrigins(Protocol):
     def replaces(self) -> bytes | None: ...
 
     @property
-    def beside(self) -> Origins | None: ...
+    def origins(self) -> Origins | None: ...
 
 
 def insert(db: sqlite3.Connection, fresh: Sequence[HasOrigins], now: int) -> set[bytes]:
@@ -133,16 +133,16 @@ def insert(db: sqlite3.Connection, fresh: Sequence[HasOrigins], now: int) -> set
     """
     taken: set[bytes] = set()
     for item in fresh:
-        if item.beside is None:
+        if item.origins is None:
             continue
-        if item.beside.once is not None and not _claim(
-            db, item.beside.once, item.envelope_id, item.replaces
+        if item.origins.once is not None and not _claim(
+            db, item.origins.once, item.envelope_id, item.replaces
         ):
             taken.add(item.envelope_id)
             continue
         if item.replaces is not None:
             db.execute("DELETE FROM folder_files WHERE envelope_id = ?", (item.replaces,))
-        for file in item.beside.files:
+        for file in item.origins.files:
             insert_file(db, file, now, envelope_id=item.envelope_id)
     return taken
 
@@ -155,7 +155,7 @@ def insert_file(
     envelope_id: bytes | None = None,
     transfer: int | None = None,
 ) -> None:
-    """Inside a transaction: this file is in the outbox, in an envelope or as a transfer."""
+    """Record, inside a transaction, that a file is in an envelope or a transfer."""
     db.execute(
         "INSERT INTO folder_files (file, path, recipients, size, modified_ns, changed_ns, inode, "
         "envelope_id, message, transfer, taken_at, changed_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, "
@@ -194,7 +194,7 @@ def _claim(db: sqlite3.Connection, once: Once, envelope_id: bytes, replaces: byt
 
 
 def forget(db: sqlite3.Connection) -> None:
-    """Inside a transaction: keys and files of envelopes that are no longer known."""
+    """Delete, inside a transaction, keys and files of envelopes that no longer exist."""
     for table in ("publish_keys", "folder_files"):
         db.execute(
             f"DELETE FROM {table} WHERE envelope_id IS NOT NULL "

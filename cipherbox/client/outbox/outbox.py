@@ -1,17 +1,17 @@
 """The outbox: every envelope this home sealed, on disk before the first try on the network.
 
-A row says what became of it: waiting, confirmed by HQ, aside (refused, with the reason) or
+A row has the state of its envelope: waiting, confirmed by HQ, parked (refused, with the reason) or
 cancelled.  Its bytes stay until the recipients have signed for it (or only until HQ confirmed or
 delivered it, as `keep_until` says), with the content key encrypted under the home's local key: so
 it can be sealed again, in the next generation, when a recipient's key was lost or HQ was restored
-from an older backup.  Then the bytes go and the row stays, as the message's history.
+from an older backup.  Then the bytes are deleted and the row stays, as the message's history.
 
 Rules.
 1. `write` is one transaction for all that gathered: new envelopes and outcomes together.
 2. Large envelopes are files in ``outbox/``, written and synced before the commit that names them,
    deleted after the commit that drops them.  A file no row names is left by a crash; it is swept
    once it is a day old, since another process of this home may be about to name it.
-3. An outcome belongs to a generation: news about an earlier one changes nothing.
+3. An outcome belongs to a generation: one of an earlier generation changes nothing.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pathlib import Path
 
 from cipherbox import clock
 from cipherbox.client.local_database import open_database, transaction, translated
-from cipherbox.client.outbox import origins as beside
+from cipherbox.client.outbox import origins
 from cipherbox.client.outbox.receipts import OutboxReceipts
 from cipherbox.client.outbox.rows import (
     UNTIL_CONFIRMED,
@@ -91,10 +91,10 @@ CREATE TABLE histories (one INTEGER PRIMARY KEY CHECK (one = 1), history BLOB NO
 """,
     "ALTER TABLE transfers ADD COLUMN stanza INTEGER NOT NULL DEFAULT 0;\n",
     CHAINS,
-    beside.STEP,
+    origins.STEP,
     "ALTER TABLE envelopes ADD COLUMN commitment BLOB NOT NULL DEFAULT x'';\n",
     "CREATE TABLE contact (one INTEGER PRIMARY KEY CHECK (one = 1), at INTEGER NOT NULL);\n",
-    beside.MESSAGES_STEP,
+    origins.MESSAGES_STEP,
     "ALTER TABLE transfers ADD COLUMN entries TEXT NOT NULL DEFAULT '';\n",
 )
 
@@ -102,7 +102,7 @@ CREATE TABLE histories (one INTEGER PRIMARY KEY CHECK (one = 1), history BLOB NO
 class Outbox(OutboxReceipts):
     """The outbox of one home.  Methods block on the disk; calls come from one thread at a time.
 
-    ``hides``: what copies of files are encrypted with; None: they are as the files are.
+    ``hides`` encrypts copies of files; None: they are plain copies.
     """
 
     def __init__(
@@ -128,12 +128,12 @@ class Outbox(OutboxReceipts):
 
     @property
     def database(self) -> tuple[sqlite3.Connection, Path]:
-        """The connection and its file, for the tables of `transfers`."""
+        """Return the connection and its file, for the tables of `transfers`."""
         return self._db, self._path
 
     @property
     def directory(self) -> Path:
-        """Where envelopes and copies of files lie."""
+        """Return the directory of large envelopes and of copies of files."""
         return self._files
 
     def close(self) -> None:
@@ -148,14 +148,14 @@ class Outbox(OutboxReceipts):
         confirmed: Sequence[Confirmed] = (),
         refused: Sequence[Refused] = (),
         proven: Sequence[Proven] = (),
-        turned: Sequence[RatchetStep] = (),
+        steps: Sequence[RatchetStep] = (),
     ) -> set[bytes]:
-        """All of it durable, or none of it: StoreError.
+        """Write all of it in one transaction; raise StoreError if nothing was written.
 
-        ``turned``: of sessions, beside what the envelopes have turned.  Returns the ids of sessions
-        that another process has spoken in meanwhile, and of envelopes whose idempotency key another
-        envelope has: of these, of the sessions' steps, and of the envelopes made with them, nothing
-        was written.
+        ``steps`` are ratchet steps that belong to none of the envelopes.  Return the ids of the
+        sessions that another process used meanwhile, and of the envelopes whose idempotency key
+        another envelope has.  These envelopes, the steps of these sessions, and what was sealed in
+        them were left out.
         """
         dropped: list[str] = []
         written: list[Path] = []
@@ -164,10 +164,10 @@ class Outbox(OutboxReceipts):
                 places = self._spool(fresh, written)
             with transaction(self._db, self._path):
                 now = clock.now_ms()
-                moved = self._turn([*turned, *(step for item in fresh for step in item.turned)])
+                moved = self._turn([*steps, *(step for item in fresh for step in item.steps)])
                 if moved:
                     fresh, places = self._unmoved(fresh, places, moved, dropped)
-                taken = beside.insert(self._db, fresh, now)
+                taken = origins.insert(self._db, fresh, now)
                 if taken:
                     fresh, places = self._unmoved(fresh, places, taken, dropped)
                 for item, file in zip(fresh, places, strict=True):
@@ -192,7 +192,7 @@ class Outbox(OutboxReceipts):
         return moved | taken
 
     def delivered(self, envelope_id: bytes) -> None:
-        """HQ delivered it to all; with ``keep_until`` delivered its bytes go."""
+        """Record that HQ delivered it to all; with ``keep_until`` delivered, delete its bytes."""
         if self._keep_until != UNTIL_DELIVERED:
             return
         with transaction(self._db, self._path):
@@ -203,7 +203,7 @@ class Outbox(OutboxReceipts):
         self._delete(dropped)
 
     def again(self, envelope_id: bytes) -> bool:
-        """Back to waiting: it is sent once more, as it is.  False when its bytes are gone."""
+        """Let it wait to be sent again, unchanged; return False if its bytes were deleted."""
         with transaction(self._db, self._path):
             changed = self._db.execute(
                 "UPDATE envelopes SET state = 0, code = 0, reason = '', changed_at = ? "
@@ -245,7 +245,7 @@ class Outbox(OutboxReceipts):
             ).rowcount
 
     def forget(self, before_ms: int) -> int:
-        """Drops the history of what was settled before that time; how many rows."""
+        """Delete the history of what was settled before that time; return the number of rows."""
         with transaction(self._db, self._path):
             which = "state IN (1, 3) AND data IS NULL AND file IS NULL AND changed_at < ?"
             self._db.execute(
@@ -254,7 +254,7 @@ class Outbox(OutboxReceipts):
                 (before_ms,),
             )
             gone = self._db.execute(f"DELETE FROM envelopes WHERE {which}", (before_ms,)).rowcount
-            beside.forget(self._db)
+            origins.forget(self._db)
             self._db.execute(
                 "DELETE FROM receipts WHERE receipt NOT IN (SELECT receipt FROM outcomes)"
             )
@@ -265,7 +265,7 @@ class Outbox(OutboxReceipts):
         return gone
 
     def drop(self, envelope_ids: Iterable[bytes]) -> None:
-        """Forgets these altogether: nobody will ask what became of them."""
+        """Delete these envelopes with their history."""
         with transaction(self._db, self._path):
             dropped = [name for one in envelope_ids for name in self._remove(one)]
         self._delete(dropped)
@@ -285,7 +285,7 @@ class Outbox(OutboxReceipts):
         kept: list[tuple[OutboxEntry, str | None]] = []
         for item, file in zip(fresh, places, strict=True):
             if item.envelope_id not in moved and not any(
-                step.session_id in moved for step in item.turned
+                step.session_id in moved for step in item.steps
             ):
                 kept.append((item, file))
             elif file is not None:
@@ -321,7 +321,7 @@ class Outbox(OutboxReceipts):
         )
 
     def _next_generation(self, item: OutboxEntry, file: str | None, now: int) -> list[str]:
-        """In the place of the generation before; who opened that one need not sign again."""
+        """Replace the generation before; a recipient that opened it need not sign again."""
         db = self._db
         row = db.execute(
             "SELECT number, file FROM envelopes WHERE envelope_id = ? AND generation < ?",

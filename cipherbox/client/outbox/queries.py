@@ -1,4 +1,4 @@
-"""What the outbox can be asked; `outbox` has the rules and does the writing."""
+"""Queries of the outbox; `outbox` has the rules and writes."""
 
 from __future__ import annotations
 
@@ -20,52 +20,51 @@ _COLUMNS = (
 
 
 class OutboxQueries:
-    """Of one home.  Methods block on the disk; StoreError when it fails."""
+    """The queries of one home's outbox.  Methods block on the disk; StoreError when it fails."""
 
     _path: Path
     _files: Path
     _db: sqlite3.Connection
 
     def find(self, envelope_id: bytes) -> Row | None:
-        """The row of an envelope, without its bytes."""
+        """Return the row of an envelope, without its bytes."""
         rows = self._rows("WHERE envelope_id = ?", (envelope_id,))
         return rows[0] if rows else None
 
     def rows(self, states: Iterable[int], *, after: int = 0, most: int = 1000) -> list[Row]:
-        """Rows in these states, oldest first."""
+        """Return rows in these states, oldest first."""
         wanted = ",".join(str(int(s)) for s in states)
         return self._rows(
             f"WHERE state IN ({wanted}) AND number > ? ORDER BY number LIMIT ?", (after, most)
         )
 
     def newest(self, most: int) -> list[Row]:
-        """The rows made last, oldest of them first."""
+        """Return the newest rows, the oldest of them first."""
         return self._rows("ORDER BY number DESC LIMIT ?", (most,))[::-1]
 
     def waiting(self, after: int, sealed_before: int, most: int) -> list[Row]:
-        """What still has to be sent, in order."""
+        """Return what has to be sent, in order."""
         return self._rows(
             "WHERE state = 0 AND number > ? AND changed_at <= ? ORDER BY number LIMIT ?",
             (after, sealed_before, most),
         )
 
     def counts(self) -> dict[int, int]:
-        """State -> rows."""
+        """Return the number of rows in each state."""
         with translated(self._path):
             return dict(
                 self._db.execute("SELECT state, count(*) FROM envelopes GROUP BY state").fetchall()
             )
 
     def unsigned(self, most: int) -> list[Row]:
-        """Confirmed and not yet signed for by all, oldest first."""
+        """Return what is confirmed and not signed for by all recipients, oldest first."""
         return self._rows("WHERE state = 1 AND owed > 0 ORDER BY number LIMIT ?", (most,))
 
     def unopened_by(self, client_id: str | None, most: int, after: int = 0) -> list[Row]:
-        """What is kept and could be sealed again because this recipient (None: any) has not opened
-        it, oldest first.
+        """Return what this recipient (None: any) has not opened and can be sealed again, oldest
+        first.
 
-        Waiting, confirmed, or refused because a recipient was revoked; envelopes without a kept key
-        are not among them.
+        That is waiting, confirmed, or refused because a recipient was revoked, and has its key.
         """
         which, values = "", (after, RecipientRevoked.code)
         if client_id is not None:
@@ -82,7 +81,7 @@ class OutboxQueries:
         )
 
     def bytes_of(self, row: Row) -> bytes | None:
-        """The envelope's bytes; None when they are gone."""
+        """Return the envelope's bytes; None if they were deleted."""
         with translated(self._path):
             if row.file is not None:
                 try:
@@ -95,8 +94,8 @@ class OutboxQueries:
             return found[0] if found else None
 
     def outcomes(self, number: int) -> list[tuple[str, int, int, int, int, bytes]]:
-        """(recipient, outcome, signed at, receipt, leaf, outcome of each message) for each that
-        signed.
+        """Return (recipient, outcome, signed at, receipt, leaf, outcome of each message) for each
+        recipient that signed.
         """
         with translated(self._path):
             return self._db.execute(
@@ -106,7 +105,7 @@ class OutboxQueries:
             ).fetchall()
 
     def refused(self, most: int) -> list[Row]:
-        """Confirmed, and refused by a recipient, or given up by its handler: the newest, oldest
+        """Return what HQ confirmed and a recipient or its handler refused: the newest, the oldest
         of them first.
         """
         return self._rows(
@@ -117,8 +116,8 @@ class OutboxQueries:
         )[::-1]
 
     def refusals(self, number: int) -> dict[str, int]:
-        """Recipient -> why, of those that refused the generation of now, or whose handler gave a
-        message up.
+        """Return the reason of each recipient that refused the current generation, or whose handler
+        gave up a message of it.
         """
         with translated(self._path):
             rows = self._db.execute(
@@ -132,7 +131,7 @@ class OutboxQueries:
         }
 
     def receipt(self, number: int) -> tuple[bytes, bytes] | None:
-        """(receipt group, key bundle it was signed with)."""
+        """Return (receipt group, key bundle it was signed with)."""
         with translated(self._path):
             row = self._db.execute(
                 "SELECT r.bytes, b.bytes FROM receipts r JOIN bundles b ON b.hash = "
@@ -142,7 +141,7 @@ class OutboxQueries:
         return (row[0], row[1]) if row else None
 
     def proof(self, number: int) -> tuple[int, bytes, bytes] | None:
-        """(entry of HQ's log, proof, leaves) for a row; None: HQ gave none."""
+        """Return (entry of HQ's log, proof, leaves) for a row; None if HQ gave none."""
         with translated(self._path):
             row: tuple[int, bytes, bytes] | None = self._db.execute(
                 "SELECT p.entry, p.bytes, p.leaves FROM proofs p JOIN envelopes e ON e.proof = "
@@ -152,7 +151,7 @@ class OutboxQueries:
         return row
 
     def key_of(self, route: str, key: str) -> tuple[bytes, bytes] | None:
-        """(digest of the content, envelope id) that an idempotency key stands for."""
+        """Return (digest of the content, envelope id) for an idempotency key."""
         with translated(self._path):
             row: tuple[bytes, bytes] | None = self._db.execute(
                 "SELECT digest, envelope_id FROM publish_keys WHERE route = ? AND key = ?",

@@ -34,7 +34,7 @@ def another_entry(named: int, leaf: bytes, proof: tuple[int, bytes, bytes] | Non
 
 
 class OutboxReceipts(OutboxQueries):
-    """A part of `Outbox`."""
+    """The half of `Outbox` that keeps receipts."""
 
     _keep_until: str
 
@@ -47,8 +47,8 @@ class OutboxReceipts(OutboxQueries):
         digest: bytes,
         outcomes: Sequence[Signed],
     ) -> list[Signed]:
-        """Keeps a verified receipt and what it says; returns what was news.  Bytes nobody owes a
-        word on go.
+        """Keep a verified receipt and return what was new in it; delete the bytes of envelopes that
+        every recipient has signed for.
         """
         news: list[Signed] = []
         dropped: list[str] = []
@@ -74,7 +74,7 @@ class OutboxReceipts(OutboxQueries):
         return news
 
     def _take(self, one: Signed, receipt: int, dropped: list[str]) -> Signed | None:
-        """What was news in it."""
+        """Return what was new in it."""
         db = self._db
         row = db.execute(
             "SELECT e.number, e.recipients, e.generation, e.envelope_hash, coalesce(p.entry, 0) "
@@ -117,10 +117,10 @@ class OutboxReceipts(OutboxQueries):
             and before[2]
             and before[3] < one.signed_at
         ):
-            db.execute(insert, values)  # what its handler gave up it has tried again
+            db.execute(insert, values)  # its handler tried again what it had given up
             return one if before[2] != one.messages else None
         if before is not None and (before[0] == 0 or before[1] >= one.generation):
-            return None  # what was opened stays opened, whatever comes again
+            return None  # what was opened stays opened
         db.execute(insert, values)
         if one.outcome == 0:
             db.execute("UPDATE envelopes SET owed = owed - 1 WHERE number = ?", (number,))
@@ -129,7 +129,7 @@ class OutboxReceipts(OutboxQueries):
         return one
 
     def _forget_bytes(self, number: int, when: str) -> list[str]:
-        """Drops key and bytes; the names of files to delete after the commit."""
+        """Delete key and bytes; return the names of files to delete after the commit."""
         row = self._db.execute(
             f"SELECT file FROM envelopes WHERE number = ? AND {when}", (number,)
         ).fetchone()

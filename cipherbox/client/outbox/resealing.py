@@ -1,8 +1,7 @@
-"""What is in the outbox and cannot be opened as it is: sealed again in the next generation, from
-the copy that is kept.
+"""Seal an envelope of the outbox again, in the next generation, from the copy that is kept.
 
-For recipients with other keys than it was sealed for, for those who are left when one was revoked,
-for those who read its route now.
+That is for recipients whose keys have changed, for the remaining recipients when one was revoked,
+and for the current readers of a changed route.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import trio
 from cipherbox.client.connection.confirm_window import OnOutcome, PendingPublish
 from cipherbox.client.events import SENDER, Events
 from cipherbox.client.outbox.access import OutboxAccess
-from cipherbox.client.outbox.rows import ASIDE, Row
+from cipherbox.client.outbox.rows import PARKED, Row
 from cipherbox.errors import (
     CipherBoxError,
     CredentialsError,
@@ -49,15 +48,15 @@ class Resealing(OutboxAccess):
         refused: CipherBoxError | None = None,
         on_outcome: OnOutcome | None = None,
     ) -> bool:
-        """HQ did not take that generation; ``refused``: because of some of its recipients, whom it
-        names.
+        """Seal again what HQ refused in that generation, and return whether that was possible: then
+        ``on_outcome`` is called once, with the next generation.
 
-        Whether it is sealed again: then ``on_outcome`` is called once with the next generation.
+        ``refused``: HQ's error, if it names recipients that it refuses.
         """
         names, reason = (
             (None, "") if refused is None else (refused_recipients(refused), str(refused))
         )
-        # it is set aside with the reason, or waits and is tried again
+        # on an error it is parked, or waits and is tried again
         with suppress(CipherBoxError):
             if await self.seal_again(
                 envelope_id, names, generation=generation, reason=reason, on_outcome=on_outcome
@@ -87,8 +86,8 @@ class Resealing(OutboxAccess):
     async def seal_again_all(
         self, client_id: str | None = None
     ) -> tuple[int, list[CipherBoxError]]:
-        """Seals again what ``client_id`` (None: somebody) has not opened yet: how many, and why
-        others were not.
+        """Seal again what ``client_id`` (None: any recipient) has not opened; return the number of
+        envelopes, and the errors of those that could not be sealed.
         """
         done = 0
         errors: list[CipherBoxError] = []
@@ -103,14 +102,12 @@ class Resealing(OutboxAccess):
         return done, errors
 
     async def without_revoked(self) -> None:
-        """What a revoked recipient has not opened is sealed again for those who are left; once
-        more does nothing.
-        """
+        """Seal again, without a revoked recipient, what it has not opened; idempotent."""
         for name in await self._revoked():
             count = 0
             for row in await self._unopened(name):
                 if len(row.recipients) > 1:
-                    # it is set aside with the reason, or waits and is tried again
+                    # on an error it is parked, or waits and is tried again
                     with suppress(CipherBoxError):
                         count += await self.seal_again(
                             row.envelope_id,
@@ -142,11 +139,12 @@ class Resealing(OutboxAccess):
         reason: str = "",
         on_outcome: OnOutcome | None = None,
     ) -> bool:
-        """Seals in the next generation what is kept of an envelope, for those who read its route
-        now and are not revoked (None), or ``without`` these, with the keys they have now; keeps and
-        sends it.  What cannot be mended is set aside.  False when its bytes or its key are gone,
-        and when it is no longer of that ``generation``: HQ's word about one envelope may come in
-        several ways at a time, and once is enough.
+        """Seal an envelope in the next generation, with its recipients' current keys; keep and send
+        it.
+
+        ``without`` names recipients to leave out; None: the revoked ones.  An envelope that cannot
+        be sealed is parked.  Return False if its bytes or its key were deleted, or if it is no
+        longer of that ``generation``: HQ may refuse one envelope in several ways at a time.
         """
         async with self._one_at_a_time:
             row = await self.store(self.outbox.find, envelope_id)
@@ -178,12 +176,12 @@ class Resealing(OutboxAccess):
 
 
 def _kept(row: Row) -> str:
-    """Why it goes to fewer than once: not why it was set aside."""
-    return "" if row.state == ASIDE else row.reason
+    """Return why it has fewer recipients than at first, which is not why it was parked."""
+    return "" if row.state == PARKED else row.reason
 
 
 def waits(error: CipherBoxError) -> bool:
-    """Whether an envelope stays in the outbox and goes out by itself when this is mended."""
+    """Return whether an envelope waits and is sent automatically when the cause is gone."""
     return error.retryable or isinstance(
         error, CredentialsError | LogError | NetworkError | ProtocolError | StoreError
     )

@@ -1,4 +1,4 @@
-"""What goes into the outbox and what is read from it."""
+"""Records of the outbox: what is written to it and what is read from it."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import orjson
 from cipherbox.client.outbox.origins import Origins
 from cipherbox.client.sessions.sending_chains import RatchetStep
 
-WAITING, CONFIRMED, ASIDE, CANCELLED = range(4)
+WAITING, CONFIRMED, PARKED, CANCELLED = range(4)
 STATES = ("waiting", "confirmed", "aside", "cancelled")
 UNTIL_OPENED, UNTIL_DELIVERED, UNTIL_CONFIRMED = "opened", "delivered", "confirmed"
 
 
 class OutboxEntry(NamedTuple):
-    """A sealed envelope to be kept; a generation above the one that is kept takes its place.
+    """A sealed envelope to keep; it takes the place of an earlier generation.
 
-    ``replaces`` names another envelope whose place it takes: the same messages sealed anew under a
-    fresh id.
+    ``replaces`` is the id of another envelope whose place it takes: the same messages, sealed again
+    under a new id.
     """
 
     raw: bytes
@@ -36,14 +36,14 @@ class OutboxEntry(NamedTuple):
     content_key: bytes  # encrypted
     transfer: int | None = None
     replaces: bytes | None = None  # envelope id
-    turned: tuple[RatchetStep, ...] = ()  # what it was sealed with, in sessions
-    beside: Origins | None = None  # recorded with it
+    steps: tuple[RatchetStep, ...] = ()  # of the sessions that it was sealed in
+    origins: Origins | None = None  # recorded with it
     commitment: bytes = b""  # to the plaintext, the same in every generation
-    reason: str = ""  # why it goes to fewer than the generation before
+    reason: str = ""  # why it has fewer recipients than the generation before
 
 
 class Confirmed(NamedTuple):
-    """HQ has it on stable storage."""
+    """An envelope that HQ has on stable storage."""
 
     envelope_id: bytes
     generation: int
@@ -52,7 +52,7 @@ class Confirmed(NamedTuple):
 
 
 class Proven(NamedTuple):
-    """HQ's proof that these envelopes are in its signed log; ``leaves``: theirs, joined, in
+    """HQ's proof that these envelopes are in its signed log; ``leaves`` are theirs, joined in
     order.
     """
 
@@ -63,17 +63,17 @@ class Proven(NamedTuple):
 
 
 class Refused(NamedTuple):
-    """HQ will never take these bytes; ``state`` is ASIDE or CANCELLED."""
+    """An envelope that HQ refused for its bytes; ``state`` is PARKED or CANCELLED."""
 
     envelope_id: bytes
     generation: int
     code: int
     reason: str
-    state: int = ASIDE
+    state: int = PARKED
 
 
 class Signed(NamedTuple):
-    """A recipient's word on one envelope: leaf ``leaf`` of a receipt."""
+    """What a recipient signed for one envelope: leaf ``leaf`` of a receipt."""
 
     envelope_id: bytes
     generation: int
@@ -83,14 +83,13 @@ class Signed(NamedTuple):
     leaf: int
     envelope_hash: bytes
     messages: bytes = b""  # an outcome for each, where they differ
-    # of HQ's log, that says it was accepted, as HQ named it to the recipient; 0: it named none
-    log_entry: int = 0
-    proven_entry: int = 0  # the one that HQ has proven here, where it is another
+    log_entry: int = 0  # where HQ's log accepted it, as HQ stated to the recipient; 0: not stated
+    proven_entry: int = 0  # the entry that HQ proved here, if it is another one
 
 
 @attrs.frozen
 class Row:
-    """One envelope as the outbox knows it; times are ms since 1970."""
+    """One envelope of the outbox; times are ms since 1970."""
 
     number: int
     envelope_id: bytes
@@ -118,7 +117,7 @@ class Row:
 
 
 def values_of(i: OutboxEntry, file: str | None, now: int) -> tuple[object, ...]:
-    """A row of the outbox, in the order of its INSERT."""
+    """Return the values of a row, in the order of the INSERT."""
     return (
         i.envelope_id,
         i.generation,
@@ -145,7 +144,7 @@ _NAMES: dict[tuple[str, ...], str] = {}
 
 
 def names_text(names: tuple[str, ...]) -> str:
-    """The names as JSON; a busy publisher has the same for every envelope."""
+    """Return the names as JSON, cached: a busy publisher has the same for every envelope."""
     found = _NAMES.get(names)
     if found is None:
         if len(_NAMES) > 256:

@@ -407,7 +407,7 @@ class _StepToKeep:
 def _steps_of(one: PendingPublish | _StepToKeep) -> tuple[RatchetStep, ...]:
     if isinstance(one, _StepToKeep):
         return (one.step,)
-    return one.entry.turned if one.entry is not None else ()
+    return one.entry.steps if one.entry is not None else ()
 
 
 def _others(item: PendingPublish, error: CipherBoxError) -> tuple[str, ...]:

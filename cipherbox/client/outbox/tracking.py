@@ -1,6 +1,4 @@
-"""Where a message is, from its sender's view: what the outbox knows, what HQ says, what the
-recipients signed.
-"""
+"""Track a message for its sender: the outbox's state, HQ's report, and the recipients' receipts."""
 
 from __future__ import annotations
 
@@ -14,7 +12,7 @@ import trio
 from cipherbox.checks import checked
 from cipherbox.client.outbox.folder_files import FolderFiles
 from cipherbox.client.outbox.receipts import another_entry
-from cipherbox.client.outbox.rows import ASIDE, CANCELLED, WAITING, Row
+from cipherbox.client.outbox.rows import CANCELLED, PARKED, WAITING, Row
 from cipherbox.client.publishing.calls import PublishingCalls
 from cipherbox.client.receiving.receipts import MENDED
 from cipherbox.client.topology import TopologyCalls
@@ -37,7 +35,7 @@ _ASK_S = 0.5  # between questions to HQ while waiting for a delivery
 
 @attrs.frozen
 class Step:
-    """One thing that happened; ``at`` is ms since 1970, 0 unknown; ``what`` is a fixed word for
+    """One event of a timeline; ``at`` is ms since 1970, 0 if unknown; ``what`` is a fixed word for
     scripts.
     """
 
@@ -49,8 +47,8 @@ class Step:
 
 @attrs.frozen
 class Timeline:
-    """What is known of one message.  ``open_for``: who has said nothing yet.  ``report``: what
-    HQ says; None: it is away.
+    """The timeline of one message.  ``open_for``: recipients that have signed nothing; ``report``:
+    HQ's report, None if HQ is unreachable.
     """
 
     message_id: uuid.UUID
@@ -68,13 +66,13 @@ class Tracking(PublishingCalls, TopologyCalls):
     receipts: ReceiptConsumer
 
     async def sent(self, message: uuid.UUID | str) -> Row | None:
-        """What the outbox knows of a message; None if it was not sent from here."""
+        """Return the outbox row of a message; None if it was not sent from here."""
         envelope_id, index = split_message_id(message)
         row = await self.outbox().store(self.outbox().outbox.find, envelope_id)
         return row if isinstance(row, Row) and index < row.messages else None
 
     async def timeline(self, message: uuid.UUID | str) -> Timeline:
-        """All that is known of a message sent from here, in order; NotFound if it was not."""
+        """Return the timeline of a message; raise NotFound if it was not sent from here."""
         row = await self.sent(message)
         if row is None:
             raise NotFound(
@@ -132,8 +130,8 @@ class Tracking(PublishingCalls, TopologyCalls):
     async def _other_entry(
         self, receipt: int, at: int, proof: tuple[int, bytes, bytes] | None
     ) -> str:
-        """In words, that a receipt names another entry of HQ's log than HQ proved here; mostly
-        empty.
+        """Return a text if a receipt names another entry of HQ's log than HQ proved here, else an
+        empty one.
         """
         kept: Any = await self.outbox().store(self.outbox().outbox.receipt, receipt)
         leaf = decode_group(kept[0]).leaves[at] if kept is not None else None
@@ -154,11 +152,11 @@ class Tracking(PublishingCalls, TopologyCalls):
             return None
 
     async def wait_for(self, envelope_ids: Sequence[bytes], what: str, within_s: float) -> bool:
-        """Waits until all of these were delivered, or opened, by every recipient; False when time
-        is up.
+        """Wait until all of these were delivered to every recipient, or opened by them; return
+        False on timeout.
 
-        ``what``: delivered or opened.  RecipientRefuses when one of them signed that it does not
-        take it, or that its handler gave it up: it is not waited for what does not come.
+        ``what``: delivered or opened.  Raise RecipientRefuses as soon as a recipient has signed
+        that it refuses one, or that its handler gave up.
         """
         with trio.move_on_after(within_s):
             for envelope_id in envelope_ids:
@@ -172,10 +170,10 @@ class Tracking(PublishingCalls, TopologyCalls):
         while True:
             news = self.receipts.changed.next()
             row = await self.outbox().store(self.outbox().outbox.find, envelope_id)
-            await self._taken(row)
+            await self._check_refusals(row)
             if isinstance(row, Row) and row.owed <= 0:
                 return
-            # another program of this home may have taken the receipt
+            # another program of this home may have consumed the receipt
             with trio.move_on_after(_ASK_S):
                 await news.wait()
 
@@ -194,12 +192,14 @@ class Tracking(PublishingCalls, TopologyCalls):
             ):
                 await self.outbox().store(self.outbox().outbox.delivered, envelope_id)
                 return
-            await self._taken(await self.outbox().store(self.outbox().outbox.find, envelope_id))
+            await self._check_refusals(
+                await self.outbox().store(self.outbox().outbox.find, envelope_id)
+            )
             await trio.sleep(_ASK_S)
 
-    async def _taken(self, row: object) -> None:
-        """RecipientRefuses when somebody refused it, unless it is sealed again for the keys of
-        now.
+    async def _check_refusals(self, row: object) -> None:
+        """Raise RecipientRefuses if a recipient refused it, unless it is sealed again for the
+        current keys.
         """
         if not isinstance(row, Row):
             return
@@ -214,7 +214,7 @@ class Tracking(PublishingCalls, TopologyCalls):
             )
 
     async def export_receipts(self, message: uuid.UUID | str) -> dict[str, bytes]:
-        """Recipient -> receipt file, for everybody who has signed for this message so far."""
+        """Return the receipt file of each recipient that has signed for this message so far."""
         row = await self.sent(message)
         if row is None:
             raise NotFound(
@@ -239,7 +239,7 @@ def _not_confirmed(row: Row, trouble: CipherBoxError | None) -> Step:
         return Step(
             0, "waiting", f"waits in the outbox of this machine{why}; it goes out by itself"
         )
-    if row.state == ASIDE:
+    if row.state == PARKED:
         return Step(row.changed_at, "aside", f"refused by HQ and set aside: {row.reason}")
     if row.state == CANCELLED:
         return Step(row.changed_at, "cancelled", "cancelled on this machine before HQ confirmed it")

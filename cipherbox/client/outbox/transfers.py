@@ -48,7 +48,7 @@ class SourceEntry(NamedTuple):
 
 @attrs.frozen
 class Transfer:
-    """One file on its way; ``path`` is what the recipient sees, ``made_at`` ms since 1970."""
+    """One file in transfer; ``path`` is what the recipient sees, ``made_at`` ms since 1970."""
 
     number: int
     id: bytes
@@ -71,12 +71,12 @@ class Transfer:
 
     @property
     def parts(self) -> int:
-        """How many; an empty file has none."""
+        """Return the number of parts; an empty file has none."""
         return -(-self.size // self.part_bytes)
 
 
 def check_path(file: Path, path: Sequence[str]) -> None:
-    """FileError if recipients would not take this path."""
+    """Raise FileError if recipients would refuse this path."""
     try:
         "".join([str(file), *path]).encode()
     except UnicodeEncodeError:
@@ -128,10 +128,10 @@ class Transfers:
         stanza: int = 0,
         claim: FolderFile | None = None,
     ) -> Transfer:
-        """Takes a file; FileError if it is none that can be sent, FileChanged if it changes while
-        it is copied.
+        """Begin the transfer of a file; raise FileError if it cannot be sent, FileChanged if it
+        changes while it is copied.
 
-        ``claim``: it is this file of the agent's folder, recorded in the same transaction.
+        ``claim``: the file of the agent's folder, recorded in the same transaction.
         """
         file = file.absolute()
         stat = check_file(file)
@@ -182,7 +182,7 @@ class Transfers:
         copy: bool,
         stanza: int = 0,
     ) -> Transfer:
-        """Takes a directory with all its files, to be sent as one; errors as of `begin`."""
+        """Begin the transfer of a directory as a unit; raise what `begin` raises."""
         folder = folder.resolve()
         entries = entries_of(folder)
         size = sum(max(one.size, 0) for one in entries)
@@ -232,7 +232,7 @@ class Transfers:
         return rows[0] if rows else None
 
     def of_file(self, file: str, size: int, modified_ns: int) -> Transfer | None:
-        """The newest transfer of this very file that was not stopped."""
+        """Return the newest transfer of exactly this file that was not stopped."""
         rows = self._rows(
             "WHERE file = ? AND size = ? AND modified_ns = ? AND state < 2 ORDER BY number DESC "
             "LIMIT 1",
@@ -241,15 +241,15 @@ class Transfers:
         return rows[0] if rows else None
 
     def unfinished(self) -> list[Transfer]:
-        """What still has parts to send, oldest first."""
+        """Return transfers with parts to send, oldest first."""
         return self._rows("WHERE state = 0 ORDER BY number", ())
 
     def all(self, most: int) -> list[Transfer]:
-        """The newest, oldest of them first."""
+        """Return the newest transfers, the oldest of them first."""
         return self._rows("ORDER BY number DESC LIMIT ?", (most,))[::-1]
 
     def hashes(self, number: int) -> dict[int, bytes]:
-        """Part -> SHA-256, of those HQ has."""
+        """Return the SHA-256 of each part that HQ has."""
         with translated(self._path):
             return dict(
                 self._db.execute(
@@ -258,7 +258,7 @@ class Transfers:
             )
 
     def confirmed(self, number: int, parts: Sequence[tuple[int, bytes, bytes, int]]) -> None:
-        """HQ has these: (part, hash, envelope id, bytes)."""
+        """Record the parts that HQ has: (part, hash, envelope id, bytes)."""
         with transaction(self._db, self._path):
             self._db.executemany(
                 "INSERT OR REPLACE INTO parts VALUES (?, ?, ?, ?)",
@@ -270,8 +270,8 @@ class Transfers:
             )
 
     def lost(self, envelope_id: bytes) -> int | None:
-        """A recipient could not open this part: it is to be sent again.  The transfer's number,
-        None: no part.
+        """Let a part that a recipient could not open be sent again; return its transfer's number,
+        or None if it is no part.
         """
         with transaction(self._db, self._path):
             row = self._db.execute(
@@ -289,8 +289,8 @@ class Transfers:
     def finish(
         self, transfer: Transfer, state: int, *, manifest: bytes | None = None, reason: str = ""
     ) -> None:
-        """SENT with the manifest's envelope, or STOPPED with the reason; a copy goes when it is
-        no longer needed.
+        """Record SENT with the manifest's envelope, or STOPPED with the reason; delete a copy that
+        is no longer needed.
         """
         with transaction(self._db, self._path):
             self._db.execute(
@@ -300,7 +300,7 @@ class Transfers:
             )
 
     def leave_out(self, transfer: Transfer) -> None:
-        """Records that it goes to fewer recipients."""
+        """Record that it has fewer recipients."""
         names = orjson.dumps(list(transfer.recipients)).decode()
         with transaction(self._db, self._path):
             self._db.execute(
@@ -308,7 +308,7 @@ class Transfers:
             )
 
     def opened(self, manifest: bytes) -> None:
-        """All recipients have signed for the manifest: what was kept for the file goes."""
+        """Delete what was kept for a file whose manifest all recipients have signed for."""
         rows = self._rows("WHERE manifest = ?", (manifest,))
         for row in rows:
             if row.copied:
@@ -360,7 +360,7 @@ def _part_bytes(file: Path, size: int) -> int:
 
 
 def _copied(files: Sequence[Path], kept: Path, transfer_id: bytes, hides: SecretBox | None) -> int:
-    """Copies files one behind the other, durably; how many bytes they had."""
+    """Copy files one after another, durably; return the number of bytes."""
     stored = copy_at(os.open(kept, os.O_RDWR | os.O_CREAT | O_BINARY, 0o600), transfer_id, hides)
     size = 0
     try:
@@ -376,7 +376,7 @@ def _copied(files: Sequence[Path], kept: Path, transfer_id: bytes, hides: Secret
 
 
 def copy_at(fd: int, transfer_id: bytes, hides: SecretBox | None) -> Places:
-    """A file's copy, to be read and written; takes over the descriptor."""
+    """Return a file's copy for reading and writing; it owns the descriptor."""
     return ClearFile(fd) if hides is None else EncryptedFile(fd, hides, b"copy" + transfer_id)
 
 

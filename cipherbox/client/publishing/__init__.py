@@ -2,20 +2,20 @@
 
 Map, written by `make generate`:
 
-    allow_list   The allow-list: whom this sender permits as recipients behind an exchange.
+    allow_list   The allow-list: the recipients that this sender permits behind each exchange.
     calls        The calls of `Client` that publish.
-    files        Sends files of any size: part after part through a bounded window, then the
-                 manifest.
+    files        Send files of any size: their parts through a bounded window, then the manifest.
     idempotency  Publish once: an idempotency key makes a repeated publish harmless, also from
                  another process and after a crash.
-    parts        Parts and manifests of files: messages <-> what they say.
+    parts        Encode and decode parts and manifests of files; the manual page `files` has the
+                 bytes.
     publish      Publish messages: seal them, keep them in the outbox, send them, wait for HQ's
                  confirm.
-    publisher    A publisher: messages in, batches out, by itself and without a timer.
-    routes       What HQ last said about each route this client sends to, in ``routes.json``: so
-                 that it can seal while HQ is away.
+    publisher    A publisher: batches messages automatically and without a timer.
+    routes       HQ's last answer for each route this client sends to, cached in ``routes.json`` so
+                 that it can seal while HQ is unreachable.
     sealer       Resolve where messages go, and seal envelopes for those who read them there.
-    sources      What a transfer reads: a file, a copy of one, or a directory, whose files are read
-                 one behind the other.
-    splitting    What a program may give as messages, and how many of them fit into an envelope.
+    sources      The source of a transfer: a file, a copy of one, or a directory, whose files are
+                 read one after another.
+    splitting    Convert what a program publishes to messages, and split them into envelopes.
 """

@@ -1,8 +1,8 @@
-"""The allow-list: whom this sender permits as recipients behind an exchange.
+"""The allow-list: the recipients that this sender permits behind each exchange.
 
-HQ says who reads a route; whether they may is the sender's word.  ``allow.json`` maps an exchange's
-name to client ids, or to "*": anybody whom this HQ's CA certified.  An exchange without an entry
-permits nobody.  The default exchange has the empty name.
+HQ states the readers of a route; the sender decides whether they may read.  ``allow.json`` maps an
+exchange's name to client ids, or to "*": every client certified by this HQ's CA.  An exchange
+without an entry permits no one.  The default exchange has the empty name.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class AllowList:
         self._path = Path(home) / FILE
 
     def entries(self) -> dict[str, Allowed]:
-        """All lists by exchange.  ConfigError if the file is not one."""
+        """Return the list of each exchange; raise ConfigError if the file is invalid."""
         try:
             document = orjson.loads(self._path.read_bytes())
         except FileNotFoundError:
@@ -56,7 +56,7 @@ class AllowList:
         return found
 
     def allow(self, exchange: str, client_ids: Iterable[str] | None) -> None:
-        """Permits these clients; None: anybody certified."""
+        """Permit these clients; None: every certified client."""
         entries = self.entries()
         before = entries.get(exchange, [])
         if client_ids is None or before == ANYBODY:
@@ -66,8 +66,8 @@ class AllowList:
         self._write(entries)
 
     def remove(self, exchange: str, client_ids: Iterable[str] | None) -> None:
-        """Takes these clients off; None: the whole list.  Nobody can be taken off "anybody":
-        remove that first.
+        """Remove these clients from a list; None: remove the list.  Raise InvalidRequest if it
+        permits every client.
         """
         entries = self.entries()
         before = entries.get(exchange, [])
@@ -83,7 +83,7 @@ class AllowList:
         self._write(entries)
 
     def check(self, exchange: str, client_ids: Iterable[str]) -> None:
-        """NotAllowed names every client that is not permitted."""
+        """Raise NotAllowed, with the names, if a client is not permitted."""
         allowed = self.entries().get(exchange, [])
         if allowed == ANYBODY:
             return

@@ -1,9 +1,9 @@
-"""Sends files of any size: part after part through a bounded window, then the manifest.
+"""Send files of any size: their parts through a bounded window, then the manifest.
 
 A part is read, hashed and compressed in a thread while the one before is sealed; at most
-`parts_in_flight` are unconfirmed.  What HQ has is recorded as it confirms, so an interruption costs
-what was in flight.  The file must stay as it was taken: its size and time are compared at every
-part, and what changed stops for good.
+`parts_in_flight` are unconfirmed.  Each confirmed part is recorded, so an interruption costs only
+the parts in flight.  The file must not change: its size and time are compared at every part, and a
+change stops the transfer permanently.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ class _Read(NamedTuple):
 
 
 class FileSender:
-    """Sends one file.  ``patient``: waits for HQ as long as it takes, else Queued when it cannot
-    be reached.
+    """Sends one file.  ``patient``: wait for HQ without limit; else raise Queued when HQ is
+    unreachable.
     """
 
     def __init__(
@@ -79,11 +79,10 @@ class FileSender:
         self._changed = Signal()
 
     async def run(self) -> Confirmation:
-        """Until HQ has every part and the manifest; the manifest's confirmation.
+        """Send every part and the manifest; return the manifest's confirmation.
 
-        FileChanged, or a refusal by HQ: the transfer is stopped and says why.  Queued: it goes on
-        later.  When only some of its recipients are refused, the others get it; those are
-        `missing`.
+        Raise FileChanged or HQ's refusal, which stop the transfer, or Queued: it continues later.
+        Recipients that HQ refuses are left out while others remain, and are in `missing`.
         """
         missing: tuple[str, ...] = ()
         try:
@@ -104,8 +103,8 @@ class FileSender:
             raise
 
     async def _leave_out(self, error: CipherBoxError) -> tuple[str, ...]:
-        """Whom HQ or the directory refuses, while there are others: the file goes to these, from
-        where it is.
+        """Leave out the recipients that HQ or the directory refuses, and return them; none if no
+        others remain.
         """
         transfer = self._transfer
         refused = tuple(name for name in transfer.recipients if name in refused_recipients(error))
@@ -296,7 +295,7 @@ async def send_file(
     patient: bool = False,
     on_progress: OnProgress | None = None,
 ) -> Confirmation:
-    """Takes a file into the outbox and sends it; see `FileSender.run`.  ``path``: the names the
+    """Take a file into the outbox and send it; see `FileSender.run`.  ``path``: the names the
     recipients see.
     """
     kind = int(stanza_type(stanza) or 0)
@@ -329,7 +328,7 @@ async def send_directory(
     patient: bool = False,
     on_progress: OnProgress | None = None,
 ) -> Confirmation:
-    """As `send_file`: a directory with all its files as one, under its name."""
+    """Send a directory with all its files as a unit, as `send_file` sends a file."""
     kind = int(stanza_type(stanza) or 0)
     if kind == StanzaType.RATCHET:
         raise InvalidRequest(
@@ -351,7 +350,7 @@ async def send_directory(
 async def send_unfinished(
     client: PublishingCalls, *, patient: bool = False, on_progress: OnProgress | None = None
 ) -> list[CipherBoxError]:
-    """Goes on with every file that is not whole at HQ yet; returns what stopped some of them."""
+    """Resume every unfinished transfer; return the errors of those that were stopped."""
     outbox_sender = client.outbox()
     transfers = Transfers(outbox_sender.outbox)
     unfinished = await outbox_sender.store(transfers.unfinished)

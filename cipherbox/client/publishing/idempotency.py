@@ -17,7 +17,7 @@ import trio
 from cipherbox.client.connection.reconnecting import Patience
 from cipherbox.client.options import PublishOptions
 from cipherbox.client.outbox.origins import Once, Origins
-from cipherbox.client.outbox.rows import ASIDE, CANCELLED, WAITING, Row
+from cipherbox.client.outbox.rows import CANCELLED, PARKED, WAITING, Row
 from cipherbox.client.publishing.publish import Confirmation, EnvelopePublisher
 from cipherbox.envelope.ids import message_id
 from cipherbox.errors import InvalidRequest, KeyReused, Queued, from_wire
@@ -35,7 +35,9 @@ async def publish_once(
     *,
     wait: bool,
 ) -> Confirmation:
-    """Publishes, or answers as the first publish with this key did; KeyReused for other content."""
+    """Publish, or return the confirmation of the first publish with this key; raise KeyReused if
+    its content was different.
+    """
     if len(options.groups()) > 1:
         raise InvalidRequest(f"an idempotency key goes with at most {LIMITS.recipients} recipients")
     once = Once.of(key, options.to, options.exchange, options.routing_key, messages)
@@ -46,7 +48,7 @@ async def publish_once(
         if isinstance(found, tuple):
             digest, envelope_id = found
             row = await outbox_sender.store(outbox_sender.outbox.find, envelope_id)
-            gone_nowhere = isinstance(row, Row) and row.state in (ASIDE, CANCELLED)
+            gone_nowhere = isinstance(row, Row) and row.state in (PARKED, CANCELLED)
             if not gone_nowhere:
                 if digest != once.digest:
                     raise KeyReused(
@@ -57,7 +59,7 @@ async def publish_once(
             replaces = envelope_id
         try:
             return await publishing.publish_group(
-                messages, options, wait, beside=Origins(once), replaces=replaces
+                messages, options, wait, origins=Origins(once), replaces=replaces
             )
         except KeyReused:
             if turn == _TURNS - 1:
@@ -66,8 +68,8 @@ async def publish_once(
 
 
 async def _first(publishing: EnvelopePublisher, envelope_id: bytes, wait: bool) -> Confirmation:
-    """The confirmation of what was published before, once HQ has given it; Queued when it does
-    not come in time.
+    """Return the confirmation of what was published before; raise Queued if HQ does not confirm it
+    in time.
     """
     outbox_sender = publishing.outbox()
     patience = Patience(publishing.connection)
@@ -75,7 +77,7 @@ async def _first(publishing: EnvelopePublisher, envelope_id: bytes, wait: bool) 
     while True:
         row = await outbox_sender.store(outbox_sender.outbox.find, envelope_id)
         if not isinstance(row, Row) or row.state != WAITING or not wait:
-            if isinstance(row, Row) and row.state in (ASIDE, CANCELLED):
+            if isinstance(row, Row) and row.state in (PARKED, CANCELLED):
                 raise from_wire(row.code, row.reason or "it was cancelled on this machine")
             count = row.messages if isinstance(row, Row) else 1
             accepted_at, queues = (row.accepted_at, row.queues) if isinstance(row, Row) else (0, ())

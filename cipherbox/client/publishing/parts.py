@@ -1,6 +1,4 @@
-"""Parts and manifests of files: messages <-> what they say.  The bytes are in the manual page
-`files`.
-"""
+"""Encode and decode parts and manifests of files; the manual page `files` has the bytes."""
 
 from __future__ import annotations
 
@@ -18,7 +16,7 @@ from cipherbox.sealing.body import Message
 PART = "application/vnd.cipherbox.part"
 MANIFEST = "application/vnd.cipherbox.manifest"
 ZSTD = "zstd"
-DIRECTORY = "inode/directory"  # the content type of a directory that is sent as one
+DIRECTORY = "inode/directory"  # the content type of a directory that is sent as a unit
 # all names on the way to all files: bounds how many directories are made
 NAMES_OF_ENTRIES = LIMITS.entries * 4
 VERSION = 2  # of manifests that have entries; without them they are as in version 1
@@ -26,7 +24,7 @@ VERSION = 2  # of manifests that have entries; without them they are as in versi
 
 @attrs.frozen
 class Part:
-    """One part as it came; ``data`` is already expanded."""
+    """One part as received; ``data`` is already decompressed."""
 
     transfer: bytes
     number: int
@@ -36,8 +34,8 @@ class Part:
 
 @attrs.frozen
 class Entry:
-    """A file of a directory, or with size -1 an empty directory; ``path`` has the names from
-    there, with slashes.
+    """A file of a directory, or with size -1 an empty directory; ``path`` is relative to the
+    directory, with slashes.
     """
 
     path: str
@@ -47,9 +45,10 @@ class Entry:
 
 @attrs.frozen
 class Manifest:
-    """What a whole file is; ``hashes`` are SHA-256 of its parts, ``modified_at`` ms since 1970.
+    """The description of a whole file; ``hashes`` are SHA-256 of its parts, ``modified_at`` is ms
+    since 1970.
 
-    ``entries``: it is a directory, and its files stand one behind the other in the parts.
+    With ``entries`` it is a directory, whose files follow one another in the parts.
     """
 
     transfer: bytes
@@ -63,14 +62,14 @@ class Manifest:
 
     @property
     def digest(self) -> str:
-        """SHA-256 over the hashes of the parts: what names this content, hexadecimal."""
+        """Return SHA-256 over the hashes of the parts, hexadecimal: the name of this content."""
         return hashlib.sha256(b"".join(self.hashes)).hexdigest()
 
 
 def part_message(
     transfer: bytes, number: int, part_bytes: int, data: bytes, *, compress: bool
 ) -> Message:
-    """A part as a message; compressed only where that makes it smaller."""
+    """Return a part as a message, compressed only if that makes it smaller."""
     headers = {"transfer": transfer.hex(), "part": str(number), "part_bytes": str(part_bytes)}
     if compress:
         import zstandard
@@ -82,7 +81,7 @@ def part_message(
 
 
 def read_part(message: Message) -> Part:
-    """The part in a message; MalformedEnvelope if it is none."""
+    """Return the part in a message; raise MalformedEnvelope if it is invalid."""
     headers = message.headers
     try:
         transfer = _transfer(headers["transfer"])
@@ -119,7 +118,7 @@ def _expanded(data: bytes, most: int) -> bytes:
 
 
 def manifest_message(manifest: Manifest) -> Message:
-    """A manifest as a message."""
+    """Return a manifest as a message."""
     document = {
         "transfer": manifest.transfer.hex(),
         "path": list(manifest.path),
@@ -138,7 +137,7 @@ def manifest_message(manifest: Manifest) -> Message:
 def manifest_of(
     transfer: bytes, path: Sequence[str], content: bytes, content_type: str, modified_at: int
 ) -> Manifest:
-    """What a file is that came as one message."""
+    """Return the manifest of a file that arrived as one message."""
     size = LIMITS.part_bytes
     view = memoryview(content)
     hashes = tuple(
@@ -148,8 +147,8 @@ def manifest_of(
 
 
 def read_manifest(content: bytes) -> Manifest:
-    """The manifest in a message's content; MalformedEnvelope if it is none, or does not agree
-    with itself.
+    """Return the manifest in a message's content; raise MalformedEnvelope if it is invalid or
+    inconsistent.
     """
     try:
         document: dict[str, Any] = orjson.loads(content)

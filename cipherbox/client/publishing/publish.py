@@ -47,12 +47,12 @@ from cipherbox.sealing.body import Message, pack
 
 @attrs.frozen
 class Confirmation:
-    """HQ's word that a publish is on stable storage.
+    """HQ's confirmation that a publish is on stable storage.
 
     ``accepted_at`` is ms since 1970 by HQ's clock; ``again``: HQ had it already; ``missing``:
-    recipients a partial publish did not reach.  ``envelopes`` holds (id, number of messages) in
-    order; ``more`` has the confirmations of further groups when there were more than 256
-    recipients.  ``duplicate``: published before with this idempotency key.
+    recipients that a partial publish did not reach.  ``envelopes`` has (id, number of messages) in
+    order; ``more`` the confirmations of further groups if there were more than 256 recipients.
+    ``duplicate``: published before with this idempotency key.
     """
 
     accepted_at: int
@@ -65,12 +65,12 @@ class Confirmation:
 
     @property
     def envelope_id(self) -> bytes:
-        """Of the first envelope, 16 bytes."""
+        """Return the id of the first envelope, 16 bytes."""
         return self.envelopes[0][0]
 
     @property
     def message_ids(self) -> tuple[uuid.UUID, ...]:
-        """One for each message, in order."""
+        """Return an id for each message, in order."""
         return tuple(
             message_id(envelope, i) for envelope, count in self.envelopes for i in range(count)
         )
@@ -92,7 +92,7 @@ class EnvelopePublisher:
     async def publish(
         self, messages: Sequence[Message], options: PublishOptions, *, wait: bool = True
     ) -> Confirmation:
-        """Seals, sends, waits for HQ's word; see `Client.publish`."""
+        """Seal, send, and wait for HQ's confirm; see `Client.publish`."""
         first, *others = [
             await self.publish_group(messages, group, wait) for group in options.groups()
         ]
@@ -104,10 +104,10 @@ class EnvelopePublisher:
         options: PublishOptions,
         wait: bool,
         *,
-        beside: Origins | None = None,
+        origins: Origins | None = None,
         replaces: bytes | None = None,
     ) -> Confirmation:
-        """As `publish`, for at most 256 recipients.  ``beside`` is recorded with the envelope,
+        """As `publish`, for at most 256 recipients.  ``origins`` is recorded with the envelope,
         which then is one; it takes the place of envelope ``replaces``.
         """
         try:
@@ -115,14 +115,14 @@ class EnvelopePublisher:
         except CredentialsError as error:
             raise error.copy(f"{error.what}. Nothing was sent, and nothing was kept") from None
         parts = list(split(messages, self.connection.window.envelope_bytes, len(route.bundles)))
-        if beside is not None and len(parts) > 1:
+        if origins is not None and len(parts) > 1:
             raise TooLarge(
                 f"{len(messages)} messages that belong together do not fit into one envelope"
             )
         done: list[PendingPublish] = []
         refused: CipherBoxError | None = None  # because of some recipients
         for part in parts:
-            sent = await self._publish_part(part, options, route, wait, beside, replaces)
+            sent = await self._publish_part(part, options, route, wait, origins, replaces)
             done.append(sent.item)
             # what follows goes to the others, too
             route, refused, replaces = sent.route, refused or sent.refused, None
@@ -136,7 +136,7 @@ class EnvelopePublisher:
         options: PublishOptions,
         route: ResolvedRoute,
         wait: bool,
-        beside: Origins | None,
+        origins: Origins | None,
         replaces: bytes | None,
     ) -> _Sent:
         """Publish one envelope; seal it again when its session or its route has changed."""
@@ -152,7 +152,7 @@ class EnvelopePublisher:
                 set_by_outcome(outcome),
                 replaces=replaces,
                 reserve=moved,
-                beside=beside,
+                origins=origins,
             )
             try:
                 await self._send(item, outcome, wait)

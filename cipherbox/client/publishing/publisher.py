@@ -1,14 +1,13 @@
-"""A publisher: messages in, batches out, by itself and without a timer.
+"""A publisher: batches messages automatically and without a timer.
 
-At most two partly filled envelopes of a publisher are unconfirmed.  While they are, messages
-gather; a confirm lets the next gathering go; a full one (count or bytes) goes at once.  So one
-message alone goes at once, and a busy publisher batches by itself: the slower the line, the larger
-the batches.
+At most two partly filled envelopes of a publisher are unconfirmed.  Until one is confirmed, further
+messages form the next batch; a full batch (by count or bytes) is sent immediately.  So a single
+message is sent immediately, and the slower the network, the larger a busy publisher's batches.
 
-`put` is synchronous and seals inline.  It returns False when what gathers is full and the window
-has no room: then ``await room()`` before the next one (or use `send`, which does).  Nothing is
-dropped and nothing grows without bound:  a `put` without room raises Busy.  An envelope HQ refused
-for good raises in the next call; its messages are then in `refused`.
+`put` is synchronous and seals inline.  It returns False when the batch is full and the window has
+no room: then ``await room()`` before the next one (or use `send`, which does).  Nothing is dropped
+and nothing grows without bound: a `put` without room raises Busy.  If HQ refused an envelope, the
+next call raises its error, and its messages are in `refused`.
 """
 
 from __future__ import annotations
@@ -42,8 +41,8 @@ REFRESH_S = 3600.0  # recipients' new keys are used at the latest after this
 
 
 class Batch:
-    """Messages that gather.  As long as they are of one type and without headers they are kept
-    as bare bytes.
+    """The messages of the next envelope, kept as bare bytes while they have one type and no
+    headers.
     """
 
     __slots__ = ("contents", "kind", "messages", "size")
@@ -58,7 +57,7 @@ class Batch:
         return len(self.contents if self.messages is None else self.messages)
 
     def add(self, content: bytes, kind: str) -> None:
-        """A message without headers."""
+        """Add a message without headers."""
         self.size += len(content) + 12
         if self.messages is None:
             if kind == self.kind:
@@ -72,14 +71,14 @@ class Batch:
         self.messages.append(Message(content, kind))
 
     def add_message(self, message: Message) -> None:
-        """Any message."""
+        """Add any message."""
         self.size += cost(message)
         if self.messages is None:
             self.messages = self.all()
         self.messages.append(message)
 
     def all(self) -> list[Message]:
-        """The messages."""
+        """Return the messages."""
         return (
             self.messages
             if self.messages is not None
@@ -87,7 +86,7 @@ class Batch:
         )
 
     def pack(self) -> bytes:
-        """The plaintext of a body."""
+        """Return the plaintext of a body."""
         return (
             pack_contents(self.contents, self.kind)
             if self.messages is None
@@ -139,12 +138,12 @@ class Publisher:
 
     @property
     def unconfirmed(self) -> int:
-        """Messages taken and not yet confirmed or refused."""
+        """Return the number of messages taken and not yet confirmed or refused."""
         return self.accepted - self.confirmed - sum(len(messages) for messages, _ in self.refused)
 
     @unchecked
     def put(self, message: Content) -> bool:
-        """Takes one message; False: `await room()` before the next."""
+        """Take one message; return False if `await room()` must come before the next."""
         if type(message) is str:
             try:
                 content, kind = message.encode(), TEXT
@@ -194,12 +193,12 @@ class Publisher:
         return not self._full(self._batch)
 
     async def room(self) -> None:
-        """Waits until `put` may be called."""
+        """Wait until `put` may be called."""
         await self._wait(lambda: not self._full(self._batch))
 
     @unchecked
     async def send(self, message: Content) -> None:
-        """`put`, and waits for room when there is none."""
+        """Take one message, after waiting for room."""
         if self._full(self._batch):
             await self.room()
         else:
@@ -207,8 +206,8 @@ class Publisher:
         self.put(message)
 
     async def flush(self) -> None:
-        """Waits until everything is confirmed.  TimedOut if nothing moved for so long; what
-        waits keeps being sent.
+        """Wait until everything is confirmed; raise TimedOut without progress.  What waits is still
+        sent.
         """
         await self._wait(
             lambda: not len(self._batch) and not self._under_way and not self._rerouting
@@ -220,11 +219,10 @@ class Publisher:
         return batch.size >= LIMITS.batch_bytes or len(batch) >= self._most
 
     def _advance(self) -> None:
-        """Lets the gathering go when it is full and there is room, or when few partly filled ones
-        are out.
+        """Send the batch if it is full and there is room, or if few partly filled ones are
+        unconfirmed.
 
-        What stays is `_gathering`: until something else happens, a further message is only put
-        behind the others.
+        Otherwise it is `_gathering`: until something else happens, `put` only appends to it.
         """
         batch = self._batch
         self._gathering = False
@@ -260,7 +258,7 @@ class Publisher:
             )
             self._outbox_sender.add(item)
         except CipherBoxError as error:
-            # often in the connection's reader, which must go on: the next call raises it
+            # often in the connection's reader, which must not end: the next call raises it
             self._fail(error, batch)
             return
         self._under_way[item] = batch
@@ -278,7 +276,7 @@ class Publisher:
             self._sealer.events.messages(
                 SENDER, "Server ACK received for {}", item.envelope_id, item.count, mark=True
             )
-        elif item.others:  # it is the outbox's now, for them; who does not get it is said
+        elif item.others:  # the outbox sends it to them; the error names the refused recipients
             self.confirmed += len(batch)
             self._gathering = False
             self._failure = self._failure or item.error
@@ -292,12 +290,12 @@ class Publisher:
         self.room_came()
 
     def room_came(self) -> None:
-        """The window has room again, or an envelope is settled."""
+        """Send what the window now has room for, and wake those who wait."""
         self._advance()
         self._wake()
 
     def close(self) -> None:
-        """The block ended: what is not confirmed yet is the post's."""
+        """Leave what is not confirmed yet to the outbox: the block ended."""
         for item in self._under_way:
             item.disown()
 
@@ -318,9 +316,7 @@ class Publisher:
         )
 
     async def _reroute(self) -> None:
-        """The readers behind the route changed: ask again, check the allow-list, seal anew under
-        fresh ids.
-        """
+        """Resolve the changed route again, check the allow-list, and seal again under new ids."""
         try:
             self._route = await self._sealer.resolve_route(self._options, anew=True)
             self._route_at = trio.current_time()
@@ -381,7 +377,7 @@ class Publisher:
 
 
 def check_publisher(options: PublishOptions) -> PublishOptions:
-    """A publisher's options: one group of recipients."""
+    """Return the options; raise InvalidRequest if a publisher cannot have them."""
     if len(options.groups()) > 1:
         raise InvalidRequest(f"a publisher has at most {LIMITS.recipients} recipients")
     return options

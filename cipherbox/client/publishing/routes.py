@@ -1,8 +1,8 @@
-"""What HQ last said about each route this client sends to, in ``routes.json``: so that it can seal
-while HQ is away.
+"""HQ's last answer for each route this client sends to, cached in ``routes.json`` so that it can
+seal while HQ is unreachable.
 
-HQ refuses an envelope whose route has changed meanwhile, and the allow-list is asked every time, so
-an old answer can neither reach the wrong readers nor lose anything.
+HQ refuses an envelope whose route has changed since, and the allow-list is checked every time: an
+old answer neither reaches the wrong readers nor loses anything.
 """
 
 from __future__ import annotations
@@ -16,24 +16,24 @@ from cipherbox.portable import write_private
 from cipherbox.wire import frames
 
 FILE = "routes.json"
-MOST = 1000  # routes kept; the oldest go
+MOST = 1000  # routes kept; the oldest are dropped
 BOXES = {"": "", "bulk": ".bulk", "sys": ".sys"}  # of a recipient's mailbox -> routing key
 Where = tuple[str, str]
 
 
 class Routes:
-    """Exchange and routing key -> HQ's answer."""
+    """The cached answers, by exchange and routing key."""
 
     def __init__(self, home: Path) -> None:
         self._path = Path(home) / FILE
         self._kept: dict[Where, frames.Route] | None = None
 
     def get(self, where: Where) -> frames.Route | None:
-        """The last answer, or None."""
+        """Return the last answer, or None."""
         return self._load().get(where)
 
     def put(self, where: Where, route: frames.Route) -> None:
-        """Keeps an answer; a disk that does not take it only costs sending while HQ is away."""
+        """Keep an answer; a failed write only prevents sealing while HQ is unreachable."""
         kept = self._load()
         if kept.get(where) == route:
             return
@@ -63,7 +63,7 @@ class Routes:
 
 
 def check_one_reader(route: frames.Route) -> None:
-    """A session is between two: a second reader of the queue could not open what is in it."""
+    """Raise InvalidRequest if a queue has several readers: a session has two ends."""
     for queue in route.queues:
         if len(queue.readers) != 1:
             raise InvalidRequest(
@@ -73,5 +73,5 @@ def check_one_reader(route: frames.Route) -> None:
 
 
 def is_mailbox(exchange: str, routing_key: str) -> bool:
-    """Whether it goes to its recipients' own mailboxes: each of them can be left out."""
+    """Return whether it goes to the recipients' own mailboxes, so that each can be left out."""
     return not exchange and routing_key in BOXES.values()

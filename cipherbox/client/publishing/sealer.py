@@ -47,9 +47,7 @@ from cipherbox.wire import frames
 
 @attrs.frozen
 class ResolvedRoute:
-    """Where envelopes go, resolved: bundles and keys of the recipients, the route and its
-    version.
-    """
+    """A resolved route: its version, and the recipients with their bundles and keys."""
 
     exchange: str
     routing_key: str
@@ -61,9 +59,7 @@ class ResolvedRoute:
 
 
 class Sealer:
-    """Resolves addresses and seals for them.  One per client; holds what HQ answered about
-    routes.
-    """
+    """Resolves routes and seals for their readers.  One per client; it caches HQ's answers."""
 
     def __init__(
         self,
@@ -92,7 +88,7 @@ class Sealer:
         self._kept_routes = routes
 
     async def resolve(self, exchange: str, routing_key: str) -> frames.Route:
-        """HQ's answer: the queues of a route and who reads them."""
+        """Return HQ's answer: the queues of a route and their readers."""
         answer: frames.Route = await self._connection.request(
             frames.Resolve, exchange=exchange, routing_key=routing_key
         )
@@ -111,7 +107,7 @@ class Sealer:
         return route
 
     async def resolve_route(self, options: PublishOptions, *, anew: bool = False) -> ResolvedRoute:
-        """Readers, permission, keys.  ``anew``: ask HQ again, the route has changed."""
+        """Resolve readers and keys, and check the allow-list.  ``anew``: ask HQ again."""
         if self._identity is None:
             raise keyless()
         version, names = 0, options.to
@@ -169,13 +165,13 @@ class Sealer:
         replaces: bytes | None = None,
         before: Row | None = None,
         reserve: bool = False,
-        beside: Origins | None = None,
+        origins: Origins | None = None,
         keep: bool = True,
     ) -> PendingPublish:
         """Return one sealed envelope; with ``keep`` it has an outbox entry.
 
         ``replaces`` is an envelope that HQ refused, whose place it takes; ``before`` the generation
-        before it; ``beside`` is recorded with it.  ``reserve``: see `sending_chains`.
+        before it; ``origins`` is recorded with it.  ``reserve``: see `sending_chains`.
         """
         now = self._clock_ms()
         identity = self._valid_identity(options, now)
@@ -201,7 +197,7 @@ class Sealer:
         entry = None
         if keep:
             entry = self._entry(sealed, generation, route, options.flags, sealed_at, steps)
-            entry = entry._replace(replaces=replaces, beside=beside)
+            entry = entry._replace(replaces=replaces, origins=origins)
         if self.events.has_listener and route.routing_key not in (".bulk", ".sys"):
             self.events.messages(
                 SENDER, "Encrypted {} for " + ", ".join(route.names), sealed.envelope_id, count
@@ -252,7 +248,7 @@ class Sealer:
             sealed_at,
             sealed.envelope_hash,
             self._secret_box.wrap(sealed.content_key, sealed.envelope_id, generation),
-            turned=steps,
+            steps=steps,
             commitment=sealed.commitment,
         )
 
@@ -274,12 +270,12 @@ class Sealer:
         without: Collection[str] = (),
         on_outcome: OnOutcome | None = None,
     ) -> PendingPublish:
-        """The next generation of an envelope of the outbox, for those who read its route now.
+        """Return the next generation of an envelope of the outbox, for its route's current readers
+        ``without`` the revoked ones.
 
-        ``without``: recipients that were revoked.  The same plaintext, commitment, id, time and
-        end; fresh keys.  What the sender chose or allowed before holds, and where a chosen key is
-        gone its owner's preferred one is used; what went through a session goes through a fresh
-        one.  Raises what stops a publish, or DecryptionFailed.
+        Plaintext, commitment, id, time and expiry stay; the keys are new.  The sender's options
+        still apply; a chosen key that no longer exists is replaced by the recipient's preferred
+        one, and a session by a new one.  Raise what `resolve_route` raises, or DecryptionFailed.
         """
         parsed = parse_envelope(raw)
         prefix = parsed.layout.prefix
@@ -309,6 +305,6 @@ class Sealer:
             route = await self.resolve_route(options, anew=True)
         except BundleError:
             if stanza == StanzaType.RATCHET:
-                raise  # whoever hands out bad prekeys does not choose a weaker way
+                raise  # bad prekeys must not downgrade to a weaker stanza
             route = await self.resolve_route(attrs.evolve(options, stanza=None), anew=True)
         return self.seal(options, route, plain, row.messages, on_outcome, before=row, reserve=True)

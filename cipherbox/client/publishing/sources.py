@@ -1,8 +1,8 @@
-"""What a transfer reads: a file, a copy of one, or a directory, whose files are read one behind the
-other.
+"""The source of a transfer: a file, a copy of one, or a directory, whose files are read one after
+another.
 
-What is read must stay as it was taken.  Sizes and times are compared whenever bytes were read, and
-once more at the end; FileChanged says which file became another.
+A source must not change during the transfer.  Sizes and times are compared after each read, and
+once more at the end; FileChanged names the file that changed.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from cipherbox.sealing.local_secret_box import SecretBox
 
 
 class Source(Protocol):
-    """Bytes to be sent.  `check`: when it was last changed, in ns since 1970; FileChanged if
-    that was meanwhile.
+    """Bytes to send.  `check` returns the time of the last change, in ns since 1970, and raises
+    FileChanged if that was during the transfer.
     """
 
     def read(self, size: int, at: int) -> bytes: ...
@@ -33,7 +33,7 @@ class Source(Protocol):
 
 
 def open_source(transfer: Transfer, box: SecretBox) -> Source:
-    """What this transfer reads; ``box`` opens a copy that is encrypted."""
+    """Return the source of this transfer; ``box`` decrypts an encrypted copy."""
     if transfer.entries and not transfer.copied:
         return DirectorySource(transfer)
     return FileSource(transfer, box)

@@ -1,4 +1,4 @@
-"""What a program may give as messages, and how many of them fit into an envelope."""
+"""Convert what a program publishes to messages, and split them into envelopes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _FIXED_OVERHEAD = 4608  # prefix, signatures, tag, default type
 
 
 def as_messages(content: Content | Sequence[Content]) -> list[Message]:
-    """One or many of Message, bytes and str as messages; a str is text, bytes are binary."""
+    """Return one or many of Message, bytes and str as messages; str is text, bytes are binary."""
     many = (
         [content]
         if isinstance(content, Message | bytes | bytearray | memoryview | str)
@@ -44,12 +44,12 @@ def as_messages(content: Content | Sequence[Content]) -> list[Message]:
 
 
 def room_for(envelope_bytes: int, recipients: int) -> int:
-    """How many bytes of messages an envelope for so many recipients can hold at least."""
+    """Return how many bytes of messages an envelope for that number of recipients can hold."""
     return envelope_bytes - _FIXED_OVERHEAD - recipients * _RECIPIENT_OVERHEAD
 
 
 def cost(message: Message) -> int:
-    """Bytes one message takes in a body, at most."""
+    """Return the most bytes that one message takes in a body."""
     size = len(message.content) + _MESSAGE_OVERHEAD + len(message.content_type) * 4 + 4
     for key, value in message.headers.items():
         size += 3 + len(key.encode()) + len(value.encode())
@@ -59,8 +59,8 @@ def cost(message: Message) -> int:
 def split(
     messages: Sequence[Message], envelope_bytes: int, recipients: int
 ) -> Iterator[Sequence[Message]]:
-    """Runs of messages that fit into one envelope each; TooLarge for a message that fits into
-    none.
+    """Yield runs of messages that fit into one envelope each; raise TooLarge for a message that
+    fits into none.
     """
     room = room_for(envelope_bytes, recipients)
     start, size = 0, 0

@@ -1,8 +1,7 @@
-"""Where a file of `outgoing` ends: in `sent`, `failed` or `refused`, or where it is, because it has
-changed.
+"""Move settled files of `outgoing` to `sent`, `failed` or `refused`; a file that changed stays.
 
-Rule: the place is recorded before the file is moved, and the end after it.  After a crash in
-between, the file is either at that place, or it still has to be moved.
+Rule: the place is recorded before the file is moved, and the final state after it.  After a crash
+in between, the file is either at that place, or it still has to be moved.
 """
 
 from __future__ import annotations
@@ -26,8 +25,8 @@ OUTGOING, SENT_TO, FAILED, REFUSED_TO = "outgoing", "sent", "failed", "refused"
 
 
 @attrs.define
-class Ending:
-    """What becomes of one file; ``target`` None: it stays where it is, or is gone."""
+class Disposition:
+    """The final state of one file; ``target`` None: it stays where it is, or no longer exists."""
 
     claim: Claim
     state: int
@@ -39,45 +38,45 @@ class Ending:
 
     @property
     def confirmed(self) -> bool:
-        """HQ has it."""
+        """Return whether HQ has it."""
         return self.state == SENT
 
     @property
     def failed(self) -> bool:
-        """It will not go as it is."""
+        """Return whether it cannot be sent as it is."""
         return self.state == OVER and not self.changed and bool(self.reason)
 
     @property
     def name(self) -> str:
-        """As a person knows it."""
+        """Return the name that the recipients see."""
         return "/".join(self.claim.path)
 
     @property
     def row(self) -> tuple[int, int, str, str]:
-        """For `FolderFiles.settle`."""
+        """Return the values for `FolderFiles.settle`."""
         return self.claim.number, self.state, str(self.target or ""), self.reason
 
 
-class Endings:
-    """Of one folder; methods block on the disk.  ``marker`` names the marker of a file, if there
-    are markers.
+class FileMover:
+    """Moves the files of one folder; methods block on the disk.  ``marker`` returns the marker of
+    a file, if markers are used.
     """
 
     def __init__(self, folder: Path, marker: Callable[[Path], Path | None]) -> None:
         self._folder, self._marker = folder, marker
 
-    def plan(self, claims: Sequence[Claim]) -> list[Ending]:
-        """What to do with those that HQ has, or will not have."""
+    def plan(self, claims: Sequence[Claim]) -> list[Disposition]:
+        """Return what to do with the files that HQ confirmed or refused."""
         return [self._plan(claim) for claim in claims if claim.fate != WAITING]
 
-    def move(self, endings: Sequence[Ending]) -> None:
-        """Moves them; what does not work is in `Ending.trouble`."""
-        for end in endings:
+    def move(self, dispositions: Sequence[Disposition]) -> None:
+        """Move them; errors are in `Disposition.trouble`."""
+        for end in dispositions:
             self._move(end)
 
     def clear(self, empty: Sequence[Path], quiet_s: float) -> None:
-        """Removes empty folders from which everything was sent, when nothing has changed in them
-        for that time: a program that fills a folder may still put more there.
+        """Remove folders that everything was sent from and that have not changed for that time: a
+        program may still be filling one.
         """
         for folder in empty:
             with suppress(OSError, ValueError):
@@ -86,7 +85,7 @@ class Endings:
                     os.rmdir(folder)
 
     def fail(self, found: Found, reason: str) -> str:
-        """Moves a file that was never taken to `failed`; returns what keeps it from that."""
+        """Move a file that was never taken to `failed`; return the error, or an empty text."""
         try:
             target = self._target(found.file, FAILED)
             move(found.file, target)
@@ -97,9 +96,9 @@ class Endings:
             explain(target, reason)
         return ""
 
-    def shift(self, claim: Claim, to: str) -> Ending:
-        """From `sent` to `refused`, or back."""
-        end = Ending(
+    def shift(self, claim: Claim, to: str) -> Disposition:
+        """Move a file from `sent` to `refused`, or back."""
+        end = Disposition(
             claim,
             REFUSED if to == REFUSED_TO else SENT,
             reason=claim.why if to == REFUSED_TO else "",
@@ -118,7 +117,7 @@ class Endings:
         return end
 
     def claim_of(self, transfer: Transfer) -> FolderFile:
-        """A transfer as a file that was taken."""
+        """Return the record of a transfer's file."""
         try:
             state = state_of(os.lstat(transfer.file))
         except OSError:
@@ -135,10 +134,10 @@ class Endings:
 
     # -- inside ------------------------------------------------------------------------------------
 
-    def _plan(self, claim: Claim) -> Ending:
+    def _plan(self, claim: Claim) -> Disposition:
         file = Path(claim.file)
         good = claim.fate == CONFIRMED
-        end = Ending(
+        end = Disposition(
             claim, SENT if good else OVER, reason="" if good else claim.why or "HQ refused it"
         )
         if claim.place and _is(claim, Path(claim.place)):
@@ -146,7 +145,7 @@ class Endings:
             return end
         now = _state(file)
         if now is None:
-            end.reason = ""  # somebody took it away
+            end.reason = ""  # a person removed it
         elif not _same(claim, now):
             end.changed, end.state = True, OVER
         else:
@@ -158,7 +157,7 @@ class Endings:
                 end.trouble = f"{file} cannot be moved: {_words(error)}"
         return end
 
-    def _move(self, end: Ending) -> None:
+    def _move(self, end: Disposition) -> None:
         file = Path(end.claim.file)
         self._unmark(file)
         if end.target is None or end.trouble:
@@ -167,7 +166,7 @@ class Endings:
             if not end.here:
                 move(file, end.target)
                 if not _is(end.claim, end.target) and not os.path.lexists(file):
-                    move(end.target, file)  # somebody wrote into it at this very moment
+                    move(end.target, file)  # a program wrote into it meanwhile
                     end.target, end.changed, end.state = None, True, OVER
                     return
         except OSError as error:
@@ -200,8 +199,9 @@ def _is(claim: Claim, place: Path) -> bool:
 
 
 def _same(claim: Claim, now: State) -> bool:
-    """Whether this is the file that was taken.  Its place was recorded: then it was moved away
-    and back if the system says that something about it changed since.
+    """Return whether this is the file that was taken.
+
+    If its place was recorded and its change time differs, it was moved away and back.
     """
     same = (now.size, now.modified_ns) == (claim.size, claim.modified_ns)
     same = same and (not claim.inode or now.inode == claim.inode)
