@@ -41,8 +41,8 @@ Map, written by `make generate`:
     main              The command `cipherbox`, and the one place where an error becomes words and an
                       exit code.
     man_page          The man page, made from the commands: `cipherbox manual --man`.
-    manual            `manual`: the pages inside the package, by kind, searched, and on a terminal
-                      laid out for it and through the pager.
+    manual            `manual`: list, search and show the pages in the package, on a terminal laid
+                      out and in a pager.
     operate           What an admin asks of the running HQ as a service, from any machine: `reload`
                       and `drain`.
     options           What several commands share: option types, settings, and the question before

@@ -1,8 +1,6 @@
-"""`manual`: the pages inside the package, by kind, searched, and on a terminal laid out for it and
-through the pager.
+"""`manual`: list, search and show the pages in the package, on a terminal laid out and in a pager.
 
-A pipe gets the Markdown as it is.  A page is in the index below, with the question it answers, or
-it is not found.
+A pipe gets the Markdown unchanged.  Only pages in the index below are found.
 """
 
 from __future__ import annotations
@@ -11,21 +9,21 @@ import sys
 
 import click
 
-# kind -> page -> what it is for; four kinds, of which reference has the formats apart
+# kind -> page -> its purpose; formats are separate from the other reference pages
 INDEX: dict[str, dict[str, str]] = {
     "Tutorials: learn it by doing": {
         "quickstart": "from nothing to a received message, on one machine",
-        "tutorial-hq": "your first HQ: made, started, clients let in, backed up",
-        "tutorial-lab": "your first lab: joined, keys compared, files sent, proof",
-        "tutorial-center": "your first center: joined, received, a program of yours",
+        "tutorial-hq": "your first HQ: create, start, enrol clients, back up",
+        "tutorial-lab": "your first lab: join, compare keys, send files, get proof",
+        "tutorial-center": "your first center: join, receive, run your own program",
         "tutorial-folders": "a lab that uses only folders",
         "tutorial-exec": "a center that uses only a program",
     },
     "How-to: one task each": {
-        "howto-hq": "clients, routes, two HQs, dead letters, watching, moving",
-        "howto-lab": "sending: scripts, folders, bad lines, proof for others",
+        "howto-hq": "clients, routes, two HQs, dead letters, monitoring, moving",
+        "howto-lab": "sending: scripts, folders, bad connections, proof",
         "howto-center": "receiving: into a program, a database, several machines",
-        "howto-keys": "compare, rotate, passwords, a machine that is lost",
+        "howto-keys": "compare, rotate, passwords, lost machines",
         "migrate": "from RabbitMQ, SFTP, AS2, mail, CipherBox's predecessors",
         "operations": "install, size, back up, upgrade, each disaster",
         "tools": "chat and pipe",
@@ -33,42 +31,42 @@ INDEX: dict[str, dict[str, str]] = {
     "Reference: look it up": {
         "commands": "every command and option",
         "configuration": "every setting of HQ and of a client",
-        "exit-codes": "what a script can rely on",
+        "exit-codes": "what scripts can rely on",
         "metrics": "every metric, health checks, Prometheus and Grafana",
         "files-on-disk": "every file of HQ, of a client and of an installed system",
         "permissions": "who may do what, and every limit",
-        "python-api": "for programs",
+        "python-api": "the client library for programs",
         "store": "the database: tables, views, queries, retention",
-        "glossary": "every term, in a line",
+        "glossary": "every term, in one line",
     },
     "Formats: reference, to the byte": {
         "protocol": "frames between a client and HQ",
-        "envelope": "the sealed unit that travels",
+        "envelope": "the sealed unit that is transmitted",
         "ids": "ids of envelopes and messages, and generations",
         "bundle": "a client's public keys",
-        "receipt": "what a recipient signed",
+        "receipt": "a recipient's signed statement",
         "log": "HQ's signed log",
-        "token": "what enrols a client",
+        "token": "the one-time secret that enrols a client",
         "files": "files of any size, in parts",
         "rsa": "RSA keys, from OpenSSL and back",
         "pki": "certificates, enrolment, rotation, revocation, key files",
     },
     "Explanation: how and why": {
         "architecture": "layers, a message's path, commits, failover; diagrams",
-        "delivery": "why nothing is lost, nothing comes twice, and the proof",
-        "broker": "exchanges, queues, routes, order, what is checked",
+        "delivery": "why nothing is lost or duplicated, with proof",
+        "broker": "exchanges, queues, routes, order, checks, limits",
         "sessions": "the Double Ratchet between two clients",
-        "security": "who can do what, in short, and what you must do",
-        "threat-model": "who could attack, what each can, and cannot, with tests",
+        "security": "a summary of who can do what, and your duties",
+        "threat-model": "what each adversary can and cannot do, with tests",
         "contributing": "a new frame, setting, metric, stanza type, error or command",
     },
 }
 # programs in manual/examples, printed as they are: cipherbox manual example-sender > sender.py
 EXAMPLES = {
-    "example-key-maker": "make keys, enrol, hand out the public ones",
+    "example-key-maker": "generate keys, enrol, export the public keys",
     "example-sender": "send a batch by route",
     "example-receiver": "declare a queue, bind it, receive each message once",
-    "example-handshake": "a session of two programs' own, made through HQ",
+    "example-handshake": "a session between two programs, relayed by HQ",
 }
 PAGES = [page for kind in INDEX.values() for page in kind]
 _LINES_SHOWN = 4  # of a page that a search finds
