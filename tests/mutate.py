@@ -114,8 +114,9 @@ def change(one: Mutation, functions: dict[tuple[str, str], list[FunctionType]]) 
     new = compile(one.mutated(), str(one.path), "exec", dont_inherit=True)
     changed = False
     for code in _codes(new):
-        if code.co_qualname == one.function:
-            for function in functions.get((str(one.path), one.function), []):
+        name = code.co_qualname
+        if name == one.function or name.startswith(f"{one.function}.<locals>."):
+            for function in functions.get((str(one.path), name), []):
                 if function.__code__.co_firstlineno == code.co_firstlineno:
                     with contextlib.suppress(ValueError):  # other free variables
                         function.__code__ = code

@@ -8,6 +8,7 @@ import pytest
 from cipherbox.broker import model as m
 from cipherbox.broker.model import Confirmed, Done, ExchangeType, Failed, ListedRows
 from cipherbox.limits import LIMITS
+from tests.broker.test_generations import fetched
 from tests.broker.world import HQ, SMALL, World, consumer, labs, seqs
 
 
@@ -174,3 +175,56 @@ def test_the_same_input_gives_the_same_effects() -> None:
         return shown
 
     assert play() == play()
+
+
+def test_a_right_that_is_given_or_taken_twice_changes_once() -> None:
+    w = World(LIMITS, "A", "B")
+    w.ok(m.DeclareExchange(*HQ, w.next(), "x", ExchangeType.DIRECT))
+    for give in (True, False):
+        for changed in (1, 0):
+            effects = w.run(m.Grant(*HQ, w.next(), "A", "publish", "x", give))
+            assert effects.answers[0] == [Done(w.correlation, changed)]
+            rows = effects.changes.grants if give else effects.changes.dropped_grants
+            assert len(rows) == changed
+
+
+def test_an_admin_is_one_by_role_or_by_right_and_nobody_else_is() -> None:
+    w = World(LIMITS, "A", "B")
+    w.ok(m.AddClient(*HQ, w.next(), "ROOT", "admin"))
+    w.connect("ROOT")
+
+    def sees_roles(client: str) -> bool:
+        answer = w.ok(m.List(w.connection_of.get(client, 0), client, w.next(), "clients", "", ""))
+        assert isinstance(answer, m.ListedRows)
+        return "role" in answer.rows[0]
+
+    assert [sees_roles(name) for name in ("ROOT", "A", "B")] == [True, False, False]
+    w.ok(m.Grant(*HQ, w.next(), "A", "admin", "", True))
+    assert [sees_roles(name) for name in ("ROOT", "A", "B")] == [True, True, False]
+
+
+def test_a_client_is_listed_as_connected_until_its_last_connection_ends() -> None:
+    w = World(LIMITS, "A")
+    first = w.connection_of["A"]
+    second = w.connect("A")
+
+    def connected() -> object:
+        answer = w.ok(m.List(*HQ, w.next(), "clients", "A", ""))
+        assert isinstance(answer, m.ListedRows)
+        return answer.rows[0]["connected"]
+
+    assert connected() is True
+    w.run(m.Disconnect(first))
+    assert connected() is True
+    w.run(m.Disconnect(second))
+    assert connected() is False
+
+
+def test_who_has_nothing_at_hq_is_not_among_the_largest() -> None:
+    w = World(LIMITS, "A", "B")
+    w.publish(w.item("A", ("B",)))
+    totals = w.broker.state.totals
+    assert [(name, used.envelopes) for name, used in totals.largest(5)] == [("A", 1)]
+    fetched(w, "B", "box.B")
+    w.ok(m.Ack(w.connection_of["B"], "B", w.next(), "box.B", [(1, 1)]))
+    assert totals.largest(5) == []

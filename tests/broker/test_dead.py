@@ -120,6 +120,15 @@ def test_a_queue_keeps_its_newest() -> None:
     assert w.store.open_dead("q") == [1, 2, 3, 4, 7]
 
 
+def test_a_dead_letter_that_returns_to_a_full_queue_displaces_the_oldest() -> None:
+    w = limited(max_length=2)
+    for _ in range(3):
+        w.publish(w.item("A", ("B",), "x", "k"))
+    assert (w.store.open_dead("q"), w.store.waiting("q")) == ([1], [2, 3])
+    assert w.ok(m.RedriveOrDiscard(*HQ, w.next(), "q", [(1, 1)], False)) == Done(w.correlation, 1)
+    assert (w.store.open_dead("q"), w.store.waiting("q")) == ([2], [3, 4])
+
+
 def test_limits_may_change_and_stay_when_they_are_not_named() -> None:
     w = limited(max_length=3)
     for _ in range(3):

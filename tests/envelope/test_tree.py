@@ -179,3 +179,13 @@ def test_what_lies_outside_is_refused() -> None:
 
 def test_the_root_of_a_tree_without_leaves_is_the_hash_of_nothing() -> None:
     assert tree.root_at(0, lambda ranges: []) == hashlib.sha256(b"").digest()
+
+
+def test_every_tree_begins_with_the_empty_one_and_none_with_a_larger() -> None:
+    roots = [tree.merkle_root([tree.leaf_hash(bytes([n])) for n in range(size)]) for size in (1, 2)]
+    assert tree.is_consistent(0, tree.EMPTY_ROOT, 2, roots[1], ())
+    assert tree.is_consistent(0, tree.EMPTY_ROOT, 0, tree.EMPTY_ROOT, ())
+    assert not tree.is_consistent(0, roots[0], 2, roots[1], ())
+    assert not tree.is_consistent(0, tree.EMPTY_ROOT, 2, roots[1], (bytes(32),))
+    assert not tree.is_consistent(2, roots[1], 1, roots[0], ())
+    assert not tree.is_consistent(-1, tree.EMPTY_ROOT, 1, roots[0], ())
