@@ -65,7 +65,7 @@ def verify_file(data: bytes) -> Statement:
         bundle = decode_bundle(base64.b64decode(document["bundle"], validate=True))
         root = pki.load_der(base64.b64decode(document["root"], validate=True))
         _, index = split_message_id(document["message_id"])
-    except (KeyError, TypeError, ValueError, InvalidRequest):
+    except (KeyError, TypeError, ValueError, AttributeError, InvalidRequest):
         raise MalformedEnvelope("this file is not a receipt, or not a whole one") from None
     check_bundle(bundle, exported.receipt.recipient, root, exported.receipt.at, history=True)
     verify_exported(exported, bundle)

@@ -4,6 +4,8 @@ acknowledged.
 
 from __future__ import annotations
 
+import attrs
+
 from cipherbox.broker import model as m
 from cipherbox.broker.model import Acked, Done
 from cipherbox.limits import LIMITS
@@ -65,6 +67,15 @@ def test_dropping_is_an_admins_and_deletes_the_bytes_alone() -> None:
     assert w.store.bodies == set()
     assert fetched(w, "B", BOX) == []
     assert settle(w, [(1, 9)]) == Done(w.correlation, 0)
+
+
+def test_one_command_names_a_bounded_number() -> None:
+    w = refused(1, attrs.evolve(LIMITS, ack_entries=3))
+    assert (
+        w.fails(m.RedriveOrDiscard(*HQ, w.next(), BOX, [(1, 2), (9, 2)], False))
+        == "invalid-request"
+    )
+    assert settle(w, [(1, 2), (9, 1)]) == Done(w.correlation, 1)
 
 
 def test_its_owner_may_redrive() -> None:

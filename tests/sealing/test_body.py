@@ -139,3 +139,12 @@ def test_every_cut_of_a_body_is_refused() -> None:
     for size in range(len(plain)):
         with pytest.raises(MalformedEnvelope):
             unpack(plain[:size], 3, 0)
+
+
+def test_a_type_that_several_have_is_written_once() -> None:
+    text, other = Message(b"a", "text/plain"), Message(b"b", "application/json")
+    raw = pack([text, text, other, text])
+    assert (raw.count(b"text/plain"), raw.count(b"application/json")) == (1, 1)
+    for messages in ([text, text, other, text], [text, Message(b"c", ""), other]):
+        found = unpack(pack(messages), len(messages), 0)
+        assert [one.content_type for one in found] == [one.content_type for one in messages]

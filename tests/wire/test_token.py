@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -46,6 +49,14 @@ def test_every_changed_or_missing_character_is_noticed() -> None:
         for changed in (text[:i] + other + text[i + 1 :], text[:i], text[:i] + text[i + 1 :]):
             with pytest.raises(TokenError):
                 decode_token(changed)
+
+
+def test_a_token_of_any_length_with_the_right_check_is_refused() -> None:
+    for size in range(80):
+        raw = (b"\x01" + bytes(size))[:size]
+        raw += hashlib.sha256(raw).digest()[:4]
+        with pytest.raises(TokenError):
+            decode_token(PREFIX + base64.urlsafe_b64encode(raw).rstrip(b"=").decode())
 
 
 @given(st.text(max_size=80), st.booleans())

@@ -20,6 +20,7 @@ from cipherbox.errors import (
     DecryptionFailed,
     InvalidRequest,
     KeyMissing,
+    MalformedEnvelope,
     StoreError,
 )
 from cipherbox.sealing.ratchet import double_ratchet as ratchet
@@ -370,3 +371,10 @@ def test_a_half_that_speaks_late_says_how_many_went_before() -> None:
     late = attrs.evolve(alice.state, turn=alice.state.turn + 1)
     assert ratchet.sending(late, first).previous == 0
     assert ratchet.sending(late, None).previous == 0
+
+
+def test_a_handshake_has_one_length() -> None:
+    handshake.decode(bytes(handshake.SIZE))
+    for size in (0, handshake.SIZE - 1, handshake.SIZE + 1):
+        with pytest.raises(MalformedEnvelope, match="length"):
+            handshake.decode(bytes(size))
