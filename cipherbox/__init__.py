@@ -21,7 +21,7 @@ Map, written by `make generate`:
     ops/           Operations: what keeps a running HQ observable.
     wire/          Frames to bytes and back, without IO.
     envelope/      The bytes both ends may know: no secret is needed to read any of them.
-    sealing/       What needs a secret.
+    sealing/       Seal and open envelopes: everything that needs a private key.
     broker/        The pure core: commands and facts in, effects out; no IO, no clock, no
                    randomness.
     store/         The store: the port, and the databases behind it.

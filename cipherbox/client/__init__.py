@@ -25,7 +25,7 @@ Map, written by `make generate`:
     home               The files of a client, as `join` (or HQ's `init`, for the first admin) made
                        them.
     inbox/             What this home receives: opened, recorded once, acknowledged, signed for.
-    keys/              This client's keys and certificate, and whose keys of others it believes.
+    keys/              This client's keys and certificate, and the keys of others that it trusts.
     local_database     A client's small databases: SQLite files of this user alone, durable at every
                        commit, upgraded in a transaction.
     log/               The transparency log, seen by a client: heads it has verified, proofs,

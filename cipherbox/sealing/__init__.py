@@ -1,26 +1,26 @@
-"""What needs a secret.
+"""Seal and open envelopes: everything that needs a private key.
 
-HQ's server never imports this package; a test holds it to that.
+HQ's server never imports this package; tests/test_layers.py enforces this.
 
 Map, written by `make generate`:
 
-    body              Messages <-> the plaintext of a body, in columns: all lengths, then what some
-                      messages have, then all contents.
-    encrypted_file    Files that are encrypted under the home's local key and can be read and
-                      written at any place.
-    identity          A client's private keys: the signing keys that are its identity, and the
-                      encryption keys, old ones included.
-    key_file          Private keys at rest: one file, encrypted under a local 32-byte key or under a
+    body              Encode messages as the plaintext of a body, and back, in columns: all lengths,
+                      then types and headers, then all contents.
+    encrypted_file    Files encrypted under the home's local key, with random access for reads and
+                      writes.
+    identity          A client's private keys: the signing keys that are its identity, and its
+                      encryption keys, retired ones included.
+    key_file          Private keys at rest: one file, encrypted under a 32-byte local key or under a
                       password.
-    local_secret_box  Secrets of a client, encrypted under the home's local key: content keys a
-                      sender keeps, so that it can seal its own envelopes again, what sessions are
-                      made of, and what was received.
-    open              Envelope -> messages.
-    primitives        The few cryptographic calls everything else is made of.
-    ratchet/          Sessions between two clients: a handshake with somebody who may be away, then
-                      a Double Ratchet.
-    rsa               The stanza `rsa-oaep`, and RSA private keys: made here, or taken from PEM
+    local_secret_box  Encrypt a client's secrets under its home's local key: content keys, session
+                      state and received content.
+    open              Open an envelope: verify and decrypt it into messages.
+    primitives        The cryptographic calls that everything else is built on: no options, one
+                      label for each use, no constructions of our own.
+    ratchet/          Sessions between two clients: an asynchronous handshake (PQXDH), then a Double
+                      Ratchet.
+    rsa               The stanza `rsa-oaep`, and RSA private keys: generated, or imported from PEM
                       files as OpenSSL writes them.
-    seal              Messages -> envelope.
-    stanzas           Stanzas: one recipient's wrapping of the content key.
+    seal              Seal messages into an envelope.
+    stanzas           Stanzas: the content key wrapped for one recipient.
 """

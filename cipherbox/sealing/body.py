@@ -1,11 +1,11 @@
-"""Messages <-> the plaintext of a body, in columns: all lengths, then what some messages have, then
-all contents.
+"""Encode messages as the plaintext of a body, and back, in columns: all lengths, then types and
+headers, then all contents.
 
-Packing many small messages is one `struct.pack` and one join; nothing is done twice per message.
-The bytes are in the manual page `envelope`.
+Packing many small messages is one `struct.pack` and one join, with no work repeated for each
+message. The manual page `envelope` describes the bytes.
 
-Layout 2 begins with a random salt, so that the prefix can commit to a plaintext without giving it
-away.  Layout 1, of envelopes of version 1, had none.
+Layout 2 begins with a random salt, so that the prefix can commit to a plaintext without revealing
+it. Layout 1, of envelopes of version 1, had no salt.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ _HEAD = struct.Struct(">BBI")
 
 @attrs.define
 class Message:
-    """What an application sends and gets: content, its type, a few headers, and when it was sent
-    (ms; None: now).
+    """A message of an application: its content, content type, headers and time of sending (ms;
+    None: now).
     """
 
     content: bytes = attrs.field(repr=False)
@@ -43,12 +43,14 @@ class Message:
 
 
 def text_message(text: str) -> Message:
-    """A message of plain text; InvalidRequest for half a character (a lone surrogate)."""
+    """Return a message of plain text. Raise InvalidRequest if the text has a lone surrogate."""
     return Message(_utf8(text, "text"), TEXT)
 
 
 def pack(messages: Sequence[Message]) -> bytes:
-    """The plaintext of messages of any kind.  InvalidRequest when one passes a limit."""
+    """Return the plaintext of messages of any content type. Raise InvalidRequest if one exceeds a
+    limit.
+    """
     default = messages[0].content_type if messages else BINARY
     mixed = any(m.content_type != default for m in messages)
     if mixed and any(not m.content_type for m in messages):
@@ -74,7 +76,7 @@ def pack(messages: Sequence[Message]) -> bytes:
 
 
 def pack_contents(contents: Sequence[bytes], content_type: str = BINARY) -> bytes:
-    """The plaintext of messages of one type without headers: the fast path of a publisher."""
+    """Return the plaintext of messages of one type without headers: a publisher's fast path."""
     return _join(contents, 0, [_short(content_type, "content type", LIMITS.content_type_bytes)])
 
 
@@ -90,7 +92,7 @@ def _join(contents: Sequence[bytes], flags: int, columns: list[bytes]) -> bytes:
 
 
 def salted(plain: bytes) -> bytes:
-    """The plaintext in layout 2; one of layout 1 gets a salt."""
+    """Return the plaintext in layout 2, adding a salt to one of layout 1."""
     if plain[:1] != bytes([FIRST_LAYOUT]):
         return plain
     return b"".join(
@@ -103,7 +105,7 @@ def _times(sent: Sequence[int]) -> bytes:
         return struct.pack(f">{len(sent)}Q", *sent)
     except struct.error:
         raise InvalidRequest(
-            "a message's time is in milliseconds since 1970, from 0 to 2^64 - 1"
+            "a message's time must be in milliseconds since 1970, from 0 to 2^64 - 1"
         ) from None
 
 
@@ -111,7 +113,7 @@ def _utf8(text: str, what: str) -> bytes:
     try:
         return text.encode()
     except UnicodeEncodeError:
-        raise InvalidRequest(f"a {what} holds half a character (a lone surrogate)") from None
+        raise InvalidRequest(f"invalid {what}: it has a lone surrogate") from None
 
 
 def _short(text: str, what: str, most: int) -> bytes:
@@ -166,7 +168,7 @@ class _Reader:
 
 
 class _Column:
-    """One value of each message: checked, and left where it is in the plaintext."""
+    """One value of each message: checked, and left in place in the plaintext."""
 
     __slots__ = ("_bounds", "_raw")
 
@@ -182,12 +184,11 @@ class _Column:
 
 
 class Messages(Sequence[Message]):
-    """The messages of a body, each made when it is looked at: a batch of thousands is often only
-    written out.
+    """The messages of a body, decoded on access: a batch of thousands is often only written out.
 
-    ``contents`` is all contents one behind the other, ``bounds`` where each begins and the last
-    ends.  Types and headers were checked and stay where they are: 65,000 messages of 32 headers
-    would be 800 MB as dictionaries.
+    ``contents`` is all contents concatenated; ``bounds`` has the start of each and the end of the
+    last. Types and headers were checked and stay in the plaintext: as dictionaries, 65,000 messages
+    of 32 headers would take 800 MB.
     """
 
     __slots__ = ("_default", "_headers", "_sealed_at", "_sent", "_types", "bounds", "contents")
@@ -208,7 +209,7 @@ class Messages(Sequence[Message]):
 
     @property
     def same_type(self) -> str | None:
-        """The content type, when all have the same, and no headers and no times of their own;
+        """The content type if all messages have the same and none has headers or a time of its own;
         else None.
         """
         plain = self._types is None and self._headers is None and self._sent is None
@@ -239,17 +240,19 @@ class Messages(Sequence[Message]):
 
 
 def unpack(plain: bytes, count: int, sealed_at: int) -> Messages:
-    """The messages; MalformedEnvelope unless the plaintext is exactly ``count`` messages."""
+    """Return the messages. Raise MalformedEnvelope unless the plaintext is exactly ``count``
+    messages.
+    """
     reader = _Reader(plain)
     layout, flags, found = _HEAD.unpack(reader.take(_HEAD.size))
     if layout not in (LAYOUT, FIRST_LAYOUT) or flags & ~(SENT_TIMES | TYPES | HEADERS):
         raise MalformedEnvelope(
-            f"the body has layout {layout} with flags {flags}", remedy="update this program"
+            f"unknown body layout {layout} or flags {flags}; update this program"
         )
     if layout == LAYOUT:
         reader.take(SALT_BYTES)
     if found != count:
-        raise MalformedEnvelope(f"the body has {found} messages; the prefix says {count}")
+        raise MalformedEnvelope(f"the body has {found} messages, but the prefix says {count}")
     sizes = struct.unpack(f">{count}I", reader.take(4 * count))
     sent = struct.unpack(f">{count}Q", reader.take(8 * count)) if flags & SENT_TIMES else None
     default = reader.text8()
@@ -257,7 +260,7 @@ def unpack(plain: bytes, count: int, sealed_at: int) -> Messages:
     headers = _Column(reader, _decode_headers, count) if flags & HEADERS else None
     bounds = list(accumulate(sizes, initial=0))
     if reader.at + bounds[-1] != len(plain):
-        raise MalformedEnvelope("the contents have another length than the body says")
+        raise MalformedEnvelope("the length of the contents does not match the body's columns")
     return Messages(
         memoryview(plain)[reader.at :], bounds, default, types, headers, sent, sealed_at
     )
@@ -276,8 +279,8 @@ def _decode_headers(reader: _Reader) -> dict[str, str]:
         key = reader.text8()
         value = reader.take(int.from_bytes(reader.take(2), "big"))
         if not key or key in headers or len(value) > LIMITS.header_value_bytes:
-            raise MalformedEnvelope("a header has no name, comes twice, or is too long")
+            raise MalformedEnvelope("a header has no name, is duplicated, or is too long")
         headers[key] = reader.text(value)
     if reader.at != end:
-        raise MalformedEnvelope("the headers of a message do not fit their length")
+        raise MalformedEnvelope("a message's headers do not match their length")
     return headers

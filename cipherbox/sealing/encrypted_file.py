@@ -1,14 +1,13 @@
-"""Files that are encrypted under the home's local key and can be read and written at any place.
+"""Files encrypted under the home's local key, with random access for reads and writes.
 
-The file is a run of slots; slot n holds the bytes from n times 16 KiB, each with a nonce and a tag
-of its own:
+The file is a sequence of slots; slot n holds the 16 KiB from offset n times 16 KiB, each with its
+own nonce and tag:
 
-    nonce 24 bytes | XChaCha20-Poly1305 of 16,384 bytes, the last ones filled up with zeros | tag 16
-    bytes
+    nonce 24 bytes | XChaCha20-Poly1305 of 16,384 bytes, zero-padded at the end | tag 16 bytes
 
 Associated data is the file's id and the slot's number, so no slot can be moved to another place or
-file.  A slot that was never written is zeros and reads as zeros; how long the file is, and the hash
-of all of it, stand where the file is recorded.
+file. A slot that was never written is zeros and reads as zeros. The file's length and hash are
+stored where the file is recorded.
 """
 
 from __future__ import annotations
@@ -24,8 +23,8 @@ SLOT = CHUNK + SECRET_BOX_BYTES
 _EMPTY = bytes(SLOT)
 
 
-class Places(Protocol):
-    """A file, clear or locked, to be read and written at any place."""
+class RandomAccessFile(Protocol):
+    """A file, encrypted or not, with random access."""
 
     def read(self, size: int, at: int) -> bytes: ...
 
@@ -37,20 +36,20 @@ class Places(Protocol):
 
 
 class ClearFile:
-    """A file as it is.  Takes over the descriptor."""
+    """An unencrypted file. It takes over the descriptor."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
 
     def read(self, size: int, at: int) -> bytes:
-        """Up to ``size`` bytes from ``at``."""
+        """Return up to ``size`` bytes from offset ``at``."""
         return read_at(self._fd, size, at)
 
     def write(self, data: bytes | memoryview, at: int) -> None:
         write_at(self._fd, data, at)
 
     def sync(self, size: int | None = None) -> None:
-        """Puts it on stable storage; ``size``: with exactly so many bytes."""
+        """Write the file to stable storage, cut to ``size`` bytes if given."""
         if size is not None:
             os.ftruncate(self._fd, size)
         os.fsync(self._fd)
@@ -60,14 +59,14 @@ class ClearFile:
 
 
 class EncryptedFile:
-    """See the module; as `ClearFile`.  ``name`` is the file's id."""
+    """An encrypted file, used as `ClearFile` is. ``name`` is the file's id."""
 
     def __init__(self, fd: int, box: SecretBox, name: bytes) -> None:
         self._fd, self._box, self._name = fd, box, name
 
     def read(self, size: int, at: int) -> bytes:
-        """Up to ``size`` bytes from ``at``; DecryptionFailed when they were changed.  What was
-        not written is zeros.
+        """Return up to ``size`` bytes from offset ``at``; unwritten slots are zeros. Raise
+        DecryptionFailed if they were changed.
         """
         found = []
         end = at + size
@@ -93,7 +92,7 @@ class EncryptedFile:
             view, at = view[len(piece) :], at + len(piece)
 
     def sync(self, size: int | None = None) -> None:
-        """Puts it on stable storage; ``size``: with room for exactly so many bytes."""
+        """Write the file to stable storage, cut to the slots of ``size`` bytes if given."""
         if size is not None:
             os.ftruncate(self._fd, -(-size // CHUNK) * SLOT)
         os.fsync(self._fd)
@@ -102,7 +101,7 @@ class EncryptedFile:
         os.close(self._fd)
 
     def _chunk(self, number: int) -> bytes:
-        """What is in a slot; empty behind the end."""
+        """Return the plaintext of a slot, or nothing past the end of the file."""
         slot = read_at(self._fd, SLOT, number * SLOT)
         if len(slot) < SLOT:
             return b""
@@ -112,8 +111,8 @@ class EncryptedFile:
         return b"file" + self._name + number.to_bytes(8, "big")
 
 
-def sync_open(files: dict[Any, Places | None]) -> None:
-    """Syncs files that are being written, and closes them."""
+def sync_and_close(files: dict[Any, RandomAccessFile | None]) -> None:
+    """Sync and close files that are being written."""
     for stored in files.values():
         if stored is not None:
             stored.sync()

@@ -1,10 +1,10 @@
-"""A client's private keys: the signing keys that are its identity, and the encryption keys, old
+"""A client's private keys: the signing keys that are its identity, and its encryption keys, retired
 ones included.
 
-Keys change in three steps, so that no crash loses one that somebody may seal to: the next keys and
-their bundle are kept (`upcoming`), then published, then they take the place of the ones before
-(`promote`), which stay as retired until nothing sealed to them can still arrive (`destroy`).
-Upcoming and retired keys open what comes; only current ones sign.  Nothing here prints a secret.
+Keys change in three steps, so that a crash never loses a key that others may already seal to: the
+next keys and their bundle are saved (`upcoming`), then published, then they replace the current
+keys (`promote`), which stay as retired until nothing sealed to them can still arrive (`destroy`).
+Upcoming and retired keys open messages; only current ones sign. No repr shows a secret.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ from cipherbox.sealing.stanzas import SCHEMES
 
 @attrs.frozen
 class DecryptKey:
-    """One encryption key pair; ``seed`` is the private key.  ``retired_at`` is ms since 1970; 0:
-    in use.
+    """One encryption key pair; ``seed`` is the private key, ``retired_at`` is ms since 1970 or 0
+    while in use.
     """
 
     algorithm: int
@@ -63,7 +63,7 @@ class DecryptKey:
 
 
 class Identity:
-    """Private keys of one client.  ``current`` encryption keys go into bundles; ``retired`` ones
+    """The private keys of one client. ``current`` encryption keys go into bundles; ``retired`` keys
     only open.
     """
 
@@ -81,8 +81,8 @@ class Identity:
         self._ed25519 = nacl.signing.SigningKey(ed25519_seed)
         self._mldsa65 = MLDSA65PrivateKey.from_seed_bytes(mldsa65_seed) if mldsa65_seed else None
         self._by_id = {k.key_id: k for k in (*self.retired, *self.current)}
-        self.bundle: KeyBundle | None = None  # the one published, once there is one
-        self.upcoming: Identity | None = None  # kept, and perhaps published already
+        self.bundle: KeyBundle | None = None  # the published one
+        self.upcoming: Identity | None = None  # saved, and perhaps published
 
     def __repr__(self) -> str:
         return (
@@ -113,17 +113,17 @@ class Identity:
         return keys
 
     def seeds(self) -> tuple[bytes, bytes | None]:
-        """The signing seeds, for the key file alone."""
+        """Return the signing seeds, for the key file alone."""
         return bytes(self._ed25519), self._mldsa65.private_bytes_raw() if self._mldsa65 else None
 
     def sign(self, use: str, digest: bytes) -> bytes:
-        """The signatures of this identity's suite over ``digest`` for one use."""
+        """Return this suite's signatures over ``digest`` for one use."""
         message = signed_message(use, self.suite, digest)
         signed = self._ed25519.sign(message).signature
         return signed + self._mldsa65.sign(message) if self._mldsa65 else signed
 
     def decrypt_key(self, wanted: bytes) -> DecryptKey | None:
-        """The key pair of this key id, if this client has it."""
+        """Return the key pair with this key id, or None."""
         found = self._by_id.get(wanted)
         return (
             self.upcoming.decrypt_key(wanted)
@@ -132,12 +132,12 @@ class Identity:
         )
 
     def adopt(self, other: Identity) -> None:
-        """Becomes what ``other`` is, in one step, wherever this identity is in use."""
+        """Take over all state of ``other`` in one step, wherever this identity is in use."""
         self.__dict__.update(other.__dict__)
 
     def promote(self, now_ms: int) -> None:
-        """The upcoming keys are published: they take the place of these, which only open from
-        now on.
+        """Replace the current keys by the upcoming ones, which are published; the former keys are
+        retired.
         """
         fresh = self.upcoming
         if fresh is None:
@@ -151,7 +151,7 @@ class Identity:
         self.adopt(after)
 
     def destroy(self, before_ms: int) -> int:
-        """Drops what was retired before that time; how many keys."""
+        """Drop keys that were retired before that time, and return the number of them."""
         stay = [k for k in self.retired if not k.retired_at or k.retired_at >= before_ms]
         count = len(self.retired) - len(stay)
         if count:
@@ -161,29 +161,29 @@ class Identity:
         return count
 
     def same_keys(self) -> Identity:
-        """Another identity with these very keys, for a new bundle of them."""
+        """Return another identity with the same keys, for a new bundle."""
         return Identity(self.client_id, *self.seeds(), self.current)
 
-    def keeping(self, key: DecryptKey) -> Identity:
-        """This identity with one more key that only opens: what is on the disk before others see
-        the public key.
+    def with_key(self, key: DecryptKey) -> Identity:
+        """Return this identity with one more retired key, to be saved before others see the public
+        key.
         """
         return self if key.key_id in self._by_id else self._with(self.current, (*self.retired, key))
 
-    def arranged(self, wanted: Sequence[bytes]) -> Identity:
-        """The same keys, with those of these key ids current, in this order; KeyMissing if one
-        is not here.
+    def with_current(self, wanted: Sequence[bytes]) -> Identity:
+        """Return the same keys with those of these key ids current, in this order. Raise KeyMissing
+        if one is missing.
         """
         if missing := [one.hex() for one in wanted if one not in self._by_id]:
-            raise KeyMissing(f"the private key of {missing[0]} is not here")
+            raise KeyMissing(f"the private key of {missing[0]} is missing")
         return self._with(
             [self._by_id[one] for one in wanted],
             [key for one, key in self._by_id.items() if one not in wanted],
         )
 
-    def follow(self, newer: Identity) -> bool:
-        """Becomes what another process made of this identity; False if it is another one, or has
-        nothing new.
+    def update_from(self, newer: Identity) -> bool:
+        """Take over what another process changed in this identity. Return False if nothing changed
+        or if ``newer`` is another identity.
         """
         same = newer.client_id == self.client_id and newer.seeds() == self.seeds()
         if not same or (newer.current, newer.retired, newer.bundle) == (
@@ -212,9 +212,9 @@ class Identity:
         """Return a bundle of the current keys, signed by the certificate's key and by these signing
         keys.
 
-        ``before`` is the bundle it follows and ``signer`` the identity that bundle belongs to
-        (None: this one); with other keys than that bundle's it begins anew, as after a loss.  It
-        ends with the certificate, or with a CA above it that ends before.
+        ``before`` is the previous bundle and ``signer`` the identity of that bundle (None: this
+        one). With other keys than that bundle's the chain starts anew, as after a loss. The bundle
+        ends with the certificate, or with a CA above it that ends earlier.
         """
         keys = [BundleKey(KeyUsage.ENCRYPT, k.algorithm, k.public) for k in self.current]
         keys += [

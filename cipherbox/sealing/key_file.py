@@ -1,16 +1,16 @@
-"""Private keys at rest: one file, encrypted under a local 32-byte key or under a password.
+"""Private keys at rest: one file, encrypted under a 32-byte local key or under a password.
 
     magic "CBXK" | version u8 = 1 | method u8 | parameters | nonce 24 | XChaCha20-Poly1305
     ciphertext
 
-Method 1, a local key: no parameters.  Method 2, a password: memory in KiB u32 | passes u32 | salt
+Method 1, a local key: no parameters. Method 2, a password: memory in KiB u32 | passes u32 | salt
 16, for Argon2id (RFC 9106); values above the caps are refused before any work, so a planted file
-cannot exhaust the machine.  All bytes before the nonce are associated data.  Inside `keys.cbk` is a
-JSON document whose secrets are hexadecimal text, inside a `local.key` under a password are its 32
-bytes.
+cannot exhaust the machine. All bytes before the nonce are associated data. The plaintext of
+`keys.cbk` is a JSON document with secrets in hexadecimal; that of a `local.key` under a password is
+its 32 bytes.
 
-What a password costs to guess is in the file, so that it can rise with the machines: `is_cheap`
-tells a file that was made with less than is usual today, and whoever opens it writes it again.
+The file records its Argon2id cost, so that the cost can rise with faster machines: `is_cheap`
+detects a file below today's cost, and the next program that opens it rewrites it.
 """
 
 from __future__ import annotations
@@ -48,18 +48,20 @@ _HEAD = struct.Struct(">4sBB")
 _ARGON = struct.Struct(">II16s")
 _NONCE, _TAG, _KEY = 24, 16, 32
 _RESTORE = (
-    "restore it and the key beside it from your backup: without them nothing sealed to these keys "
-    "can be opened"
+    "restore it and its key from your backup: without them, nothing sealed to these keys can be "
+    "opened"
 )
 
 
 def is_key_file(data: bytes) -> bool:
-    """Whether these bytes begin as a key file does."""
+    """Return whether these bytes begin as a key file does."""
     return data[:4] == MAGIC
 
 
 def is_cheap(data: bytes) -> bool:
-    """Whether a password's key file costs less to guess than one of today, and in no way more."""
+    """Return whether a password's key file costs less than today's Argon2id parameters, and no more
+    in either.
+    """
     if len(data) < _HEAD.size + _ARGON.size or _HEAD.unpack_from(data) != (
         MAGIC,
         VERSION,
@@ -75,12 +77,12 @@ def is_cheap(data: bytes) -> bool:
 def encrypt(
     plain: bytes, *, local_key: bytes | None = None, password: bytes | None = None
 ) -> bytes:
-    """The file's bytes.  Exactly one of ``local_key`` (32 bytes) and ``password``."""
+    """Return the file's bytes, encrypted under ``local_key`` (32 bytes) or under ``password``."""
     if (local_key is None) == (password is None):
-        raise ValueError("a key file is under a local key or under a password")
+        raise ValueError("a key file needs either a local key or a password")
     if local_key is not None:
         if len(local_key) != _KEY:
-            raise CredentialsError(f"a local key has {_KEY} bytes, this one has {len(local_key)}")
+            raise CredentialsError(f"a local key must have {_KEY} bytes, not {len(local_key)}")
         head, key = _HEAD.pack(MAGIC, VERSION, LOCAL_KEY), local_key
     else:
         if not password:
@@ -93,33 +95,33 @@ def encrypt(
 
 
 def decrypt(data: bytes, *, local_key: bytes | None = None, password: bytes | None = None) -> bytes:
-    """What `encrypt` was given; WrongPassword, or CredentialsError that says whether the file or
-    the key is at fault.
+    """Return the plaintext given to `encrypt`. Raise WrongPassword, or CredentialsError that says
+    whether the file or the key is at fault.
 
-    A changed file and a wrong password cannot be told apart, so both are WrongPassword.
+    A changed file and a wrong password are indistinguishable, so both are WrongPassword.
     """
     if len(data) < _HEAD.size + _NONCE + _TAG or not is_key_file(data):
-        raise CredentialsError("this is not a key file")
+        raise CredentialsError("not a key file")
     _, version, method = _HEAD.unpack_from(data)
     if version != VERSION or method not in (LOCAL_KEY, PASSWORD):
         raise CredentialsError(
-            f"the key file is of version {version}, method {method}", remedy="update this program"
+            f"unknown version {version} or method {method} of a key file; update this program"
         )
     at = _HEAD.size
     if method == LOCAL_KEY:
         if local_key is None:
-            raise CredentialsError("this key file opens with the local key, not with a password")
+            raise CredentialsError("this key file needs the local key, not a password")
         key = local_key
     else:
         if password is None:
-            raise CredentialsError("this key file opens with a password")
+            raise CredentialsError("this key file needs a password")
         if len(data) < at + _ARGON.size + _NONCE + _TAG:
-            raise CredentialsError("this is not a key file")
+            raise CredentialsError("not a key file")
         memory, passes, salt = _ARGON.unpack_from(data, at)
         at += _ARGON.size
         if not (8 <= memory <= MEMORY_KIB_CAP and 1 <= passes <= PASSES_CAP):
             raise CredentialsError(
-                "the key file asks for more memory or passes than this program allows"
+                "the key file's memory or passes exceed the limits of this program"
             )
         key = _stretch(password, salt, memory, passes)
     try:
@@ -139,12 +141,12 @@ def _stretch(password: bytes, salt: bytes, memory_kib: int, passes: int) -> byte
         )
     except nacl.exceptions.CryptoError:  # within the caps only memory can be missing
         raise CredentialsError(
-            f"this password's key file needs {memory_kib // 1024} MiB of memory to open"
+            f"not enough memory: opening this key file takes {memory_kib // 1024} MiB"
         ) from None
 
 
 def save(path: Path, identity: Identity, *, local_key: bytes) -> None:
-    """Writes the identity, its keys and its bundle; mode 0600, whole or not at all."""
+    """Write the identity, its keys and its bundle atomically, with mode 0600."""
     document = _document(identity) | {
         "upcoming": _document(identity.upcoming) if identity.upcoming else None
     }
@@ -164,10 +166,8 @@ def _document(identity: Identity) -> dict[str, Any]:
 
 
 def load(path: Path, *, local_key: bytes) -> Identity:
-    """Reads what `save` wrote; ConfigError names the file that is damaged, or does not belong to
-    the key.
-
-    BundleError: the bundle in it is none.
+    """Return the identity that `save` wrote. Raise ConfigError naming the file if it is damaged or
+    the key is wrong, BundleError if its bundle is invalid.
     """
     try:
         document = orjson.loads(decrypt(portable.read_private(path), local_key=local_key))
@@ -178,8 +178,8 @@ def load(path: Path, *, local_key: bytes) -> Identity:
         raise ConfigError(f"{path}: {error}", remedy=_RESTORE) from None
     except CipherBoxError:
         raise
-    except Exception:  # whatever is wrong inside, its text could quote a secret
-        raise ConfigError(f"{path} is not a whole key file", remedy=_RESTORE) from None
+    except Exception:  # the error's own text could quote a secret
+        raise ConfigError(f"{path} is not a complete key file; {_RESTORE}") from None
     return identity
 
 

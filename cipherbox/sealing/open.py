@@ -1,15 +1,16 @@
-"""Envelope -> messages.  The order of the checks is part of the format; each failure has its own
-name.
+"""Open an envelope: verify and decrypt it into messages.
+
+The order of the checks is part of the format; each failure has its own error.
 
 1. the layout (MalformedEnvelope, UnknownVersion)
 2. the sender's bundle is the one named
 3. the signature (SignatureInvalid)
 4. a stanza for this client (NotRecipient, KeyMissing)
-5. the stanza opens (DecryptionFailed)
+5. the stanza decrypts (DecryptionFailed)
 6. the key commitment (CommitmentMismatch)
-7. the body opens (DecryptionFailed)
-8. it is the plaintext committed to (PlaintextMismatch)
-9. it is well formed (MalformedEnvelope)
+7. the body decrypts (DecryptionFailed)
+8. the plaintext commitment (PlaintextMismatch)
+9. the plaintext is well formed (MalformedEnvelope)
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ OpenInSession = Callable[[bytes, bytes, bytes], bytes]
 
 
 class ParsedEnvelope(NamedTuple):
-    """An envelope whose layout was read and whose hashes are known; nothing is verified yet."""
+    """An envelope whose layout was read and hashes computed; nothing is verified yet."""
 
     raw: bytes
     layout: Layout
@@ -57,18 +58,20 @@ class ParsedEnvelope(NamedTuple):
 
 
 def parse_envelope(raw: bytes) -> ParsedEnvelope:
-    """Reads layout and hashes: enough to look the envelope up before opening it."""
+    """Return an envelope's layout and hashes: enough to look it up before opening it."""
     layout = layouts.split(raw)
     return ParsedEnvelope(raw, layout, layouts.hashes(raw, layout))
 
 
 def verify(parsed: ParsedEnvelope, sender: KeyBundle) -> None:
-    """The sender's signature, by the bundle the prefix names (checked by the caller)."""
+    """Check the sender's signature against the bundle that the prefix names, which the caller has
+    checked.
+    """
     prefix = parsed.layout.prefix
     if sender.client_id != prefix.sender or not hmac.compare_digest(
         sender.hash, prefix.bundle_hash
     ):
-        raise SignatureInvalid("the envelope was sealed with other sender's keys than these")
+        raise SignatureInvalid("the envelope names other sender's keys than these")
     signed = parsed.raw[parsed.layout.signatures_at :]
     signature.verify(
         sender.sign_keys,
@@ -80,7 +83,7 @@ def verify(parsed: ParsedEnvelope, sender: KeyBundle) -> None:
 
 
 def is_signed_by(raw: bytes, sender: KeyBundle) -> bool:
-    """Whether these keys signed an envelope, whatever bundle of theirs it names."""
+    """Return whether these keys signed an envelope, whatever bundle of theirs it names."""
     parsed = parse_envelope(raw)
     try:
         verify(parsed, attrs.evolve(sender, hash=parsed.layout.prefix.bundle_hash))
@@ -90,7 +93,7 @@ def is_signed_by(raw: bytes, sender: KeyBundle) -> bool:
 
 
 def content_key(parsed: ParsedEnvelope, identity: Identity) -> bytes:
-    """Unwraps this client's stanza and checks the commitment."""
+    """Return the content key from this client's stanza, after checking the commitment."""
     return _content_key(parsed, identity)[0]
 
 
@@ -123,7 +126,7 @@ def _content_key(
 
 
 def open_plain(parsed: ParsedEnvelope, key: bytes) -> bytes:
-    """The body's plaintext as `body.pack` made it: what a sender seals again."""
+    """Return the body's plaintext as `body.pack` made it; senders seal it again."""
     return _plain(parsed, derive(key))
 
 
@@ -136,7 +139,7 @@ def _open_body(parsed: ParsedEnvelope, keys: ContentKeys) -> Messages:
         if not hmac.compare_digest(commit_to(plain, prefix.sealed_at), prefix.plain_commitment):
             raise PlaintextMismatch
     if plain[:1] != bytes([layout]):
-        raise MalformedEnvelope("the body is not of its envelope's version")
+        raise MalformedEnvelope("the body's layout does not match the envelope's version")
     return unpack(plain, prefix.message_count, prefix.sealed_at)
 
 
@@ -147,7 +150,7 @@ def _plain(parsed: ParsedEnvelope, keys: ContentKeys) -> bytes:
         return aead(layout.prefix.body_cipher, keys.body_key).decrypt(
             keys.nonce, body, parsed.hashes.header_hash
         )
-    except (InvalidTag, OverflowError):  # the latter: more than the cipher takes, 2 GiB
+    except (InvalidTag, OverflowError):  # OverflowError: above the cipher's limit, 2 GiB
         raise DecryptionFailed("the body was changed") from None
 
 
@@ -157,8 +160,8 @@ def open_envelope(
     sender: KeyBundle,
     in_session: OpenInSession | None = None,
 ) -> Messages:
-    """All checks in their order; the messages.  Without ``in_session`` nothing of a session
-    opens (KeyMissing).
+    """Return the messages after all checks, in their order. Without ``in_session``, a stanza of a
+    session raises KeyMissing.
     """
     verify(parsed, sender)
     _, keys = _content_key(parsed, identity, in_session)

@@ -1,5 +1,5 @@
-"""The few cryptographic calls everything else is made of.  No options, one label for each use,
-nothing of our own.
+"""The cryptographic calls that everything else is built on: no options, one label for each use, no
+constructions of our own.
 """
 
 from __future__ import annotations
@@ -21,23 +21,25 @@ _PLAINTEXT = label("plaintext-commitment")
 
 
 class ContentKeys(NamedTuple):
-    """What HKDF-SHA256 (RFC 5869) makes of a content key under three labels."""
+    """The three keys that HKDF-SHA256 (RFC 5869) derives from a content key, each under its own
+    label.
+    """
 
     body_key: bytes  # 32
     nonce: bytes  # 12
-    commitment: bytes  # 32, public: pins the content key, which AES-GCM alone does not
+    commitment: bytes  # 32, public: AES-GCM alone does not commit to its key
 
     def __repr__(self) -> str:
         return "ContentKeys(…)"
 
 
 def hkdf(secret: bytes, info: bytes, length: int, salt: bytes = SALT) -> bytes:
-    """HKDF-SHA256."""
+    """Return the output of HKDF-SHA256."""
     return HKDF(hashes.SHA256(), length, salt, info).derive(secret)
 
 
 def derive(content_key: bytes) -> ContentKeys:
-    """Body key, nonce and commitment of a content key, which seals one body once."""
+    """Return body key, nonce and commitment of a content key, which seals only one body."""
     return ContentKeys(
         hkdf(content_key, _BODY_KEY, 32),
         hkdf(content_key, _BODY_NONCE, 12),
@@ -46,8 +48,8 @@ def derive(content_key: bytes) -> ContentKeys:
 
 
 def commit_to(plain: bytes, sealed_at: int) -> bytes:
-    """The commitment to a plaintext, which holds its own salt, and to the time its messages have
-    from the prefix.
+    """Return the commitment to a plaintext, which has its own salt, and to the prefix's time of
+    sealing.
     """
     running = hashlib.sha256(_PLAINTEXT + sealed_at.to_bytes(8, "big"))
     running.update(plain)
@@ -55,5 +57,5 @@ def commit_to(plain: bytes, sealed_at: int) -> bytes:
 
 
 def aead(cipher: int, key: bytes) -> AESGCM | ChaCha20Poly1305:
-    """The body cipher: RFC 5116 AES-256-GCM, or RFC 8439."""
+    """Return the body cipher: AES-256-GCM (RFC 5116) or ChaCha20-Poly1305 (RFC 8439)."""
     return AESGCM(key) if cipher == BodyCipher.AES_256_GCM else ChaCha20Poly1305(key)

@@ -1,9 +1,9 @@
-"""Messages -> envelope.
+"""Seal messages into an envelope.
 
-The order is the format's: content key and what is derived from it; the prefix, which commits to
+The format fixes the order: content key and what is derived from it; the prefix, which commits to
 both the key and the plaintext; one stanza for each recipient, bound to the prefix; the body, with
-the hash of all before as associated data; the signature over the hash of all.  A content key seals
-one body once: sealing again means a fresh key.
+the hash of everything before it as associated data; the signature over the hash of everything. A
+content key seals only one body: sealing again takes a fresh key.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ T = TypeVar("T")
 
 @attrs.frozen
 class Sealed:
-    """An envelope as its sender holds it."""
+    """An envelope as its sender stores it."""
 
     raw: bytes = attrs.field(repr=False)
     envelope_id: bytes
@@ -50,7 +50,7 @@ class Sealed:
 
 
 class SendingChain(Protocol):
-    """A session that seals the content key for one recipient."""
+    """A session's sending chain, which wraps the content key for one recipient."""
 
     @property
     def key_id(self) -> bytes: ...
@@ -64,17 +64,18 @@ class SendingChain(Protocol):
 def choose_keys(
     recipients: Sequence[KeyBundle], *, stanza: int | None = None, allow_mixed: bool = False
 ) -> list[BundleKey]:
-    """One encryption key for each recipient: its preferred one, or the one of type ``stanza``.
+    """Return one encryption key for each recipient: its preferred one, or the one of type
+    ``stanza``.
 
-    UnsafeMix when some can be sealed for against a quantum computer and some cannot, unless that
-    was allowed.
+    Raise UnsafeMix if some recipients have post-quantum keys and some do not, unless
+    ``allow_mixed``.
     """
     if not 1 <= len(recipients) <= LIMITS.recipients:
         raise InvalidRequest(
             f"an envelope has 1 to {LIMITS.recipients} recipients, not {len(recipients)}"
         )
     if stanza is not None and stanza not in stanzas.SCHEMES:
-        raise InvalidRequest(f"this program cannot wrap stanzas of type {stanza}")
+        raise InvalidRequest(f"unknown stanza type {stanza}")
     keys = [
         best_key(bundle, frozenset({StanzaType(stanza)}) if stanza else None)
         for bundle in recipients
@@ -83,8 +84,8 @@ def choose_keys(
     if not allow_mixed and any(safe) and not all(safe):
         weak = ", ".join(b.client_id for b, ok in zip(recipients, safe, strict=True) if not ok)
         raise UnsafeMix(
-            f"{weak} can only be sealed for classically, others post-quantum",
-            remedy="allow it by name, or split",
+            f"{weak} only has classical keys, others have post-quantum keys; allow it by name, or "
+            "send separately"
         )
     return keys
 
@@ -111,11 +112,11 @@ def _entries(
 
 
 def _check(prefix: bytes) -> None:
-    """A few microseconds here spare the sender a refusal by HQ, or a dead letter."""
+    """Check the prefix here, in microseconds, which saves a refusal by HQ or a dead letter."""
     try:
         decode_prefix(prefix)
     except EnvelopeError as error:
-        raise InvalidRequest(f"this envelope cannot be made: {error}") from None
+        raise InvalidRequest(f"cannot seal this envelope: {error}") from None
 
 
 def _usable(bundle: KeyBundle, call: Callable[..., T], key: BundleKey, *more: object) -> T:
@@ -143,18 +144,18 @@ def seal(
     sending_chains: Sequence[SendingChain] | None = None,
 ) -> Sealed:
     """Seal ``plain`` (`body.pack`) of ``count`` messages for ``recipients``, whose bundles the
-    caller has checked.
+    caller has checked, and return the envelope.
 
     ``keys`` are those `choose_keys` returned for the same recipients, which refuses an unsafe mix;
-    without it the keys are chosen here.  ``sending_chains``, of a session with each recipient, take
-    the place of keys and make stanzas of type `ratchet`.  Raise InvalidRequest for an envelope
-    that a reader would refuse.
+    without it the keys are chosen here. ``sending_chains``, of a session with each recipient,
+    replace the keys and make stanzas of type `ratchet`. Raise InvalidRequest for an envelope that a
+    reader would refuse.
     """
     if identity.bundle is None:
         raise BundleError("this client has not published its keys yet")
     keys = _checked_keys(recipients, keys, sending_chains, allow_mixed)
     if plain[:1] != bytes([LAYOUT]) or plain[2:6] != count.to_bytes(4, "big"):
-        raise InvalidRequest(f"the body does not hold {count} messages")
+        raise InvalidRequest(f"the body does not have {count} messages")
     content_key = os.urandom(CONTENT_KEY_BYTES)
     derived = derive(content_key)
     plain_commitment = _commitment(plain, sealed_at)
@@ -191,7 +192,7 @@ def _checked_keys(
     sending_chains: Sequence[SendingChain] | None,
     allow_mixed: bool,
 ) -> Sequence[BundleKey]:
-    """Return a key for each recipient, or none at all when sessions take their place."""
+    """Return a key for each recipient, or none when sessions replace the keys."""
     if sending_chains is not None:
         keys = ()
     elif keys is None:
@@ -208,7 +209,7 @@ def _commitment(plain: bytes, sealed_at: int) -> bytes:
         return commit_to(plain, sealed_at)
     except OverflowError:
         raise InvalidRequest(
-            "the time of sealing is in milliseconds since 1970, from 0 to 2^64 - 1"
+            "the time of sealing must be in milliseconds since 1970, from 0 to 2^64 - 1"
         ) from None
 
 
@@ -235,7 +236,7 @@ def _wrapped(
 def _signed(
     identity: Identity, header: list[bytes], plain: bytes, cipher: BodyCipher, keys: ContentKeys
 ) -> tuple[bytes, bytes]:
-    """Return the envelope and its envelope hash.  ``header``: the prefix and all stanzas."""
+    """Return the envelope and its envelope hash. ``header`` is the prefix and all stanzas."""
     running = hashlib.sha256(b"".join(header))
     body = aead(cipher, keys.body_key).encrypt(keys.nonce, plain, running.digest())
     running.update(body)

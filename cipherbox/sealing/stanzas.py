@@ -1,8 +1,8 @@
-"""Stanzas: one recipient's wrapping of the content key.  A new type is one more row of `SCHEMES`.
+"""Stanzas: the content key wrapped for one recipient.
 
-Every stanza is bound to its type's label, to the prefix and to its place: what was wrapped for one
-recipient of one envelope opens nowhere else.  HPKE (RFC 9180, base mode, single shot) takes that
-binding as `info`; so does `rsa`.
+Every stanza is bound to its type's label, to the prefix and to its index: one wrapped for one
+recipient of one envelope opens nowhere else. HPKE (RFC 9180, base mode, single shot) takes that
+binding as `info`, and so does `rsa`. A new type is one more row of `SCHEMES`.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from cipherbox.sealing import rsa
 from cipherbox.sealing.primitives import CONTENT_KEY_BYTES
 
 MLKEM_SEED = 64
-_NO_KEY = "an encryption key in the bundle is not one"
+_INVALID_KEY = "an encryption key in the bundle is invalid"
 
 
 @attrs.frozen
 class Scheme:
-    """How one stanza type makes keys, wraps and unwraps; private keys are seeds, as bytes."""
+    """How one stanza type generates keys, wraps and unwraps; private keys are seeds, as bytes."""
 
     info: bytes
     generate: Callable[[], bytes]
@@ -106,8 +106,8 @@ def _public_key(stanza_type: int, raw: bytes) -> Any:
         return SCHEMES[stanza_type].load_public(raw)
     except BundleMalformed:
         raise
-    except Exception:  # the libraries differ in what they raise for a bad point or a bad length
-        raise BundleMalformed(_NO_KEY) from None
+    except Exception:  # libraries raise different errors for a bad point or length
+        raise BundleMalformed(_INVALID_KEY) from None
 
 
 def _info(stanza_type: int, prefix_hash: bytes, index: int) -> bytes:
@@ -115,14 +115,14 @@ def _info(stanza_type: int, prefix_hash: bytes, index: int) -> bytes:
 
 
 def size(stanza_type: int, public_key: bytes) -> int:
-    """How long a stanza for this key is; BundleMalformed for a key that is none."""
+    """Return the length of a stanza for this key. Raise BundleMalformed for an invalid key."""
     if stanza_type == StanzaType.RSA_OAEP:
         return rsa_keys.stanza_bytes(_public_key(stanza_type, public_key))
     return STANZAS[stanza_type].least
 
 
 def session_binding(prefix_hash: bytes, index: int) -> bytes:
-    """The binding of a stanza of type `ratchet`, which a session seals and opens, not this
+    """Return the binding of a stanza of type `ratchet`, which a session wraps and unwraps, not this
     module.
     """
     return stanza_label(StanzaType.RATCHET) + prefix_hash + index.to_bytes(2, "big")
@@ -131,10 +131,10 @@ def session_binding(prefix_hash: bytes, index: int) -> bytes:
 def wrap(
     stanza_type: int, public_key: bytes, content_key: bytes, prefix_hash: bytes, index: int
 ) -> bytes:
-    """The stanza for recipient ``index``: encapsulated key, then the sealed content key.
+    """Return the stanza for recipient ``index``: encapsulated key, then the encrypted content key.
 
-    BundleMalformed for a public key that is none, or that makes a shared secret of zeros (RFC 9180,
-    section 7.1.4).
+    Raise BundleMalformed for an invalid public key, or one with an all-zero shared secret (RFC
+    9180, section 7.1.4).
     """
     key = _public_key(stanza_type, public_key)
     try:
@@ -142,18 +142,18 @@ def wrap(
             content_key, key, info=_info(stanza_type, prefix_hash, index)
         )
     except ValueError:
-        raise BundleMalformed(_NO_KEY) from None
+        raise BundleMalformed(_INVALID_KEY) from None
 
 
 def unwrap(
     stanza_type: int, private_key: Any, stanza: bytes, prefix_hash: bytes, index: int
 ) -> bytes:
-    """The content key; ``private_key`` as `Scheme.load_private` made it.  DecryptionFailed if it
-    does not open.
+    """Return the content key. ``private_key`` is what `Scheme.load_private` returned. Raise
+    DecryptionFailed if the stanza does not open.
     """
     scheme = SCHEMES.get(stanza_type)
     if scheme is None:
-        raise KeyMissing(f"this program cannot open stanzas of type {stanza_type}")
+        raise KeyMissing(f"unknown stanza type {stanza_type}")
     try:
         content_key = scheme.suite.decrypt(
             stanza, private_key, info=_info(stanza_type, prefix_hash, index)
@@ -161,5 +161,5 @@ def unwrap(
     except (InvalidTag, ValueError):
         raise DecryptionFailed("the stanza does not open with this client's key") from None
     if len(content_key) != CONTENT_KEY_BYTES:
-        raise DecryptionFailed("the stanza holds no content key")
+        raise DecryptionFailed("the stanza does not hold a content key")
     return content_key

@@ -39,11 +39,11 @@ def main() -> None:
     key, binding = os.urandom(32), os.urandom(60)
     ends = [begin(person("B"), person("A"))]
     ends[0], raw = session.seal(ends[0], key, b"")
-    ends.append(session.open_(answer(person("B"), raw), session.parse(raw), b"")[0])
+    ends.append(session.decrypt(answer(person("B"), raw), session.parse(raw), b"")[0])
 
     def wrap(turn: bool) -> None:
         ends[0], raw = session.seal(session.decode(session.encode(ends[0])), key, binding)
-        ends[1] = session.open_(
+        ends[1] = session.decrypt(
             session.decode(session.encode(ends[1])), session.parse(raw), binding
         )[0]
         if turn:

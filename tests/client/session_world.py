@@ -18,7 +18,7 @@ from cipherbox.sealing.body import Message, pack
 from cipherbox.sealing.local_secret_box import SecretBox
 from cipherbox.sealing.open import parse_envelope
 from cipherbox.sealing.ratchet import session
-from cipherbox.sealing.ratchet.prekeys import believed
+from cipherbox.sealing.ratchet.prekeys import verified_prekeys
 from cipherbox.sealing.ratchet.settings import SessionSettings
 from cipherbox.sealing.seal import seal
 from tests.parties import Party, now_ms, party
@@ -106,7 +106,7 @@ class World:
             signed, once = self.prekeys[to]
             home.sessions.begin(
                 to,
-                believed(
+                verified_prekeys(
                     to, self.homes[to].party.bundle.sign_keys, signed, once.pop(0) if once else b""
                 ),
             )

@@ -72,7 +72,7 @@ async def test_a_revoked_home_comes_back_with_all_it_holds_and_new_keys(hq: Any)
     assert identity.sign_keys != before.sign_keys
     async with hq.client("FL-LAB") as lab:
         lab.directory.refresh("CA-RC")
-        with pytest.raises(BundleDiscontinuous, match="begins anew"):
+        with pytest.raises(BundleDiscontinuous, match="starts anew"):
             await lab.publish("secret", to="CA-RC")
         Pins(lab.home.path).accept(await lab.directory.offered("CA-RC"), PERSON)  # they compared
         lab.directory.pins._cache.clear()

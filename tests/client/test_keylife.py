@@ -353,7 +353,7 @@ async def test_a_home_from_an_old_backup_is_told_so(hq: Any) -> None:
     path.write_bytes(backup)
     async with hq.client("CA-RC") as center:
         with pytest.raises(
-            BundleRefused, match="restored from an older backup, or somebody else has its keys"
+            BundleRefused, match="restored from an older backup, or its keys were stolen"
         ):
             await center.key_lifecycle.rotate()
         assert center.home.identity.upcoming is None

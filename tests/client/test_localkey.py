@@ -85,7 +85,7 @@ def test_an_empty_password_is_refused(tmp_path: Path, empty: str | bytes) -> Non
     with pytest.raises(PasswordError, match="empty"):
         put_local_key(tmp_path, KEY, empty)
     assert (tmp_path / "local.key").read_bytes() == KEY
-    with pytest.raises(PasswordError, match="more than 1024 bytes"):
+    with pytest.raises(PasswordError, match="longer than 1024 bytes"):
         put_local_key(tmp_path, KEY, "x" * 1025)
 
 
@@ -127,7 +127,7 @@ def test_a_file_that_asks_for_too_much_is_refused_before_any_work(tmp_path: Path
         planted = data[:6] + memory.to_bytes(4, "big") + passes.to_bytes(4, "big") + data[14:]
         write_private(tmp_path / "local.key", planted)
         with pytest.raises(
-            ConfigError, match=r"local\.key: .*more memory or passes than this program allows"
+            ConfigError, match=r"local\.key: .*memory or passes exceed the limits of this program"
         ):
             open_local_key(tmp_path, "first")
 
@@ -268,7 +268,11 @@ def test_a_password_file_is_private_and_one_line(tmp_path: Path) -> None:
         assert read_password(file) == b"open sesame"
     write_private(file, b" two\nlines \n")
     assert read_password(file) == b" two\nlines "
-    for text, says in ((b"", "is empty"), (b"\n", "is empty"), (bytes(5000), "more than 1024")):
+    for text, says in (
+        (b"", "must not be empty"),
+        (b"\n", "must not be empty"),
+        (bytes(5000), "longer than 1024"),
+    ):
         write_private(file, text)
         with pytest.raises(PasswordError, match=says):
             read_password(file)

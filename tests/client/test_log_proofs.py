@@ -178,10 +178,10 @@ async def test_its_owner_notices_keys_made_in_its_name(
     own = homes.load_home(hq.home("CA-RC")).identity.bundle  # type: ignore[union-attr]
     evil = swapped(hq, "CA-RC", own)  # type: ignore[arg-type]
     handing_out(monkeypatch, evil)
-    monkeypatch.setattr(keylife, "LASTING_S", 0.0)
+    monkeypatch.setattr(keylife, "LONG_RUNNING_S", 0.0)
     said: list[str] = []
     async with hq.client("CA-RC", on_event=lambda e: said.append(str(e))):
-        await until(lambda: any("this home did not make it" in line for line in said))
+        await until(lambda: any("which this home did not make" in line for line in said))
     assert any(fingerprint(evil) in line for line in said)
 
 

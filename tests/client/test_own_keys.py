@@ -59,7 +59,7 @@ async def test_a_new_key_is_in_the_next_bundle_and_opens(hq: Any) -> None:
         async with hq.client("CA-RC") as center:
             added = await center.add_key(rsa_key())
             assert center.home.identity.bundle == added.bundle
-        assert (added.bundle.sequence, added.again) == (2, False)
+        assert (added.bundle.sequence, added.already_published) == (2, False)
         assert added.bundle.encrypt_keys[:2] == first.bundle.encrypt_keys  # type: ignore[union-attr]
         lab.directory.refresh("CA-RC")
         for stanza, kind in zip([*KINDS, 3, None], [1, 2, 3, 3, 1], strict=True):
@@ -133,7 +133,7 @@ async def test_another_copy_of_the_home_is_not_overwritten(hq: Any, tmp_path: Pa
         await copy.add_key(rsa_key())
     async with hq.client("CA-RC") as center:
         with pytest.raises(
-            BundleError, match=r"another copy of this home .* bring its keys\.cbk here"
+            BundleError, match=r"another copy of this home .* copy its keys\.cbk here"
         ):
             await center.add_key(rsa_key(copy=1))
     assert (await offered(hq)).encrypt_keys[-1].key_id == rsa_key().key_id
@@ -253,7 +253,7 @@ async def test_where_the_chosen_key_is_gone_the_next_generation_takes_the_prefer
         await center.add_key(rsa_key())
         prefix = await sent(lab, "chosen", stanza="rsa-oaep")
         identity = center.home.identity
-        without = identity.arranged([k.key_id for k in identity.current[:2]])
+        without = identity.with_current([k.key_id for k in identity.current[:2]])
         home = center.home
         bundle = without.make_bundle(
             home.key, home.chain, identity.bundle.created_at + 1, identity.bundle

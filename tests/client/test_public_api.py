@@ -170,7 +170,7 @@ def test_the_readme_of_sibnav_runs_as_it_stands() -> None:
     ctx = SecureContext()
     session = ctx.create_session(b"peer-id-123")
     assert (len(pub), len(priv)) == (64, 64)
-    with pytest.raises(InvalidRequest, match="no session yet"):
+    with pytest.raises(InvalidRequest, match="handshake is not finished"):
         session.encrypt(b"too early")
     other = SecureContext()
     theirs = other.create_session(b"me")
@@ -187,7 +187,7 @@ def test_another_under_a_known_name_is_refused(tmp_path: Path) -> None:
     ctx, other, mallory = SecureContext(storage=store), SecureContext(), SecureContext()
     ctx.create_session(b"peer").begin(other.create_session().offer())
     again = SecureContext(ctx.keypair, storage=store)
-    with pytest.raises(SignatureInvalid, match="not the one"):
+    with pytest.raises(SignatureInvalid, match="not the expected peer"):
         again.create_session(b"peer").begin(mallory.create_session().offer())
     again.create_session(b"peer").begin(other.create_session().offer())
     store.close()

@@ -161,10 +161,9 @@ def test_a_cheap_password_is_made_dear_and_that_is_said(
         put_local_key(lab, key, FIRST)
     shown = shell("--password-file", str(first), "keys", "fingerprint", home=lab)
     assert shown.code == 0
-    assert "written again with today's cost" in shown.err
+    assert "rewritten with the current Argon2id cost" in shown.err
     assert (
-        "written again"
-        not in shell("--password-file", str(first), "keys", "fingerprint", home=lab).err
+        "rewritten" not in shell("--password-file", str(first), "keys", "fingerprint", home=lab).err
     )
     assert not keyfile.is_cheap((lab / "local.key").read_bytes())
 

@@ -173,7 +173,7 @@ def test_files_that_are_no_rsa_key_are_refused_in_plain_words(hq: Hq, tmp_path: 
     for name, data, code, words in (
         ("small.pem", small.read_bytes(), 5, "2048 to 4096 bits, and this one has 1024"),
         ("ec.pem", other.read_bytes(), 5, "not an RSA key"),
-        ("public.pem", public.read_bytes(), 5, "a public key; import the private key"),
+        ("public.pem", public.read_bytes(), 5, "a public key; import its private key"),
         ("cut.pem", small.read_bytes()[:300], 5, "no private key that can be read"),
         (
             "garbage.pem",
@@ -181,7 +181,7 @@ def test_files_that_are_no_rsa_key_are_refused_in_plain_words(hq: Hq, tmp_path: 
             5,
             "no private key that can be read",
         ),
-        ("large.pem", b"-----BEGIN PRIVATE KEY-----\n" * 3000, 5, "larger than any RSA key"),
+        ("large.pem", b"-----BEGIN PRIVATE KEY-----\n" * 3000, 5, "too large for an RSA key"),
         ("noise", os.urandom(500), 7, "neither a key bundle (keys export) nor a private key"),
         ("empty", b"", 7, "neither a key bundle"),
         (

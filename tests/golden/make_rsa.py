@@ -43,7 +43,7 @@ def with_rsa(name: str, bits: int = 2048, *, alone: bool = False) -> Party:
     before = party(name)
     key = rsa_key(bits)
     current = [] if alone else [k.key_id for k in before.identity.current]
-    identity = before.identity.keeping(key).arranged([*current, key.key_id])
+    identity = before.identity.with_key(key).with_current([*current, key.key_id])
     identity.bundle = identity.make_bundle(before.key, before.chain, now_ms(), before.bundle)
     return attrs.evolve(before, identity=identity)
 

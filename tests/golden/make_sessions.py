@@ -14,7 +14,13 @@ from cipherbox.sealing.open import open_envelope, parse_envelope
 from cipherbox.sealing.ratchet import handshake, session
 from cipherbox.sealing.ratchet.double_ratchet import public
 from cipherbox.sealing.ratchet.handshake import Secrets
-from cipherbox.sealing.ratchet.prekeys import Pair, believed, offer, offer_once, session_key_id
+from cipherbox.sealing.ratchet.prekeys import (
+    Pair,
+    offer,
+    offer_once,
+    session_key_id,
+    verified_prekeys,
+)
 from cipherbox.sealing.ratchet.session import Session
 from cipherbox.sealing.seal import seal
 from tests.golden import files
@@ -40,7 +46,7 @@ class Talker:
 
     def hear(self, row: dict[str, Any]) -> None:
         parsed = session.parse(bytes.fromhex(row["message"]))
-        self.state, plain = session.open_(self.state, parsed, BINDING)
+        self.state, plain = session.decrypt(self.state, parsed, BINDING)
         assert plain.hex() == row["plaintext"]
         if self.state.state.own not in self.keys:
             self.keys.append(self.state.state.own)
@@ -51,7 +57,7 @@ def conversation(
 ) -> dict[str, Any]:
     raw_signed = offer(center.identity, identity, 3, signed, now_ms())
     raw_once = offer_once(center.identity, identity, 8, once) if once else b""
-    prekeys = believed("CA-RC", center.bundle.sign_keys, raw_signed, raw_once)
+    prekeys = verified_prekeys("CA-RC", center.bundle.sign_keys, raw_signed, raw_once)
     parties = handshake.parties("FL-LAB", "CA-RC")
     shaken, agreed = handshake.begin(own, prekeys, now_ms(), parties)
     a = Talker("FL-LAB", session.started(shaken, agreed, prekeys, now_ms()))
@@ -99,7 +105,7 @@ def envelope(
     lab: Party, center: Party, own: bytes, identity: bytes, signed: Pair, once: Pair
 ) -> dict[str, Any]:
     """A first contact, opened by the private keys of `conversation`."""
-    prekeys = believed(
+    prekeys = verified_prekeys(
         "CA-RC",
         center.bundle.sign_keys,
         offer(center.identity, identity, 3, signed, 1),
@@ -121,7 +127,7 @@ def envelope(
 
     def in_session(_: bytes, stanza: bytes, binding: bytes) -> bytes:
         found = session.answered(shaken, agreed, signed.dh, 1)
-        return session.open_(found, session.parse(stanza), binding)[1]
+        return session.decrypt(found, session.parse(stanza), binding)[1]
 
     assert (
         open_envelope(parse_envelope(raw), center.identity, lab.bundle, in_session)[0].content

@@ -119,7 +119,7 @@ def test_headers_that_a_sender_may_not_make_are_not_taken(pairs: list[tuple[byte
 
 
 def test_the_number_of_messages_is_the_prefixs() -> None:
-    """Both readings of these bytes would fit their length."""
+    """Both readings of these bytes would match their length."""
     plain = bytes.fromhex("0100 00000002 00000002 00000000 00") + b"xy"
     assert [m.content for m in unpack(plain, 2, 0)] == [b"xy", b""]
     with pytest.raises(MalformedEnvelope, match="prefix says"):
@@ -130,7 +130,7 @@ def test_headers_fill_their_length() -> None:
     for size in (8, 10):
         plain = bytes.fromhex("0104 00000001 00000000 00") + size.to_bytes(2, "big")
         pair = bytes.fromhex("02 01610000 01620000")
-        with pytest.raises(MalformedEnvelope, match="fit their length"):
+        with pytest.raises(MalformedEnvelope, match="match their length"):
             unpack(plain + pair + bytes(size - 9 if size > 9 else 0), 1, 0)
 
 

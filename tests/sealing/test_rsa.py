@@ -269,10 +269,10 @@ def test_a_replaced_key_goes_on_opening_and_the_key_file_keeps_both(tmp_path: Pa
     lab, ca = party("FL-LAB"), with_rsa("CA-RC")
     raw = sealed(lab, [ca], MESSAGES, stanza=3)
     new = rsa_key(copy=1)
-    kept = ca.identity.keeping(new)
+    kept = ca.identity.with_key(new)
     assert kept.decrypt_key(new.key_id) == new
     assert new not in kept.current
-    later = kept.arranged([*(k.key_id for k in kept.current[:-1]), new.key_id])
+    later = kept.with_current([*(k.key_id for k in kept.current[:-1]), new.key_id])
     assert [k.algorithm for k in later.current] == [1, 2, 3]
     keyfile.save(tmp_path / "keys.cbk", later, local_key=bytes(32))
     assert (tmp_path / "keys.cbk").stat().st_mode & 0o777 == 0o600
@@ -282,15 +282,15 @@ def test_a_replaced_key_goes_on_opening_and_the_key_file_keeps_both(tmp_path: Pa
     assert new.seed.hex() not in repr(back.current)
     assert new.seed not in (tmp_path / "keys.cbk").read_bytes()
     with pytest.raises(KeyMissing):
-        later.arranged([bytes(16)])
+        later.with_current([bytes(16)])
 
 
 def test_an_identity_follows_its_own_key_file_alone() -> None:
     ca = party("CA-RC")
     old = Identity("CA-RC", *ca.identity.seeds(), ca.identity.current)
-    new = old.keeping(rsa_key())
-    assert old.follow(new)
+    new = old.with_key(rsa_key())
+    assert old.update_from(new)
     assert old.decrypt_key(rsa_key().key_id) is not None
-    assert not old.follow(new)
-    assert not old.follow(Identity.generate("CA-RC"))
-    assert not old.follow(Identity("NY-RC", *ca.identity.seeds(), ca.identity.current))
+    assert not old.update_from(new)
+    assert not old.update_from(Identity.generate("CA-RC"))
+    assert not old.update_from(Identity("NY-RC", *ca.identity.seeds(), ca.identity.current))

@@ -50,7 +50,7 @@ def publish(ctx: click.Context, key: DecryptKey, file: Path | None = None) -> No
 
     added = with_client(ctx, lambda client: client.add_key(key))
     bundle, here = added.bundle, command_here(ctx)
-    if added.again:
+    if added.already_published:
         say(f"This RSA key is in key bundle {bundle.sequence} of {bundle.client_id} already.")
         return
     say(

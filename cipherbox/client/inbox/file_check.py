@@ -18,12 +18,12 @@ from pathlib import Path
 from cipherbox.client.inbox.unpacking import unpack
 from cipherbox.client.publishing.parts import Manifest
 from cipherbox.errors import DecryptionFailed
-from cipherbox.sealing.encrypted_file import Places
+from cipherbox.sealing.encrypted_file import RandomAccessFile
 
 STEP_S = 0.5  # of unpacking, likewise
 SYNCS = 8  # files side by side: the disk makes many durable in the time of one
 STEP_BYTES = 32 * 1024 * 1024  # hashed in one go: a cancelled receiver waits for no more
-Opens = Callable[[], Places]
+Opens = Callable[[], RandomAccessFile]
 
 
 class Check:
@@ -53,8 +53,8 @@ class Check:
         self.trouble: Exception | None = None
         self.done = False
         self._opens, self._synced, self._at, self._copies = stored, synced, at, copy
-        self._stored: Places | None = None
-        self._copy: Places | None = None
+        self._stored: RandomAccessFile | None = None
+        self._copy: RandomAccessFile | None = None
         self._whole = hashlib.sha256()
         self._part = 0
         self._hidden = hidden

@@ -23,7 +23,7 @@ from cipherbox.client.inbox.transfers import CHECKING, Row
 from cipherbox.client.publishing.parts import manifest_message, manifest_of
 from cipherbox.limits import LIMITS
 from cipherbox.portable import sync_directory
-from cipherbox.sealing.encrypted_file import ClearFile, EncryptedFile, Places
+from cipherbox.sealing.encrypted_file import ClearFile, EncryptedFile, RandomAccessFile
 from cipherbox.sealing.local_secret_box import SecretBox
 
 PARTIAL, KEPT = ".partial", "data/kept"
@@ -43,10 +43,10 @@ def kept_name(sender: str, name: str) -> bytes:
 class Shared:
     """Written from its beginning to its end; ``opens`` opens it when the first bytes come."""
 
-    def __init__(self, name: str, opens: Callable[[], Places]) -> None:
+    def __init__(self, name: str, opens: Callable[[], RandomAccessFile]) -> None:
         self.name, self._opens = name, opens
         self.size = 0
-        self._stored: Places | None = None
+        self._stored: RandomAccessFile | None = None
         self._pending: list[bytes] = []
         self._written = 0
 
@@ -105,7 +105,7 @@ class Hidden:
             places.append(self._home / "data" / row.file)  # it had its name when the machine died
         return next((place for place in places if place.exists()), places[0])
 
-    def open(self, row: Row) -> Places:
+    def open(self, row: Row) -> RandomAccessFile:
         """Opens it for reading and writing; made if it is missing."""
         fd = open_new(self.place(row))
         if not row.locked:

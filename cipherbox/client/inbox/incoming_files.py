@@ -56,7 +56,7 @@ from cipherbox.client.inbox.unpacking import hidden_of, move_directory
 from cipherbox.client.publishing.parts import MANIFEST, Manifest, read_manifest, read_part
 from cipherbox.client.receiving.faults import Fault, fault_of, refusal
 from cipherbox.errors import MalformedEnvelope
-from cipherbox.sealing.encrypted_file import Places, sync_open
+from cipherbox.sealing.encrypted_file import RandomAccessFile, sync_and_close
 from cipherbox.sealing.local_secret_box import SecretBox
 
 OPEN_FILES = 32  # of parts that are being written
@@ -129,20 +129,20 @@ class IncomingFiles:
         memory at a time.
         """
         taken: list[Taken] = []
-        files: dict[Key, Places | None] = {}
+        files: dict[Key, RandomAccessFile | None] = {}
         try:
             for received in batch:
                 taken.append(self._take(received, files))
                 if len(files) >= OPEN_FILES:
-                    sync_open(files)
-            sync_open(files)
+                    sync_and_close(files)
+            sync_and_close(files)
         finally:
             for stored in files.values():
                 if stored is not None:
                     stored.close()
         return taken
 
-    def _take(self, received: Received, files: dict[Key, Places | None]) -> Taken:
+    def _take(self, received: Received, files: dict[Key, RandomAccessFile | None]) -> Taken:
         message = received.messages[0]
         if message.content_type == MANIFEST:
             return Taken(received, manifest=message.content)

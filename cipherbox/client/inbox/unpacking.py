@@ -17,13 +17,13 @@ from pathlib import Path
 from cipherbox.client.inbox.places import free_place, open_exclusive, private_dirs, safe_place
 from cipherbox.client.publishing.parts import Entry
 from cipherbox.portable import sync_directory, write_all
-from cipherbox.sealing.encrypted_file import Places
+from cipherbox.sealing.encrypted_file import RandomAccessFile
 
 _PIECE = 4 * 1024 * 1024
 FILES_OF_A_STEP = 256
 
 
-def unpack(stored: Places, entries: Sequence[Entry], hidden: Path) -> Iterator[None]:
+def unpack(stored: RandomAccessFile, entries: Sequence[Entry], hidden: Path) -> Iterator[None]:
     """Yields between steps, so that a receiver that is stopped need not wait for all of it.
     OSError.
     """

@@ -1,5 +1,5 @@
-"""What happened to a client's keys since they were pinned, in words for the person who has to
-find out why.
+"""Describe what happened to a client's keys since they were pinned, for the person who has to
+decide.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from cipherbox.errors import BundleDiscontinuous, BundleError
 
 
 class Change(NamedTuple):
-    """What happened, in words (empty: nothing); ``broken``: the pinned keys did not sign the new
+    """What happened, as text (empty: nothing). ``broken``: the pinned keys did not sign the new
     ones.
     """
 
@@ -23,8 +23,8 @@ class Change(NamedTuple):
 
 
 def change_of(pin: Pin, found: Sequence[KeyBundle], entry: int = 0) -> Change:
-    """Return what happened since ``pin``.  ``found``: the bundles shown, the newest last;
-    ``entry`` of HQ's log.
+    """Return what happened since ``pin``. ``found`` has the bundles shown, the newest last;
+    ``entry`` is the entry of HQ's log.
     """
     bundle = found[-1]
     if pin.bundle.hash == bundle.hash:
@@ -34,7 +34,7 @@ def change_of(pin: Pin, found: Sequence[KeyBundle], entry: int = 0) -> Change:
     try:
         check_succession(pin.bundle, [b for b in found if b.sequence > pin.bundle.sequence])
     except BundleError:
-        anew = f" {name} says that it begins anew." if bundle.begins_anew else ""
+        anew = f" {name} states that it starts anew." if bundle.begins_anew else ""
         return Change(
             f"The keys of {name} changed, and the old key did not sign the new "
             f"one.{anew}\nPinned here:  bundle {pin.bundle.sequence}, {_compared(pin)}: "
@@ -49,15 +49,17 @@ def change_of(pin: Pin, found: Sequence[KeyBundle], entry: int = 0) -> Change:
     )
 
 
-def explained(pin: Pin, shown: KeyBundle, why: str, entry: int = 0) -> BundleDiscontinuous:
-    """Return the error that stops a sender, with what there is to compare."""
+def discontinuity_error(
+    pin: Pin, shown: KeyBundle, why: str, entry: int = 0
+) -> BundleDiscontinuous:
+    """Return the error that stops a sender, with both fingerprints to compare."""
     name = shown.client_id
     logged = f", entry {entry} of its log" if entry else ""
     return BundleDiscontinuous(
         f"{why}. Pinned here: bundle {pin.bundle.sequence}, {_compared(pin)}, fingerprint "
         f"{pin.fingerprint}. HQ shows: bundle {shown.sequence} of "
         f"{day(shown.created_at)}{logged}, fingerprint {fingerprint(shown)}. Either {name} lost "
-        "its keys and joined again, or somebody shows you a wrong key; until you know which, "
+        "its keys and joined again, or somebody shows you a wrong key; until this is resolved, "
         f"nothing is sealed for {name}"
     )
 
@@ -70,5 +72,5 @@ def day(ms: int) -> str:
     """Return a date for people."""
     try:
         return time.strftime("%Y-%m-%d", time.localtime(ms / 1000))
-    except (ValueError, OverflowError, OSError):  # a bundle can say any time
+    except (ValueError, OverflowError, OSError):  # a bundle can state any time
         return f"{ms} ms"

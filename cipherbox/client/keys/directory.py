@@ -1,11 +1,10 @@
-"""Other parties' key bundles: from this machine's pins, or from HQ, and never believed because HQ
-says so.
+"""Other parties' key bundles: pinned on this machine, or from HQ and verified.
 
-As a sender: ask HQ for what came after the pin; take it if every step is signed by the keys before
-it; pin the newest.  As a receiver: an envelope names its sender's bundle by hash.  That bundle must
+As a sender: ask HQ for bundles after the pin, accept them if each is signed by the keys before it,
+and pin the newest. As a receiver: an envelope names its sender's bundle by hash. That bundle must
 be the pinned one, one accepted before it, one that follows it by succession, or one that the hash
-chain of the pinned bundle reaches backwards.  And the sender must have been valid when HQ accepted
-the envelope: within the bundle's time, before a revocation.
+chain of the pinned bundle reaches backwards. The sender must also have been valid when HQ accepted
+the envelope: within the bundle's validity, and before any revocation.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from cryptography import x509
 from cipherbox import clock, pki
 from cipherbox.client.connection.reconnecting import NOT_LET_IN, ReconnectingConnection
 from cipherbox.client.events import SENDER, EventKind, Events
-from cipherbox.client.keys.changes import day, explained
+from cipherbox.client.keys.changes import day, discontinuity_error
 from cipherbox.client.keys.pins import FIRST_USE, SUCCESSION, Pin, Pins
 from cipherbox.client.keys.revocations import Revocations
 from cipherbox.client.keys.senders import ENDLESS, REVOKED, Senders, newer
@@ -43,13 +42,15 @@ from cipherbox.errors import (
 from cipherbox.limits import LIMITS
 from cipherbox.wire import frames
 
-FRESH_S = 300.0  # a recipient's new keys are used at the latest after this
+FRESH_S = 300.0  # a recipient's new keys are used after this time at the latest
 KNOWN, NOT_FOUND = 0, 1
-_PAGES = 16  # of HQ's answer: 512 bundles of one client, or what fills as many frames
+_PAGES = 16  # of HQ's answer: 512 bundles of one client, or as many frames' worth
 
 
 class Directory(Senders):
-    """See the module.  ``pins`` may be used directly, for `keys list` and the like."""
+    """The bundles that this client trusts. ``pins`` is public, for `keys list` and similar
+    commands.
+    """
 
     def __init__(
         self,
@@ -69,8 +70,8 @@ class Directory(Senders):
             events,
         )
         self._asked: dict[str, float] = {}
-        # of a pinned client: the bundle of which it was said that it begins anew
-        self._told: dict[str, bytes] = {}
+        # of a pinned client: the bundle that was reported to start anew
+        self._reported: dict[str, bytes] = {}
         # of pinned bundles whose signatures were checked
         self._leaves: dict[bytes, x509.Certificate] = {}
         # bundle, its certificate's serial, revoked at
@@ -79,24 +80,24 @@ class Directory(Senders):
     # -- as a sender -------------------------------------------------------------------------------
 
     async def recipients(self, client_ids: Sequence[str]) -> list[KeyBundle]:
-        """The believed bundle of each, in this order.
+        """Return the trusted bundle of each client, in this order.
 
-        UnknownRecipient, RecipientRevoked, or the BundleError that stops the sender.  While HQ
-        cannot be reached, or does not let this client in, the pins are used as they are, as long as
-        the revocation list holds.
+        Raise UnknownRecipient, RecipientRevoked, or the BundleError that stops the sender. While HQ
+        is unreachable or refuses this client, the pins are used unchanged as long as the revocation
+        list is valid.
         """
         try:
             await self._renew(client_ids)
         except NOT_LET_IN:
-            if not self._revocations.holds or not all(self.pins.get(name) for name in client_ids):
+            if not self._revocations.valid or not all(self.pins.get(name) for name in client_ids):
                 raise
         return [self._usable(name) for name in client_ids]
 
     async def reachable(
         self, client_ids: Sequence[str]
     ) -> tuple[list[str], dict[str, CipherBoxError]]:
-        """Who of these can be sent to now, and why the others cannot.  One request, however many
-        they are.
+        """Return the clients that can be sent to now, and the reason for each other one. It takes
+        one request for any number of clients.
         """
         await self._revocations.ensure()
         pins = {name: self.pins.get(name) for name in client_ids}
@@ -121,7 +122,7 @@ class Directory(Senders):
         try:
             leaf = self._leaf(pin.bundle, name)
         except BundleOutdated:
-            self.refresh(name)  # its new keys are used as soon as it has published them
+            self.refresh(name)  # use its new keys as soon as it publishes them
             raise
         if self._revocations.revoked_at(pki.serial(leaf)):
             raise RecipientRevoked(f"the certificate of {name} was revoked", names_detail([name]))
@@ -139,11 +140,11 @@ class Directory(Senders):
                 self._asked[name] = now
 
     def refresh(self, client_id: str) -> None:
-        """HQ is asked for this client's newest keys before they are used again."""
+        """Ask HQ for this client's newest keys before they are used again."""
         self._asked.pop(client_id, None)
 
     def _leaf(self, bundle: KeyBundle, name: str) -> x509.Certificate:
-        """The bundle's certificate.  Its signatures are checked once, its end every time."""
+        """Return the bundle's certificate. Its signatures are checked once, its end every time."""
         leaf = self._leaves.get(bundle.hash)
         if leaf is None or bundle.client_id != name or clock.now_ms() > bundle.ends_at:
             leaf = self._leaves[bundle.hash] = check_bundle(
@@ -152,8 +153,8 @@ class Directory(Senders):
         return leaf
 
     async def offered(self, client_id: str) -> KeyBundle:
-        """The newest bundle HQ has of a client: certified, but not compared with the pin.  For a
-        person to look at.
+        """Return the newest bundle that HQ has of a client: certified, but not compared with the
+        pin. It is for a person to look at.
         """
         (answer,) = await self.ask([(client_id, frames.NEWEST)])
         if answer.state == NOT_FOUND or not answer.bundles:
@@ -165,10 +166,9 @@ class Directory(Senders):
     async def ask(
         self, clients: Sequence[tuple[str, int]], hashes: Sequence[bytes] = ()
     ) -> list[frames.BundleAnswer]:
-        """HQ's answers: first for the clients, then for the hashes, each in order.
+        """Return HQ's answers in order: first for the clients, then for the hashes.
 
-        What HQ left out of an answer is asked for again, of the chain of one client at most so
-        much: BundleMalformed.
+        HQ answers in pages. A client with too many pages gets the state ENDLESS.
         """
         found = await self._ask(clients, hashes)
         left = [at for at, answer in enumerate(found) if answer.more]
@@ -180,7 +180,7 @@ class Directory(Senders):
                 found[at].bundles += answer.bundles
                 found[at].more = answer.more
             left = [at for at in left if found[at].more]
-        for at in left:  # a chain without an end is its owner's fault, and no other's
+        for at in left:  # an endless chain is its owner's fault and must not affect other clients
             found[at].state, found[at].bundles = ENDLESS, []
         return found
 
@@ -201,7 +201,7 @@ class Directory(Senders):
                 frames.GetBundles, clients=names, hashes=wanted
             )
             if len(answer.answers) != len(names) + len(wanted):
-                raise BundleMalformed("HQ answered another number of clients than it was asked for")
+                raise BundleMalformed("HQ's answer does not match the number of bundles requested")
             self.log.bundles([raw for one in answer.answers for raw in one.bundles], answer.proofs)
             found += answer.answers
         return found
@@ -210,7 +210,7 @@ class Directory(Senders):
         if answer.state == REVOKED:
             raise RecipientRevoked(f"the certificate of {name} was revoked", names_detail([name]))
         if answer.state == NOT_FOUND:
-            raise UnknownRecipient(f"HQ knows no client {name}", names_detail([name]))
+            raise UnknownRecipient(f"HQ does not know client {name}", names_detail([name]))
         if answer.state == ENDLESS:
             raise BundleMalformed(
                 f"{name} has changed its keys too often since they were pinned here"
@@ -218,7 +218,7 @@ class Directory(Senders):
         self._advance(name, pin, self._decoded(name, answer), SENDER)
 
     def _advance(self, name: str, pin: Pin | None, later: list[KeyBundle], role: str) -> Pin | None:
-        """The pin after what HQ showed: moved on, made, or as it was."""
+        """Return the pin after HQ's answer: moved, created, or unchanged."""
         if not later:
             return pin
         for bundle in later:
@@ -227,7 +227,7 @@ class Directory(Senders):
             )
         if pin is None:
             newest = max(later, key=lambda b: b.sequence)
-            if role == SENDER:  # nobody is met by keys to which nothing may be sealed
+            if role == SENDER:  # do not pin keys at first use that nothing may be sealed to
                 check_bundle(newest, name, self._root, clock.now_ms(), ended_is_error=False)
             pinned = self.pins.accept(newest, FIRST_USE, proof=self.log.bundle_proofs.proof(newest))
             self._events.emit(
@@ -241,7 +241,9 @@ class Directory(Senders):
             newest = check_succession(pin.bundle, later)
         except BundleDiscontinuous as error:
             shown = max(later, key=lambda b: b.sequence)
-            raise explained(pin, shown, str(error), self.log.bundle_proofs.entry(shown)) from None
+            raise discontinuity_error(
+                pin, shown, str(error), self.log.bundle_proofs.entry(shown)
+            ) from None
         if newest.hash == pin.bundle.hash:
             return pin
         between = tuple(b.hash for b in later)
@@ -258,12 +260,13 @@ class Directory(Senders):
                 f"The keys of {name} were compared on {day(pin.verified_at)} by a number of "
                 "CipherBox 0.5.0, which did not cover the keys that messages are sealed to; "
                 f"compare once more: cipherbox keys verify {name}",
+                kind=EventKind.KEY,
             )
         return pinned
 
     async def revoked(self) -> list[str]:
-        """Whom the CA's signed list names among those pinned here, and who has no later keys at
-        HQ.
+        """Return the pinned clients that the CA's revocation list names and that have no newer keys
+        at HQ.
         """
         listed: dict[str, int] = {}
         for pin in self.pins.entries() if self._revocations.names_any else ():
@@ -271,15 +274,13 @@ class Directory(Senders):
                 listed[pin.bundle.client_id] = pin.bundle.sequence
         answers = await self.ask(list(listed.items())) if listed else []
         for name, answer in zip(listed, answers, strict=True):
-            self._say_if_broken(name, answer)
+            self._warn_if_broken(name, answer)
         return [
             name for name, answer in zip(listed, answers, strict=True) if answer.state == REVOKED
         ]
 
-    def _say_if_broken(self, name: str, answer: frames.BundleAnswer) -> None:
-        """A pinned client that was enrolled again: whoever pinned it hears so at once, not with
-        the next message.
-        """
+    def _warn_if_broken(self, name: str, answer: frames.BundleAnswer) -> None:
+        """Warn that a pinned client was enrolled again: now, rather than with its next message."""
         pin = self.pins.get(name)
         try:
             later = self._decoded(name, answer)
@@ -287,22 +288,24 @@ class Directory(Senders):
                 check_succession(pin.bundle, later)
         except BundleDiscontinuous as error:
             newest = max(later, key=lambda b: b.sequence)
-            if pin is not None and newest.hash != self._told.get(name):
-                self._told[name] = newest.hash
-                why = explained(pin, newest, str(error), self.log.bundle_proofs.entry(newest))
+            if pin is not None and newest.hash != self._reported.get(name):
+                self._reported[name] = newest.hash
+                why = discontinuity_error(
+                    pin, newest, str(error), self.log.bundle_proofs.entry(newest)
+                )
                 self._events.emit(SENDER, f"WARNING: {why}")
         except BundleError:
-            pass  # said when somebody sends to it
+            pass  # reported when this client sends to it
 
     async def check_own(self, own: KeyBundle, upcoming: bytes = b"") -> None:
-        """BundleError when HQ hands out keys in this client's name that it did not make."""
+        """Raise BundleError if HQ serves keys in this client's name that this home did not make."""
         (answer,) = await self.ask([(own.client_id, own.sequence - 1)])
         for bundle in self._decoded(own.client_id, answer):
             if bundle.hash not in (own.hash, upcoming):
                 raise BundleError(
-                    f"HQ hands out key bundle {bundle.sequence} in the name of {own.client_id}, "
-                    f"fingerprint {fingerprint(bundle)}, and this home did not make it. If it "
-                    "was not made by another copy of this home, somebody poses as this client: "
+                    f"HQ serves key bundle {bundle.sequence} in the name of {own.client_id}, "
+                    f"fingerprint {fingerprint(bundle)}, which this home did not make. Unless "
+                    "another copy of this home made it, somebody impersonates this client: "
                     "tell the admin and your correspondents now"
                 )
 

@@ -1,25 +1,26 @@
-"""The life of this client's keys: renewed before they end, rotated with overlap, destroyed when
-nobody needs them.
+"""The life cycle of this client's keys: renewed before they expire, rotated with overlap, destroyed
+when no longer needed.
 
-Every change is a chain of small steps, each whole on the disk before the next begins, and every
-step can be done again:
+Every change is a chain of small steps. Each is durable before the next begins, and each is
+idempotent:
 
-    renew    the next certificate key beside the old one; HQ's answer to it; the certificate; the
-             key in its place; then a bundle of the same keys under the new certificate
-    rotate   fresh keys and their bundle, kept as upcoming; published; in the place of the old keys
-    upgrade  a bundle of the same keys in today's version of the format, when the published one is
-             older
-    finish   whatever of this a crash, or HQ being away, left undone
+    renew    the next certificate key beside the current one; HQ's answer to it; the certificate;
+             the key replaces the current one; then a bundle of the same keys under the new
+             certificate
+    rotate   new keys and their bundle, saved as upcoming; published; replacing the current keys
+    upgrade  a bundle of the same keys in the current version of the format, when the published one
+             is older
+    finish   any step that a crash or an unreachable HQ left undone
 
-So a home works after a crash between any two steps.  Upcoming keys open what comes from the moment
-they are kept, since a lost answer of HQ may mean that others seal to them already.  A lock makes
-processes of one home take turns; one that runs on reads what another one changed (`refresh`).
+So a home works after a crash between any two steps. Upcoming keys open messages as soon as they are
+saved, since others may seal to them although HQ's answer was lost. Processes of one home serialise
+changes with a lock; a long-running one reads what another changed (`refresh`).
 
-Retired keys open until nothing sealed to them can still arrive.  A sender that HQ cannot reach uses
-a pinned key for as long as its revocation list holds, at most 35 days; and no inbox takes an
-envelope whose id is older than 400 days.  A day more for clocks that differ: 436 days.  With fewer
-(`[keys] keep_old_days`) what comes later is refused as `key-missing`, and its sender seals it again
-for the keys of then.
+Retired keys open messages until nothing sealed to them can still arrive. A sender that cannot reach
+HQ uses a pinned key while its revocation list is valid, at most 35 days; and no inbox accepts an
+envelope whose id is older than 400 days. With one day for clock differences: 436 days. With fewer
+(`[keys] keep_old_days`), later messages are refused as `key-missing`, and their sender seals them
+again for the current keys.
 """
 
 from __future__ import annotations
@@ -70,8 +71,8 @@ if TYPE_CHECKING:
 
 LOOK_S = 3600.0
 RETRY_S = 60.0
-# a program that lives so long asks what HQ hands out in its name; others save HQ the question
-LASTING_S = 10.0
+# a program that runs this long checks the keys HQ serves in its name; short commands do not
+LONG_RUNNING_S = 10.0
 WAIT_S, LOCK_LOOK_S = 5.0, 0.1
 _DAY_MS = 24 * 3600 * 1000
 OLD_KEY_DAYS = pki.OFFLINE_CRL_DAYS + LIMITS.watermark_ms // _DAY_MS + 1
@@ -79,8 +80,8 @@ OLD_KEY_DAYS = pki.OFFLINE_CRL_DAYS + LIMITS.watermark_ms // _DAY_MS + 1
 
 @attrs.frozen
 class Renewal:
-    """What came of asking for a certificate; ``ends_at`` is ms since 1970, 0: the request waits
-    for the offline CA.
+    """The result of a renewal request. ``ends_at`` is ms since 1970; 0: the request waits for the
+    offline CA.
     """
 
     number: str
@@ -88,7 +89,9 @@ class Renewal:
 
 
 class KeyLifecycle:
-    """See the module.  ``home`` and its identity change in place."""
+    """Renews, rotates and destroys the keys of ``home``. The home and its identity change in
+    place.
+    """
 
     def __init__(
         self,
@@ -106,19 +109,19 @@ class KeyLifecycle:
             directory,
         )
         self._stamp = self._stamps()
-        self._told = ""
-        self._turn = trio.Lock()
-        # called when other keys are in use
+        self._reported = ""
+        self._task_lock = trio.Lock()
+        # called when the keys in use have changed
         self._published = published
 
-    # -- what people and long commands ask for -----------------------------------------------------
+    # -- for people and long-running commands ------------------------------------------------------
 
     async def rotate(self, signatures: str | None = None) -> Identity:
-        """Fresh keys, published and in use; ``signatures`` None: as `[keys]` says.  Forbidden on an
-        admin's machine.
+        """Publish new keys, put them in use and return the identity. ``signatures`` None uses
+        `[keys]`.
 
-        When HQ cannot be reached the keys are kept, and published by the next command that reaches
-        it.
+        Raise Forbidden on an admin's machine. If HQ is unreachable the keys are saved, and the next
+        command that reaches HQ publishes them.
         """
         identity = self._identity()
         async with self._locked():
@@ -130,7 +133,7 @@ class KeyLifecycle:
         return identity
 
     async def renew(self) -> Renewal:
-        """A new certificate with a new key; the bundle follows it."""
+        """Request a certificate for a new key and return the result; a new bundle follows it."""
         async with self._locked():
             self.refresh()
             found = await self._renew()
@@ -140,20 +143,18 @@ class KeyLifecycle:
         return found
 
     async def finish(self) -> None:
-        """Brings to its end what was left undone; nothing to do costs nothing."""
+        """Complete steps that were left undone; without any, this is cheap."""
         if self._home.local_key is not None and self._left_undone():
             async with self._locked():
                 self.refresh()
                 await self._finish()
 
     async def run(self) -> None:
-        """Until cancelled: renews when it is time, finishes, destroys.  What cannot be now is
-        tried again.
-        """
+        """Renew when due, finish and destroy until cancelled, retrying after transient errors."""
         began = trio.current_time()
         while True:
-            lasts = trio.current_time() - began >= LASTING_S
-            pause = LOOK_S if lasts else LASTING_S
+            lasts = trio.current_time() - began >= LONG_RUNNING_S
+            pause = LOOK_S if lasts else LONG_RUNNING_S
             try:
                 await self._connection.ready()
                 self.refresh()
@@ -161,21 +162,19 @@ class KeyLifecycle:
                 if lasts:
                     await self._warn_of_others()
                 if is_due(self._home.chain[0]):
-                    await self._renew_and_say()
+                    await self._renew_and_report()
                 elif self._home.identity is not None and self._home.local_key is not None:
                     async with self._locked():
                         self._destroy()
             except StoreLocked:
                 pause = RETRY_S
             except CipherBoxError as error:
-                self._say_once(f"This client's keys could not be looked after: {error}")
+                self._report_once(f"Renewing or rotating this client's keys failed: {error}")
                 pause = RETRY_S if error.retryable else LOOK_S
             await trio.sleep(pause)
 
     async def say_registered(self) -> None:
-        """Tells whoever listens that HQ hands out this client's keys; what HQ does not answer
-        stops nothing.
-        """
+        """Emit an event that HQ serves this client's keys. Errors of HQ are ignored."""
         bundle = self._home.identity.bundle if self._home.identity is not None else None
         if bundle is None or not self._events.has_listener:
             return
@@ -188,7 +187,7 @@ class KeyLifecycle:
                 )
 
     def refresh(self) -> bool:
-        """Takes in what another process of this home changed; whether there was anything."""
+        """Load what another process of this home changed; return whether anything did."""
         home, local_key = self._home, self._home.local_key
         stamp = self._stamps()
         if local_key is None or stamp == self._stamp:
@@ -198,20 +197,20 @@ class KeyLifecycle:
             if home.identity is not None:
                 home.identity.adopt(keyfile.load(home.path / IDENTITY, local_key=local_key))
         except CipherBoxError:
-            return False  # it is being written, or damaged: what is in memory goes on working
+            return False  # it is being written, or damaged: keep using what is in memory
         self._stamp = stamp
         return True
 
     # -- steps -------------------------------------------------------------------------------------
 
-    async def _renew_and_say(self) -> None:
+    async def _renew_and_report(self) -> None:
         found = await self.renew()
         if found.ends_at:
             end = datetime.fromtimestamp(found.ends_at / 1000, UTC)
             self._events.emit(KEYS, f"The certificate was renewed; it ends on {end:%Y-%m-%d}")
         else:
-            self._say_once(
-                "The renewal waits until requests were carried to the offline CA; number "
+            self._report_once(
+                f"The renewal is pending until requests are carried to the offline CA; number "
                 f"{found.number}"
             )
 
@@ -240,7 +239,7 @@ class KeyLifecycle:
             return False
         return (
             identity.upcoming is not None
-            # as 0.5.0 left it: others seal only to keys that these keys sign
+            # left by 0.5.0: others seal only to keys that these keys sign
             or identity.bundle.version < VERSION
             or identity.bundle.chain[0] != pki.der(self._home.chain[0])
         )
@@ -250,13 +249,15 @@ class KeyLifecycle:
         if identity is None:
             return
         if identity.upcoming is not None:
-            await self._in_todays_format(identity, identity.upcoming)
+            await self._upgrade_upcoming(identity, identity.upcoming)
             await self._publish()
         if self._left_undone():
             await self._succeed(identity.same_keys())
 
-    async def _in_todays_format(self, identity: Identity, fresh: Identity) -> None:
-        """Upcoming keys that 0.5.0 left, and that HQ never got, go into a bundle that HQ takes."""
+    async def _upgrade_upcoming(self, identity: Identity, fresh: Identity) -> None:
+        """Remake a bundle that 0.5.0 left as upcoming and HQ never received, in the current
+        format.
+        """
         assert fresh.bundle is not None
         if (
             fresh.bundle.version < VERSION
@@ -268,7 +269,7 @@ class KeyLifecycle:
             self._save()
 
     async def _succeed(self, fresh: Identity) -> None:
-        """``fresh`` follows the identity: kept, published, in its place."""
+        """Save ``fresh`` as the identity's successor, publish it, and put it in use."""
         home, identity = self._home, self._identity()
         fresh.bundle = fresh.make_bundle(
             home.key, home.chain, clock.now_ms(), identity.bundle, identity
@@ -287,7 +288,7 @@ class KeyLifecycle:
         except BundleRefused as error:
             other = await self._at_hq(fresh.bundle.sequence)
             if other != fresh.bundle.hash:
-                identity.upcoming = None  # HQ never took it, so nobody has sealed to it
+                identity.upcoming = None  # HQ never accepted it, so nobody has sealed to it
                 self._save()
                 raise _explained(error, fresh.bundle.sequence, other) from None
         identity.promote(clock.now_ms())
@@ -295,22 +296,20 @@ class KeyLifecycle:
         number = fingerprint(fresh.bundle)
         self._events.emit(
             KEYS,
-            f"Key bundle {fresh.bundle.sequence} of {identity.client_id} is published; its "
-            f"number: {number}",
+            f"Key bundle {fresh.bundle.sequence} of {identity.client_id} is published; "
+            f"fingerprint {number}",
         )
         if self._published is not None:
             await self._published()
 
     async def _at_hq(self, sequence: int) -> bytes | None:
-        """Hash of this client's bundle of that number at HQ."""
+        """Return the hash of this client's bundle of that number at HQ, or None."""
         answers = await self._directory.ask([(self._home.config.client_id, sequence - 1)])
         found = [decode_bundle(raw) for one in answers for raw in one.bundles]
         return next((b.hash for b in found if b.sequence == sequence), None)
 
     async def check_own(self) -> None:
-        """Raise BundleError when HQ hands out keys in this client's name that this home did not
-        make.
-        """
+        """Raise BundleError if HQ serves keys in this client's name that this home did not make."""
         identity = self._home.identity
         if identity is None or identity.bundle is None or self._home.local_key is None:
             return
@@ -323,7 +322,7 @@ class KeyLifecycle:
         try:
             await self.check_own()
         except BundleError as error:
-            self._say_once(f"WARNING: {error}")
+            self._report_once(f"WARNING: {error}")
 
     def _destroy(self) -> None:
         identity = self._home.identity
@@ -336,13 +335,12 @@ class KeyLifecycle:
                 KEYS, f"{count} old private keys were destroyed: nothing sealed to them can arrive"
             )
 
-    # -- inside ------------------------------------------------------------------------------------
+    # -- internals ---------------------------------------------------------------------------------
 
     def _identity(self) -> Identity:
         if self._home.identity is None:
             raise keyless(
-                "an admin's machine holds no keys that seal or open messages; there is nothing "
-                "to rotate"
+                "an admin's machine has no keys that seal or open messages, so none to rotate"
             )
         return self._home.identity
 
@@ -360,12 +358,10 @@ class KeyLifecycle:
 
     @asynccontextmanager
     async def _locked(self) -> AsyncIterator[None]:
-        """This task's turn, and this process's: another one is waited for a little, since its
-        steps are short.
-        """
+        """Serialise key changes across tasks and processes; wait briefly for the lock."""
         self._local_key()
         path = self._home.path / LOCK
-        async with self._turn:
+        async with self._task_lock:
             with ExitStack() as stack:
 
                 async def enter() -> None:
@@ -379,9 +375,9 @@ class KeyLifecycle:
                 )
                 yield
 
-    def _say_once(self, text: str) -> None:
-        if text != self._told:
-            self._told = text
+    def _report_once(self, text: str) -> None:
+        if text != self._reported:
+            self._reported = text
             self._events.emit(KEYS, text)
 
 
@@ -397,7 +393,7 @@ def _explained(error: CipherBoxError, sequence: int, other: bytes | None) -> Cip
     if other is None:
         return error
     return BundleRefused(
-        f"HQ holds a key bundle {sequence} of this client that this home did not make: either "
-        "the home was restored from an older backup, or somebody else has its keys. Ask the "
-        "admin to revoke this client, then join again"
+        f"HQ has a key bundle {sequence} of this client that this home did not make: either the "
+        "home was restored from an older backup, or its keys were stolen",
+        remedy="Ask the admin to revoke this client, then join again",
     )

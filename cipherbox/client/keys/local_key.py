@@ -1,14 +1,13 @@
-"""`local.key` of a home: 32 random bytes, as they are or sealed under a password.
+"""The file `local.key` of a home: 32 random bytes, in clear or encrypted under a password.
 
 `client.key`, `keys.cbk` and the content keys in `outbox.sqlite3` are encrypted under these bytes,
-which never change.  So to set, change or remove a password is one atomic write of this one small
-file: whenever the machine dies, the file is the one before or the one after, and either opens
-everything.
+which never change. So setting, changing or removing a password is one atomic write of this small
+file: after a crash the file is the former one or the new one, and either opens everything.
 
-A write that was killed can leave its unfinished file behind, and after a removal that file holds
-the bare key; the next who opens the home deletes it.  Writers hold a lock, so that nobody deletes
-what is being written, and so that a file written again for its cost alone never undoes a change of
-password.
+A write that was killed can leave a temporary file, which after removing a password holds the bare
+key; the next program that opens the home deletes it. Writers hold a lock, so that no other process
+deletes a file being written, and so that a file rewritten for its Argon2id cost never undoes a
+change of password.
 """
 
 from __future__ import annotations
@@ -33,11 +32,11 @@ from cipherbox.sealing import key_file as keyfile
 LOCAL_KEY = "local.key"
 PASSWORD_CREDENTIAL = "cipherbox-password"  # noqa: S105
 SIZE = 32
-LONGEST_PASSWORD = 1024  # far above what anybody types: a wrong file is noticed
+LONGEST_PASSWORD = 1024  # far above any typed password: detects a wrong file
 _LOCK = "local.key.lock"
 _UNFINISHED = f".{LOCAL_KEY}.*"  # as `portable.write_atomic` names them
 _RESTORE = (
-    "restore the home from your backup: without it nothing sealed to these keys can be opened"
+    "restore the home from your backup: without it, nothing sealed to these keys can be opened"
 )
 
 Password = str | bytes
@@ -45,42 +44,40 @@ Say = Callable[[str], None]
 
 
 def password_bytes(password: Password, where: str = "the password") -> bytes:
-    """A password as it is stretched: the same for the same characters, however keyboard or
-    editor composed them.
-    """
+    """Return a password as the bytes to stretch: NFC, so that keyboards and editors agree."""
     raw = password.encode("utf-8", "surrogateescape") if isinstance(password, str) else password
     with suppress(UnicodeDecodeError):
         raw = unicodedata.normalize("NFC", raw.decode()).encode()
     if not raw:
-        raise PasswordError(f"{where} is empty, and an empty password protects nothing")
+        raise PasswordError(f"{where} must not be empty")
     if len(raw) > LONGEST_PASSWORD:
-        raise PasswordError(f"{where} has more than {LONGEST_PASSWORD} bytes")
+        raise PasswordError(f"{where} is longer than {LONGEST_PASSWORD} bytes")
     return raw
 
 
 def read_password(path: Path) -> bytes:
-    """The password in a file or credential, without its last line break; ConfigError if others
-    may read it.
+    """Return the password in a file or credential, without its last line break. Raise ConfigError
+    if other users may read it.
     """
     raw = secret(path)
     return password_bytes(raw.removesuffix(b"\n").removesuffix(b"\r"), str(path))
 
 
 def configured_password(config: ClientConfig) -> Path | None:
-    """Where the password of this home is found without asking anybody; None if nowhere."""
+    """Return the file that has this home's password, or None if a person must be asked."""
     return config.password_file or credential(PASSWORD_CREDENTIAL)
 
 
 def is_sealed(home: Path) -> bool:
-    """Whether a password is needed to open the keys in ``home``."""
+    """Return whether a password is needed to open the keys in ``home``."""
     return len(_read(home)) != SIZE
 
 
 def open_local_key(home: Path, password: Password | None, say: Say | None = None) -> bytes:
-    """The 32 bytes.  PasswordNeeded, WrongPassword, or ConfigError when the file is damaged.
+    """Return the 32 bytes. Raise PasswordNeeded, WrongPassword, or ConfigError if the file is
+    damaged.
 
-    A file whose password costs less to guess than today's do is written again, which ``say`` is
-    told.
+    A file below the current Argon2id cost is rewritten, which ``say`` reports.
     """
     data = _read(home)
     _clean(home)
@@ -96,12 +93,12 @@ def open_local_key(home: Path, password: Password | None, say: Say | None = None
     if len(local_key) != SIZE:
         raise ConfigError(f"{home / LOCAL_KEY} does not hold a local key", remedy=_RESTORE)
     if keyfile.is_cheap(data):
-        _write_dearer(home, data, local_key, raw, say)
+        _raise_cost(home, data, local_key, raw, say)
     return local_key
 
 
 def local_key_file(local_key: bytes, password: Password | None) -> bytes:
-    """The file's bytes: sealed under ``password``, or for None the bare key."""
+    """Return the file's bytes: encrypted under ``password``, or the bare key without one."""
     return (
         local_key
         if password is None
@@ -110,8 +107,8 @@ def local_key_file(local_key: bytes, password: Password | None) -> bytes:
 
 
 def put_local_key(home: Path, local_key: bytes, password: Password | None) -> None:
-    """Replaces the file, whole or not at all; see `local_key_file`.  StoreLocked while another
-    process does.
+    """Replace the file atomically; see `local_key_file`. Raise StoreLocked while another process
+    does.
     """
     data = local_key_file(local_key, password)
     with _locked(home):
@@ -122,14 +119,13 @@ def _read(home: Path) -> bytes:
     data = read_private(home / LOCAL_KEY)
     if len(data) != SIZE and not keyfile.is_key_file(data):
         raise ConfigError(
-            f"{home / LOCAL_KEY}: a local key has {SIZE} bytes, or is sealed under a "
-            f"password; this file has {len(data)} bytes and is neither",
-            remedy=_RESTORE,
+            f"{home / LOCAL_KEY} is damaged: it must have {SIZE} bytes or be encrypted under a "
+            f"password, and has {len(data)} bytes; {_RESTORE}"
         )
     return data
 
 
-def _write_dearer(
+def _raise_cost(
     home: Path, data: bytes, local_key: bytes, password: bytes, say: Say | None
 ) -> None:
     try:
@@ -140,15 +136,12 @@ def _write_dearer(
             write_private(home / LOCAL_KEY, sealed)
     except StoreLocked:
         return
-    except (OSError, CipherBoxError) as error:  # it opened: what was asked for goes on
-        text = (
-            "could not be written again, and its password stays cheaper to guess than need be: "
-            f"{error}"
-        )
+    except (OSError, CipherBoxError) as error:  # the key is open: continue without rewriting it
+        text = f"could not be rewritten with the current Argon2id cost: {error}"
     else:
         text = (
-            "is written again with today's cost of guessing its password: "
-            f"{keyfile.MEMORY_KIB // 1024} MiB and {keyfile.PASSES} passes of Argon2id"
+            "was rewritten with the current Argon2id cost: "
+            f"{keyfile.MEMORY_KIB // 1024} MiB and {keyfile.PASSES} passes"
         )
     if say is not None:
         say(f"{home / LOCAL_KEY} {text}")

@@ -1,13 +1,13 @@
-"""Pins: which key bundle of each other party this machine believes, since when, and on whose word.
+"""Pins: the key bundle of each other party that this machine trusts, since when, and why.
 
-``certs/<ID>.bundle`` is the pinned bundle and the only thing that decides; ``certs/pins.json`` says
-how it was pinned, whether a person compared fingerprints, and which older bundles were accepted
-before it (they still open old messages).  ``certs/<ID>_public.key`` is the bare encryption key, for
-other programs; nothing here reads it.  ``certs/<ID>.proof`` is HQ's proof that its signed log names
-the bundle, ``certs/hq-log.key`` the key of that log.
+``certs/<ID>.bundle`` is the pinned bundle and alone decides; ``certs/pins.json`` records how it was
+pinned, whether a person compared fingerprints, and which older bundles were accepted before it
+(they still verify old messages). ``certs/<ID>_public.key`` is the bare encryption key, for other
+programs; nothing here reads it. ``certs/<ID>.proof`` is HQ's proof that its signed log names the
+bundle, ``certs/hq-log.key`` the key of that log.
 
-First contact pins what HQ's CA certified ("first use").  From then on a bundle is taken only if the
-keys of the one before signed it ("succession"), or if a person said so ("person").
+First contact pins the bundle that HQ's CA certified ("first use"). Later a bundle is accepted only
+if the keys of the one before signed it ("succession"), or if a person accepted it ("person").
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ FIRST_USE, SUCCESSION, PERSON = "first use", "succession", "person"
 
 @attrs.frozen
 class Pin:
-    """What is believed of one party; times are ms since 1970, 0: never."""
+    """The trusted bundle of one party; times are ms since 1970, 0: never."""
 
     bundle: KeyBundle
     how: str
@@ -51,8 +51,8 @@ class Pin:
 
     @property
     def compared_at(self) -> int:
-        """When a person compared its number; 0: never, or with a number that bound the signing
-        keys alone.
+        """When a person compared its fingerprint; 0: never, or only a fingerprint that covered the
+        signing keys alone.
         """
         return self.verified_at if self.bundle.version >= VERSION else 0
 
@@ -65,7 +65,7 @@ class Pins:
         self._cache: dict[str, Pin] = {}
 
     def get(self, client_id: str) -> Pin | None:
-        """The pin of a party, or None before first contact."""
+        """Return the pin of a party, or None before first contact."""
         if client_id not in self._cache:
             found = self._load(client_id)
             if found is None:
@@ -74,19 +74,19 @@ class Pins:
         return self._cache[client_id]
 
     def entries(self) -> list[Pin]:
-        """All pins, by client id."""
+        """Return all pins, ordered by client id."""
         names = sorted(path.stem for path in self._directory.glob("*.bundle"))
         return [pin for pin in map(self._load, names) if pin is not None]
 
     def log_key(self) -> bytes:
-        """The key of HQ's log as it was first seen; empty before."""
+        """Return the key of HQ's log as first seen, or nothing before."""
         try:
             return self._log_key_file.read_bytes()
         except FileNotFoundError:
             return b""
 
     def remember_log_key(self, key: bytes) -> None:
-        """From now on another key of HQ's log is an error."""
+        """Pin the key of HQ's log: from now on another key is an error."""
         with translated(self._log_key_file):
             private_dir(self._directory)
             write_atomic(self._log_key_file, key)
@@ -96,7 +96,7 @@ class Pins:
         return self._directory / LOG_KEY
 
     def proof(self, client_id: str) -> bytes:
-        """The proof kept beside the pin of a party; empty if there is none."""
+        """Return the proof stored with a party's pin, or nothing."""
         try:
             return (self._directory / f"{check_client_id(client_id)}.proof").read_bytes()
         except FileNotFoundError:
@@ -105,10 +105,11 @@ class Pins:
     def accept(
         self, bundle: KeyBundle, how: str, also: tuple[bytes, ...] = (), proof: bytes = b""
     ) -> Pin:
-        """Pins a bundle that the caller has checked; a lower number is refused, whoever says so.
+        """Pin a bundle that the caller has checked, and return the pin. A lower sequence is always
+        refused.
 
-        ``also``: hashes of bundles between the former pin and it.  ``proof``: HQ's, that its signed
-        log names it.
+        ``also`` has the hashes of bundles between the former pin and this one; ``proof`` is HQ's
+        proof that its signed log names it.
         """
         before = self._load(bundle.client_id)
         if before is not None and bundle.sequence < before.bundle.sequence:
@@ -119,7 +120,7 @@ class Pins:
         now = clock.now_ms()
         verified = now if how == PERSON else 0
         if before is not None and how == SUCCESSION:
-            verified = before.compared_at  # the compared keys signed for the new ones
+            verified = before.compared_at  # the compared keys signed the new ones
         accepted = frozenset([bundle.hash, *also]) | (before.accepted if before else frozenset())
         pin = Pin(bundle, how, now, verified, accepted)
         with translated(self._directory):
@@ -133,7 +134,9 @@ class Pins:
         return pin
 
     def mark_verified(self, client_id: str) -> Pin:
-        """A person compared the fingerprint of the pinned bundle.  NotFound if there is none."""
+        """Record that a person compared the pinned bundle's fingerprint. Raise NotFound without a
+        pin.
+        """
         pin = self._load(client_id)
         if pin is None:
             raise NotFound(f"no keys of {client_id} are pinned here")
@@ -149,7 +152,7 @@ class Pins:
             return None
         except CipherBoxError as error:
             raise BundleError(
-                f"{path} is damaged ({error})", remedy="compare fingerprints, then pin anew"
+                f"{path} is damaged ({error}); compare fingerprints, then pin it again"
             ) from None
         if bundle.client_id != client_id:
             raise BundleForAnother(f"{path} holds the keys of {bundle.client_id}")
@@ -170,7 +173,7 @@ class Pins:
         try:
             document = orjson.loads((self._directory / "pins.json").read_bytes())
         except (FileNotFoundError, orjson.JSONDecodeError):
-            # the bundles themselves are the pins; a lost note only loses the "verified" mark
+            # the bundles themselves are the pins; losing a note only loses the "verified" mark
             return {}
         return document if isinstance(document, dict) else {}
 

@@ -1,8 +1,8 @@
-"""The CA's revocation list as this client knows it: signed, numbered, with an end.
+"""The CA's revocation list as this client knows it: signed, numbered, with an expiry.
 
-A list older than one seen before is refused, and so is one whose end has passed: HQ must not hide a
-revocation by showing yesterday's list.  HQ's own certificate may be on it, too: no connection with
-it counts then.  It is asked for at every new connection and at least every hour.
+A list older than a known one is refused, and so is an expired one, so that HQ cannot hide a
+revocation by showing yesterday's list. If HQ's own certificate is on it, no connection is accepted.
+The list is requested on every new connection and at least every hour.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from cipherbox.portable import write_atomic
 from cipherbox.wire import frames
 
 FRESH_S = 3600.0
-_AHEAD = timedelta(milliseconds=LIMITS.clock_ahead_ms)  # this machine's clock may lag: as for ids
+_AHEAD = timedelta(milliseconds=LIMITS.clock_ahead_ms)  # this machine's clock may lag, as for ids
 
 
 class Revocations:
-    """See the module."""
+    """The newest revocation list, in memory and in the home."""
 
     def __init__(
         self, home: Path, issuing: x509.Certificate, connection: ReconnectingConnection
@@ -39,18 +39,18 @@ class Revocations:
         self._issuing, self._connection = issuing, connection
         self._list: RevocationList | None = None
         self._asked_at = float("-inf")
-        self._ends_s = 0.0  # when the list ends, in seconds since 1970
+        self._ends_s = 0.0  # the list's expiry, in seconds since 1970
         self._current = 0
         self._lock = trio.Lock()
         try:
             self._list = check_crl(self._path.read_bytes(), issuing, clock.now(), ahead=_AHEAD)
             self._ends_s = self._list.next_update.timestamp()
         except (OSError, CredentialsError):
-            pass  # none yet, or ended: HQ has a newer one
+            pass  # no list yet, or expired: HQ has a newer one
 
     @property
     def fresh(self) -> bool:
-        """Whether the list was asked for lately and has not ended."""
+        """Whether the list was requested recently and has not expired."""
         return (
             self._list is not None
             and self._current == self._connection.opened
@@ -59,8 +59,8 @@ class Revocations:
         )
 
     async def ensure(self, number: int = 0) -> None:
-        """Makes the list fresh, and of this number at least; ListOverdue when HQ has only a
-        stale one.
+        """Make the list fresh and at least of this number. Raise ListOverdue if HQ only has an
+        expired list.
         """
         if self._serves(number):
             return
@@ -83,12 +83,12 @@ class Revocations:
             self.check_hq(self._connection.current)
 
     def check_hq(self, current: Connection) -> None:
-        """HqRevoked if HQ's own certificate is on the list; the connection ends then."""
+        """End the connection and raise HqRevoked if HQ's own certificate is on the list."""
         shown = current.certificate
         if shown is not None and self.revoked_at(pki.serial(shown)):
             error = HqRevoked(
                 f"HQ's own certificate was revoked (serial number {pki.serial(shown)}): send "
-                "nothing, and tell HQ's administrator, who must have another one made"
+                "nothing, and tell HQ's administrator, who must get a new certificate"
             )
             current.end(error)
             raise error
@@ -97,15 +97,15 @@ class Revocations:
         return self.fresh and self._list is not None and self._list.number >= number
 
     @property
-    def holds(self) -> bool:
-        """Whether there is a list that has not ended, however long ago it was asked for."""
+    def valid(self) -> bool:
+        """Whether the list has not expired, however long ago it was requested."""
         return self._list is not None and time.time() < self._ends_s
 
     @property
     def names_any(self) -> bool:
-        """Whether anybody is on the list."""
+        """Whether the list names any certificate."""
         return self._list is not None and bool(self._list.revoked)
 
     def revoked_at(self, serial: str) -> int:
-        """When the certificate of that serial number was revoked, ms since 1970, or 0."""
+        """Return when the certificate with that serial number was revoked (ms since 1970), or 0."""
         return self._list.revoked.get(serial, 0) if self._list is not None else 0

@@ -1,9 +1,8 @@
-"""Keys of senders: the bundles that envelopes name, looked up, believed, and remembered.  A part of
-`Directory`.
+"""Look up and verify the key bundles that received envelopes name. A part of `Directory`.
 
 That bundle must be the pinned one, one accepted before it, one that follows it by succession, or
-one that the hash chain of the pinned bundle reaches backwards.  And the sender must have been valid
-when HQ accepted the envelope.  What is wrong with one sender's keys is said of that sender alone.
+one that the hash chain of the pinned bundle reaches backwards. The sender must also have been valid
+when HQ accepted the envelope. An error in one sender's keys affects that sender alone.
 """
 
 from __future__ import annotations
@@ -30,13 +29,13 @@ from cipherbox.limits import LIMITS
 from cipherbox.wire import frames
 
 REVOKED = 2
-ENDLESS = 255  # not HQ's word: there are more bundles of this client than are asked for
+ENDLESS = 255  # not a state of HQ's: this client has more bundles than are requested
 _SENDERS = 1024  # bundles of senders in memory, 24 KiB at most each
-_OF_SENDER = 16  # and of each sender
+_OF_SENDER = 16  # and at most this many of each sender
 
 
 class Senders(ABC):
-    """See the module."""
+    """Verified bundles of senders, in memory."""
 
     pins: Pins
     _root: x509.Certificate
@@ -60,7 +59,7 @@ class Senders(ABC):
     def known_sender(
         self, client_id: str, bundle_hash: bytes, accepted_at: int
     ) -> KeyBundle | None:
-        """The bundle if it was checked before and the revocation list is fresh; else ask
+        """Return the bundle if it was checked before and the revocation list is fresh; else use
         `sender`.
         """
         found = self._senders.get(bundle_hash)
@@ -69,13 +68,13 @@ class Senders(ABC):
         self._check_time(*found, accepted_at)
         return found[0]
 
-    def holds(self, bundle_hash: bytes) -> bool:
-        """Whether a sender's bundle was looked up and believed."""
+    def has_sender(self, bundle_hash: bytes) -> bool:
+        """Return whether a sender's bundle was looked up and verified."""
         return bundle_hash in self._senders
 
     async def sender(self, client_id: str, bundle_hash: bytes, accepted_at: int) -> KeyBundle:
-        """The bundle an envelope names, believed and valid at HQ's acceptance time; else
-        SenderNotValid.
+        """Return the bundle that an envelope names, trusted and valid at HQ's acceptance time.
+        Raise SenderNotValid otherwise.
         """
         await self._revocations.ensure()
         if bundle_hash not in self._senders:
@@ -95,10 +94,10 @@ class Senders(ABC):
     async def look_up(
         self, wanted: Mapping[str, Sequence[bytes]]
     ) -> dict[tuple[str, bytes], CipherBoxError | None]:
-        """Asks HQ for the bundles that envelopes of these senders name, all in one request.
+        """Ask HQ for the bundles that envelopes of these senders name, in one request.
 
-        For each (sender, bundle hash): None if the bundle is believed now, else what is wrong with
-        that one.  Raised is only what concerns all of them.
+        Return for each (sender, bundle hash) None if the bundle is trusted now, else its error.
+        Raise only errors that concern all of them.
         """
         await self._revocations.ensure()
         found: dict[tuple[str, bytes], CipherBoxError | None] = {}
@@ -114,7 +113,7 @@ class Senders(ABC):
         by_client = dict(zip(pins, answers, strict=False))
         for (name, one), by_hash in zip(asked, answers[len(numbers) :], strict=True):
             try:
-                await self._believe(name, one, by_client[name], by_hash)
+                await self._verify_sender(name, one, by_client[name], by_hash)
                 found[(name, one)] = None
             except Exception as error:
                 if fault_of(error) is not Fault.SENDER:
@@ -124,14 +123,14 @@ class Senders(ABC):
                 found[(name, one)] = error
         return found
 
-    async def _believe(
+    async def _verify_sender(
         self,
         name: str,
         bundle_hash: bytes,
         by_client: frames.BundleAnswer,
         by_hash: frames.BundleAnswer,
     ) -> None:
-        pin = self.pins.get(name)  # which the bundle before may have moved
+        pin = self.pins.get(name)  # the previous bundle may have moved it
         revoked_at = 0
         if pin is not None and pin.bundle.hash == bundle_hash:
             bundle = pin.bundle
@@ -161,11 +160,11 @@ class Senders(ABC):
         leaf = check_bundle(
             bundle, name, self._root, clock.now_ms(), ended_is_error=False, history=True
         )
-        self._keep_sender(bundle, pki.serial(leaf), revoked_at)
+        self._cache_sender(bundle, pki.serial(leaf), revoked_at)
 
-    def _keep_sender(self, bundle: KeyBundle, serial: str, revoked_at: int) -> None:
-        """In memory, so many in all and of each: a sender that changes its keys all day drops
-        its own.
+    def _cache_sender(self, bundle: KeyBundle, serial: str, revoked_at: int) -> None:
+        """Cache a bundle, within the limits in total and for each sender: a sender that changes
+        keys often evicts its own.
         """
         own = [h for h, (b, _, _) in self._senders.items() if b.client_id == bundle.client_id]
         for gone in own[: max(0, len(own) + 1 - _OF_SENDER)]:
@@ -175,11 +174,11 @@ class Senders(ABC):
         self._senders[bundle.hash] = (bundle, serial, revoked_at)
 
     async def _precedes(self, pin: Pin, bundle: KeyBundle) -> bool:
-        """Whether the chain of the pinned bundle reaches ``bundle``: then its owner stands behind
-        it.
+        """Return whether the hash chain of the pinned bundle reaches ``bundle``, which its owner
+        thus confirms.
 
-        The chain ends at a bundle that begins anew: its owner names the one before only because HQ
-        showed it.
+        The chain ends at a bundle that starts anew: its owner names the previous one only because
+        HQ showed it.
         """
         (answer,) = await self.ask([(pin.bundle.client_id, bundle.sequence)])
         by_hash = {b.hash: b for b in self._decoded(pin.bundle.client_id, answer)} | {
@@ -201,15 +200,15 @@ class Senders(ABC):
     ) -> None:
         name = bundle.client_id
         if not bundle.created_at - LIMITS.clock_ahead_ms <= accepted_at <= bundle.ends_at:
-            raise SenderNotValid(f"HQ accepted it when these keys of {name} were not valid")
+            raise SenderNotValid(f"these keys of {name} were not valid when HQ accepted it")
         listed = self._revocations.revoked_at(serial)
         for moment in (listed, revoked_at):
-            # A list's times are whole seconds (RFC 5280, 5.1.2.6): within that one the order in
-            # HQ's log decides.
+            # A list's times are whole seconds (RFC 5280, 5.1.2.6): within the same second the
+            # order in HQ's log decides.
             if moment and accepted_at >= moment + 1000:
                 raise SenderNotValid(f"HQ accepted it after the certificate of {name} was revoked")
 
 
 def newer(pins: Mapping[str, Pin | None]) -> list[tuple[str, int]]:
-    """What to ask for: all after the pin; without one the newest."""
+    """Return the query for each client: the bundles after its pin, or the newest without a pin."""
     return [(name, pin.bundle.sequence if pin else frames.NEWEST) for name, pin in pins.items()]

@@ -1,10 +1,10 @@
-"""How easily a new password is guessed, by zxcvbn: it knows leaked passwords, words, names, dates
-and keyboards.
+"""Check how easily a new password is guessed with zxcvbn, which knows leaked passwords, words,
+names, dates and keyboard patterns.
 
-A password is refused below score 3 of 4, which stands for 10^8 guesses.  Each guess costs an
-attacker who has the file 64 MiB and about 0.1 s of Argon2id, so that is most of a CPU year.  There
-is no way around it: whoever wants no password takes none, which is said wherever it matters, and a
-password that is guessed in an hour only looks like one.
+A password below score 3 of 4, which stands for 10^8 guesses, is refused. Each guess costs an
+attacker who has the file 64 MiB and about 0.1 s of Argon2id, so 10^8 guesses take most of a CPU
+year. The check cannot be overridden: a home without a password is an explicit choice, while a
+password that is guessed within an hour only looks like protection.
 """
 
 from __future__ import annotations
@@ -14,18 +14,17 @@ from collections.abc import Sequence
 from cipherbox.client.keys.local_key import Password, password_bytes
 from cipherbox.errors import WeakPassword
 
-LEAST = 3  # of 0 to 4
-_LOOKED_AT = 72  # characters; zxcvbn takes no more, and no attacker guesses so many
-_ADVICE = "four uncommon words that have nothing to do with each other are enough"
+MIN_SCORE = 3  # of 0 to 4
+_CHECKED = 72  # characters; zxcvbn's limit, and beyond guessing
+_ADVICE = "four unrelated uncommon words are enough"
 
 
 def check_strength(
     password: Password, about: Sequence[str] = (), where: str = "the password"
 ) -> bytes:
-    """A password somebody chose, as bytes; WeakPassword says why it is refused and what would be
-    better.
+    """Return a new password as bytes. Raise WeakPassword with the reason and advice.
 
-    ``about``: words that an attacker knows, such as the client id.
+    ``about`` has words that an attacker knows, such as the client id.
     """
     raw = password_bytes(password, where)
     reason = weakness(raw, about)
@@ -35,8 +34,8 @@ def check_strength(
 
 
 def weakness(raw: bytes, about: Sequence[str] = ()) -> str:
-    """Why a password is too easy to guess, and what to do; empty for a good one.  It never
-    quotes the password.
+    """Return why a password is too easy to guess, with advice, or nothing for a strong one. The
+    text never quotes the password.
     """
     from zxcvbn import zxcvbn
 
@@ -44,12 +43,12 @@ def weakness(raw: bytes, about: Sequence[str] = ()) -> str:
         text = raw.decode()
     except UnicodeDecodeError:  # a file of random bytes is a password too
         text = raw.decode("latin-1")
-    found = zxcvbn(text[:_LOOKED_AT], user_inputs=["cipherbox", *about])
-    if found["score"] >= LEAST:
+    found = zxcvbn(text[:_CHECKED], user_inputs=["cipherbox", *about])
+    if found["score"] >= MIN_SCORE:
         return ""
     guesses, feedback = float(found["guesses"]), found["feedback"]
-    said = [feedback["warning"] or _guesses(guesses), *feedback["suggestions"]]
-    return " ".join(one.rstrip(".") + "." for one in said) + f" For example, {_ADVICE}"
+    reasons = [feedback["warning"] or _guesses(guesses), *feedback["suggestions"]]
+    return " ".join(one.rstrip(".") + "." for one in reasons) + f" For example, {_ADVICE}"
 
 
 def _guesses(guesses: float) -> str:

@@ -25,7 +25,7 @@ from cipherbox.client.publishing.parts import DIRECTORY, NAMES_OF_ENTRIES
 from cipherbox.errors import FileChanged, FileError, FileUnreadable
 from cipherbox.limits import LIMITS
 from cipherbox.portable import O_BINARY, int64
-from cipherbox.sealing.encrypted_file import ClearFile, EncryptedFile, Places
+from cipherbox.sealing.encrypted_file import ClearFile, EncryptedFile, RandomAccessFile
 from cipherbox.sealing.local_secret_box import SecretBox
 
 SENDING, SENT, STOPPED = range(3)  # SENT: the manifest is in the outbox, which has it from here on
@@ -375,8 +375,8 @@ def _copied(files: Sequence[Path], kept: Path, transfer_id: bytes, hides: Secret
     return size
 
 
-def copy_at(fd: int, transfer_id: bytes, hides: SecretBox | None) -> Places:
-    """Return a file's copy for reading and writing; it owns the descriptor."""
+def copy_at(fd: int, transfer_id: bytes, hides: SecretBox | None) -> RandomAccessFile:
+    """A file's copy, to be read and written; takes over the descriptor."""
     return ClearFile(fd) if hides is None else EncryptedFile(fd, hides, b"copy" + transfer_id)
 
 

@@ -16,7 +16,7 @@ from typing import Protocol
 from cipherbox.client.outbox.transfers import LOCKED_COPY, Transfer, copy_at
 from cipherbox.errors import FileChanged
 from cipherbox.portable import O_BINARY, int64, read_at
-from cipherbox.sealing.encrypted_file import Places
+from cipherbox.sealing.encrypted_file import RandomAccessFile
 from cipherbox.sealing.local_secret_box import SecretBox
 
 
@@ -50,7 +50,7 @@ class FileSource:
             raise FileChanged(
                 f"{transfer.file} cannot be read any more: {error.strerror}"
             ) from None
-        self._stored: Places = copy_at(
+        self._stored: RandomAccessFile = copy_at(
             self._fd, transfer.id, box if transfer.copied == LOCKED_COPY else None
         )
         try:

@@ -75,7 +75,7 @@ class Lookups:
         """`Directory.sender` within this sender's bounds: of a bundle that something inside an
         envelope names.
         """
-        if not self._directory.holds(bundle_hash):
+        if not self._directory.has_sender(bundle_hash):
             if self.missed(sender, bundle_hash):
                 raise BundleUnknown
             if self._bucket(sender).take():
@@ -147,7 +147,9 @@ class Lookups:
                 dict.fromkeys(_named(d) for d, _ in self._parked[sender] if not self._lost(d))
             )
             unknown = [
-                h for h in hashes if not self._directory.holds(h) and not self.missed(sender, h)
+                h
+                for h in hashes
+                if not self._directory.has_sender(h) and not self.missed(sender, h)
             ]
             if unknown and self._bucket(sender).take():
                 error = SenderNotValid(
@@ -194,7 +196,7 @@ class Lookups:
                     done(delivery, None)
                 elif pair in found:
                     done(delivery, found[pair])
-                elif self._directory.holds(pair[1]) or self.missed(*pair):
+                elif self._directory.has_sender(pair[1]) or self.missed(*pair):
                     done(delivery, None)
                 else:
                     kept.append((delivery, done))

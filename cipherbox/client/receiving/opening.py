@@ -143,7 +143,7 @@ class Opener:
 
     async def _looked_up(self, delivery: Delivery) -> KeyBundle:
         prefix = delivery.parsed.layout.prefix
-        if not self._directory.holds(prefix.bundle_hash) and not self.lookups.missed(
+        if not self._directory.has_sender(prefix.bundle_hash) and not self.lookups.missed(
             prefix.sender, prefix.bundle_hash
         ):
             ((_, error),) = await self.lookups.settle([delivery])
@@ -173,7 +173,7 @@ class Opener:
             return True
         if self.lookups.holds(prefix.sender):
             return False
-        return self._directory.holds(prefix.bundle_hash) or self.lookups.missed(
+        return self._directory.has_sender(prefix.bundle_hash) or self.lookups.missed(
             prefix.sender, prefix.bundle_hash
         )
 

@@ -24,7 +24,7 @@ from cipherbox.client.events import KEYS, Events
 from cipherbox.client.sessions.sessions import Sessions
 from cipherbox.envelope.bundle import KeyBundle
 from cipherbox.errors import BundleError, CipherBoxError, NetworkError, UnknownRecipient
-from cipherbox.sealing.ratchet.prekeys import believed
+from cipherbox.sealing.ratchet.prekeys import verified_prekeys
 from cipherbox.wire import frames
 
 if TYPE_CHECKING:
@@ -112,7 +112,9 @@ class Prekeys:
                 )
             return
         try:
-            self.sessions.begin(name, believed(name, bundle.sign_keys, found.signed, found.once))
+            self.sessions.begin(
+                name, verified_prekeys(name, bundle.sign_keys, found.signed, found.once)
+            )
         except BundleError as error:
             if name in lacking:
                 raise

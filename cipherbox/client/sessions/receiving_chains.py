@@ -365,7 +365,7 @@ class ReceivingChains:
         return ear, *self._opened(ear.session, parsed, binding)
 
     def _opened(self, found: Session, parsed: Parsed, binding: bytes) -> tuple[Session, bytes]:
-        return session.open_(found, parsed, binding, max_skipped=self._settings.max_skipped)
+        return session.decrypt(found, parsed, binding, max_skipped=self._settings.max_skipped)
 
     def _caught_up(self, place: Place, ear: _Ear) -> _Ear | None:
         """The same on top of what another process has written; None: it has not, since this was

@@ -1,22 +1,22 @@
 """The Double Ratchet (Signal, "The Double Ratchet Algorithm", revision 4, without header
 encryption).
 
-Two ratchets.  Each message turns a *chain*: HMAC-SHA256 makes the message's key (constant 1) and
-the next chain key (constant 2), so who steals a chain key learns nothing of messages before.  Each
-change of direction turns the *root*:  a fresh X25519 pair, its shared secret and HKDF-SHA256 make
-new chains, so who stole everything learns nothing of messages after the next turn on both sides.
+Two ratchets. Each message advances a *chain*: HMAC-SHA256 derives the message key (constant 1) and
+the next chain key (constant 2), so a stolen chain key reveals no earlier message. Each change of
+direction advances the *root*: a fresh X25519 pair, its shared secret and HKDF-SHA256 derive new
+chains, so stolen state reveals no message after the next ratchet step of both sides.
 
-One end's state has two halves, since what it says and what it hears is kept in two places.
-`Ratchet` hears, and turns the root, which starts a sending chain; `Chain` is that chain from then
-on.  Saying changes the chain alone.
+One end's state has two halves, since its sending and its receiving side are stored in two places.
+`Ratchet` decrypts and advances the root, which starts a sending chain; `Chain` is that sending
+chain from then on. Encrypting changes the chain alone.
 
 Rules.
-1. A state never changes: `encrypt` and `decrypt` return the next one.  What fails has changed
+1. A state never changes: `encrypt` and `decrypt` return the next one. A failed call changes
    nothing.
-2. A message key is used once.  Key and nonce come from it by HKDF together with the hash of all
-   associated data, so that a state set back by a restored backup, which makes the same message key
-   again, still uses no key twice.
-3. Keys of messages that did not come yet are kept up to a number; the oldest are dropped first.
+2. A message key is used once. Key and nonce are derived from it together with the hash of all
+   associated data, so that a state restored from a backup, which derives the same message key
+   again, still never reuses a key and nonce.
+3. Keys of skipped messages are kept up to a number; the oldest are dropped first.
 4. Nothing here decides about trust or storage.
 """
 
@@ -43,13 +43,13 @@ KEY = 32
 TAG = 16
 HEADER = struct.Struct(">32sII")
 ROOT_INFO, MESSAGE_INFO = label("ratchet-root"), label("ratchet-message")
-_MOST = 0xFFFFFFFF
+_MAX_MESSAGES = 0xFFFFFFFF
 Random = Callable[[int], bytes]
 
 
 class Header(NamedTuple):
-    """What stands before a message, in clear: the sender's ratchet key, how many messages its
-    chain before had, and this one's number in its chain.
+    """A message's header, in clear: the sender's ratchet key, the length of its previous chain, and
+    the message's number in its chain.
     """
 
     key: bytes
@@ -57,15 +57,16 @@ class Header(NamedTuple):
     number: int
 
     def encode(self) -> bytes:
-        """40 bytes."""
+        """Return the header's 40 bytes."""
         return HEADER.pack(*self)
 
 
 @attrs.frozen(repr=False)
 class Chain:
-    """The half that speaks: the sending chain of one turn of the root.
+    """The sending half: the sending chain of one root step.
 
-    ``key`` is this end's public ratchet key, ``previous`` how many messages the chain before had.
+    ``key`` is this end's public ratchet key, ``previous`` the number of messages in the previous
+    chain.
     """
 
     turn: int
@@ -80,10 +81,10 @@ class Chain:
 
 @attrs.frozen(repr=False)
 class Ratchet:
-    """The half that hears.  ``receiving`` is a chain key, empty where there is no chain yet.
+    """The receiving half. ``receiving`` is a chain key, empty before the first chain.
 
-    ``turn`` counts the sending chains begun so far; ``start`` is the newest one's first chain key,
-    until a `Chain` has it.  ``skipped``: (ratchet key, number) -> message key, oldest first.
+    ``turn`` counts the sending chains begun; ``start`` is the newest one's first chain key until a
+    `Chain` takes it. ``skipped`` maps (ratchet key, number) to message key, oldest first.
     """
 
     root: bytes
@@ -100,28 +101,28 @@ class Ratchet:
 
 
 def public(private: bytes) -> bytes:
-    """The X25519 public key of a private one."""
+    """Return the X25519 public key of a private one."""
     return X25519PrivateKey.from_private_bytes(private).public_key().public_bytes_raw()
 
 
 def shared(private: bytes, peer: bytes) -> bytes:
-    """X25519 (RFC 7748); DecryptionFailed for a point that makes zeros."""
+    """Return the X25519 shared secret (RFC 7748). Raise DecryptionFailed if it is all zeros."""
     try:
         return X25519PrivateKey.from_private_bytes(private).exchange(
             X25519PublicKey.from_public_bytes(peer)
         )
     except ValueError:
-        raise DecryptionFailed("a key of the session is not one") from None
+        raise DecryptionFailed("a key of the session is invalid") from None
 
 
-def turn_root(root: bytes, secret: bytes) -> tuple[bytes, bytes]:
-    """KDF_RK: the next root key and a chain key."""
+def kdf_rk(root: bytes, secret: bytes) -> tuple[bytes, bytes]:
+    """Return the next root key and a chain key: Signal's KDF_RK."""
     made = hkdf(secret, ROOT_INFO, 2 * KEY, root)
     return made[:KEY], made[KEY:]
 
 
-def turn_chain(chain: bytes) -> tuple[bytes, bytes]:
-    """KDF_CK: the next chain key and a message key."""
+def kdf_ck(chain: bytes) -> tuple[bytes, bytes]:
+    """Return the next chain key and a message key: Signal's KDF_CK."""
     return _hmac(chain, b"\x02"), _hmac(chain, b"\x01")
 
 
@@ -130,7 +131,7 @@ def _hmac(key: bytes, data: bytes) -> bytes:
 
 
 def bound(associated: bytes, header: Header) -> bytes:
-    """CONCAT: all associated data of a message, in one way only."""
+    """Return all associated data of a message in one unambiguous encoding: Signal's CONCAT."""
     return len(associated).to_bytes(4, "big") + associated + header.encode()
 
 
@@ -140,57 +141,59 @@ def _cipher(message_key: bytes, data: bytes) -> tuple[AESGCM, bytes]:
 
 
 def seal_message(message_key: bytes, plaintext: bytes, data: bytes) -> bytes:
-    """ENCRYPT: ciphertext and tag; ``data`` as `bound` made it."""
+    """Return ciphertext and tag: Signal's ENCRYPT. ``data`` is what `bound` returned."""
     aead, nonce = _cipher(message_key, data)
     return aead.encrypt(nonce, plaintext, data)
 
 
 def open_message(message_key: bytes, ciphertext: bytes, data: bytes) -> bytes:
-    """DECRYPT; DecryptionFailed."""
+    """Return the plaintext: Signal's DECRYPT. Raise DecryptionFailed."""
     aead, nonce = _cipher(message_key, data)
     try:
         return aead.decrypt(nonce, ciphertext, data)
     except InvalidTag:
-        raise DecryptionFailed("the message does not open in this session") from None
+        raise DecryptionFailed("the message does not decrypt in this session") from None
 
 
-def first(root: bytes, peer: bytes, random: Random = os.urandom) -> Ratchet:
-    """The state of who speaks first; ``peer`` is the other's first ratchet key, its signed
+def initiator(root: bytes, peer: bytes, random: Random = os.urandom) -> Ratchet:
+    """Return the initiator's state; ``peer`` is the responder's first ratchet key, its signed
     prekey.
     """
     own = random(KEY)
-    root, start = turn_root(root, shared(own, peer))
+    root, start = kdf_rk(root, shared(own, peer))
     return Ratchet(root, own, peer, turn=1, start=start)
 
 
-def second(root: bytes, own: bytes) -> Ratchet:
-    """The state of who answers; ``own`` is the private signed prekey."""
+def responder(root: bytes, own: bytes) -> Ratchet:
+    """Return the responder's state; ``own`` is the private signed prekey."""
     return Ratchet(root, own, b"")
 
 
 def sending(state: Ratchet, before: Chain | None) -> Chain:
-    """The chain to speak in; ``before`` is the last one that was spoken in.  InvalidRequest: it
-    cannot speak (yet).
+    """Return the chain to encrypt with; ``before`` is the last one used. Raise InvalidRequest if
+    this end cannot send (yet).
     """
     if before is not None and before.turn == state.turn:
         return before
     if not state.start:
         raise InvalidRequest(
-            "this end of the session speaks second; it waits for the first message"
+            "the responder of a session cannot send before it has received the first message"
         )
     if before is not None and before.turn > state.turn:
         raise InvalidRequest(
-            "the session was set back behind what was said in it", remedy="begin another session"
+            "the session's state is older than its last message; begin another session"
         )
     previous = before.sent if before is not None and before.turn == state.turn - 1 else 0
     return Chain(state.turn, public(state.own), state.start, 0, previous)
 
 
 def encrypt(chain: Chain, plaintext: bytes, associated: bytes) -> tuple[Chain, Header, bytes]:
-    """The next state, the header and the ciphertext.  InvalidRequest when the chain is used up."""
-    if chain.sent >= _MOST:
-        raise InvalidRequest("the session's chain is used up", remedy="begin another session")
-    following, key = turn_chain(chain.chain)
+    """Return the next chain, the header and the ciphertext. Raise InvalidRequest if the chain is
+    exhausted.
+    """
+    if chain.sent >= _MAX_MESSAGES:
+        raise InvalidRequest("the session's chain is exhausted; begin another session")
+    following, key = kdf_ck(chain.chain)
     header = Header(chain.key, chain.previous, chain.sent)
     ciphertext = seal_message(key, plaintext, bound(associated, header))
     return (
@@ -201,8 +204,8 @@ def encrypt(chain: Chain, plaintext: bytes, associated: bytes) -> tuple[Chain, H
 
 
 def skip(chain: Chain) -> Chain:
-    """The chain after its next message, for who keeps the one before to say that message in."""
-    return Chain(chain.turn, chain.key, turn_chain(chain.chain)[0], chain.sent + 1, chain.previous)
+    """Return the chain after its next message, for a caller that encrypts that message later."""
+    return Chain(chain.turn, chain.key, kdf_ck(chain.chain)[0], chain.sent + 1, chain.previous)
 
 
 def decrypt(
@@ -214,10 +217,10 @@ def decrypt(
     max_skipped: int = SETTINGS.max_skipped,
     random: Random = os.urandom,
 ) -> tuple[Ratchet, bytes]:
-    """The next state and the plaintext.
+    """Return the next state and the plaintext.
 
-    KeyMissing: its key was used before, was dropped, or too many messages before it did not come.
-    DecryptionFailed:  changed on the way, or of another session.
+    Raise KeyMissing if the message's key was used or dropped, or if too many messages before it are
+    missing; DecryptionFailed if it was changed on the way or belongs to another session.
     """
     data = bound(associated, header)
     at = (header.key, header.number)
@@ -236,11 +239,11 @@ def decrypt(
             )
             state = _step(state, header.key, random)
         elif header.number < state.received:
-            raise KeyMissing("the message's key in the session was used before, or dropped")
+            raise KeyMissing("the message's key in the session was used already, or dropped")
         state = _skip(state, header.number, skipped, max_skipped)
         for old in list(skipped)[: max(0, len(skipped) - max_skipped)]:
             del skipped[old]
-    chain, key = turn_chain(state.receiving)
+    chain, key = kdf_ck(state.receiving)
     plaintext = open_message(key, ciphertext, data)
     number = state.received + 1
     return Ratchet(
@@ -253,17 +256,17 @@ def _skip(
 ) -> Ratchet:
     if until - state.received > most:
         raise KeyMissing(
-            f"{until - state.received} messages of the session are missing; at most {most} may be"
+            f"{until - state.received} messages of the session are missing, more than {most}"
         )
     chain, number = state.receiving, state.received
     while number < until:
-        chain, skipped[(state.peer, number)] = turn_chain(chain)
+        chain, skipped[(state.peer, number)] = kdf_ck(chain)
         number += 1
     return attrs.evolve(state, receiving=chain, received=number)
 
 
 def _step(state: Ratchet, peer: bytes, random: Random) -> Ratchet:
-    root, receiving = turn_root(state.root, shared(state.own, peer))
+    root, receiving = kdf_rk(state.root, shared(state.own, peer))
     own = random(KEY)
-    root, start = turn_root(root, shared(own, peer))
+    root, start = kdf_rk(root, shared(own, peer))
     return Ratchet(root, own, peer, receiving, 0, state.turn + 1, start, state.skipped)

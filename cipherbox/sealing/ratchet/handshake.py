@@ -1,17 +1,18 @@
-"""First contact with somebody who may be away (Signal, "The PQXDH Key Agreement Protocol", revision
-3).
+"""The handshake that starts a session with a peer that may be offline (Signal, "The PQXDH Key
+Agreement Protocol", revision 3).
 
 The responder has left prekeys: an identity key, a signed X25519 prekey, and for each first contact
-an X25519 and an ML-KEM-768 key of their own, or a last-resort ML-KEM-768 key when those are used
-up.  The initiator makes an ephemeral key and a KEM ciphertext; both ends compute
+a one-time X25519 and ML-KEM-768 key, or a last-resort ML-KEM-768 key when those are exhausted. The
+initiator makes an ephemeral key and a KEM ciphertext; both ends compute
 
-    DH1 = DH(IK_A, SPK_B)  DH2 = DH(EK_A, IK_B)  DH3 = DH(EK_A, SPK_B)  [DH4 = DH(EK_A, OPK_B)]  SS
-    = KEM SK  = HKDF-SHA256(salt = 32 zeros, input = 32 x FF, DH1, DH2, DH3, [DH4], SS, info) AD  =
-    05 IK_A 05 IK_B 0A PQPK_B, the handshake's bytes, and who both are
+    DH1 = DH(IK_A, SPK_B)  DH2 = DH(EK_A, IK_B)  DH3 = DH(EK_A, SPK_B)  [DH4 = DH(EK_A, OPK_B)]
+    SS = KEM
+    SK = HKDF-SHA256(salt = 32 zeros, input = 32 x FF, DH1, DH2, DH3, [DH4], SS, info)
+    AD = 05 IK_A 05 IK_B 0A PQPK_B, the handshake's bytes, and the names of both ends
 
-Who breaks X25519 later, with a quantum computer, still lacks SS; a weakness in ML-KEM leaves the
-DHs.  The identity keys and prekeys are believed because the caller checked signatures over them
-(`envelope.prekeys`): nothing here does.
+An attacker who breaks X25519 later, with a quantum computer, still lacks SS; a weakness in ML-KEM
+leaves the DHs. The caller has checked the signatures over identity keys and prekeys
+(`envelope.prekeys`); nothing here does.
 """
 
 from __future__ import annotations
@@ -38,8 +39,8 @@ _CURVE, _KEM = b"\x05", b"\x0a"
 
 @attrs.frozen
 class Prekeys:
-    """A responder's public prekeys for one first contact; ``once`` is empty when the one-time
-    keys are used up, and ``kem`` is then the last-resort key.
+    """A responder's public prekeys for one first contact; ``once`` is empty when the one-time keys
+    are exhausted, and ``kem`` is then the last-resort key.
     """
 
     identity: bytes
@@ -52,7 +53,7 @@ class Prekeys:
 
 @attrs.frozen(repr=False)
 class Secrets:
-    """The private keys that belong to `Prekeys`: X25519 keys, and an ML-KEM seed (64 bytes)."""
+    """The private keys of `Prekeys`: X25519 keys, and an ML-KEM seed (64 bytes)."""
 
     identity: bytes
     signed: bytes
@@ -62,8 +63,8 @@ class Secrets:
 
 @attrs.frozen
 class Handshake:
-    """What the initiator sends, with every message until it has an answer.  ``made_at``: ms
-    since 1970, its clock.
+    """What the initiator sends with every message until it has an answer; ``made_at`` is ms since
+    1970 by its clock.
     """
 
     identity: bytes
@@ -74,7 +75,7 @@ class Handshake:
     ciphertext: bytes = attrs.field(repr=False)
 
     def encode(self) -> bytes:
-        """1,168 bytes."""
+        """Return the handshake's 1,168 bytes."""
         return _LAYOUT.pack(
             self.identity,
             self.ephemeral,
@@ -87,8 +88,8 @@ class Handshake:
 
 @attrs.frozen(repr=False)
 class Agreed:
-    """What both ends have: the first root key, the hash of all both know of each other, and the
-    session's name.
+    """What both ends share: the first root key, the hash of everything agreed on, and the session's
+    id.
     """
 
     root: bytes
@@ -97,24 +98,24 @@ class Agreed:
 
 
 def decode(raw: bytes) -> Handshake:
-    """MalformedEnvelope unless it has the length of one."""
+    """Return the handshake. Raise MalformedEnvelope if the length is wrong."""
     if len(raw) != SIZE:
         raise MalformedEnvelope("the session's handshake has the wrong length")
     return Handshake(*_LAYOUT.unpack(raw))
 
 
 def dh_secrets(parts: tuple[bytes, ...], kem_secret: bytes) -> bytes:
-    """KDF of the specification."""
+    """Return the shared secret SK: Signal's KDF."""
     return hkdf(_F + b"".join(parts) + kem_secret, INFO, KEY, bytes(32))
 
 
 def begin(
     identity: bytes, prekeys: Prekeys, made_at: int, parties: bytes, random: Random = os.urandom
 ) -> tuple[Handshake, Agreed]:
-    """The initiator's half; ``identity`` is its private identity key, ``parties`` what says who
-    both are.
+    """Run the initiator's half and return the handshake and what was agreed on.
 
-    BundleMalformed for prekeys that are no keys.
+    ``identity`` is its private identity key, ``parties`` the encoded names of both ends. Raise
+    BundleMalformed for invalid prekeys.
     """
     ephemeral = random(KEY)
     try:
@@ -127,7 +128,7 @@ def begin(
         if prekeys.once:
             parts.append(shared(ephemeral, prekeys.once))
     except (ValueError, DecryptionFailed):
-        raise BundleMalformed("a prekey is not a key") from None
+        raise BundleMalformed("a prekey is invalid") from None
     handshake = Handshake(
         public(identity),
         public(ephemeral),
@@ -141,7 +142,9 @@ def begin(
 
 
 def answer(secrets: Secrets, handshake: Handshake, parties: bytes) -> Agreed:
-    """The responder's half; DecryptionFailed for a handshake made of no keys."""
+    """Run the responder's half and return what was agreed on. Raise DecryptionFailed for a
+    handshake with invalid keys.
+    """
     parts = [
         shared(secrets.signed, handshake.identity),
         shared(secrets.identity, handshake.ephemeral),
@@ -153,7 +156,7 @@ def answer(secrets: Secrets, handshake: Handshake, parties: bytes) -> Agreed:
     try:
         secret = kem.decapsulate(handshake.ciphertext)
     except ValueError:
-        raise DecryptionFailed("the session's handshake does not open") from None
+        raise DecryptionFailed("the session's handshake does not decrypt") from None
     root = dh_secrets(tuple(parts), secret)
     return _agreed(
         root, handshake, public(secrets.identity), kem.public_key().public_bytes_raw(), parties
@@ -169,6 +172,6 @@ def _agreed(
 
 
 def parties(initiator: str, responder: str, prologue: bytes = b"") -> bytes:
-    """Who both are, and what else they want to be sure to agree on."""
+    """Return the encoded names of both ends, and a prologue that both must share."""
     names = [name.encode() for name in (initiator, responder)]
     return b"".join(len(part).to_bytes(4, "big") + part for part in (*names, prologue))

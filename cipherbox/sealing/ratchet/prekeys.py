@@ -1,8 +1,7 @@
-"""Private prekeys, and the offers made of them.
+"""Private prekeys, and the signed offers made from them.
 
-What a client keeps: its session identity key for as long as its home lives, signed prekeys for some
-weeks, one-time prekeys until somebody used them.  Bytes in, bytes out; the caller stores them
-encrypted.
+A client keeps its session identity key for the life of its home, signed prekeys for some weeks,
+one-time prekeys until they are used. The caller stores the encoded keys encrypted.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ class Pair:
 
     @classmethod
     def decode(cls, raw: bytes) -> Pair:
-        """StoreError for other bytes than `encode` made."""
+        """Return the pair that `encode` encoded. Raise StoreError for anything else."""
         if len(raw) != KEY + SEED:
             raise StoreError("a stored prekey is damaged")
         return cls(raw[:KEY], raw[KEY:])
@@ -50,14 +49,14 @@ class Pair:
 
 
 def session_key_id(identity_public: bytes) -> bytes:
-    """What a prefix names in a recipient's entry of type `ratchet`."""
+    """Return the key id of a recipient's entry of type `ratchet` in a prefix."""
     return key_id(StanzaType.RATCHET, identity_public)
 
 
 def offer(
     identity: Identity, session_identity: bytes, prekey_id: int, pair: Pair, made_at: int
 ) -> bytes:
-    """The signed part; ``session_identity`` is private."""
+    """Return the signed part of an offer; ``session_identity`` is private."""
     raw = public_form.unsigned(
         identity.client_id,
         made_at,
@@ -71,7 +70,7 @@ def offer(
 
 
 def offer_once(identity: Identity, session_identity: bytes, prekey_id: int, pair: Pair) -> bytes:
-    """A one-time part."""
+    """Return a one-time part of an offer."""
     raw = public_form.unsigned_once(
         identity.client_id,
         public(session_identity),
@@ -83,13 +82,13 @@ def offer_once(identity: Identity, session_identity: bytes, prekey_id: int, pair
     return raw + identity.sign(public_form.ONCE_USE, hashlib.sha256(raw).digest())
 
 
-def believed(
+def verified_prekeys(
     client_id: str, sign_keys: dict[int, bytes], signed: bytes, once: bytes
 ) -> handshake.Prekeys:
-    """What HQ handed out of a client, checked against the signing keys of its believed bundle;
-    BundleError.
+    """Return prekeys that HQ served for a client, checked against the signing keys of its trusted
+    bundle. Raise BundleError if they are invalid.
 
-    ``once`` is empty when HQ has none left: then the last-resort key is taken.
+    ``once`` is empty if HQ has no one-time prekey left: the last-resort key is used then.
     """
     one = public_form.decode(signed)
     public_form.check(one, client_id, sign_keys)

@@ -1,4 +1,4 @@
-"""Sessions without HQ: two programs, a few bytes to exchange, and a Double Ratchet between them.
+"""Sessions without HQ: two programs exchange a few bytes, then use a Double Ratchet.
 
     bob = HandshakeBuilder(bob_context).prologue(b"lab line 3")
     alice = HandshakeBuilder(alice_context).prologue(b"lab line 3").peer_key(bob_public)
@@ -7,10 +7,10 @@
     sealed = alice_context.encrypt_message(session_id, b"text", b"associated")
     bob_context.decrypt_message(session_id, sealed, b"associated")
 
-The handshake is the one of sessions through HQ (PQXDH, `sessions.handshake`), with prekeys made for
-this one handshake and signed with Ed25519; the initiator signs too.  So both prove who they are,
-and what was said stays closed to who steals the key pairs later, also to a quantum computer.
-Without `peer_key` the other end is whoever answered: compare `SecureSession.peer_key` with what you
+The handshake is that of sessions through HQ (PQXDH, `ratchet.handshake`), with prekeys made for
+this one handshake and signed with Ed25519; the initiator signs too. Both ends are authenticated,
+and messages stay secret even if the key pairs are stolen later, also from a quantum computer.
+Without `peer_key` the other end may be anyone: compare `SecureSession.peer_key` with the key you
 know before you trust it.
 
 The state is saved before `encrypt_message` and `decrypt_message` return, so no message key is ever
@@ -56,23 +56,21 @@ _CONFIRM = label("secure-confirm")
 
 @attrs.frozen(repr=False)
 class KeyPair:
-    """Who a program is.  ``private``: X25519 key, Ed25519 seed; ``public``: their public keys;
-    64 bytes each.
+    """A program's identity. ``private`` is an X25519 key and an Ed25519 seed, ``public`` their
+    public keys; 64 bytes each.
     """
 
     private: bytes
 
     def __attrs_post_init__(self) -> None:
         if len(self.private) != PUBLIC:
-            raise InvalidRequest(
-                f"a private key has {PUBLIC} bytes, this one has {len(self.private)}"
-            )
+            raise InvalidRequest(f"a private key must have {PUBLIC} bytes, not {len(self.private)}")
 
     def __repr__(self) -> str:
         return f"KeyPair(public={self.public.hex()[:16]}…)"
 
     def __iter__(self) -> Iterator[bytes]:
-        """``public, private = generate_keypair()``."""
+        """Unpack as ``public, private = generate_keypair()``."""
         return iter((self.public, self.private))
 
     @property
@@ -82,13 +80,13 @@ class KeyPair:
         )
 
     def sign(self, use: str, data: bytes) -> bytes:
-        """Ed25519 over a hash of ``data`` for one use, 64 bytes."""
+        """Return the Ed25519 signature (64 bytes) over a hash of ``data`` for one use."""
         return nacl.signing.SigningKey(self.private[KEY:]).sign(_signed(use, data)).signature
 
 
 @checked
 def generate_keypair(random: Random = os.urandom) -> KeyPair:
-    """A fresh key pair."""
+    """Return a fresh key pair."""
     return KeyPair(random(PUBLIC))
 
 
@@ -100,18 +98,18 @@ def _verify(peer: bytes, use: str, data: bytes, signature: bytes) -> None:
     try:
         nacl.signing.VerifyKey(peer[KEY:]).verify(_signed(use, data), signature)
     except (nacl.exceptions.CryptoError, nacl.exceptions.ValueError):
-        raise SignatureInvalid("the handshake is not signed by the key it names") from None
+        raise SignatureInvalid(
+            "the handshake's signature does not match the key it names"
+        ) from None
 
 
 def _slot(name: bytes) -> bytes:
-    """Where the key of a named peer lies among the sessions, whose ids are random and shorter."""
+    """Return the storage id of a named peer's key; session ids are random and shorter."""
     return label("secure-peer") + hashlib.sha256(name).digest()
 
 
 class SessionStorage(Protocol):
-    """Where states are kept; they are secret.  `save` returns when the state is as safe as it
-    shall be.
-    """
+    """Stores session states, which are secret. `save` returns once the state is durable."""
 
     def load(self, session_id: bytes) -> bytes | None: ...
 
@@ -138,8 +136,8 @@ class MemoryStorage:
 
 @checked
 class SecureContext:
-    """A program's key pair and its sessions.  ``storage``: None for memory alone;
-    `SqliteSessions` lasts.
+    """A program's key pair and its sessions. ``storage`` None keeps them in memory;
+    `SqliteSessions` stores them in a file.
     """
 
     def __init__(
@@ -163,16 +161,16 @@ class SecureContext:
 
     @property
     def public_key(self) -> bytes:
-        """64 bytes, to be given to the other end on a way that is trusted."""
+        """This program's public key (64 bytes), to be given to the other end over a trusted way."""
         return self.keypair.public
 
     def create_session(self, peer: bytes | None = None) -> HandshakeBuilder:
-        """A handshake to begin, which becomes the session.
+        """Return a handshake to begin, which becomes the session.
 
-        ``peer``: the public key (64 bytes) of the only one who may be at the other end, or any
-        other bytes as a name of your own for it.  Whoever first answers under a name is remembered
-        with its key, and is the only one who may be there from then on; how good that is, only
-        comparing `peer_key` says.
+        ``peer`` is the public key (64 bytes) of the only permitted peer, or any other bytes as your
+        own name for it. The first peer to answer under a name is remembered with its key (trust on
+        first use) and is the only one permitted under that name from then on; compare `peer_key` to
+        verify it.
         """
         builder = HandshakeBuilder(self)
         if peer is None:
@@ -180,28 +178,28 @@ class SecureContext:
         if len(peer) == PUBLIC:
             return builder.peer_key(peer)
         if not peer:
-            raise InvalidRequest("the name of a peer is not empty")
+            raise InvalidRequest("the name of a peer must not be empty")
         return builder.named(peer)
 
     def session(self, session_id: bytes) -> SecureSession:
-        """A session as an object; KeyMissing if there is none."""
+        """Return a session as an object. Raise KeyMissing if it does not exist."""
         self._load(session_id)
         return SecureSession(self, session_id)
 
     def key_of(self, name: bytes) -> bytes | None:
-        """The public key of whoever answered under a name, 64 bytes; None: nobody has."""
+        """Return the public key (64 bytes) remembered under a name, or None."""
         return self._storage.load(_slot(name))
 
     def remember(self, name: bytes, key: bytes) -> None:
-        """Keeps the key of whoever answered under a name; a name keeps its first."""
+        """Store the key of the peer that answered under a name, unless the name has one."""
         if self.key_of(name) is None:
             self._storage.save(_slot(name), key)
 
     def encrypt_message(
         self, session_id: bytes, plaintext: bytes, associated_data: bytes = b""
     ) -> bytes:
-        """The message's bytes.  KeyMissing: no such session; InvalidRequest: the other end must
-        speak first.
+        """Return the encrypted message. Raise KeyMissing if the session does not exist,
+        InvalidRequest if the other end must send first.
         """
         peer, found = self._load(session_id)
         found, raw = session.seal(found, plaintext, associated_data)
@@ -211,11 +209,11 @@ class SecureContext:
     def decrypt_message(
         self, session_id: bytes, message: bytes, associated_data: bytes = b""
     ) -> bytes:
-        """The plaintext.  DecryptionFailed, MalformedEnvelope or KeyMissing, and then nothing
-        has changed.
+        """Return the plaintext. Raise DecryptionFailed, MalformedEnvelope or KeyMissing, leaving
+        the session unchanged.
         """
         peer, found = self._load(session_id)
-        found, plaintext = session.open_(
+        found, plaintext = session.decrypt(
             found,
             session.parse(message),
             associated_data,
@@ -226,16 +224,16 @@ class SecureContext:
         return plaintext
 
     def close_session(self, session_id: bytes) -> None:
-        """Forgets a session: what was said in it opens nowhere any more."""
+        """Delete a session: its messages can no longer be decrypted."""
         self._cache.pop(session_id, None)
         self._storage.delete(session_id)
 
     def peer_key(self, session_id: bytes) -> bytes:
-        """The public key at the other end, 64 bytes."""
+        """Return the public key (64 bytes) of the other end."""
         return self._load(session_id)[0]
 
     def keep(self, peer: bytes, made: Session) -> bytes:
-        """Saves a session that a handshake made; its id."""
+        """Save a session that a handshake made, and return its id."""
         self._save(peer, made)
         return made.session_id
 
@@ -243,7 +241,7 @@ class SecureContext:
         if session_id not in self._cache:
             raw = self._storage.load(session_id)
             if raw is None:
-                raise KeyMissing("there is no such session", remedy="make another handshake")
+                raise KeyMissing("this session does not exist; make another handshake")
             self._cache[session_id] = raw[:PUBLIC], session.decode(raw[PUBLIC:])
         return self._cache[session_id]
 
@@ -262,7 +260,7 @@ class SecureSession:
 
     @property
     def peer_key(self) -> bytes:
-        """The public key at the other end, 64 bytes."""
+        """The public key (64 bytes) of the other end."""
         return self.context.peer_key(self.session_id)
 
     def encrypt(self, plaintext: bytes, associated_data: bytes = b"") -> bytes:
@@ -280,8 +278,8 @@ class SecureSession:
 
 @checked
 class HandshakeBuilder:
-    """One handshake: `offer` and `finish` at one end, `begin` at the other.  The bytes may
-    travel any way.
+    """One handshake: `offer` and `finish` at one end, `begin` at the other. The bytes may travel
+    over any channel.
     """
 
     def __init__(self, context: SecureContext) -> None:
@@ -294,30 +292,30 @@ class HandshakeBuilder:
         self._offer = b""
 
     def prologue(self, data: bytes) -> HandshakeBuilder:
-        """What both ends must know to be the same; it is not sent."""
+        """Set data that must be the same at both ends; it is not sent."""
         self._prologue = data
         return self
 
     def peer_key(self, key: bytes) -> HandshakeBuilder:
-        """Who alone may be at the other end: its public key, 64 bytes."""
+        """Permit only the peer with this public key (64 bytes)."""
         if len(key) != PUBLIC:
-            raise InvalidRequest(f"a public key has {PUBLIC} bytes, this one has {len(key)}")
+            raise InvalidRequest(f"a public key must have {PUBLIC} bytes, not {len(key)}")
         self._peer = key
         return self
 
     def named(self, name: bytes) -> HandshakeBuilder:
-        """A name for who is at the other end; see `SecureContext.create_session`."""
+        """Set a name for the other end; see `SecureContext.create_session`."""
         self._name = bytes(name)
         self._peer = self._context.key_of(self._name)
         return self
 
     @property
     def session(self) -> SecureSession:
-        """The session this handshake made; InvalidRequest before `begin` or `finish`."""
+        """The session this handshake made. Raise InvalidRequest before `begin` or `finish`."""
         if self._session is None:
             raise InvalidRequest(
-                "there is no session yet: exchange offer(), begin() and finish() with the other "
-                "end first, or use SecureSocket, which does that"
+                "the handshake is not finished: exchange offer(), begin() and finish() with the "
+                "other end first, or use SecureSocket, which does that"
             )
         return self._session
 
@@ -330,7 +328,7 @@ class HandshakeBuilder:
         return self.session.decrypt(message, associated_data)
 
     def offer(self) -> bytes:
-        """The bytes to send to who begins; good for one handshake."""
+        """Return the bytes to send to the initiator, valid for one handshake."""
         context = self._context
         self._pair = Pair.generate(context.random)
         body = _OFFER + context.public_key + public(self._pair.dh) + self._pair.kem_public
@@ -338,15 +336,15 @@ class HandshakeBuilder:
         return self._offer
 
     def begin(self, offer: bytes) -> tuple[bytes, bytes]:
-        """The bytes to send back, and the session's id.  SignatureInvalid, MalformedEnvelope,
-        BundleMalformed.
+        """Return the bytes to send back, and the session's id. Raise SignatureInvalid,
+        MalformedEnvelope or BundleMalformed.
         """
         if len(offer) != _OFFER_LAYOUT.size:
-            raise MalformedEnvelope("this is no offer of a handshake")
+            raise MalformedEnvelope("not an offer of a handshake")
         magic, peer, prekey, kem, signature = _OFFER_LAYOUT.unpack(offer)
         if magic != _OFFER:
             raise MalformedEnvelope(
-                "this is no offer of a handshake of a version this program knows"
+                "not an offer of a handshake of a version that this program supports"
             )
         self._expect(peer)
         _verify(peer, "secure-offer", offer[:-64], signature)
@@ -355,8 +353,8 @@ class HandshakeBuilder:
         prekeys = Prekeys(peer[:KEY], 0, prekey, kem)
         now = context.clock_ms()
         parties = self._parties(own.public, peer)
-        shaken, agreed = handshake.begin(own.private[:KEY], prekeys, now, parties, context.random)
-        made = session.started(shaken, agreed, prekeys, now, context.random)
+        initial, agreed = handshake.begin(own.private[:KEY], prekeys, now, parties, context.random)
+        made = session.started(initial, agreed, prekeys, now, context.random)
         made, raw = session.seal(made, b"", _CONFIRM)
         self._made(peer, made)
         return _FIRST_HEAD.pack(
@@ -364,33 +362,33 @@ class HandshakeBuilder:
         ) + raw, made.session_id
 
     def finish(self, first: bytes) -> bytes:
-        """At the end that made the offer: the session's id.  What fails leaves the offer as it
-        was.
+        """Return the session's id, at the end that made the offer. A failure leaves the offer
+        usable.
         """
         if self._pair is None:
-            raise InvalidRequest(
-                "this handshake has made no offer, or is finished", remedy="make a new one"
-            )
+            raise InvalidRequest("this handshake has no offer, or is finished; make a new one")
         if len(first) < _FIRST_HEAD.size:
-            raise MalformedEnvelope("this is no answer to an offer")
+            raise MalformedEnvelope("not an answer to an offer")
         magic, peer, signature = _FIRST_HEAD.unpack_from(first)
         raw = first[_FIRST_HEAD.size :]
         if magic != _FIRST:
-            raise MalformedEnvelope("this is no answer to an offer of a version this program knows")
+            raise MalformedEnvelope(
+                "not an answer to an offer of a version that this program supports"
+            )
         self._expect(peer)
         _verify(peer, "secure-first", self._offer + raw, signature)
         parsed = session.parse(raw)
         if parsed.handshake is None or not hmac.compare_digest(
             parsed.handshake.identity, peer[:KEY]
         ):
-            raise DecryptionFailed("the answer holds no handshake of who signed it")
+            raise DecryptionFailed("the answer's handshake and signature are of different keys")
         context = self._context
         secrets = Secrets(context.keypair.private[:KEY], self._pair.dh, self._pair.kem)
         agreed = handshake.answer(
             secrets, parsed.handshake, self._parties(peer, context.public_key)
         )
         made = session.answered(parsed.handshake, agreed, self._pair.dh, context.clock_ms())
-        made, _ = session.open_(made, parsed, _CONFIRM, random=context.random)
+        made, _ = session.decrypt(made, parsed, _CONFIRM, random=context.random)
         self._pair = None
         return self._made(peer, made)
 
@@ -403,7 +401,7 @@ class HandshakeBuilder:
 
     def _expect(self, peer: bytes) -> None:
         if self._peer is not None and not hmac.compare_digest(self._peer, peer):
-            raise SignatureInvalid("the other end is not the one this handshake is for")
+            raise SignatureInvalid("the other end is not the expected peer")
 
     def _parties(self, initiator: bytes, responder: bytes) -> bytes:
         return handshake.parties(initiator.hex(), responder.hex(), self._prologue)

@@ -1,15 +1,16 @@
-"""A session between two clients: its handshake, its ratchet, what its messages look like, its bytes
-at rest.
+"""A session between two clients: its handshake, its ratchet, and the bytes of its messages and of
+its state at rest.
 
     kind u8 (1, or 2 with a handshake) | session id 16 | [handshake 1,168] | ratchet header 40 |
     ciphertext, tag 16
 
-The initiator sends the handshake with every message until one came back, so that it does not matter
-which of them arrives first.  All that stands before the ciphertext is associated data of it, with
-the hash of what both ends agreed on, and what the caller binds it to.
+The initiator sends the handshake with every message until it has received one, so that any of them
+may arrive first. Everything before the ciphertext is associated data, together with the hash of
+what both ends agreed on, and the caller's binding.
 
-Of several sessions with one peer (both began at once, one was renewed) both ends speak in the
-newest by the time in its handshake, then by its id: what both know, so they choose the same.
+Of several sessions with one peer (both initiated simultaneously, or one was renewed) both ends send
+in the newest by the time in its handshake, then by its id: both know these, so they choose the
+same.
 """
 
 from __future__ import annotations
@@ -31,21 +32,22 @@ PLAIN, FIRST = 1, 2
 ID = 16
 _HEAD = 1 + ID
 _VERSION = 2
-_STATE = struct.Struct(">BB16sQQ32s32sH32s32s32s32sIII32s")
-_STATE_1 = struct.Struct(">BB16sQQ32s32sH32s32s32s32s32sIIII")
-_SAYING = struct.Struct(">I32s32sII")
+_STATE = struct.Struct(">BB16sQQ32s32sH32s32s32s")
+_REST = struct.Struct(">32sIII32s")
+_REST_1 = struct.Struct(">32s32sIIII")  # version 1 had one state for both directions
+_SENDING = struct.Struct(">I32s32sII")
 _ENTRY = struct.Struct(">I32s")
 _CHAIN = struct.Struct(">32sI")
-_STARTS, _RECEIVES, _HEARD, _SAYS = 1, 2, 4, 8
+_HAS_START, _HAS_RECEIVING, _HAS_PEER, _HAS_CHAIN = 1, 2, 4, 8
 
 
 @attrs.frozen
 class Session:
-    """``since``: when this end made it or first saw it; ``handshake`` is empty once the peer has
-    answered.
+    """One session's state. ``since`` is when this end made or first saw it; ``handshake`` is empty
+    once the peer has answered.
 
-    ``chain`` is the half that speaks, once it has.  Who keeps the halves apart leaves it out, and
-    `encrypt`s with its own.
+    ``chain`` is the sending half. A caller that stores the halves apart leaves it out, and calls
+    `encrypt` with its own.
     """
 
     session_id: bytes
@@ -58,13 +60,13 @@ class Session:
     chain: Chain | None = None
 
     def size(self, plaintext: int) -> int:
-        """Bytes of its next message with so many bytes of plaintext."""
+        """Return the size of its next message for a plaintext of this size."""
         return _HEAD + len(self.handshake) + HEADER.size + plaintext + TAG
 
 
 @attrs.frozen
 class Parsed:
-    """A message of a session, taken apart; ``head`` is what stands before the ratchet header."""
+    """A parsed message of a session; ``head`` is everything before the ratchet header."""
 
     session_id: bytes
     handshake: Handshake | None
@@ -80,8 +82,8 @@ def started(
     now_ms: int,
     random: Random = os.urandom,
 ) -> Session:
-    """The initiator's session."""
-    state = ratchet.first(agreed.root, peer.signed, random)
+    """Return the initiator's session."""
+    state = ratchet.initiator(agreed.root, peer.signed, random)
     return Session(
         agreed.session_id,
         handshake.made_at,
@@ -94,8 +96,8 @@ def started(
 
 
 def answered(handshake: Handshake, agreed: Agreed, signed: bytes, now_ms: int) -> Session:
-    """The responder's session; ``signed`` is the private signed prekey."""
-    state = ratchet.second(agreed.root, signed)
+    """Return the responder's session; ``signed`` is the private signed prekey."""
+    state = ratchet.responder(agreed.root, signed)
     return Session(
         agreed.session_id,
         handshake.made_at,
@@ -108,9 +110,9 @@ def answered(handshake: Handshake, agreed: Agreed, signed: bytes, now_ms: int) -
 
 
 def parse(raw: bytes) -> Parsed:
-    """MalformedEnvelope for bytes that are no message of a session."""
+    """Return a session's message, parsed. Raise MalformedEnvelope for anything else."""
     if len(raw) < _HEAD + HEADER.size + TAG or raw[0] not in (PLAIN, FIRST):
-        raise MalformedEnvelope("these bytes are no message of a session")
+        raise MalformedEnvelope("not a message of a session")
     at, handshake = _HEAD, None
     if raw[0] == FIRST:
         if len(raw) < _HEAD + shake.SIZE + HEADER.size + TAG:
@@ -124,8 +126,10 @@ def parse(raw: bytes) -> Parsed:
 def encrypt(
     session: Session, chain: Chain, plaintext: bytes, binding: bytes
 ) -> tuple[Chain, bytes]:
-    """The chain's next state, and the message, which opens only with the same ``binding``;
-    `ratchet.sending` has it.
+    """Return the chain's next state, and the message, which only decrypts with the same
+    ``binding``.
+
+    ``chain`` is what `double_ratchet.sending` returned.
     """
     head = bytes([FIRST if session.handshake else PLAIN]) + session.session_id + session.handshake
     chain, header, ciphertext = ratchet.encrypt(
@@ -135,12 +139,12 @@ def encrypt(
 
 
 def seal(session: Session, plaintext: bytes, binding: bytes) -> tuple[Session, bytes]:
-    """`encrypt` with both halves in one."""
+    """Encrypt with both halves in one session, and return its next state and the message."""
     chain, raw = encrypt(session, ratchet.sending(session.state, session.chain), plaintext, binding)
     return attrs.evolve(session, state=attrs.evolve(session.state, start=b""), chain=chain), raw
 
 
-def open_(
+def decrypt(
     session: Session,
     parsed: Parsed,
     binding: bytes,
@@ -148,9 +152,11 @@ def open_(
     max_skipped: int = SETTINGS.max_skipped,
     random: Random = os.urandom,
 ) -> tuple[Session, bytes]:
-    """The next state and the plaintext; DecryptionFailed or KeyMissing, and nothing has changed."""
+    """Return the next state and the plaintext. Raise DecryptionFailed or KeyMissing, changing
+    nothing.
+    """
     if not hmac.compare_digest(parsed.session_id, session.session_id):
-        raise KeyMissing("the message is of another session")
+        raise KeyMissing("the message belongs to another session")
     associated = session.associated + parsed.head + binding
     state, plaintext = ratchet.decrypt(
         session.state,
@@ -173,14 +179,17 @@ def open_(
 
 
 def encode(session: Session) -> bytes:
-    """A session's bytes at rest, all of them secret: encrypt them."""
+    """Return a session's state as bytes. They are secret: encrypt them."""
     state, chain = session.state, session.chain
     flags = (
-        _STARTS * bool(state.start) | _RECEIVES * bool(state.receiving) | _HEARD * bool(state.peer)
+        _HAS_START * bool(state.start)
+        | _HAS_RECEIVING * bool(state.receiving)
+        | _HAS_PEER * bool(state.peer)
+        | _HAS_CHAIN * (chain is not None)
     )
     fixed = _STATE.pack(
         _VERSION,
-        flags | _SAYS * (chain is not None),
+        flags,
         session.session_id,
         session.made_at,
         session.since,
@@ -190,12 +199,7 @@ def encode(session: Session) -> bytes:
         state.root,
         state.own,
         state.peer,
-        state.receiving,
-        state.received,
-        state.turn,
-        len(state.skipped),
-        state.start,
-    )
+    ) + _REST.pack(state.receiving, state.received, state.turn, len(state.skipped), state.start)
     chains: list[tuple[bytes, list[bytes]]] = []
     for (key, number), message_key in state.skipped.items():
         if not chains or chains[-1][0] != key:
@@ -208,53 +212,48 @@ def encode(session: Session) -> bytes:
 
 
 def decode(raw: bytes) -> Session:
-    """What `encode` made, here or in an earlier version; StoreError: in a later one, Damaged: it
-    is nothing of it.
+    """Return the session that `encode` encoded, in this version or an earlier one.
+
+    Raise StoreError for a later version, Damaged for anything else.
     """
     try:
-        if raw[:1] == b"\x01":
-            return _decode_1(raw)
-        (
-            version,
-            flags,
-            session_id,
-            made_at,
-            since,
-            identity,
-            associated,
-            length,
-            root,
-            own,
-            peer,
-            receiving,
-            received,
-            turn,
-            count,
-            start,
-        ) = _STATE.unpack_from(raw)
-        if version != _VERSION:
-            raise StoreError(
-                f"the session was written in version {version}", remedy="update this program"
-            )
-        at = _STATE.size + length
-        handshake, chain = raw[_STATE.size : at], None
-        if flags & _SAYS:
-            chain = decode_chain(raw[at : at + _SAYING.size])
-            at += _SAYING.size
-        skipped = _skipped(raw, at, count)
+        return _decode(raw)
     except struct.error:
         raise Damaged("a session's state is damaged") from None
+
+
+def _decode(raw: bytes) -> Session:
+    (version, flags, session_id, made_at, since, identity, associated, length, root, own, peer) = (
+        _STATE.unpack_from(raw)
+    )
+    chain = None
+    if version == 1:
+        at = _STATE.size + _REST_1.size
+        sends, receiving, sent, received, previous, count = _REST_1.unpack_from(raw, _STATE.size)
+        turn, start = flags & _HAS_START, b""
+        if turn:
+            chain = Chain(turn, ratchet.public(own), sends, sent, previous)
+    elif version == _VERSION:
+        at = _STATE.size + _REST.size
+        receiving, received, turn, count, start = _REST.unpack_from(raw, _STATE.size)
+    else:
+        raise StoreError(f"the session was written in version {version}; update this program")
     if length not in (0, shake.SIZE):
         raise Damaged("a session's state is damaged")
+    handshake = raw[at : at + length]
+    at += length
+    if version == _VERSION and flags & _HAS_CHAIN:
+        chain = decode_chain(raw[at : at + _SENDING.size])
+        at += _SENDING.size
     state = Ratchet(
         root,
         own,
-        peer if flags & _HEARD else b"",
-        receiving if flags & _RECEIVES else b"",
+        peer if flags & _HAS_PEER else b"",
+        receiving if flags & _HAS_RECEIVING else b"",
         received,
         turn,
-        start if flags & _STARTS else b"",
-        skipped,
+        start if flags & _HAS_START else b"",
+        _skipped(raw, at, count),
     )
     return Session(session_id, made_at, since, identity, associated, handshake, state, chain)
 
@@ -273,52 +272,13 @@ def _skipped(raw: bytes, at: int, count: int) -> dict[tuple[bytes, int], bytes]:
     return found
 
 
-def _decode_1(raw: bytes) -> Session:
-    """Version 1 had no halves."""
-    (
-        _,
-        flags,
-        session_id,
-        made_at,
-        since,
-        identity,
-        associated,
-        length,
-        root,
-        own,
-        peer,
-        sends,
-        receiving,
-        sent,
-        received,
-        previous,
-        count,
-    ) = _STATE_1.unpack_from(raw)
-    at = _STATE_1.size + length
-    turn = flags & 1
-    chain = Chain(turn, ratchet.public(own), sends, sent, previous) if turn else None
-    state = Ratchet(
-        root,
-        own,
-        peer if flags & _HEARD else b"",
-        receiving if flags & _RECEIVES else b"",
-        received,
-        turn,
-        b"",
-        _skipped(raw, at, count),
-    )
-    return Session(
-        session_id, made_at, since, identity, associated, raw[_STATE_1.size : at], state, chain
-    )
-
-
 def encode_chain(chain: Chain) -> bytes:
-    """The speaking half at rest, 76 bytes; secret."""
-    return _SAYING.pack(chain.turn, chain.key, chain.chain, chain.sent, chain.previous)
+    """Return the sending half as 76 bytes. They are secret."""
+    return _SENDING.pack(chain.turn, chain.key, chain.chain, chain.sent, chain.previous)
 
 
 def decode_chain(raw: bytes) -> Chain:
-    """What `encode_chain` made; Damaged for anything else."""
-    if len(raw) != _SAYING.size:
+    """Return the chain that `encode_chain` encoded. Raise Damaged for anything else."""
+    if len(raw) != _SENDING.size:
         raise Damaged("a session's state is damaged")
-    return Chain(*_SAYING.unpack(raw))
+    return Chain(*_SENDING.unpack(raw))

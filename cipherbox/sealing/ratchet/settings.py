@@ -1,6 +1,4 @@
-"""The numbers of a session.  None of them is in the bytes that travel: each end may have its
-own.
-"""
+"""Settings of a session. None of them is part of the protocol: each end may have its own."""
 
 from __future__ import annotations
 
@@ -12,18 +10,18 @@ from cipherbox.checks import checked
 @checked
 @attrs.frozen
 class SessionSettings:
-    """Frozen; the comment behind each says why it has this value."""
+    """A session's settings; the comment beside each gives the reason for its value."""
 
-    # keys kept for messages that did not come yet: 72 KB of a session; the oldest go first
+    # keys kept for skipped messages: 72 KB of a session; the oldest are dropped first
     max_skipped: int = 2000
-    # then a fresh handshake: what was stolen before opens nothing after, quantum or not
+    # then a new handshake: keys stolen before it reveal nothing after it, even to quantum computers
     rotation_s: int = 86_400
-    sessions_per_peer: int = 8  # those before the newest, for what is still under way
+    sessions_per_peer: int = 8  # older ones for messages still in transit
     one_time_prekeys: int = 100  # at HQ, each for one first contact: 128 KB
-    signed_prekey_s: int = 7 * 86_400  # then another one is offered
-    # and the old one kept so long for first contacts under way
+    signed_prekey_s: int = 7 * 86_400  # then it is replaced
+    # and kept for first contacts still in transit
     signed_prekey_kept_s: int = 30 * 86_400
-    handshake_s: float = 30.0  # over a stream: all of the handshake
+    handshake_s: float = 30.0  # over a stream: the whole handshake
     message_bytes: int = 16 * 1024 * 1024  # over a stream: the largest message
 
 

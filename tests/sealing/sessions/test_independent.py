@@ -108,7 +108,7 @@ class Other:
 
 async def pair(we_begin: bool) -> list[Any]:
     if we_begin:
-        ours = Ours(ratchet.first(ROOT, public(SIGNED)))
+        ours = Ours(ratchet.initiator(ROOT, public(SIGNED)))
         state, plain = await Theirs.decrypt_initial_message(
             shared_secret=ROOT,
             own_ratchet_priv=SIGNED,
@@ -124,7 +124,7 @@ async def pair(we_begin: bool) -> list[Any]:
             associated_data=b"ad",
             **PARTS,
         )
-        ours = Ours(ratchet.second(ROOT, SIGNED))
+        ours = Ours(ratchet.responder(ROOT, SIGNED))
         plain = await ours.hear(to_ours(message))
     assert plain == b"hello"
     return [ours, Other(state)]
@@ -154,13 +154,13 @@ async def test_the_same_bytes() -> None:
     """Not only understood: with the same message key both make the same ciphertext."""
     ours, other = await pair(True)
     state, before = ours.state, ours.chain
-    chain, key = ratchet.turn_chain(before.chain)
+    chain, key = ratchet.kdf_ck(before.chain)
     header = ratchet.Header(public(state.own), before.previous, before.sent)
     data = ratchet.bound(b"ad", header)
     assert await ours.say(b"x") == (header, await OurAead.encrypt(b"x", key, data))
     assert ours.chain.chain == chain
     assert await other.hear((header, ratchet.seal_message(key, b"x", data))) == b"x"
     made = await RootKdf.derive(ROOT, b"\x07" * 32, 64)
-    assert ratchet.turn_root(ROOT, b"\x07" * 32) == (made[:32], made[32:])
+    assert ratchet.kdf_rk(ROOT, b"\x07" * 32) == (made[:32], made[32:])
     made = await ChainKdf.derive(ROOT, b"\x02\x01", 64)
-    assert ratchet.turn_chain(ROOT) == (made[:32], made[32:])
+    assert ratchet.kdf_ck(ROOT) == (made[:32], made[32:])

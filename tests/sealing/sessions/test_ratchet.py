@@ -35,7 +35,7 @@ def pair(once: bool = True) -> tuple[Session, Session]:
     alice = begin(person("B", once), person("A"))
     alice, raw = session.seal(alice, b"first", b"")
     bob = answer(person("B", once), raw)
-    bob, plain = session.open_(bob, session.parse(raw), b"")
+    bob, plain = session.decrypt(bob, session.parse(raw), b"")
     assert plain == b"first"
     return alice, bob
 
@@ -44,7 +44,7 @@ def hand(
     sender: Session, receiver: Session, text: bytes, binding: bytes = b""
 ) -> tuple[Session, Session, bytes]:
     sender, raw = session.seal(sender, text, binding)
-    receiver, plain = session.open_(receiver, session.parse(raw), binding)
+    receiver, plain = session.decrypt(receiver, session.parse(raw), binding)
     assert plain == text
     return sender, receiver, raw
 
@@ -70,7 +70,7 @@ def test_the_handshake_goes_with_every_message_until_one_comes_back() -> None:
         sent.append(raw)
     bob = answer(person("B"), sent[2])
     for raw in (sent[2], sent[0], sent[1]):
-        bob, _ = session.open_(bob, session.parse(raw), b"")
+        bob, _ = session.decrypt(bob, session.parse(raw), b"")
     bob, alice, raw = hand(bob, alice, b"back")
     assert len(raw) == alice.size(4) == 1 + 16 + 40 + 4 + 16
 
@@ -89,7 +89,7 @@ def hear_first(raw: bytes) -> None:
     if parsed.handshake is None:
         raise KeyMissing
     agreed = handshake.answer(person("B").secrets(), parsed.handshake, PARTIES)
-    session.open_(
+    session.decrypt(
         session.answered(parsed.handshake, agreed, person("B").signed.dh, 2000), parsed, b"place"
     )
 
@@ -107,8 +107,8 @@ def test_every_byte_is_bound() -> None:
             hear_first(changed)
     bob = answer(person("B"), raw)
     with pytest.raises(DecryptionFailed):
-        session.open_(bob, session.parse(raw), b"other place")
-    bob, _ = session.open_(bob, session.parse(raw), b"place")
+        session.decrypt(bob, session.parse(raw), b"other place")
+    bob, _ = session.decrypt(bob, session.parse(raw), b"place")
     bob, alice, _ = hand(bob, alice, b"answer")
     alice, short = session.seal(alice, b"key", b"place")
     before = session.encode(bob)
@@ -116,25 +116,25 @@ def test_every_byte_is_bound() -> None:
         for bit in (1, 0x80):
             changed = short[:at] + bytes([short[at] ^ bit]) + short[at + 1 :]
             with pytest.raises(CipherBoxError):
-                session.open_(bob, session.parse(changed), b"place")
+                session.decrypt(bob, session.parse(changed), b"place")
             assert session.encode(bob) == before
     for cut in range(len(short)):
         with pytest.raises(CipherBoxError):
-            session.open_(bob, session.parse(short[:cut]), b"place")
-    assert session.open_(bob, session.parse(short), b"place")[1] == b"key"
+            session.decrypt(bob, session.parse(short[:cut]), b"place")
+    assert session.decrypt(bob, session.parse(short), b"place")[1] == b"key"
 
 
 def test_a_key_opens_once() -> None:
     alice, bob = pair()
     alice, bob, raw = hand(alice, bob, b"x")
     with pytest.raises(KeyMissing):
-        session.open_(bob, session.parse(raw), b"")
+        session.decrypt(bob, session.parse(raw), b"")
     alice, late = session.seal(alice, b"late", b"")
     alice, bob, _ = hand(alice, bob, b"later")
-    bob, plain = session.open_(bob, session.parse(late), b"")
+    bob, plain = session.decrypt(bob, session.parse(late), b"")
     assert plain == b"late"
     with pytest.raises(KeyMissing):
-        session.open_(bob, session.parse(late), b"")
+        session.decrypt(bob, session.parse(late), b"")
 
 
 def test_skipped_keys_have_a_bound_and_the_oldest_go_first() -> None:
@@ -145,7 +145,7 @@ def test_skipped_keys_have_a_bound_and_the_oldest_go_first() -> None:
         sent.append(raw)
 
     def opened(bob: Session, index: int) -> tuple[Session, bytes]:
-        return session.open_(bob, session.parse(sent[index]), b"", max_skipped=5)
+        return session.decrypt(bob, session.parse(sent[index]), b"", max_skipped=5)
 
     before = session.encode(bob)
     with pytest.raises(KeyMissing, match="6 messages"):
@@ -169,7 +169,7 @@ def test_a_stolen_state_opens_nothing_from_before() -> None:
     stolen_a, stolen_b = alice, bob
     for stolen in (stolen_a, stolen_b):
         with pytest.raises(CipherBoxError):
-            session.open_(stolen, session.parse(old), b"")
+            session.decrypt(stolen, session.parse(old), b"")
 
 
 def test_a_turn_of_both_ends_heals() -> None:
@@ -180,11 +180,11 @@ def test_a_turn_of_both_ends_heals() -> None:
     bob, alice, _ = hand(bob, alice, b"turn")
     thief = bob
     alice, bob, raw = hand(alice, bob, b"still open to the thief")
-    assert session.open_(thief, session.parse(raw), b"")[1] == b"still open to the thief"
+    assert session.decrypt(thief, session.parse(raw), b"")[1] == b"still open to the thief"
     bob, alice, _ = hand(bob, alice, b"a receipt")
     alice, bob, raw = hand(alice, bob, b"closed")
     with pytest.raises(CipherBoxError):
-        session.open_(thief, session.parse(raw), b"")
+        session.decrypt(thief, session.parse(raw), b"")
 
 
 def test_a_state_set_back_uses_no_key_twice() -> None:
@@ -313,9 +313,9 @@ def test_loss_doubling_reordering_and_crashes(plan: list[tuple[str, int]], count
             own = session.decode(known) if known else answer(people[b], raw, roles(a, b))
             if raw in opened:
                 with pytest.raises(CipherBoxError):
-                    session.open_(own, parsed, b"")
+                    session.decrypt(own, parsed, b"")
                 continue
-            own, plain = session.open_(own, parsed, b"")
+            own, plain = session.decrypt(own, parsed, b"")
             assert plain == text
             if number % 7:  # else: it crashed before it wrote; the message comes again
                 disk[b][(a, own.session_id)] = session.encode(own)
@@ -325,9 +325,9 @@ def test_loss_doubling_reordering_and_crashes(plan: list[tuple[str, int]], count
 
 
 def test_chains_are_those_of_the_specification() -> None:
-    root, chain = ratchet.turn_root(bytes(32), b"\x01" * 32)
+    root, chain = ratchet.kdf_rk(bytes(32), b"\x01" * 32)
     assert len(root) == len(chain) == 32
-    following, key = ratchet.turn_chain(chain)
+    following, key = ratchet.kdf_ck(chain)
     assert len({root, chain, following, key}) == 4
 
 
@@ -335,12 +335,12 @@ def test_states_of_version_1_go_on() -> None:
     """As they were written when both halves of a session were kept as one."""
     old = json.loads((Path(__file__).parent / "states_version_1.json").read_text())
     alice, bob = (session.decode(bytes.fromhex(old[name])) for name in "ab")
-    bob, plain = session.open_(bob, session.parse(bytes.fromhex(old["late"])), b"")
+    bob, plain = session.decrypt(bob, session.parse(bytes.fromhex(old["late"])), b"")
     assert plain == b"late"
     assert len(bob.state.skipped) == 0
     after, raw = session.seal(alice, b"next", b"")
     assert raw.hex() == old["next"]  # what the program of then would have said
-    bob, _ = session.open_(bob, session.parse(raw), b"")
+    bob, _ = session.decrypt(bob, session.parse(raw), b"")
     bob, after, _ = hand(bob, after, b"and back")
     assert session.decode(session.encode(after)) == after
     with pytest.raises(StoreError):
