@@ -28,7 +28,7 @@ Map, written by `make generate`:
     keys/              This client's keys and certificate, and the keys of others that it trusts.
     local_database     A client's small databases: SQLite files of this user alone, durable at every
                        commit, upgraded in a transaction.
-    log/               The transparency log, seen by a client: heads it has verified, proofs,
+    log/               A client's view of the transparency log: verified heads, proofs,
                        contradictions, cosignatures.
     options            Publish options: the recipients or the route, and how messages are sealed.
     outbox/            What this home sends: kept on its disk, sent until HQ has it, kept until

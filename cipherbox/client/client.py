@@ -131,7 +131,7 @@ class Client(ConsumingCalls, Tracking, AdminCalls):
             connection,
             events,
             self.directory,
-            published=None if self.prekeys is None else self.prekeys.follow,
+            published=None if self.prekeys is None else self.prekeys.replace_if_rotated,
         )
         self.opener = Opener(
             home.identity,

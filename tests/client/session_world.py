@@ -54,7 +54,7 @@ class Home:
 
     def forget(self) -> None:
         """All sessions, as if they had not been."""
-        with self.sessions.hearing._transaction():
+        with self.sessions.receiving._transaction():
             self.sessions._db.execute("DELETE FROM sessions")
 
     def end(self) -> None:
@@ -82,7 +82,7 @@ class Home:
             steps=tuple(turned),
         )
         assert self.outbox.write([fresh]) == set()
-        self.sessions.kept(turned)
+        self.sessions.committed(turned)
 
 
 @attrs.define
@@ -97,7 +97,7 @@ class World:
 
     def offer(self, name: str) -> None:
         keys = self.homes[name].sessions.keys
-        offer = keys.fresh()
+        offer = keys.replacement()
         keys.offered(offer)
         self.prekeys[name] = offer.signed, list(offer.once)
 
@@ -127,7 +127,7 @@ class World:
             ).raw
         if not keep:
             return raw
-        home.keep(raw, [step for sending_chain in sending_chains for step in sending_chain.turned])
+        home.keep(raw, [step for sending_chain in sending_chains for step in sending_chain.steps])
         parsed = session.parse(stanza(raw))
         at = (parsed.session_id, parsed.header.key, parsed.header.number)
         assert self.used.setdefault(at, raw) == raw, "a message key was used twice"

@@ -80,7 +80,7 @@ async def test_after_a_break_no_digits_of_before_agree(
         assert evil.begins_anew
         scripted.offers["CA-RC"] = [center.bundle.raw, evil.raw]
         client.directory._asked.clear()
-        with pytest.raises(BundleDiscontinuous, match="states that it starts anew"):
+        with pytest.raises(BundleDiscontinuous, match="says that it begins anew"):
             await client.publish("secret", to="CA-RC")
         assert fingerprint(await client.directory.offered("CA-RC")) != spoken
     assert len(scripted.envelopes) == 1

@@ -72,7 +72,7 @@ async def test_a_revoked_home_comes_back_with_all_it_holds_and_new_keys(hq: Any)
     assert identity.sign_keys != before.sign_keys
     async with hq.client("FL-LAB") as lab:
         lab.directory.refresh("CA-RC")
-        with pytest.raises(BundleDiscontinuous, match="starts anew"):
+        with pytest.raises(BundleDiscontinuous, match="begins anew"):
             await lab.publish("secret", to="CA-RC")
         Pins(lab.home.path).accept(await lab.directory.offered("CA-RC"), PERSON)  # they compared
         lab.directory.pins._cache.clear()
@@ -250,11 +250,11 @@ async def test_sessions_of_before_are_not_spoken_in_again(hq: Any) -> None:
     assert await opened(hq, "CA-RC") == [b"in a session"]
     async with hq.client("CA-RC") as center:
         await center.publish("back", to="FL-LAB", stanza="ratchet")
-        assert center.sessions.speaks_with("FL-LAB")
+        assert center.sessions.can_send("FL-LAB")
     await revoked(hq, "CA-RC")
     await join(hq.home("CA-RC"), await token_for(hq, "CA-RC"))
     async with hq.client("CA-RC") as center:
-        assert not center.sessions.speaks_with("FL-LAB")
+        assert not center.sessions.can_send("FL-LAB")
 
 
 # -- another home in its place ---------------------------------------------------------------------

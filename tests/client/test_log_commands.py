@@ -41,7 +41,7 @@ async def contradict(hq: Any) -> Path:
         await lab.log.check(lab.connection)
         newest, audit = lab.log.newest.checkpoint, hq_audit(lab)
         other = Checkpoint(audit.origin, newest.size, tree.leaf_hash(b"another log"), newest.at)
-        lab.log.meet(sign_checkpoint(other, audit._key))
+        lab.log.observe(sign_checkpoint(other, audit._key))
         with pytest.raises(LogContradiction):
             await lab.log.check(lab.connection)
     (file,) = hq.home("FL-LAB").glob("log-evidence-*.json")

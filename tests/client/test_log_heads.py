@@ -182,9 +182,11 @@ async def test_entries_that_were_read_before_are_missed(hq: Any) -> None:
             )
         wrong = (await verify_log(admin, admin.log.key, lambda *_: None)).wrong
     assert [one["reason"] for one in wrong[:1]] == [
-        "it is not what was read and verified here before"
+        "it differs from the entry read and verified here before"
     ]
-    assert any("were read and verified here before, and are gone" in one["reason"] for one in wrong)
+    assert any(
+        "were read and verified here before, and are missing" in one["reason"] for one in wrong
+    )
 
 
 async def test_a_fork_shows_in_a_receipt(hq: Any) -> None:
@@ -199,12 +201,12 @@ async def test_a_fork_shows_in_a_receipt(hq: Any) -> None:
             Checkpoint(audit.origin, newest.size, tree.leaf_hash(b"another log"), newest.at),
             audit._key,
         )
-        lab.log.meet(other)
+        lab.log.observe(other)
         with pytest.raises(LogContradiction, match="HQ signed two logs"):
             await lab.log.check(lab.connection)
     (file,) = hq.home("FL-LAB").glob("log-evidence-*.json")
     assert evidence.verify_file(file.read_bytes()).kind == evidence.FORK
-    with pytest.raises(LogContradiction, match="until a person has looked"):
+    with pytest.raises(LogContradiction, match="until a person has decided"):
         async with hq.client("FL-LAB", **QUICK):
             pass
 
@@ -228,7 +230,7 @@ def hq_audit(client: Any) -> TransparencyLog:
 async def test_heads_that_hq_does_not_prove_take_bounded_memory(
     hq: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cipherbox.client.log.verifier.MOST_MET", 8)
+    monkeypatch.setattr("cipherbox.client.log.verifier.MAX_UNPROVEN", 8)
     async with hq.client("FL-LAB", **QUICK) as lab:
         audit, newest = hq_audit(lab), lab.log.newest.checkpoint
         met = [
@@ -238,11 +240,11 @@ async def test_heads_that_hq_does_not_prove_take_bounded_memory(
             for n in range(1, 10)
         ]
         for note in met[:8]:
-            lab.log.meet(note)
-        lab.log.meet(met[3])  # known
-        with pytest.raises(LogUnproven, match="HQ owes the proof that 8 heads"):
-            lab.log.meet(met[8])
-        assert len(lab.log._met) == 8
+            lab.log.observe(note)
+        lab.log.observe(met[3])  # known
+        with pytest.raises(LogUnproven, match="HQ has not proven that 8 heads"):
+            lab.log.observe(met[8])
+        assert len(lab.log._unproven) == 8
 
 
 # -- restores --------------------------------------------------------------------------------------
@@ -327,7 +329,7 @@ async def test_a_witness_never_cosigns_a_contradiction(hq: Any) -> None:
         client.log.heads.keep_cosigned(
             head, head._replace(checkpoint=other, note=sign_checkpoint(other, audit._key))
         )
-        with pytest.raises(LogContradiction, match="does not go on from"):
+        with pytest.raises(LogContradiction, match="is not consistent with"):
             await acting.once()
 
 

@@ -14,7 +14,7 @@ import trio
 from cipherbox.client.home import load_home
 from cipherbox.client.log import verifier
 from cipherbox.client.log.heads import Head, Heads
-from cipherbox.client.log.restores import Word, attest_restored, make_statement
+from cipherbox.client.log.restores import RestoreStatement, attest_restored, make_statement
 from cipherbox.envelope import merkle_tree as tree
 from cipherbox.envelope.checkpoint import Checkpoint, sign_checkpoint, verify_checkpoint
 from cipherbox.errors import InvalidRequest, LogContradiction, Queued
@@ -49,14 +49,14 @@ async def test_an_hq_that_refuses_to_prove_its_heads_is_not_used(
     """A fork showed in a receipt.  HQ knows by the question that it is caught, and gives no
     answer.
     """
-    monkeypatch.setattr(verifier, "PATIENCE_S", 0.5)
+    monkeypatch.setattr(verifier, "PROOF_TIMEOUT_S", 0.5)
     monkeypatch.setattr(verifier, "RETRY_S", 0.1)
     async with hq.client("FL-LAB", **QUICK) as lab:
         await publish(lab)
         await lab.log.check(lab.connection)
         with monkeypatch.context() as patch:
             patch.setattr(logrequests, "_consistency", silent)
-            lab.log.meet(forked(lab, 3), "CA-RC")
+            lab.log.observe(forked(lab, 3), "CA-RC")
             await until(lambda: lab.connection.current is None)
             with pytest.raises(Queued, match="not today"):
                 await publish(lab)
@@ -81,8 +81,8 @@ async def test_what_a_short_command_could_not_verify_is_verified_by_the_next(
         await publish(lab)
         await lab.log.check(lab.connection)
         monkeypatch.setattr(lab.connection, "request", never)
-        monkeypatch.setattr(verifier, "REST_S", 0.05)
-        lab.log.meet(forked(lab))
+        monkeypatch.setattr(verifier, "FINISH_S", 0.05)
+        lab.log.observe(forked(lab))
     with pytest.raises(LogContradiction, match="HQ signed two logs"):
         async with hq.client("FL-LAB", **QUICK):
             pass
@@ -138,9 +138,9 @@ async def test_an_admins_word_holds_for_a_log_that_begins_as_it_says(
     async with hq.admin() as admin:
         new, (size, root) = admin.log.newest.checkpoint, await left_of(admin)
         for word in (
-            Word("", (old.origin,), size, bytes(32), new.origin),
-            Word("", (old.origin,), size - 1, root, new.origin),
-            Word("", (old.origin,), size, root, new.origin[:-4] + "0000"),
+            RestoreStatement("", (old.origin,), size, bytes(32), new.origin),
+            RestoreStatement("", (old.origin,), size - 1, root, new.origin),
+            RestoreStatement("", (old.origin,), size, root, new.origin[:-4] + "0000"),
         ):
             await admin.connection.request(
                 frames.AttestRestore, statement=make_statement(word, list(files.chain), files.key)
@@ -163,7 +163,7 @@ async def test_the_word_of_any_certified_client_counts_and_its_name_is_said(
     files = load_home(hq.home("CA-RC"))
     async with hq.admin() as admin:
         new = admin.log.newest.checkpoint
-        word = Word("", (old.origin,), *await left_of(admin), new.origin)
+        word = RestoreStatement("", (old.origin,), *await left_of(admin), new.origin)
         statement = make_statement(word, list(files.chain), files.key)
         await admin.connection.request(frames.AttestRestore, statement=statement)
     said: list[str] = []
@@ -206,13 +206,13 @@ async def test_a_genuine_head_of_before_a_restore_stops_nobody_for_good(
         lost = lab.log.newest.note
     await restored(hq, tmp_path)
     async with hq.client("CA-RC") as newcomer:
-        newcomer.log.meet(lost, "FL-LAB")
+        newcomer.log.observe(lost, "FL-LAB")
         with pytest.raises(LogContradiction, match="began anew"):
             await newcomer.log.check(newcomer.connection)
     await attest_restored(load_home(hq.admin_home), lambda _: None)
     async with hq.client("CA-RC") as newcomer:
-        newcomer.log.meet(lost, "FL-LAB")
-        assert newcomer.log.settled
+        newcomer.log.observe(lost, "FL-LAB")
+        assert newcomer.log.all_proven
         await newcomer.log.check(newcomer.connection)
 
 
@@ -225,12 +225,12 @@ async def test_heads_in_one_clients_receipts_cost_one_proof_at_a_time(hq: Any) -
         await lab.log.check(lab.connection)
         audit = hq_audit(lab)
         for size in range(1, 200):
-            lab.log.meet(
+            lab.log.observe(
                 sign_checkpoint(Checkpoint(audit.origin, size, bytes(32), size), audit._key),
                 "MI-LAB",
             )
-        assert len(lab.log._met) == 1
-        lab.log._met.clear()
+        assert len(lab.log._unproven) == 1
+        lab.log._unproven.clear()
 
 
 async def test_old_genuine_heads_in_receipts_are_no_contradiction(hq: Any) -> None:
@@ -241,7 +241,7 @@ async def test_old_genuine_heads_in_receipts_are_no_contradiction(hq: Any) -> No
             await lab.log.check(lab.connection)
             notes.append(lab.log.newest.note)
         for client, note in zip(("MI-LAB", "OH-LAB", "CA-RC"), notes, strict=False):
-            lab.log.meet(note, client)
+            lab.log.observe(note, client)
         await lab.log.check(lab.connection)
-        assert lab.log.settled
+        assert lab.log.all_proven
         assert lab.log.heads.contradiction() is None

@@ -95,7 +95,7 @@ async def test_a_revoked_senders_backlog_uses_up_no_requests(
             with pytest.raises(SenderNotValid, match="not so fast"):
                 await center.open(more[0])
         for delivery in more[1:]:
-            with pytest.raises(SenderNotValid, match="HQ is asked too much about it"):
+            with pytest.raises(SenderNotValid, match="rate limit for proofs about it"):
                 await center.open(delivery)
 
 
@@ -264,6 +264,6 @@ async def test_an_hq_that_proves_another_entry_than_it_delivered_contradicts_its
             LogContradiction, match=r"proves now that it was entry \d+. Nothing is sent or received"
         ):
             await center.open(delivery)
-    with pytest.raises(LogContradiction, match="until a person has looked"):
+    with pytest.raises(LogContradiction, match="until a person has decided"):
         async with hq.client("CA-RC", tries=1, timeout_s=2.0):
             pass

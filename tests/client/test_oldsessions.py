@@ -74,9 +74,9 @@ def opened(home: Path) -> Sessions:
 def check(sessions: Sessions) -> None:
     assert sessions.keys.identity() == IDENTITY
     assert sessions.keys._fact("once_id") == b"\x00\x00\x00\x07"
-    assert sessions.hearing._held == {b"h" * 32}
-    assert sessions.speaks_with("CA-RC")
-    assert not sessions.speaks_with("SF-RC")  # it could not be read, and is begun anew
+    assert sessions.receiving._held == {b"h" * 32}
+    assert sessions.can_send("CA-RC")
+    assert not sessions.can_send("SF-RC")  # it could not be read, and is begun anew
     found, chain = sessions._newest("CA-RC") or (None, None)
     assert found is not None
     assert chain is not None
@@ -118,7 +118,7 @@ def test_a_damaged_file_stays(tmp_path: Path) -> None:
 def test_a_home_that_never_received_has_them_too(tmp_path: Path) -> None:
     old_file(tmp_path)
     sessions = opened(tmp_path)
-    assert sessions.speaks_with("CA-RC")
+    assert sessions.can_send("CA-RC")
     sessions.close()
 
 

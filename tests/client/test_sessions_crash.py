@@ -58,16 +58,16 @@ def test_crashes_between_any_two_steps(plan: list[tuple[str, int]], count: int) 
             elif what == "hear":
                 hear(here, home, chance)
             elif what == "turn":
-                turned = home.sessions.turn(to)
+                turned = home.sessions.make_step(to)
                 if turned is not None:
-                    assert home.outbox.write(steps=[turned[1]]) == set()
-                    home.sessions.kept([turned[1]])
+                    assert home.outbox.write(turned=[turned[1]]) == set()
+                    home.sessions.committed([turned[1]])
                     if chance % 3:
                         here.turns.append((home.name, to, turned[0]))
                 if here.turns:
                     sender, reader, raw_turn = here.turns.pop(chance % len(here.turns))
                     try:
-                        here.homes[reader].sessions.take_turn(sender, raw_turn)
+                        here.homes[reader].sessions.receive_step(sender, raw_turn)
                     except KeyMissing:
                         pass  # its session is not known there yet, or it was dropped
             elif what == "day":
@@ -132,11 +132,11 @@ def test_what_is_changed_changes_nothing(tmp_path: Path) -> None:
         assert dump(center) == before
         assert here.open(center, "FL-LAB", raw) == text
         assert dump(center) != before
-        turn = center.sessions.turn("FL-LAB")
+        turn = center.sessions.make_step("FL-LAB")
         assert turn is not None
-        center.outbox.write(steps=[turn[1]])
-        center.sessions.kept([turn[1]])
-        lab.sessions.take_turn("CA-RC", turn[0])
+        center.outbox.write(turned=[turn[1]])
+        center.sessions.committed([turn[1]])
+        lab.sessions.receive_step("CA-RC", turn[0])
 
 
 def dump(home: Home) -> list[Any]:
@@ -263,7 +263,7 @@ def test_a_power_cut_takes_back_what_was_heard(tmp_path: Path) -> None:
     before = center.sessions._db.execute("SELECT * FROM sessions").fetchall()
     for text in (b"3", b"4"):
         here.open(center, "FL-LAB", here.seal(lab, "CA-RC", text))
-    with center.sessions.hearing._transaction():
+    with center.sessions.receiving._transaction():
         row = f"({', '.join('?' * len(before[0]))})"
         center.sessions._db.executemany(f"INSERT OR REPLACE INTO sessions VALUES {row}", before)
     center.crash()
@@ -280,9 +280,9 @@ def test_a_clock_that_was_set_back(tmp_path: Path) -> None:
     now[0] = 1_000_000_000
     first = here.seal(lab, "CA-RC", b"1")
     now[0] = 5000
-    with lab.sessions.hearing._transaction():
+    with lab.sessions.receiving._transaction():
         state = attrs.evolve(lab.sessions._newest("CA-RC")[0], since=1000)
-        lab.sessions.hearing._put(lab.sessions._db, ("CA-RC", state.session_id), state, 1, 2)
+        lab.sessions.receiving._put(lab.sessions._db, ("CA-RC", state.session_id), state, 1, 2)
     sent = [first, here.seal(lab, "CA-RC", b"2"), here.seal(lab, "CA-RC", b"3")]
     spoken = [session.parse(stanza(raw)).session_id for raw in sent]
     assert spoken[0] != spoken[1] == spoken[2]

@@ -30,7 +30,7 @@ async def test_an_older_hq_is_not_asked(hq: Any, monkeypatch: pytest.MonkeyPatch
         lab.connection.current.welcome.features = 0
         assert await Receiver(lab).drain() == 0
         for call in (lab.offer_prekeys, lambda: lab.publish("x", to="CA-RC", stanza="ratchet")):
-            with pytest.raises(UnknownRecipient, match="keeps no prekeys"):
+            with pytest.raises(UnknownRecipient, match="does not store prekeys"):
                 await call()
         assert (await lab.publish("x", to="CA-RC")).accepted_at
 
@@ -69,7 +69,7 @@ async def test_an_hq_that_was_set_back_gets_fresh_prekeys(hq: Any) -> None:
 async def test_what_is_refused(hq: Any) -> None:
     await hq.join("SF-RC")
     async with hq.admin() as admin, hq.client("FL-LAB") as lab:
-        with pytest.raises(UnknownRecipient, match="left no prekeys"):
+        with pytest.raises(UnknownRecipient, match="no prekeys at HQ"):
             await lab.publish("x", to="SF-RC", stanza="ratchet")
         await admin.declare_exchange("labs", "direct")
         await admin.grant("FL-LAB", "publish", "labs")
@@ -83,7 +83,7 @@ async def test_what_is_refused(hq: Any) -> None:
             await lab.publish("x", exchange="labs", routing_key="many", stanza="ratchet")
         # prekeys of another, or changed on the way
         assert lab.prekeys is not None
-        good = lab.prekeys.sessions.keys.fresh()
+        good = lab.prekeys.sessions.keys.replacement()
         async with hq.client("SF-RC") as other:
             with pytest.raises(BundleRefused):
                 await other.prekeys._send(good.signed, (), replace=False)

@@ -41,7 +41,7 @@ def sealed(here: World, home: Home, to: str, text: bytes, *, reserve: bool = Fal
             sealed_at=now_ms(),
             sending_chains=sending_chains,
         ).raw
-    return raw, tuple(step for sending_chain in sending_chains for step in sending_chain.turned)
+    return raw, tuple(step for sending_chain in sending_chains for step in sending_chain.steps)
 
 
 def write(home: Home, *batch: Sealed) -> list[bytes]:
@@ -69,9 +69,9 @@ def write(home: Home, *batch: Sealed) -> list[bytes]:
     left = []
     for raw, turned in batch:
         if any(step.session_id in moved for step in turned):
-            home.sessions.lost(turned)
+            home.sessions.rolled_back(turned)
         else:
-            home.sessions.kept(turned)
+            home.sessions.committed(turned)
             left.append(raw)
     return left
 
@@ -114,7 +114,7 @@ def test_no_number_twice_after_a_full_disk(tmp_path: Path) -> None:
     here, _ = world(tmp_path)
     lab, _ = first_of(here)
     one, two = (sealed(here, lab, "CA-RC", text) for text in (b"1", b"2"))
-    lab.sessions.lost(one[1])  # its write failed while the second was sealed
+    lab.sessions.rolled_back(one[1])  # its write failed while the second was sealed
     three, four = (sealed(here, lab, "CA-RC", text) for text in (b"3", b"4"))
     numbers = [number(raw) for raw in write(lab, two, three, four)]
     assert len(set(numbers)) == len(numbers)
@@ -176,8 +176,8 @@ def beside_each_other(path: Path) -> tuple[World, Home, Home, Home]:
 
 def heard(home: Home, raw: bytes, bundle: KeyBundle) -> Any:
     """What a recording has to write after this."""
-    home.sessions.hear(parse_envelope(raw), bundle)
-    batch = home.sessions.heard()
+    home.sessions.decrypt(parse_envelope(raw), bundle)
+    batch = home.sessions.take_received()
     assert batch is not None
     return batch
 
@@ -185,11 +185,11 @@ def heard(home: Home, raw: bytes, bundle: KeyBundle) -> Any:
 def none_opens_again(home: Home, bundle: KeyBundle, *raws: bytes) -> None:
     """After a crash, and without what is held for a second delivery: each message key is gone."""
     home.crash()
-    with home.sessions.hearing._transaction():
+    with home.sessions.receiving._transaction():
         home.sessions._db.execute("DELETE FROM held")
     for raw in raws:
         with pytest.raises(KeyMissing):
-            home.sessions.hear(parse_envelope(raw), bundle)
+            home.sessions.decrypt(parse_envelope(raw), bundle)
 
 
 def test_a_busy_reader_follows_what_another_process_heard(tmp_path: Path) -> None:
@@ -200,7 +200,7 @@ def test_a_busy_reader_follows_what_another_process_heard(tmp_path: Path) -> Non
     bundle = lab.party.bundle
     one, two, three = (here.seal(lab, "CA-RC", text) for text in (b"1", b"2", b"3"))
     batch = heard(center, one, bundle)
-    center.sessions.hear(parse_envelope(two), bundle)  # while the first is written
+    center.sessions.decrypt(parse_envelope(two), bundle)  # while the first is written
     here.open(other, "FL-LAB", three)
     record(center, batch)
     here.open(lab, "CA-RC", here.seal(center, "FL-LAB", b"back"))
@@ -208,8 +208,8 @@ def test_a_busy_reader_follows_what_another_process_heard(tmp_path: Path) -> Non
     here.open(other, "FL-LAB", four)
     here.open(lab, "CA-RC", here.seal(other, "FL-LAB", b"back"))
     five = here.seal(lab, "CA-RC", b"5")
-    assert center.sessions.hear(parse_envelope(five), bundle)[0].content == b"5"
-    batch = center.sessions.heard()
+    assert center.sessions.decrypt(parse_envelope(five), bundle)[0].content == b"5"
+    batch = center.sessions.take_received()
     assert batch is not None
     record(center, batch)
     none_opens_again(center, bundle, one, two, three, four, five)
@@ -217,8 +217,8 @@ def test_a_busy_reader_follows_what_another_process_heard(tmp_path: Path) -> Non
 
 
 def record(home: Home, batch: Any, *, told: bool = True) -> None:
-    with home.sessions.hearing._transaction():
-        home.sessions.hearing.write(home.sessions._db, batch)
+    with home.sessions.receiving._transaction():
+        home.sessions.receiving.write(home.sessions._db, batch)
     if told:
         home.sessions.recorded(batch)
 
@@ -252,7 +252,7 @@ def test_sessions_outlast_a_clock_that_was_set_back(tmp_path: Path) -> None:
         here.open(center, "FL-LAB", here.seal(lab, "CA-RC", b"x"))
     now[0] = 1_000_000_000
     for home in (lab, center):
-        with home.sessions.hearing._transaction():
+        with home.sessions.receiving._transaction():
             home.sessions._db.execute("UPDATE sessions SET retired = 1")
     sent = [here.seal(lab, "CA-RC", text) for text in (b"1", b"2")]
     assert len({session.parse(stanza(raw)).session_id for raw in sent}) == 1
@@ -271,7 +271,7 @@ def test_an_outbox_ahead_of_the_inbox_is_not_spoken_from(tmp_path: Path) -> None
         here.seal(lab, "CA-RC", text)
         here.open(lab, "CA-RC", here.seal(center, "FL-LAB", text))
         here.open(center, "FL-LAB", here.seal(lab, "CA-RC", text + b" on"))
-    with lab.sessions.hearing._transaction():
+    with lab.sessions.receiving._transaction():
         lab.sessions._db.executemany(
             "INSERT OR REPLACE INTO sessions VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", backup
         )
@@ -302,14 +302,14 @@ def test_errors_of_the_disk_are_ours_and_end_no_session(
         def execute(self, *_: Any) -> Any:
             raise sqlite3.OperationalError("disk I/O error")
 
-    for owner, name in ((lab.sessions, "_outbox"), (lab.sessions.hearing, "_db")):
+    for owner, name in ((lab.sessions, "_outbox"), (lab.sessions.receiving, "_db")):
         with monkeypatch.context() as patch:
             patch.setattr(owner, name, Broken())
             with pytest.raises(StoreError, match="disk I/O error"):
                 sealed(here, lab, "CA-RC", b"1")
             if name == "_db":
                 with pytest.raises(StoreError, match="disk I/O error"):
-                    lab.sessions.hear(parse_envelope(answer), center.party.bundle)
+                    lab.sessions.decrypt(parse_envelope(answer), center.party.bundle)
     assert (
         session.parse(stanza(here.seal(lab, "CA-RC", b"2"))).session_id
         == session.parse(stanza(answer)).session_id
@@ -341,13 +341,13 @@ def take(inbox: Inbox, here: World, center: Home, raws: list[bytes]) -> bytes:
     """Records envelopes, as a receiver does; the session's row, as it is on the disk."""
     new = []
     for raw in raws:
-        messages = center.sessions.hear(parse_envelope(raw), here.homes["FL-LAB"].party.bundle)
+        messages = center.sessions.decrypt(parse_envelope(raw), here.homes["FL-LAB"].party.bundle)
         new.append(
             Received(
                 "FL-LAB", layouts.split(raw).prefix.envelope_id, 0, "box.CA-RC", 1, 1, messages
             )
         )
-    heard = center.sessions.heard()
+    heard = center.sessions.take_received()
     assert heard is not None
     inbox.record(new, heard)
     center.sessions.recorded(heard)

@@ -26,7 +26,7 @@ def test_first_contact_replies_and_a_second_reader(hq: Hq) -> None:
     lab, center = hq.join("FL-LAB"), hq.join("CA-RC")
     early = shell("send", "--to", "CA-RC", "--wrap", "ratchet", "too early", home=lab)
     assert early.code != 0
-    assert "left no prekeys" in early.err
+    assert "no prekeys at HQ" in early.err
     assert shell("fetch", home=center).code == 0  # whatever receives leaves prekeys
     for text in ("one", "two"):
         shown = shell("send", "--to", "CA-RC", "--wrap", "ratchet", text, home=lab)

@@ -279,7 +279,7 @@ class ConfirmWindow:
     def _confirm(self, entry: int, item: PendingPublish, result: Confirmed) -> None:
         if self._log is not None and self._log.quorum.demanded and entry > self._log.quorum.covered:
             item.trouble = LogUnproven(
-                f"HQ confirmed it, and {self._log.quorum.words} have not cosigned that yet"
+                f"HQ confirmed it, and {self._log.quorum.description} have not cosigned that yet"
             )
             self._uncovered.append((entry, item, result))
             return

@@ -36,7 +36,7 @@ from cipherbox.client.inbox.schema import DATABASE, LINES, OLDEST, STEPS
 from cipherbox.client.inbox.transfers import HELD, MOST, Transfers
 from cipherbox.client.local_database import open_database
 from cipherbox.client.receiving.faults import Fault, fault_of
-from cipherbox.client.sessions.receiving_chains import Heard
+from cipherbox.client.sessions.receiving_chains import ReceivedSteps
 from cipherbox.envelope.ids import id_time_ms
 from cipherbox.errors import StoreError
 from cipherbox.limits import LIMITS
@@ -159,7 +159,7 @@ class Inbox:
         ).fetchone()
         return bytes(found[0]) if found is not None else None
 
-    def record(self, batch: Sequence[Received], heard: Heard | None = None) -> list[bytes]:
+    def record(self, batch: Sequence[Received], heard: ReceivedSteps | None = None) -> list[bytes]:
         """Records envelopes that `knows` says are new; returns the lines of each.  StoreError:
         nothing is recorded.
 
@@ -184,7 +184,7 @@ class Inbox:
                             files, self._transfers.number(one.sender, one.envelope_id)
                         )
                 if heard is not None and self._sessions is not None:
-                    self._sessions.hearing.write(self._db, heard)
+                    self._sessions.receiving.write(self._db, heard)
 
             lines = [one.data for _, one in made if one.data]
             self.file_counts = {

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from cipherbox import clock
 from cipherbox.client.home import IDENTITY, Home, keyless
 from cipherbox.client.keys.directory import Directory
-from cipherbox.client.log.ports import Asks
+from cipherbox.client.log.ports import Requester
 from cipherbox.envelope.bundle import KeyBundle, check_succession, decode_bundle
 from cipherbox.errors import BundleError, ConfigError, KeyMissing
 from cipherbox.portable import lock_file
@@ -33,7 +33,9 @@ class Added(NamedTuple):
     already_published: bool
 
 
-async def add_key(home: Home, directory: Directory, connection: Asks, key: DecryptKey) -> Added:
+async def add_key(
+    home: Home, directory: Directory, connection: Requester, key: DecryptKey
+) -> Added:
     """Publish the next bundle of this client, with ``key`` after the others, replacing the one of
     its type.
 
@@ -57,7 +59,7 @@ async def add_key(home: Home, directory: Directory, connection: Asks, key: Decry
         return Added(home.identity.bundle, already_published)
 
 
-async def _caught_up(directory: Directory, connection: Asks, identity: Identity) -> Identity:
+async def _caught_up(directory: Directory, connection: Requester, identity: Identity) -> Identity:
     bundle = identity.bundle
     if bundle is None:
         raise BundleError(
@@ -83,7 +85,7 @@ async def _caught_up(directory: Directory, connection: Asks, identity: Identity)
     return taken
 
 
-async def _register(connection: Asks, bundle: KeyBundle) -> None:
+async def _register(connection: Requester, bundle: KeyBundle) -> None:
     await connection.request(frames.Register, bundle=bundle.raw)
 
 

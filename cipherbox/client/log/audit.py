@@ -1,8 +1,8 @@
-"""Reads HQ's whole log and checks it: every entry, the tree over them, and that what was read
-before is met again.
+"""Read HQ's whole log and verify every entry, the tree over them, and consistency with earlier
+reads.
 
-What was verified is remembered in the home, entry by entry, so that an entry that is gone or
-changed later is named.
+Verified entries are recorded in the home, so that an entry that is later missing or changed can be
+named.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from cipherbox.envelope.checkpoint import Checkpoint, verify_checkpoint
 from cipherbox.errors import CipherBoxError, EnvelopeError, LogContradiction
 from cipherbox.wire import frames
 
-_MOST_NAMED = 20
-Tell = Callable[[int, int], None]
+_MAX_FAULTS = 20
+Progress = Callable[[int, int], None]
 
 
-class Reads(Protocol):
+class LogReader(Protocol):
     """An admin's client."""
 
     log: LogProofVerifier
@@ -40,7 +40,7 @@ class Reads(Protocol):
 
 @attrs.define
 class Audit:
-    """What came of reading the log."""
+    """The result of reading the log."""
 
     key: str
     entries: int = 0
@@ -49,50 +49,50 @@ class Audit:
     root: str = ""
     origin: str = ""
     old_entries: int = 0  # of the log before 0.6
-    remembered: int = 0  # entries that were read before and met again
+    remembered: int = 0  # entries that an earlier read recorded, unchanged
     wrong: list[dict[str, Any]] = attrs.Factory(list)
 
     def fault(self, entry: int, reason: str) -> None:
-        if len(self.wrong) < _MOST_NAMED:
+        if len(self.wrong) < _MAX_FAULTS:
             self.wrong.append({"entry": entry, "reason": reason})
 
 
-async def verify_log(client: Reads, key: bytes, tell: Tell) -> Audit:
-    """Reads and checks everything; what is wrong is named in the result."""
+async def verify_log(client: LogReader, key: bytes, progress: Progress) -> Audit:
+    """Read and verify everything; the result lists the faults."""
     found = Audit(key.hex())
     old = await _old_log(client, key, found)
     page = await client.read_log(0)
     try:
         head = verify_checkpoint(page.head, key)
     except EnvelopeError as error:
-        found.fault(page.last, f"the newest head does not hold: {error}")
+        found.fault(page.last, f"the newest head is invalid: {error}")
         return found
     found.origin, found.root, found.last = head.origin, head.root.hex(), head.size
-    await _entries(client, page, head, found, old, tell)
+    await _entries(client, page, head, found, old, progress)
     last_read = client.log.heads.last_read()
     if last_read > head.size:
         found.fault(
             head.size + 1,
             f"entries {head.size + 1} to {last_read} were read and verified here before, and are "
-            "gone",
+            "missing",
         )
     try:
-        client.log.meet(page.head)
+        client.log.observe(page.head)
         await client.log.check(client.connection)
     except LogContradiction as error:
         found.fault(head.size, str(error))
     except EnvelopeError as error:
-        found.fault(head.size, f"it is not the log whose key this home knows: {error}")
+        found.fault(head.size, f"the log's key is not the one pinned in this home: {error}")
     return found
 
 
 async def _entries(
-    client: Reads,
+    client: LogReader,
     page: frames.LogEntries,
     head: Checkpoint,
     found: Audit,
     old: tuple[int, str],
-    tell: Tell,
+    progress: Progress,
 ) -> None:
     bundles: dict[tuple[str, int], bytes] = {}
     edge: tree.RightEdge | None = None
@@ -120,17 +120,17 @@ async def _entries(
                 found.fault(number, str(error))
                 continue
             if number in before and before[number] != digest:
-                found.fault(number, "it is not what was read and verified here before")
+                found.fault(number, "it differs from the entry read and verified here before")
             found.remembered += number in before
             fresh.append((record.index, digest))
         if not found.wrong:
             client.log.heads.keep_read(fresh)
-        tell(edge.size, head.size)
+        progress(edge.size, head.size)
         page = await client.read_log(edge.size)
     size = edge.size if edge is not None else 0
     if size != head.size:
         found.fault(
-            size + 1, f"it is missing: HQ signed a head of {head.size} entries and shows {size}"
+            size + 1, f"it is missing: HQ signed a head of {head.size} entries and serves {size}"
         )
     elif roots_right and (edge is not None and edge.root() != head.root):
         found.fault(head.size, "the entries do not lead to the root that HQ signed")
@@ -140,7 +140,7 @@ def _begin(first: int, page: frames.LogEntries, found: Audit) -> tuple[tree.Righ
     try:
         return tree.RightEdge(first - 1, page.edge), True
     except CipherBoxError:
-        found.fault(first, "HQ does not show the hashes of the entries before it")
+        found.fault(first, "HQ does not serve the hashes of the entries before it")
         return tree.RightEdge(first - 1, [bytes(32)] * (first - 1).bit_count()), False
 
 
@@ -148,7 +148,7 @@ def _index(entry: frames.LogEntry) -> int:
     try:
         return log.decode_record(entry.record).index
     except EnvelopeError:
-        return 1  # it is named as damaged in the place where it stands
+        return 1  # reported as damaged at its position
 
 
 def _contents(
@@ -167,16 +167,16 @@ def _contents(
             ):
                 found.fault(
                     number,
-                    f"another key bundle {one.sequence} of {one.client_id} than an entry before",
+                    f"key bundle {one.sequence} of {one.client_id} differs from an earlier entry's",
                 )
         if group.kind == log.BEGUN and number == 1:
             named = orjson.loads(group.payload).get("old_log", {})
             if old[0] and (named.get("entries"), named.get("head")) != old:
-                found.fault(number, "it does not go on from the log before 0.6")
+                found.fault(number, "it does not continue the log before 0.6")
 
 
-async def _old_log(client: Reads, key: bytes, found: Audit) -> tuple[int, str]:
-    """The newest entry of the log before 0.6, and the hash of its head."""
+async def _old_log(client: LogReader, key: bytes, found: Audit) -> tuple[int, str]:
+    """Return the newest entry of the log before 0.6, and the hash of its head."""
     before: tuple[int, bytes] | None = None
     async for number, entry in _old_entries(client):
         try:
@@ -189,7 +189,7 @@ async def _old_log(client: Reads, key: bytes, found: Audit) -> tuple[int, str]:
     return (before[0], before[1].hex()) if before is not None else (0, "")
 
 
-async def _old_entries(client: Reads) -> AsyncIterator[tuple[int, frames.LogEntry]]:
+async def _old_entries(client: LogReader) -> AsyncIterator[tuple[int, frames.LogEntry]]:
     after = 0
     while True:
         page = await client.read_log(after, old=True)

@@ -1,8 +1,10 @@
-"""What a home remembers of HQ's log, durably, and for all its programs: the newest head it
-verified, incarnations that ended with an admin's word, the contradiction that stopped it, what
-`audit verify` read, what it cosigned as a witness.
+"""What a home records of HQ's log, durably and for all its programs.
 
-Heads come with every batch.  They are committed without a sync: a power cut takes the home back to
+That is: the newest head it verified, incarnations that ended with an admin's signed statement, the
+contradiction that stopped it, the entries that `audit verify` read, and the head it cosigned last
+as a witness.
+
+Heads arrive with every batch. They are committed without a sync: after a power failure the home has
 a head of a few seconds before, which it verified as well; HQ then proves the newer ones again.
 """
 
@@ -28,31 +30,29 @@ CREATE TABLE revoked (serial TEXT PRIMARY KEY, entry INTEGER NOT NULL) WITHOUT R
 )
 _HEAD, _COSIGNED, _READ = "head", "cosigned", "read"
 _CONTRADICTION, _FILE, _BETWEEN = "contradiction", "contradiction-file", "contradiction-between"
-# origin of an incarnation that a backup took the place of -> entries that are left of it
+# origin of an incarnation that a backup replaced -> the number of its entries that remain
 Ended = Mapping[str, int]
 
 
 class Head(NamedTuple):
-    """A head whose signature was verified, with the signed note itself."""
+    """A head whose signature was verified, with the signed note."""
 
     checkpoint: Checkpoint
     note: bytes
 
 
 def head_of(note: bytes) -> Head:
-    """The head of a note that was verified before."""
+    """Return the head of a note that was verified before."""
     return Head(read_checkpoint(decode_note(note).text), note)
 
 
-def is_gone(head: Checkpoint, ended: Ended) -> bool:
-    """Whether a head is of entries that were lost in a restore of which an admin has said so."""
+def is_lost(head: Checkpoint, ended: Ended) -> bool:
+    """Return whether a head covers entries that were lost in a restore, as an admin has signed."""
     return head.size > ended.get(head.origin, head.size)
 
 
-def stopped(text: str, file: str) -> str:
-    """What a contradiction means for the home, in words; ``file``: the evidence, if there is
-    one.
-    """
+def contradiction_text(text: str, file: str) -> str:
+    """Return what a contradiction means for the home; ``file`` is the evidence, if any."""
     show = (
         f"show the evidence in {file} to the admin and to your correspondents (cipherbox audit "
         "evidence FILE)"
@@ -60,14 +60,16 @@ def stopped(text: str, file: str) -> str:
         else "tell the admin and your correspondents"
     )
     then = (
-        "when you know what happened and want to go on with this HQ: cipherbox audit accept "
+        "once you know what happened and want to continue with this HQ: cipherbox audit accept "
         "(cipherbox manual log)"
     )
-    return f"{text}. Nothing is sent or received until a person has looked: {show}; {then}"
+    return f"{text}. Nothing is sent or received until a person has decided: {show}; {then}"
 
 
 class Heads:
-    """See the module.  Methods block on the disk; StoreError when it fails."""
+    """The database of a home's log records. Methods block on the disk and raise StoreError if it
+    fails.
+    """
 
     def __init__(self, home: Path) -> None:
         self._path = home / DATABASE
@@ -77,16 +79,16 @@ class Heads:
         self._db.close()
 
     def newest(self) -> Head | None:
-        """The newest head that any program of this home verified."""
+        """Return the newest head that any program of this home verified."""
         note = self._fact(_HEAD)
         return head_of(note) if note is not None else None
 
     def advance(self, head: Head, before: Head | None, ended: Ended) -> bool:
-        """Remembers a verified head that goes on from ``before``, and what an admin's word ended.
+        """Record a verified head that is consistent with ``before``, and the ended incarnations.
 
-        False, and nothing is, when another program of this home has remembered another one than
-        ``before`` meanwhile:  whether the two go together is not known yet.  A smaller head counts
-        only when the one before is gone.
+        Return False, recording nothing, if another program of this home has recorded a head other
+        than ``before`` meanwhile: their consistency is not known yet. A smaller head only counts
+        when the one before was lost in a restore.
         """
         with transaction(self._db, self._path, synced=False):
             known = self.newest()
@@ -95,64 +97,64 @@ class Heads:
             ):
                 return False
             self._end(ended)
-            gone = self.ended()
+            lost = self.ended()
             if (
                 known is None
-                or is_gone(known.checkpoint, gone)
+                or is_lost(known.checkpoint, lost)
                 or known.checkpoint.size <= head.checkpoint.size
             ):
                 self._put(_HEAD, head.note)
         return True
 
     def ended(self) -> dict[str, int]:
-        """Incarnations of which an admin said that a backup took their place, and how many
-        entries are left of each.
+        """Return the incarnations that a backup replaced, as an admin signed, and the number of
+        entries that remain of each.
         """
         with translated(self._path):
             return dict(self._db.execute("SELECT origin, size FROM ended").fetchall())
 
-    def met(self) -> list[Head]:
-        """Heads that programs of this home met and could not verify before they ended; some, if
-        there are many.
+    def unproven(self) -> list[Head]:
+        """Return heads that programs of this home observed but could not verify before they ended,
+        up to a limit.
         """
         with translated(self._path):
             return [
                 head_of(note) for (note,) in self._db.execute("SELECT note FROM met LIMIT 4096")
             ]
 
-    def keep_met(self, heads: Iterable[Head]) -> None:
-        """Remembers heads that HQ has not proven yet: the next program of this home asks again."""
+    def keep_unproven(self, heads: Iterable[Head]) -> None:
+        """Record heads that HQ has not proven yet, so that the home's next program asks again."""
         with transaction(self._db, self._path, synced=False):
             self._db.executemany(
                 "INSERT OR IGNORE INTO met VALUES (?)", [(head.note,) for head in heads]
             )
 
-    def settle(self, heads: Iterable[Head]) -> None:
-        """These are verified."""
+    def mark_proven(self, heads: Iterable[Head]) -> None:
+        """Record that these heads are verified."""
         with transaction(self._db, self._path, synced=False):
             self._db.executemany("DELETE FROM met WHERE note = ?", [(head.note,) for head in heads])
 
     # -- a contradiction ---------------------------------------------------------------------------
 
     def contradiction(self) -> tuple[str, str] | None:
-        """(what was found, the file of evidence), if this home found one."""
+        """Return the contradiction's description and its evidence file, if this home found one."""
         text = self._fact(_CONTRADICTION)
         return (text.decode(), (self._fact(_FILE) or b"").decode()) if text is not None else None
 
-    def contradict(self, text: str, file: str, between: Iterable[Head] = ()) -> None:
-        """Remembers it; the first one counts."""
+    def keep_contradiction(self, text: str, file: str, between: Iterable[Head] = ()) -> None:
+        """Record a contradiction, unless one is recorded already."""
         with transaction(self._db, self._path):
             if self._fact(_CONTRADICTION) is None:
                 self._put(_CONTRADICTION, text.encode())
                 self._put(_FILE, file.encode())
                 self._put(_BETWEEN, b"\0".join(head.note for head in between))
 
-    def between(self) -> list[Head]:
-        """The heads that contradict each other."""
+    def contradicting_heads(self) -> list[Head]:
+        """Return the heads that contradict each other."""
         return [head_of(note) for note in (self._fact(_BETWEEN) or b"").split(b"\0") if note]
 
-    def explained(self, ended: Ended) -> None:
-        """An admin's word explains it: the log goes on."""
+    def resolve_contradiction(self, ended: Ended) -> None:
+        """Remove the contradiction: an admin's signed statement explains it."""
         with transaction(self._db, self._path):
             self._end(ended)
             self._db.execute(
@@ -160,7 +162,9 @@ class Heads:
             )
 
     def forget(self) -> None:
-        """A person has decided: the next head that is met counts as the first."""
+        """Delete what is recorded: a person has decided, and the next head observed counts as the
+        first.
+        """
         with transaction(self._db, self._path):
             self._db.execute("DELETE FROM facts WHERE name <> ?", (_COSIGNED,))
             self._db.execute("DELETE FROM read")
@@ -169,13 +173,13 @@ class Heads:
     # -- as a witness ------------------------------------------------------------------------------
 
     def cosigned(self) -> Head | None:
-        """What this home cosigned last."""
+        """Return the head that this home cosigned last."""
         note = self._fact(_COSIGNED)
         return head_of(note) if note is not None else None
 
     def keep_cosigned(self, before: Head | None, head: Head) -> bool:
-        """Remembers what is about to be cosigned, unless another program was faster; whether it
-        may be signed.
+        """Record the head to be cosigned. Return False if another program was faster: then it must
+        not be signed.
         """
         with transaction(self._db, self._path):
             known = self._fact(_COSIGNED)
@@ -187,25 +191,25 @@ class Heads:
     # -- audit verify ------------------------------------------------------------------------------
 
     def read_hashes(self, after: int, most: int) -> dict[int, bytes]:
-        """Entry -> leaf hash, of what `audit verify` read before."""
+        """Return the leaf hash of each entry that `audit verify` read before."""
         with translated(self._path):
             query = "SELECT entry, hash FROM read WHERE entry > ? ORDER BY entry LIMIT ?"
             return dict(self._db.execute(query, (after, most)).fetchall())
 
     def last_read(self) -> int:
-        """The newest entry that `audit verify` read."""
+        """Return the newest entry that `audit verify` read."""
         with translated(self._path):
             return int(self._db.execute("SELECT coalesce(max(entry), 0) FROM read").fetchone()[0])
 
     def keep_read(self, hashes: Iterable[tuple[int, bytes]]) -> None:
-        """Remembers verified entries; what was remembered before stays."""
+        """Record verified entries; earlier records remain."""
         with transaction(self._db, self._path):
             self._db.executemany("INSERT OR IGNORE INTO read VALUES (?, ?)", hashes)
 
     # -- revocations -------------------------------------------------------------------------------
 
     def revoked_entry(self, serial: str) -> int:
-        """The earliest entry that was proven to say that the certificate was revoked; 0: none."""
+        """Return the earliest entry proven to revoke the certificate, or 0."""
         with translated(self._path):
             row = self._db.execute(
                 "SELECT entry FROM revoked WHERE serial = ?", (serial,)
@@ -213,7 +217,7 @@ class Heads:
         return int(row[0]) if row else 0
 
     def keep_revoked(self, serial: str, entry: int) -> int:
-        """Remembers a proven place; the earliest counts, and is returned."""
+        """Record a proven entry, and return the earliest one."""
         with transaction(self._db, self._path):
             known = self.revoked_entry(serial)
             if not known or entry < known:
@@ -221,7 +225,7 @@ class Heads:
                 return entry
         return known
 
-    # -- inside ------------------------------------------------------------------------------------
+    # -- internals ---------------------------------------------------------------------------------
 
     def _end(self, ended: Ended) -> None:
         self._db.executemany("INSERT OR REPLACE INTO ended VALUES (?, ?)", list(ended.items()))
@@ -235,14 +239,14 @@ class Heads:
         self._db.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, value))
 
 
-def first_wrong(
+def first_inconsistent(
     points: Sequence[Head], proofs: dict[int, tuple[bytes, ...]]
 ) -> tuple[Head, Head, tuple[bytes, ...]] | None:
-    """The first two heads that do not go together, in the order in which they were met; the last
-    is the newest.
+    """Return the first two inconsistent heads and their proof, by size, or None; the last point is
+    the newest head.
     """
-    *met, newest = points
-    order = sorted(met, key=lambda head: head.checkpoint.size)
+    *earlier, newest = points
+    order = sorted(earlier, key=lambda head: head.checkpoint.size)
     for small, large in zip(order, [*order[1:], newest], strict=True):
         proof = (
             proofs.get(small.checkpoint.size, ())

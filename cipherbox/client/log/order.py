@@ -1,9 +1,9 @@
-"""Whether an envelope was accepted before its sender was revoked, by the order of HQ's log and not
-by HQ's clock.
+"""Verify that an envelope was accepted before its sender was revoked, by the order of HQ's log
+rather than by HQ's clock.
 
-A revoked sender's backlog is proven in few requests: with the envelope that is opened now, HQ is
-asked about those of the same certificate that are `expected` next.  What it proves of them is kept
-until they are opened.
+A revoked sender's backlog is proven in few requests: together with the envelope being opened, HQ is
+asked about the next ones (`expect`) of the same certificate. Their proofs are kept until they are
+opened.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import orjson
 
 from cipherbox.client.connection.rate_limit import Bucket
-from cipherbox.client.log.ports import AcceptedEnvelope, Asks
+from cipherbox.client.log.ports import AcceptedEnvelope, Requester
 from cipherbox.client.log.verifier import LogProofVerifier
 from cipherbox.envelope import transparency_log as log
 from cipherbox.envelope.bundle import KeyBundle
@@ -28,20 +28,20 @@ if TYPE_CHECKING:
     from cipherbox.client.keys.revocations import Revocations
 
 
-# a minute (page broker): two thirds of what HQ allows a client, the rest is for others
+# per minute (page broker): two thirds of a client's rate limit, the rest is for other requests
 POINTS = 4000
-# points of a PROVE for one serial number, and of each envelope that it names
+# points of a PROVE for one serial number, and for each envelope it names
 _REQUEST, _ENVELOPE = 6, 3
-TOGETHER = 64  # envelopes of one request
-_KEPT = 2 * TOGETHER  # proofs of what is opened soon
+TOGETHER = 64  # envelopes per request
+_KEPT = 2 * TOGETHER  # proofs of envelopes that are opened soon
 Name = tuple[str, bytes]  # sender, envelope id
 
 
 class LogOrder:
-    """See the module."""
+    """Checks envelopes of revoked senders, and caches HQ's proofs."""
 
     def __init__(
-        self, revocations: Revocations, connection: Asks, verifier: LogProofVerifier
+        self, revocations: Revocations, connection: Requester, verifier: LogProofVerifier
     ) -> None:
         self._revocations, self._connection, self._verifier = revocations, connection, verifier
         self._bucket = Bucket(POINTS)
@@ -49,12 +49,12 @@ class LogOrder:
         self._proofs: OrderedDict[Name, bytes] = OrderedDict()
 
     def expect(self, deliveries: Sequence[AcceptedEnvelope]) -> None:
-        """These are opened next, one after the other."""
+        """Set the envelopes that are opened next, in order."""
         self._next = deliveries
 
     async def check(self, bundle: KeyBundle, delivery: AcceptedEnvelope) -> None:
-        """SenderNotValid unless HQ proves that it accepted this before the sender's certificate
-        was revoked.
+        """Raise SenderNotValid unless HQ proves that it accepted this before the sender's
+        certificate was revoked.
         """
         serial = bundle.serial
         if not self._revocations.revoked_at(serial):
@@ -63,7 +63,7 @@ class LogOrder:
         proof = self._proofs.pop((prefix.sender, prefix.envelope_id), b"")
         statements: list[frames.LogStatement] = []
         if not proof:
-            proof, statements = await self._asked(delivery, serial)
+            proof, statements = await self._request_proof(delivery, serial)
         revoked = self._revocation(serial, statements)
         one = log.Accepted(
             prefix.envelope_id, prefix.generation, delivery.parsed.hashes.envelope_hash
@@ -72,17 +72,16 @@ class LogOrder:
             proven = log.verify_acceptance(
                 proof, prefix.sender, one, self._verifier.key, delivery.accepted_at
             )
-            self._verifier.meet(log.proof_checkpoint(proof))
+            self._verifier.observe(log.proof_checkpoint(proof))
         except EnvelopeError as error:
             raise SenderNotValid(
                 f"the certificate of {prefix.sender} was revoked, and HQ does not prove that it "
                 f"accepted this before ({error})"
             ) from None
         if proven.record.index != delivery.log_entry:
-            self._verifier.contradicted(
+            self._verifier.report_contradiction(
                 f"HQ delivered an envelope of {prefix.sender} as accepted in entry "
-                f"{delivery.log_entry} of its log, and proves now that it was entry "
-                f"{proven.record.index}"
+                f"{delivery.log_entry} of its log, and now proves entry {proven.record.index}"
             )
         if proven.record.index >= revoked:
             raise SenderNotValid(
@@ -90,14 +89,15 @@ class LogOrder:
                 f"{revoked}, in which the certificate of {prefix.sender} was revoked"
             )
 
-    async def _asked(
+    async def _request_proof(
         self, delivery: AcceptedEnvelope, serial: str
     ) -> tuple[bytes, list[frames.LogStatement]]:
-        """HQ's proof of this one; those of the ones expected next are kept."""
+        """Return HQ's proof for this envelope; cache those of the next ones."""
         prefix = delivery.parsed.layout.prefix
         if self._bucket.take(_REQUEST + _ENVELOPE):
             raise SenderNotValid(
-                f"the certificate of {prefix.sender} was revoked, and HQ is asked too much about it"
+                f"the certificate of {prefix.sender} was revoked, and the rate limit for proofs "
+                "about it is reached"
             )
         names = self._together(delivery)
         if self._bucket.take((len(names) - 1) * _ENVELOPE):
@@ -110,7 +110,7 @@ class LogOrder:
                 incarnation=False,
             )
         except Throttled as error:
-            # by what else this client asks: that one envelope is looked at later
+            # by this client's other requests: check that one envelope later
             raise SenderNotValid(
                 f"the certificate of {prefix.sender} was revoked, and {error}"
             ) from None
@@ -123,7 +123,7 @@ class LogOrder:
         return first, answer.revocations
 
     def _together(self, delivery: AcceptedEnvelope) -> list[Name]:
-        """This one, and what is expected next of the same sender and keys."""
+        """Return this envelope, and the next ones of the same sender and keys."""
         prefix = delivery.parsed.layout.prefix
         names = {(prefix.sender, prefix.envelope_id): None}
         at = next(
@@ -141,8 +141,8 @@ class LogOrder:
         return list(names)
 
     def _revocation(self, serial: str, statements: list[frames.LogStatement]) -> int:
-        """The earliest entry that was ever proven to revoke it; 0 if none was: then nothing lies
-        before.
+        """Return the earliest entry ever proven to revoke it, or 0 if none: then no envelope
+        precedes it.
         """
         for one in statements:
             try:
@@ -152,7 +152,7 @@ class LogOrder:
                 proven = log.verify_group_proof(
                     one.proof, log.Group(one.kind, one.payload), self._verifier.key
                 )
-                self._verifier.meet(log.proof_checkpoint(one.proof))
+                self._verifier.observe(log.proof_checkpoint(one.proof))
             except (EnvelopeError, ValueError, KeyError, TypeError):
                 continue
             return self._verifier.heads.keep_revoked(serial, proven.record.index)

@@ -1,4 +1,6 @@
-"""Who can ask HQ about its log, and what a connection shows of it."""
+"""Protocols of the log's verification: requests to HQ, and what a connection and a delivery
+show.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +12,14 @@ from cipherbox.sealing.open import ParsedEnvelope
 from cipherbox.wire import frames
 
 
-class Asks(Protocol):
-    """Who can ask HQ."""
+class Requester(Protocol):
+    """Sends requests to HQ."""
 
     async def request(self, kind: Callable[..., Any], **fields: Any) -> Any: ...
 
 
 class AcceptedEnvelope(Protocol):
-    """An envelope that HQ delivered, and what HQ says of its acceptance."""
+    """An envelope that HQ delivered, with HQ's statement of its acceptance."""
 
     @property
     def parsed(self) -> ParsedEnvelope: ...
@@ -38,8 +40,8 @@ class ShownLog(Protocol):
     async def ask(self, kind: Callable[..., Any], timeout_s: float, **fields: Any) -> Any: ...
 
 
-class Over:
-    """Asks over one connection, before it counts as open."""
+class ConnectionRequester:
+    """Sends requests over one connection, before it is announced as open."""
 
     def __init__(self, connection: ShownLog, timeout_s: float) -> None:
         self._connection, self._timeout_s = connection, timeout_s

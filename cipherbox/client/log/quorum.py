@@ -1,8 +1,8 @@
-"""Witnesses whose cosignatures this client demands: `[log] witnesses` and `quorum` in client.toml.
+"""Witnesses whose cosignatures this client requires: `[log] witnesses` and `quorum` in client.toml.
 
-A head counts for a witness when its cosignature verifies with the configured key and this client
-has verified that the head goes together with its own.  What so many witnesses have covered cannot
-be shown in another form to anybody who asks the same witnesses.
+A head counts for a witness once its cosignature verifies with the configured key and this client
+has verified that the head is consistent with its own. HQ cannot show a different log to anyone who
+relies on the same witnesses for entries that a quorum has covered.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from cipherbox.errors import ConfigError, EnvelopeError, InvalidRequest
 
 
 class Quorum:
-    """See the module."""
+    """The configured witnesses, and the number of entries that each has covered."""
 
     def __init__(self, witnesses: Sequence[str] = (), quorum: int = 0) -> None:
         try:
@@ -40,23 +40,23 @@ class Quorum:
 
     @property
     def demanded(self) -> bool:
-        """Whether a confirm counts only when witnesses have cosigned a head that covers it."""
+        """Whether a confirm only counts once witnesses have cosigned a head that covers it."""
         return self._quorum > 0
 
     @property
     def covered(self) -> int:
-        """The number of entries that enough witnesses stand behind."""
+        """The number of entries covered by a quorum of witnesses."""
         found = sorted((self._covered.get(name, 0) for name in self._keys), reverse=True)
         return found[self._quorum - 1] if self._quorum else 0
 
     @property
-    def words(self) -> str:
-        """Who has not cosigned yet, for a person."""
+    def description(self) -> str:
+        """The quorum and its witnesses, as text."""
         return f"{self._quorum} of the witnesses {', '.join(sorted(self._keys))}"
 
     def read(self, notes: Sequence[bytes], log_key: bytes) -> list[tuple[VerifierKey, Head]]:
-        """The heads that configured witnesses have cosigned; whether they go together is for the
-        caller.
+        """Return the heads that configured witnesses have cosigned; the caller checks their
+        consistency.
         """
         found = []
         for raw in notes if self._keys else ():
@@ -72,5 +72,5 @@ class Quorum:
         return found
 
     def cover(self, key: VerifierKey, head: Head) -> None:
-        """This cosigned head was verified."""
+        """Record that a cosigned head was verified."""
         self._covered[key.name] = max(head.checkpoint.size, self._covered.get(key.name, 0))

@@ -1,11 +1,11 @@
-"""An admin's signed word that HQ was restored from a backup: what tells an honest restore from a
-rollback.
+"""Signed statements by admins that HQ was restored from a backup, which distinguish a restore from
+a rollback.
 
-A restored store has a new incarnation, and the log's first entry of it names the head it goes on
-from.  Clients that saw later heads stop.  The admin who restored it signs that with the key of
-their certificate (`cipherbox audit restored`), and HQ puts it into the new log: then the clients
-continue, and say who signed it.  A rollback that nobody owns up to stays a contradiction; one that
-HQ's CA forges stands in the log in the admin's name.
+A restored store has a new incarnation, and its first log entry names the head it continues from.
+Clients that saw later heads stop. The admin who restored HQ signs a statement with their
+certificate's key (`cipherbox audit restored`), and HQ adds it to the new log: then the clients
+continue, and report who signed it. A rollback without a statement stays a contradiction; a
+statement forged by HQ's CA is in the log in the admin's name.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from cipherbox import pki
 from cipherbox.client.connection.connection import open_connection
 from cipherbox.client.home import Home
 from cipherbox.client.log.heads import Heads
-from cipherbox.client.log.ports import Asks
+from cipherbox.client.log.ports import Requester
 from cipherbox.envelope import transparency_log as log
 from cipherbox.envelope.checkpoint import Checkpoint, verify_checkpoint
 from cipherbox.envelope.labels import label
@@ -37,9 +37,9 @@ _FIRST = "restored from a backup"
 _DIGITS = 18  # of a number of entries
 
 
-class Word(NamedTuple):
-    """An admin's word: the logs of origins ``old`` ended, and ``new`` goes on from their first
-    ``size`` entries.
+class RestoreStatement(NamedTuple):
+    """An admin's statement: the logs of origins ``old`` ended, and ``new`` continues from their
+    first ``size`` entries.
     """
 
     by: str
@@ -50,17 +50,17 @@ class Word(NamedTuple):
 
 
 class Ended(NamedTuple):
-    """By whose word an incarnation ended, and how many of its entries are left."""
+    """The admin who signed that an incarnation ended, and the number of its entries that remain."""
 
     by: str
     size: int
 
 
-def make_statement(word: Word, chain: list[x509.Certificate], key: Any) -> bytes:
-    """Return an admin's word, signed."""
-    left = f"{word.size} {base64.b64encode(word.root).decode()}"
+def make_statement(statement: RestoreStatement, chain: list[x509.Certificate], key: Any) -> bytes:
+    """Return an admin's statement, signed."""
+    left = f"{statement.size} {base64.b64encode(statement.root).decode()}"
     text = "".join(
-        f"{line}\n" for line in (_FIRST, *(f"{old} {left}" for old in word.old), word.new)
+        f"{line}\n" for line in (_FIRST, *(f"{old} {left}" for old in statement.old), statement.new)
     )
     signature = key.sign(_USE + text.encode(), ec.ECDSA(hashes.SHA384()))
     return orjson.dumps(
@@ -72,8 +72,8 @@ def make_statement(word: Word, chain: list[x509.Certificate], key: Any) -> bytes
     )
 
 
-def read_statement(payload: bytes, root: x509.Certificate) -> Word:
-    """Return what it says and who signed it; SignatureInvalid if it does not hold."""
+def read_statement(payload: bytes, root: x509.Certificate) -> RestoreStatement:
+    """Return the statement and its signer. Raise SignatureInvalid if it is invalid."""
     try:
         document = orjson.loads(payload)
         text = str(document["statement"])
@@ -97,45 +97,43 @@ def read_statement(payload: bytes, root: x509.Certificate) -> Word:
             base64.b64decode(document["signature"]), _USE + text.encode(), ec.ECDSA(hashes.SHA384())
         )
         old = tuple(line.split(" ", 1)[0] for line in lines)
-        return Word(
+        return RestoreStatement(
             pki.common_name(leaf), old, int(size), base64.b64decode(hashed, validate=True), new
         )
     except (ValueError, KeyError, TypeError, IndexError, InvalidSignature, CipherBoxError):
-        raise SignatureInvalid(
-            "the word that HQ was restored is not signed as it must be"
-        ) from None
+        raise SignatureInvalid("the statement that HQ was restored is not validly signed") from None
 
 
 async def ended_origins(
-    connection: Asks, key: bytes, root: x509.Certificate, newest: Checkpoint
+    connection: Requester, key: bytes, root: x509.Certificate, newest: Checkpoint
 ) -> dict[str, Ended]:
-    """Origins that ended with a backup, as HQ's log proves it.
+    """Return the origins that ended with a backup, as HQ's log proves.
 
-    A word counts when it leads, itself or over other words, to the incarnation that HQ is in now,
-    and when the log that HQ shows does begin with the entries that the admin named.
+    A statement counts if it leads, directly or through other statements, to HQ's present
+    incarnation, and if HQ's log begins with the entries that the admin named.
     """
     answer: frames.Proven = await connection.request(
         frames.Prove, envelopes=[], serials=[], incarnation=True
     )
-    words = []
+    statements = []
     for one in answer.statements:
         if one.kind != log.RESTORED:
             continue
         try:
             log.verify_group_proof(one.proof, log.Group(one.kind, one.payload), key)
-            words.append(read_statement(one.payload, root))
+            statements.append(read_statement(one.payload, root))
         except EnvelopeError:
             continue
     found: dict[str, Ended] = {}
     reached = {newest.origin}
-    while fresh := [word for word in words if word.new in reached]:
-        words = [word for word in words if word not in fresh]
-        for word in fresh:
-            if await _begins_with(connection, word, newest):
-                for old in {*word.old} - {word.new, newest.origin}:
+    while fresh := [statement for statement in statements if statement.new in reached]:
+        statements = [statement for statement in statements if statement not in fresh]
+        for statement in fresh:
+            if await _begins_with(connection, statement, newest):
+                for old in {*statement.old} - {statement.new, newest.origin}:
                     found[old] = min(
-                        Ended(word.by, word.size),
-                        found.get(old, Ended(word.by, word.size)),
+                        Ended(statement.by, statement.size),
+                        found.get(old, Ended(statement.by, statement.size)),
                         key=_left,
                     )
                     reached.add(old)
@@ -143,7 +141,7 @@ async def ended_origins(
 
 
 def left_of(ended: Mapping[str, Ended]) -> dict[str, int]:
-    """Origin -> how many entries are left."""
+    """Return the number of entries that remain of each origin."""
     return {origin: one.size for origin, one in ended.items()}
 
 
@@ -151,18 +149,23 @@ def _left(one: Ended) -> int:
     return one.size
 
 
-async def _begins_with(connection: Asks, word: Word, newest: Checkpoint) -> bool:
-    sizes = sorted({word.size, newest.size})
+async def _begins_with(
+    connection: Requester, statement: RestoreStatement, newest: Checkpoint
+) -> bool:
+    sizes = sorted({statement.size, newest.size})
     answer: frames.Heads = await connection.request(frames.GetHeads, sizes=sizes)
     raw = answer.proofs[0] if len(sizes) > 1 and answer.proofs else b""
-    return is_consistent(word.size, word.root, newest.size, newest.root, split_hashes(raw))
+    return is_consistent(
+        statement.size, statement.root, newest.size, newest.root, split_hashes(raw)
+    )
 
 
 async def attest_restored(files: Home, ask: Callable[[str], None]) -> None:
-    """Signs that HQ was restored, as the admin of this home; ``ask`` shows what, and raises unless
-    it is right.
+    """Sign, as the admin of this home, that HQ was restored. ``ask`` shows the details, and raises
+    unless they are right.
 
-    Over a connection of its own: an admin's home may itself have stopped for the rollback.
+    This uses a connection of its own: an admin's home may itself have stopped because of the
+    rollback.
     """
     timeout_s = files.config.timeout_s
     async with open_connection(
@@ -176,39 +179,43 @@ async def attest_restored(files: Home, ask: Callable[[str], None]) -> None:
         after = orjson.loads(begun.payload).get("after") if begun is not None else None
         if begun is None or after is None:
             raise NotFound(
-                "HQ's log does not say that this store goes on from another: it was not restored"
+                "HQ's log does not state that this store continues another: it was not restored"
             )
         log.verify_group_proof(
             begun.proof, log.Group(begun.kind, begun.payload), connection.log_key
         )
         old, size, root = str(after["origin"]), int(after["size"]), bytes.fromhex(after["root"])
         ask(
-            f"HQ's store {newest.origin.rsplit('/', 1)[1][:8]} goes on from the first {size} "
+            f"HQ's store {newest.origin.rsplit('/', 1)[1][:8]} continues from the first {size} "
             f"entries of the log of store {old.rsplit('/', 1)[1][:8]}, root {root.hex()[:16]}. "
             "Later entries of that log are lost."
         )
         origins = tuple(dict.fromkeys([old, *_seen(files, newest)]))
         statement = make_statement(
-            Word("", origins, size, root, newest.origin), list(files.chain), files.key
+            RestoreStatement("", origins, size, root, newest.origin), list(files.chain), files.key
         )
         await connection.ask(frames.AttestRestore, timeout_s, statement=statement)
 
 
 def _seen(files: Home, newest: Checkpoint) -> list[str]:
-    """Other incarnations that this home has met: a store that was restored twice knows nothing
-    of the one between.
+    """Return other incarnations that this home has observed: a store that was restored twice does
+    not know the one between.
     """
     heads = Heads(files.path)
     try:
         stored = heads.newest()
-        met = [
+        observed = [
             head.checkpoint.origin
-            for head in (*([stored] if stored else []), *heads.met(), *heads.between())
+            for head in (
+                *([stored] if stored else []),
+                *heads.unproven(),
+                *heads.contradicting_heads(),
+            )
         ]
         log_name = newest.origin.rsplit("/", 1)[0]
         return [
             one
-            for one in (*met, *heads.ended())
+            for one in (*observed, *heads.ended())
             if one != newest.origin and one.rsplit("/", 1)[0] == log_name
         ]
     finally:

@@ -1,9 +1,8 @@
-"""A witness: cosigns heads of HQ's log, as C2SP's tlog-cosignature says, after it has verified
-them.
+"""A witness: verify heads of HQ's log and cosign them as C2SP's tlog-cosignature specifies.
 
-It signs a head only when HQ has proven that it goes on from the one signed last, and that one is
-durable before it signs: so it never cosigns two heads that contradict each other, whatever crashes
-and however many run in one home.
+A head is cosigned only once HQ has proven that it is consistent with the one signed last, and its
+record is durable before it is signed: so two contradicting heads are never cosigned, whatever
+crashes and however many witnesses run in one home.
 """
 
 from __future__ import annotations
@@ -40,8 +39,8 @@ _PLACE = b"witness-key"
 
 
 def load_key(home: Home) -> nacl.signing.SigningKey:
-    """Return the home's key for cosignatures, encrypted like its other keys; made if there is
-    none.
+    """Return the home's key for cosignatures, created if missing, and encrypted like its other
+    keys.
     """
     path = home.path / KEY_FILE
     if not path.exists():
@@ -49,13 +48,13 @@ def load_key(home: Home) -> nacl.signing.SigningKey:
         seed = bytes(nacl.signing.SigningKey.generate())
         write_private(part, home.secret_box.session_box.encrypt(seed, _PLACE))
         with suppress(FileExistsError):
-            os.link(part, path)  # whoever came first; never over another's key
+            os.link(part, path)  # never replaces a key that another program created
         part.unlink()
     return nacl.signing.SigningKey(home.secret_box.session_box.decrypt(read_private(path), _PLACE))
 
 
 def verifier_key(client_id: str, key: nacl.signing.SigningKey) -> VerifierKey:
-    """Return the public half, under the witness's name."""
+    """Return the public key, under the witness's name."""
     return VerifierKey(client_id, COSIGNATURE, bytes(key.verify_key))
 
 
@@ -73,13 +72,13 @@ class WitnessSource(Protocol):
 
 
 class Witness:
-    """See the module."""
+    """Cosigns heads of HQ's log for a client."""
 
     def __init__(self, client: WitnessSource, key: nacl.signing.SigningKey) -> None:
         self._client, self._key = client, key
 
     async def run(self, cosigned: Callable[[Head], None]) -> None:
-        """Cosigns every new head, until cancelled; LogContradiction when HQ shows one that must
+        """Cosign every new head until cancelled. Raise LogContradiction if HQ shows one that must
         not be signed.
         """
 
@@ -95,11 +94,9 @@ class Witness:
         )
 
     async def once(self) -> Head | None:
-        """Looks at HQ's newest head, cosigns it and hands it over; None if it is the one of last
-        time.
-        """
+        """Cosign HQ's newest head, submit it and return it; None if it is unchanged."""
         client, log = self._client, self._client.log
-        await log.check(client.connection)  # with all that this home has met, too
+        await log.check(client.connection)  # including all heads that this home has observed
         before = log.heads.cosigned()
         same_log = before is not None and before.checkpoint.origin not in log.heads.ended()
         sizes = (
@@ -115,15 +112,15 @@ class Witness:
                 new.size,
                 new.root,
                 new.origin,
-            ) and self._handed_over(answer):
+            ) and self._submitted(answer):
                 return None
             raw = answer.proofs[0] if sizes and answer.proofs else b""
             if not is_consistent(old.size, old.root, new.size, new.root, split_hashes(raw)):
-                what = "HQ's log does not go on from the head that this witness cosigned last"
-                log.heads.contradict(what, "", (before, head))
+                what = "HQ's log is not consistent with the head that this witness cosigned last"
+                log.heads.keep_contradiction(what, "", (before, head))
                 raise LogContradiction(
-                    f"HQ's head of {new.size} entries does not go on from the one of {old.size} "
-                    "that was cosigned here; it is not cosigned"
+                    f"HQ's head of {new.size} entries is not consistent with the one of {old.size} "
+                    "cosigned here; it is not cosigned"
                 )
         if not log.heads.keep_cosigned(before, head):
             raise LogUnproven("another program of this home cosigned meanwhile")
@@ -134,7 +131,7 @@ class Witness:
         )
         return head
 
-    def _handed_over(self, answer: frames.Heads) -> bool:
+    def _submitted(self, answer: frames.Heads) -> bool:
         name = self._client.client_id
         return any(
             one.name == name for raw in answer.cosigned for one in decode_note(raw).signatures

@@ -25,7 +25,7 @@ from cipherbox.client.receiving.ports import ReceivingClient
 from cipherbox.client.receiving.progress import Progress
 from cipherbox.client.receiving.recorder import Recorder
 from cipherbox.client.receiving.refuser import Refuser
-from cipherbox.client.sessions.receiving_chains import Heard
+from cipherbox.client.sessions.receiving_chains import ReceivedSteps
 from cipherbox.errors import CipherBoxError
 
 FETCH_ENVELOPES = 256
@@ -181,7 +181,9 @@ class ReceiveLoop:
                 opener.lookups.park(delivery, consumer.looked_up)
         return ready
 
-    async def _finish(self, new: list[Received], done: list[Delivery], heard: Heard | None) -> None:
+    async def _finish(
+        self, new: list[Received], done: list[Delivery], heard: ReceivedSteps | None
+    ) -> None:
         """Record a batch and acknowledge it."""
         progress = self._progress
         try:
@@ -208,6 +210,6 @@ class ReceiveLoop:
             progress.acks_open -= 1
             progress.changed.notify()
 
-    def _session_steps(self) -> Heard | None:
+    def _session_steps(self) -> ReceivedSteps | None:
         sessions = self._client.sessions
-        return sessions.heard() if sessions is not None else None
+        return sessions.take_received() if sessions is not None else None

@@ -105,7 +105,7 @@ class Opener:
         """Fill the delivery's messages, or raise the EnvelopeError.
 
         ``later``: the caller records them, and with them what this changed in sessions
-        (`Sessions.heard`).
+        (`Sessions.take_received`).
         """
         if delivery.opened:
             return
@@ -180,7 +180,7 @@ class Opener:
     def _opened(self, parsed: ParsedEnvelope, sender: KeyBundle, later: bool) -> Messages:
         assert self._identity is not None
         if self._sessions is not None and in_sessions(parsed):
-            return (self._sessions.hear if later else self._sessions.open)(parsed, sender)
+            return (self._sessions.decrypt if later else self._sessions.open)(parsed, sender)
         return open_envelope(parsed, self._identity, sender)
 
     async def admit(self, delivery: Delivery) -> bool:

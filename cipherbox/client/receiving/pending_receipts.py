@@ -241,8 +241,8 @@ class PendingReceipts:
         """Return the session's empty message; none if that fails: no receipt must wait for it."""
         sessions = self._client.sessions
         with suppress(CipherBoxError):
-            turn = sessions.turn(sender) if sessions is not None else None
-            if turn is not None:
+            turn = sessions.make_step(sender) if sessions is not None else None
+            if turn is not None and self._client.outbox_sender is not None:
                 raw, step = turn
                 await self._client.outbox().keep_step(step)
                 return [Message(raw, STEP_TYPE)]

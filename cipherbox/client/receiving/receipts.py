@@ -75,7 +75,7 @@ class ReceiptConsumer:
             ):
                 await self._idle.wait()
                 await trio.lowlevel.checkpoint()  # the taker's turn: what waits makes it busy
-        await self._client.log.rest(self._client.connection)
+        await self._client.log.finish(self._client.connection)
 
     async def run(self) -> None:
         """Take in receipts until cancelled; what could not be taken in is redelivered."""
@@ -121,7 +121,7 @@ class ReceiptConsumer:
         for message in delivery.messages:
             if message.content_type == STEP_TYPE and client.sessions is not None:
                 with suppress(EnvelopeError):  # of a session that is gone here, or taken in before
-                    client.sessions.take_turn(delivery.sender_id, message.content)
+                    client.sessions.receive_step(delivery.sender_id, message.content)
             if message.content_type != TYPE:
                 continue  # of a newer program; it is not for this one
             try:
@@ -146,11 +146,11 @@ class ReceiptConsumer:
         verify_group(group, bundle)
         if receipt.checkpoint:
             # a fork of HQ's log shows here: both ends saw a head of their own
-            client.log.meet(receipt.checkpoint, receipt.recipient)
-        outbox_sender = client.outbox_sender
-        assert outbox_sender is not None
-        news = await outbox_sender.store(
-            outbox_sender.outbox.sign,
+            client.log.observe(receipt.checkpoint, receipt.recipient)
+        post = client.outbox_sender
+        assert post is not None
+        news = await post.store(
+            post.outbox.sign,
             bundle.raw,
             bundle.hash,
             receipt.recipient,

@@ -273,7 +273,7 @@ class Receiver:
         await self.client.opener.refusals.flush()
         await loop.recorder.receipts.flush()
         assert self.client.prekeys is not None
-        await self.client.prekeys.looked()
+        await self.client.prekeys.wait_checked()
 
     async def _until_done(self, loop: ReceiveLoop, idle_s: float | None) -> None:
         progress = self._progress

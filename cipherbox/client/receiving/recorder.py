@@ -21,7 +21,7 @@ from cipherbox.client.receiving.faults import Fault, fault_of, refusal
 from cipherbox.client.receiving.pending_receipts import PendingReceipts
 from cipherbox.client.receiving.ports import ReceivingClient
 from cipherbox.client.receiving.progress import Key, Progress
-from cipherbox.client.sessions.receiving_chains import Heard
+from cipherbox.client.sessions.receiving_chains import ReceivedSteps
 from cipherbox.client.sessions.sessions import Sessions
 from cipherbox.errors import CipherBoxError, EnvelopeError
 
@@ -53,7 +53,7 @@ class Recorder:
         return self._completion.busy
 
     async def record(
-        self, new: Sequence[Received], heard: Heard | None
+        self, new: Sequence[Received], heard: ReceivedSteps | None
     ) -> dict[Key, EnvelopeError]:
         """Record a batch, with what opening it changed in sessions; return what could not be
         recorded.
@@ -82,7 +82,7 @@ class Recorder:
         return failed
 
     async def _record_each(
-        self, new: Sequence[Received], heard: Heard | None
+        self, new: Sequence[Received], heard: ReceivedSteps | None
     ) -> tuple[list[Received], list[bytes], dict[Key, EnvelopeError]]:
         recorded: list[Received] = []
         lines: list[bytes] = []
@@ -177,6 +177,6 @@ def open_recorder(
     finally:
         inbox.close()
         if sessions is not None:
-            sessions.unheard()
+            sessions.discard_received()
         if receipts is not None:
             receipts.close()

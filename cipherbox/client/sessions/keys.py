@@ -1,13 +1,13 @@
-"""Private prekeys in the inbox's database, and the offers for HQ.
+"""Private prekeys in the inbox's database, and the offers made from them for HQ.
 
-A *signed* prekey is replaced after a week, with all one-time prekeys at HQ; the private ones are
-kept some weeks more, for first contacts under way.  A one-time prekey goes when a first message
-that used it has opened.  What HQ hands out of a client that was away for long still opens: only
-what was replaced is ever dropped.
+A *signed* prekey is replaced after a week, together with all one-time prekeys at HQ; the private
+keys are kept some weeks longer, for first contacts in transit. A one-time prekey is deleted once a
+first message that used it has been decrypted. Prekeys that HQ serves for a client that was offline
+for long still work: only replaced keys are ever deleted.
 
-All prekeys at HQ are replaced at once when they cannot be right any more: other keys sign now, HQ
-was set back (it would hand out again what was used), or this home was (a first contact names a
-higher number than any known here).
+All prekeys at HQ are replaced immediately if they are known to be wrong: the signing keys have
+changed, HQ was restored (it would serve used prekeys again), or this home was restored (a first
+contact names a higher number than any known here).
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ from cipherbox.sealing.ratchet.prekeys import Pair, offer, offer_once, session_k
 from cipherbox.sealing.ratchet.settings import SessionSettings
 
 IDENTITY, SIGNED, ONCE = range(3)
-_PLAUSIBLE = 1_000_000  # numbers lost to a restored backup; a jump beyond is somebody's nonsense
-_USED_UP = 0xF0000000
+_PLAUSIBLE = 1_000_000  # numbers lost to a restored backup; a larger jump is ignored
+_EXHAUSTED = 0xF0000000
 
 
 @attrs.frozen
 class Offer:
-    """What goes to HQ.  ``replace``: in place of all that is there; ``prekey_id`` is the signed
-    prekey's.
+    """An offer of prekeys for HQ. ``replace``: it replaces all prekeys there; ``prekey_id`` is the
+    signed prekey's.
     """
 
     prekey_id: int
@@ -50,7 +50,7 @@ class Offer:
 
 
 class SessionKeys:
-    """See the module.  Shares the connection of `Sessions`."""
+    """This home's private prekeys. It shares the database connection of `Sessions`."""
 
     def __init__(
         self,
@@ -63,12 +63,12 @@ class SessionKeys:
     ) -> None:
         self._db, self._path, self._box, self._identity = db, path, box, identity
         self._settings, self._clock_ms = settings, clock_ms
-        # numbers that were given out, though not as far as this file knows
+        # numbers that are in use, though not recorded in this file
         self._unknown: dict[str, int] = {}
-        self.unknown = Signal()  # somebody used a prekey that this file does not know
+        self.unknown = Signal()  # a first contact used a prekey that this file does not have
 
     def identity(self) -> bytes:
-        """The private session identity key, made when first asked for."""
+        """Return the private session identity key, created on first use."""
         raw = self._secret(IDENTITY, 1)
         if raw is None:
             with self._transaction():
@@ -79,42 +79,50 @@ class SessionKeys:
         return raw
 
     def secrets(self, key_id: bytes, signed_id: int, once_id: int) -> Secrets:
-        """The private keys a handshake names; KeyMissing if they are not here (any more)."""
+        """Return the private keys that a handshake names. Raise KeyMissing if they are missing or
+        deleted.
+        """
         identity = self._secret(IDENTITY, 1)
         if identity is None or session_key_id(public(identity)) != key_id:
-            raise KeyMissing("the session was begun with an identity key that is not here")
+            raise KeyMissing(
+                "the session was begun with an identity key that this home does not have"
+            )
         signed = self._secret(SIGNED, signed_id)
-        self._look_at("signed_id", signed_id)
-        self._look_at("once_id", once_id)
+        self._note_number("signed_id", signed_id)
+        self._note_number("once_id", once_id)
         if signed is None:
-            raise KeyMissing("the session was begun with a prekey that is not here any more")
+            raise KeyMissing("the session was begun with a prekey that was deleted here")
         one = Pair.decode(signed)
         if not once_id:
             return Secrets(identity, one.dh, one.kem)
         once = self._secret(ONCE, once_id)
         if once is None:
-            raise KeyMissing("the session was begun with a one-time prekey that was used before")
+            raise KeyMissing("the session was begun with a one-time prekey that is already used")
         two = Pair.decode(once)
         return Secrets(identity, one.dh, two.kem, two.dh)
 
-    def _look_at(self, name: str, number: int) -> None:
+    def _note_number(self, name: str, number: int) -> None:
         if 0 < number - int.from_bytes(self._fact(name) or b"", "big") <= _PLAUSIBLE:
             self._unknown[name] = number
             self.unknown.notify()
 
     def spent(self, once_id: int) -> tuple[str, tuple[int, int]]:
-        """The statement for when a first message with this one-time prekey has opened."""
+        """Return the statement that deletes a one-time prekey once its first message has been
+        decrypted.
+        """
         return "DELETE FROM secrets WHERE kind = ? AND id = ?", (ONCE, once_id)
 
     # -- offers ------------------------------------------------------------------------------------
 
     @property
     def checked_at(self) -> int:
-        """When HQ was last asked how many there are, ms since 1970."""
+        """When HQ was last asked for the number of one-time prekeys, in ms since 1970."""
         return int.from_bytes(self._fact("checked") or b"", "big")
 
     def must_replace(self, history: bytes = b"") -> bool:
-        """Whether all prekeys at HQ are due; ``history`` is what HQ calls its own."""
+        """Return whether all prekeys at HQ must be replaced; ``history`` is HQ's store incarnation
+        id.
+        """
         offered = self._fact("offered")
         if offered is None or self._unknown or self._fact("signer") != self._signer():
             return True
@@ -126,15 +134,15 @@ class SessionKeys:
         ).fetchone()
         return row is None or self._clock_ms() - row[0] > self._settings.signed_prekey_s * 1000
 
-    def fresh(self) -> Offer:
-        """A new signed prekey and a full set of one-time prekeys; they count when HQ has them
-        (`offered`).
+    def replacement(self) -> Offer:
+        """Return a new signed prekey and a full set of one-time prekeys; they count once HQ has
+        them (`offered`).
         """
         return self._make(self._most, replace=True)
 
-    def more(self, left: int) -> Offer:
-        """One-time prekeys for those that were used, ``left`` being still there; few of them,
-        and it brings none.
+    def refill(self, left: int) -> Offer:
+        """Return one-time prekeys to replace used ones; none while at least half, ``left``, remain
+        at HQ.
         """
         return self._make(max(0, self._most - left) if left * 2 < self._most else 0, replace=False)
 
@@ -143,7 +151,7 @@ class SessionKeys:
         return min(self._settings.one_time_prekeys, LIMITS.prekeys_per_client)
 
     def offered(self, done: Offer, history: bytes = b"") -> None:
-        """HQ has them."""
+        """Record that HQ has this offer."""
         now = self._clock_ms()
         with self._transaction():
             db = self._db
@@ -154,19 +162,20 @@ class SessionKeys:
                     " ((kind = ? AND id <> ?) OR (kind = ? AND id < ?))",
                     (now, SIGNED, done.prekey_id, ONCE, first),
                 )
-                self._know("offered", done.prekey_id.to_bytes(4, "big"))
-                self._know("signer", self._signer())
-                self._know("history", history)
+                self._put_fact("offered", done.prekey_id.to_bytes(4, "big"))
+                self._put_fact("signer", self._signer())
+                self._put_fact("history", history)
                 self._unknown.clear()
-            self._know("checked", now.to_bytes(8, "big"))
+            self._put_fact("checked", now.to_bytes(8, "big"))
             dead = now - self._settings.signed_prekey_kept_s * 1000
             db.execute("DELETE FROM secrets WHERE replaced_at > 0 AND replaced_at < ?", (dead,))
 
     def _make(self, count: int, *, replace: bool) -> Offer:
         if replace and any(
-            int.from_bytes(self._fact(n) or b"", "big") > _USED_UP for n in ("signed_id", "once_id")
+            int.from_bytes(self._fact(n) or b"", "big") > _EXHAUSTED
+            for n in ("signed_id", "once_id")
         ):
-            # somebody drove the numbers up: another identity key, and numbers from 1
+            # numbers were driven up by a peer: use another identity key, and restart numbers from 1
             with self._transaction():
                 self._db.execute("DELETE FROM secrets")
                 self._db.execute(
@@ -177,11 +186,11 @@ class SessionKeys:
         with self._transaction():
             if replace:
                 for name, number in self._unknown.items():
-                    self._know(name, number.to_bytes(4, "big"))
+                    self._put_fact(name, number.to_bytes(4, "big"))
                 prekey_id, pair = self._next("signed_id"), Pair.generate()
                 self._put(SIGNED, prekey_id, pair.encode())
                 first = int.from_bytes(self._fact("once_id") or b"", "big") + 1
-                self._know("first_once", first.to_bytes(4, "big"))
+                self._put_fact("first_once", first.to_bytes(4, "big"))
             else:
                 prekey_id = int.from_bytes(self._fact("offered") or b"", "big")
                 pair = Pair.decode(self._secret(SIGNED, prekey_id) or b"")
@@ -193,11 +202,11 @@ class SessionKeys:
             signed = offer(self._identity, own, prekey_id, pair, self._clock_ms())
         return Offer(prekey_id, signed, tuple(once), replace)
 
-    # -- inside ------------------------------------------------------------------------------------
+    # -- internals ---------------------------------------------------------------------------------
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
-        """Durable: what was offered to others must open later."""
+        """Run a synced transaction: prekeys offered to others must still decrypt later."""
         self._db.execute("PRAGMA synchronous = FULL")
         try:
             with transaction(self._db, self._path):
@@ -220,7 +229,7 @@ class SessionKeys:
         self._db.execute("INSERT INTO secrets VALUES (?, ?, ?, 0, ?)", row)
 
     def any(self) -> bool:
-        """Whether there are any, or sessions."""
+        """Return whether this home has any prekeys or sessions."""
         with translated(self._path):
             (found,) = self._db.execute(
                 "SELECT EXISTS (SELECT 1 FROM secrets) OR EXISTS (SELECT 1 FROM sessions)"
@@ -231,12 +240,12 @@ class SessionKeys:
         row = self._db.execute("SELECT value FROM facts WHERE name = ?", (name,)).fetchone()
         return bytes(row[0]) if row is not None else None
 
-    def _know(self, name: str, value: bytes) -> None:
+    def _put_fact(self, name: str, value: bytes) -> None:
         self._db.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, value))
 
     def _next(self, name: str) -> int:
         number = int.from_bytes(self._fact(name) or b"", "big") + 1
-        self._know(name, number.to_bytes(4, "big"))
+        self._put_fact(name, number.to_bytes(4, "big"))
         return number
 
 

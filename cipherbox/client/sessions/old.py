@@ -1,9 +1,9 @@
-"""Sessions as they were kept before version 0.5: in a file of their own, `sessions.sqlite3`, with
-both halves in one.
+"""Migrate sessions stored before version 0.5 in their own file, `sessions.sqlite3`, with both
+halves in one.
 
-They move once: the chains into the outbox, then everything else into the inbox, then the file goes.
-After a crash in between it is done again; what is there already stays.  All of it under the inbox's
-lock, so that no other process reads a file that is about to go.
+They are moved once: the chains into the outbox, then everything else into the inbox, then the file
+is removed. After a crash this is repeated; existing rows stay. It all happens under the inbox's
+lock, so that no other process reads a file that is about to be removed.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ DATABASE = "sessions.sqlite3"
 def take_over(
     home: Path, box: SecretBox, inbox: sqlite3.Connection, path: Path, outbox: sqlite3.Connection
 ) -> None:
-    """Moves what that file has into the databases of inbox and outbox, and removes it; nothing
-    if there is none.
+    """Move the file's rows into the databases of inbox and outbox, and remove the file, if it
+    exists.
     """
     old = home / DATABASE
     if not old.exists():
@@ -42,7 +42,7 @@ def take_over(
         sessions, secrets, held, facts = _read(old)
         for peer, session_id, made_at, since, retired, used_at, locked in sessions:
             bound = peer.encode() + b"\x00" + session_id
-            # one that cannot be read is no session; a fresh one is begun
+            # an unreadable session is skipped; a new one is begun
             with suppress(CipherBoxError):
                 state = session.decode(box.decrypt(locked, bound))
                 chain = state.chain
@@ -73,7 +73,7 @@ def _read(old: Path) -> list[list[tuple[Any, ...]]]:
         found = sqlite3.connect(old, isolation_level=None, timeout=30.0)
         try:
             if found.execute("PRAGMA schema_version").fetchone() == (0,):
-                return [[], [], [], []]  # a crash came before it had tables
+                return [[], [], [], []]  # it crashed before creating its tables
             columns = "peer, session_id, made_at, since, retired, used_at, state"
             places = (f"{columns} FROM sessions", "* FROM secrets", "* FROM held", "* FROM facts")
             return [found.execute(f"SELECT {place}").fetchall() for place in places]

@@ -1,13 +1,11 @@
-"""Prekeys over the line: this client's, kept up at HQ; others', to begin sessions with.
+"""Exchange prekeys with HQ: keep this client's in supply there, and begin sessions with others'.
 
-A client that receives looks after its prekeys: once an hour, and at once when they are due to be
-replaced.  HQ says how many one-time prekeys are left; below half they are filled up.  The signed
-part goes with every question, so an HQ that was restored from an older backup has it again within
-the hour.
+A client that receives checks its prekeys once an hour, and immediately when they are due for
+replacement. HQ reports the number of one-time prekeys left; below half they are refilled. Each
+check sends the signed part, so an HQ restored from an older backup has it again within the hour.
 
-A session that is due (there is none, or it is old) is begun anew before something is sealed, once
-for all who wait for it.  When that cannot be done, an old session is used on: what was agreed is
-still better than nothing sent.
+A session that is due (missing or old) is begun before sealing, once for all tasks that wait for it.
+If that fails, an old session stays in use, which is better than not sending.
 """
 
 from __future__ import annotations
@@ -33,25 +31,25 @@ if TYPE_CHECKING:
 CHECK_S = 3600.0
 RETRY_S = 60.0
 LOOK_S = 5.0
-REST_S = 1.0  # between replacements that somebody else can cause
+PAUSE_S = 1.0  # between replacements that a peer can cause
 
 
 class Prekeys:
-    """See the module."""
+    """Keeps prekeys at HQ, and begins sessions."""
 
     def __init__(
         self, sessions: Sessions, connection: ReconnectingConnection, events: Events
     ) -> None:
         self.sessions = sessions
         self._connection, self._events = connection, events
-        self._beginning: dict[str, trio.Event] = {}  # a session with this client is being begun
-        self._looked = trio.Event()
+        self._beginning: dict[str, trio.Event] = {}  # clients with which a session is being begun
+        self._checked = trio.Event()
         self._unknown = trio.Event()
 
     # -- others' -----------------------------------------------------------------------------------
 
     async def ensured(self, bundles: list[KeyBundle], directory: Directory) -> list[KeyBundle]:
-        """As `ensure`; the bundles, newer ones where those known here have not signed the
+        """Run `ensure` and return the bundles: newer ones if those known here have not signed the
         prekeys.
         """
         try:
@@ -64,8 +62,8 @@ class Prekeys:
         return bundles
 
     async def ensure(self, bundles: Sequence[KeyBundle]) -> None:
-        """A session with each owner of these believed bundles.  UnknownRecipient: it left no
-        prekeys at HQ.
+        """Make sure that there is a session with each owner of these trusted bundles. Raise
+        UnknownRecipient if one has no prekeys at HQ.
         """
         for begun in [
             self._beginning[b.client_id] for b in bundles if b.client_id in self._beginning
@@ -85,11 +83,11 @@ class Prekeys:
             }
 
     async def _begin_with(self, due: dict[str, KeyBundle]) -> None:
-        lacking = [name for name in due if not self.sessions.speaks_with(name)]
+        lacking = [name for name in due if not self.sessions.can_send(name)]
         try:
             if not await self._supported():
                 raise UnknownRecipient(
-                    "this HQ keeps no prekeys", remedy="its admin must bring it up to date"
+                    "this HQ does not store prekeys", remedy="Ask its admin to update HQ"
                 )
             answer: frames.Prekeys = await self._connection.request(
                 frames.GetPrekeys, clients=list(due)
@@ -106,9 +104,9 @@ class Prekeys:
         if not found.signed:
             if name in lacking:
                 raise UnknownRecipient(
-                    f"{name} has left no prekeys at HQ, so no session can be begun with it: it "
-                    "must receive once with this version of the program; until then send "
-                    "without stanza 'ratchet'"
+                    f"cannot begin a session with {name}: it has no prekeys at HQ. It must "
+                    "receive once with this version of the program; until then send without "
+                    "stanza 'ratchet'"
                 )
             return
         try:
@@ -119,21 +117,23 @@ class Prekeys:
             if name in lacking:
                 raise
             self._events.emit(
-                KEYS, f"No fresh session with {name}: {error}; the old one is used on"
+                KEYS, f"No new session with {name}: {error}; the old one stays in use"
             )
             return
-        last = "" if found.once else " (its one-time prekeys are used up)"
+        last = "" if found.once else " (its one-time prekeys are exhausted)"
         self._events.emit(KEYS, f"Began a session with {name}{last}")
 
     # -- this client's -----------------------------------------------------------------------------
 
-    async def looked(self) -> None:
-        """Waits a little until `keep` has looked once: a short command would end before it."""
+    async def wait_checked(self) -> None:
+        """Wait briefly until `keep` has checked once: a short command would otherwise end before
+        it.
+        """
         with trio.move_on_after(LOOK_S):
-            await self._looked.wait()
+            await self._checked.wait()
 
     async def keep(self) -> None:
-        """Until cancelled; trouble is tried again later."""
+        """Check and replace prekeys until cancelled, retrying after errors."""
         while True:
             pause = CHECK_S
             try:
@@ -147,28 +147,28 @@ class Prekeys:
             except CipherBoxError as error:
                 pause = RETRY_S
                 if not isinstance(error, NetworkError):
-                    self._events.emit(KEYS, f"Prekeys could not be left at HQ: {error}")
-            self._looked.set()
+                    self._events.emit(KEYS, f"Offering prekeys to HQ failed: {error}")
+            self._checked.set()
             with trio.move_on_after(pause):
                 await self._unknown.wait()
-                await trio.sleep(REST_S)
+                await trio.sleep(PAUSE_S)
 
     async def offer(self) -> int:
-        """Leaves prekeys at HQ as they are due; how many one-time prekeys it has then, of this
-        client.
+        """Offer the prekeys that are due, and return the number of this client's one-time prekeys
+        at HQ.
         """
         if not await self._supported():
             raise UnknownRecipient(
-                "this HQ keeps no prekeys", remedy="its admin must bring it up to date"
+                "this HQ does not store prekeys", remedy="Ask its admin to update HQ"
             )
         keys = self.sessions.keys
         history = self._history
         if keys.must_replace(history):
-            offer = keys.fresh()
+            offer = keys.replacement()
         else:
-            first = keys.more(1 << 30)
+            first = keys.refill(1 << 30)
             answer = await self._send(first.signed, (), replace=False)
-            offer = keys.more(answer)
+            offer = keys.refill(answer)
             if not offer.once:
                 keys.offered(offer, history)
                 return answer
@@ -176,16 +176,14 @@ class Prekeys:
         keys.offered(offer, history)
         return left
 
-    async def follow(self) -> None:
-        """This client's keys were rotated: prekeys that the keys before had signed are replaced,
-        if there are any.
-        """
+    async def replace_if_rotated(self) -> None:
+        """Replace prekeys signed by former keys after a rotation, if there are any."""
         if (
             self.sessions.exists
             and self.sessions.keys.checked_at
             and self.sessions.keys.must_replace(self._history)
         ):
-            with suppress(CipherBoxError):  # `keep` does it later
+            with suppress(CipherBoxError):  # `keep` retries
                 await self.offer()
 
     async def _send(self, signed: bytes, once: Sequence[bytes], *, replace: bool) -> int:
@@ -200,8 +198,8 @@ class Prekeys:
         return current.welcome.history if current is not None else b""
 
     async def _supported(self) -> bool:
-        """Whether HQ keeps prekeys: an older one would end the connection at a frame it does not
-        know.
+        """Return whether HQ stores prekeys: an older one would end the connection on an unknown
+        frame.
         """
         await self._connection.ready(self._connection.tries)
         current = self._connection.current

@@ -1,18 +1,19 @@
-"""The halves of this home's sessions that hear, in the inbox's database, each encrypted under the
-home's local key.
+"""The receiving halves of this home's sessions, in the inbox's database, encrypted under its local
+key.
 
-What opens an envelope changes the session it came through.  That change is written in the
-transaction that records the envelope: a crash loses both or neither, and HQ delivers again.
+Decrypting an envelope changes its session. That change is written in the transaction that records
+the envelope: a crash loses both or neither, and HQ redelivers.
 
-1. `hear` opens and keeps the next states in memory; `heard` takes them, for whoever records the
-   messages to `write` them in the same transaction.  `recorded` or `forget` says what came of it.
-2. `open` is for programs that record nothing here: the states are written at once, with the
-   envelope's content key (*held*, encrypted), which goes when HQ has confirmed the ack.  After a
-   crash in between HQ delivers again, and the held key opens it.
-3. Several processes, and several parts of one, may hear in one session.  A state is written over
-   the very one it was made from; when that is not there any more, what was heard is heard again on
-   top of the one that is.  So is what is in memory, when something does not open in it.
-4. What does not open, for whatever reason behind the session's own too, changes nothing.
+1. `decrypt` keeps the next states in memory; `take_received` returns them to the caller that
+   records the messages and calls `write` in the same transaction. `recorded` or `discard` reports
+   the result.
+2. `open` is for programs that record nothing here: the states are written immediately, with the
+   envelope's content key (*held*, encrypted), which is deleted once HQ has confirmed the
+   acknowledgement. After a crash in between HQ redelivers, and the held key decrypts the envelope.
+3. Several processes, and several parts of one, may decrypt in one session. A state only replaces
+   the very version it was derived from; if that is gone, the messages are decrypted again on top of
+   the current one. The same happens to states in memory that fail to decrypt a message.
+4. An envelope that fails to open, for any reason beyond the session too, changes nothing.
 """
 
 from __future__ import annotations
@@ -52,36 +53,36 @@ CREATE TABLE secrets (
 CREATE TABLE held (envelope_hash BLOB PRIMARY KEY, held_at INTEGER NOT NULL, content_key BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE facts (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
 """  # noqa: E501
-_NOT_THERE = 0  # the version of a session that has no row yet
+_NO_ROW = 0  # the version of a session without a row
 Place = tuple[str, bytes]  # peer, session id
 
 
 @attrs.define(eq=False)
-class _Ear:
-    """A session with what was heard in it since ``version`` of it was on the disk."""
+class _Pending:
+    """A session with the messages decrypted in it since ``version`` was stored."""
 
     session: Session
     version: int
-    log: list[tuple[Parsed, bytes]] = attrs.Factory(list)  # messages and what binds them, in order
-    # envelope hash -> content key, not recorded yet
+    log: list[tuple[Parsed, bytes]] = attrs.Factory(list)  # messages and their bindings, in order
+    # envelope hash -> content key, unrecorded
     keys: dict[bytes, bytes] = attrs.field(factory=dict, repr=False)
     once_id: int = 0
-    passed: int = 0  # a version on the disk that did not help either
+    passed: int = 0  # a stored version that failed too
 
 
 @attrs.frozen(eq=False)
-class Heard:
-    """Next states, for `ReceivingChains.write`.  ``next_version``: which one the row of each
-    place gets.
+class ReceivedSteps:
+    """Next states for `ReceivingChains.write`. ``next_version`` is the version that each written
+    row gets.
     """
 
-    ears: dict[Place, _Ear]
+    pending: dict[Place, _Pending]
     next_version: int
 
 
 class ReceivingChains:
-    """See the module.  Methods block on the disk; `write` alone may be called from another
-    thread.
+    """The sessions' receiving halves. Methods block on the disk; only `write` may be called from
+    another thread.
     """
 
     def __init__(
@@ -97,60 +98,64 @@ class ReceivingChains:
         self.keys = keys
         self._db, self._path, self._box, self._identity = db, path, box, identity
         self._settings, self._clock_ms = settings, clock_ms
-        self._ears: dict[Place, _Ear] = {}
+        self._pending: dict[Place, _Pending] = {}
         self._newest: dict[str, Session | None] = {}
-        self._newest_of = -1  # the state of the file that it was read from
+        self._newest_of = -1  # the file's data_version that it was read from
         self._held = {bytes(h) for (h,) in db.execute("SELECT envelope_hash FROM held")}
 
     # -- opening -----------------------------------------------------------------------------------
 
-    def hear(self, parsed: ParsedEnvelope, sender: KeyBundle) -> Messages:
-        """As `open_envelope`, with this home's sessions; the next state stays in memory until
-        `heard`.
+    def decrypt(self, parsed: ParsedEnvelope, sender: KeyBundle) -> Messages:
+        """Decrypt as `open_envelope`, with this home's sessions; the next states stay in memory
+        until `take_received`.
         """
         digest = parsed.hashes.envelope_hash
-        taken: list[tuple[Place, _Ear, Session, tuple[Parsed, bytes], bytes]] = []
+        taken: list[tuple[Place, _Pending, Session, tuple[Parsed, bytes], bytes]] = []
 
         def in_session(key_id: bytes, stanza: bytes, binding: bytes) -> bytes:
             message = session.parse(stanza)
             place = sender.client_id, message.session_id
             try:
-                ear, following, content_key = self._next(place, message, binding, key_id)
+                pending, following, content_key = self._next(place, message, binding, key_id)
             except (KeyMissing, DecryptionFailed) as error:
                 kept = self._held_key(place, digest)
                 if kept is not None:
                     return kept
-                # The sender did seal this (its signature holds), so the two ends disagree; a fresh
-                # session mends it.
+                # The sender did seal this (its signature is valid), so the two ends disagree; a new
+                # session repairs it.
                 raise KeyMissing(f"{error}; the sender is asked to begin another session") from None
             if len(content_key) != CONTENT_KEY_BYTES:
-                raise DecryptionFailed("the stanza holds no content key")
-            taken.append((place, ear, following, (message, binding), content_key))
+                raise DecryptionFailed("the stanza does not hold a content key")
+            taken.append((place, pending, following, (message, binding), content_key))
             return content_key
 
         with translated(self._path):
             messages = open_envelope(parsed, self._identity, sender, in_session)
-        for place, ear, following, step, content_key in taken:
-            self._took(place, ear, following, step)
-            ear.keys[digest] = content_key
+        for place, pending, following, step, content_key in taken:
+            self._keep_next(place, pending, following, step)
+            pending.keys[digest] = content_key
         return messages
 
     def open(self, parsed: ParsedEnvelope, sender: KeyBundle) -> Messages:
-        """`hear`, and the states are written; the content key is held until `acknowledged`."""
-        messages = self.hear(parsed, sender)
+        """Decrypt and write the states immediately; the content key is held until
+        `acknowledged`.
+        """
+        messages = self.decrypt(parsed, sender)
         self._commit()
         return messages
 
-    def take_turn(self, peer: str, parsed: Parsed, binding: bytes) -> None:
-        """An empty message of a session that is known here; KeyMissing."""
+    def receive_step(self, peer: str, parsed: Parsed, binding: bytes) -> None:
+        """Receive an empty message that only carries a ratchet step. Raise KeyMissing for an
+        unknown session.
+        """
         place = peer, parsed.session_id
         with translated(self._path):
-            ear, following, _ = self._next(place, parsed, binding)
-        self._took(place, ear, following, (parsed, binding))
+            pending, following, _ = self._next(place, parsed, binding)
+        self._keep_next(place, pending, following, (parsed, binding))
         self._commit()
 
     def acknowledged(self, envelope_hashes: Sequence[bytes]) -> None:
-        """HQ has confirmed the acks: these envelopes do not come again, and their keys go."""
+        """Delete the held keys of envelopes whose acknowledgement HQ has confirmed."""
         gone = self._held.intersection(envelope_hashes)
         if gone:
             with self._transaction():
@@ -161,85 +166,89 @@ class ReceivingChains:
 
     # -- writing -----------------------------------------------------------------------------------
 
-    def heard(self) -> Heard:
-        """What was heard and not written yet: to be written, then `recorded`, or all is to be
-        forgotten.
+    def take_received(self) -> ReceivedSteps:
+        """Return the states that are not written yet: to be written, then `recorded`, or all
+        discarded.
         """
-        following = _fresh_version()
-        taken: dict[Place, _Ear] = {}
-        for place, ear in self._ears.items():
-            if ear.log:
-                taken[place] = attrs.evolve(ear)
-                ear.version, ear.log, ear.keys = following, [], {}
-                ear.session = _without_start(ear.session)
-        return Heard(taken, following)
+        following = _new_version()
+        taken: dict[Place, _Pending] = {}
+        for place, pending in self._pending.items():
+            if pending.log:
+                taken[place] = attrs.evolve(pending)
+                pending.version, pending.log, pending.keys = following, [], {}
+                pending.session = _without_start(pending.session)
+        return ReceivedSteps(taken, following)
 
-    def write(self, db: sqlite3.Connection, heard: Heard, *, hold: bool = False) -> None:
-        """Within the transaction of ``db`` that records the envelopes; ``hold``: nothing here
-        records them.
+    def write(self, db: sqlite3.Connection, received: ReceivedSteps, *, hold: bool = False) -> None:
+        """Write states within the transaction of ``db`` that records the envelopes. ``hold`` also
+        stores the content keys, if nothing here records the envelopes.
         """
-        for place, ear in heard.ears.items():
-            if not self._put(db, place, ear.session, ear.version, heard.next_version):
-                self._put_on_top(db, place, ear)
-            if ear.once_id:
-                db.execute(*self.keys.spent(ear.once_id))
-            if ear.version == _NOT_THERE:
+        for place, pending in received.pending.items():
+            if not self._put(db, place, pending.session, pending.version, received.next_version):
+                self._put_on_top(db, place, pending)
+            if pending.once_id:
+                db.execute(*self.keys.spent(pending.once_id))
+            if pending.version == _NO_ROW:
                 self._forget_old(db, place[0])
             if hold:
                 now = self._clock_ms()
                 rows = [
-                    (h, now, self._box.encrypt(key, b"held" + h)) for h, key in ear.keys.items()
+                    (h, now, self._box.encrypt(key, b"held" + h)) for h, key in pending.keys.items()
                 ]
                 db.executemany("INSERT OR REPLACE INTO held VALUES (?, ?, ?)", rows)
 
-    def recorded(self, heard: Heard) -> None:
-        """It is on the disk."""
-        for place in heard.ears:
-            ear = self._ears.get(place)
-            if ear is not None and not ear.log and ear.version == heard.next_version:
-                del self._ears[place]
+    def recorded(self, received: ReceivedSteps) -> None:
+        """Drop states that are written, and that nothing has changed since."""
+        for place in received.pending:
+            pending = self._pending.get(place)
+            if pending is not None and not pending.log and pending.version == received.next_version:
+                del self._pending[place]
 
-    def forget(self) -> None:
-        """What was heard and not written counts as not heard: those envelopes come again."""
-        self._ears.clear()
+    def discard(self) -> None:
+        """Discard all states that are not written: HQ redelivers those envelopes."""
+        self._pending.clear()
 
     def _commit(self) -> None:
-        heard = self.heard()
+        received = self.take_received()
         try:
             with self._transaction():
-                self.write(self._db, heard, hold=True)
+                self.write(self._db, received, hold=True)
         except BaseException:
-            self.forget()
+            self.discard()
             raise
-        self._held.update(digest for ear in heard.ears.values() for digest in ear.keys)
-        self.recorded(heard)
+        self._held.update(
+            digest for pending in received.pending.values() for digest in pending.keys
+        )
+        self.recorded(received)
 
-    def _put_on_top(self, db: sqlite3.Connection, place: Place, ear: _Ear) -> None:
-        """The row is another by now.  The version is one that nothing in memory was made from."""
-        # it may be forgotten, for newer sessions
-        found, before = self._read(db, place) or (ear.session, _NOT_THERE)
+    def _put_on_top(self, db: sqlite3.Connection, place: Place, pending: _Pending) -> None:
+        """Decrypt again on top of a row that has changed, and write it as a version that no state
+        in memory derives from.
+        """
+        # it may have been dropped for newer sessions
+        found, before = self._read(db, place) or (pending.session, _NO_ROW)
         self._put(
-            db, place, self._on_top(found, ear) if before else found, before, _fresh_version()
+            db, place, self._on_top(found, pending) if before else found, before, _new_version()
         )
 
-    def _on_top(self, found: Session, ear: _Ear) -> Session:
-        for parsed, binding in ear.log:
-            with suppress(KeyMissing, DecryptionFailed):  # heard by the other, too
+    def _on_top(self, found: Session, pending: _Pending) -> Session:
+        for parsed, binding in pending.log:
+            with suppress(KeyMissing, DecryptionFailed):  # decrypted by the other process too
                 found, _ = self._opened(found, parsed, binding)
         return found
 
     def _put(
         self, db: sqlite3.Connection, place: Place, found: Session, before: int, version: int
     ) -> bool:
-        """Writes over version ``before``; False when that is not there."""
+        """Replace version ``before`` and return True, or return False if it is gone."""
         peer, session_id = place
         state = found.state
-        # In order, whatever the clock does: what is used now is the last to be forgotten.
+        # Increasing even if the clock is set back: the session used now is dropped last.
         latest = "SELECT coalesce(MAX(used_at), 0) FROM sessions WHERE peer = ?"
         now = max(self._clock_ms(), db.execute(latest, (peer,)).fetchone()[0] + 1)
         locked = self._box.encrypt(session.encode(_without_start(found)), _bound(place))
         start = self._box.encrypt(state.start, _bound(place) + b"start") if state.start else None
-        if before == _NOT_THERE:
+        if before == _NO_ROW:
             sql = "INSERT OR IGNORE INTO sessions VALUES (?, ?, ?, ?, ?, 0, ?, ?, ?, ?)"
             row = (
                 peer,
@@ -260,29 +269,29 @@ class ReceivingChains:
         )
         return written.rowcount == 1
 
-    # -- sessions that are there -------------------------------------------------------------------
+    # -- existing sessions -------------------------------------------------------------------------
 
     def begin(self, peer: str, made: Callable[[int], Session]) -> None:
-        """Writes a session that begins here; ``made`` gets the least time it may have in its
-        handshake.
+        """Write a session that this end begins; ``made`` gets the least time its handshake may
+        have.
         """
         with self._transaction():
-            # Above all sessions there are, or a clock that was set back would begin one that nobody
-            # speaks in.  But not above one that the peer did not take because the clock was far
-            # ahead: it would take no later one.
+            # Above all existing sessions, or a clock that was set back would begin one that is
+            # never used. But not above one that the peer refused because the clock was far ahead:
+            # it would refuse all later ones.
             (latest,) = self._db.execute(
                 "SELECT MAX(made_at) FROM sessions WHERE peer = ? AND NOT (retired AND made_at > "
                 "?)",
                 (peer, self._clock_ms() + LIMITS.clock_ahead_ms // 2),
             ).fetchone()
             found = made((latest or 0) + 1)
-            self._put(self._db, (peer, found.session_id), found, _NOT_THERE, 1)
+            self._put(self._db, (peer, found.session_id), found, _NO_ROW, 1)
             self._forget_old(self._db, peer)
 
     def newest(self, peer: str) -> Session | None:
-        """The session to speak in, with the first key of a chain that was not spoken in yet.
+        """Return the session to send in, with the first key of a chain that is not in use yet.
 
-        One whose state cannot be read is nothing to speak in.
+        A session with unreadable state is retired.
         """
         with translated(self._path):
             (state_of_file,) = self._db.execute("PRAGMA data_version").fetchone()
@@ -313,9 +322,9 @@ class ReceivingChains:
                 return attrs.evolve(found, state=attrs.evolve(found.state, start=start))
             self.retire(place)
 
-    def started(self, place: Place, turn: int) -> None:
-        """The outbox has the chain of this turn: its first key, which makes all others, goes
-        here.
+    def clear_start(self, place: Place, turn: int) -> None:
+        """Delete a chain's first key, from which all others derive, once the outbox has the
+        chain.
         """
         with self._transaction():
             self._db.execute(
@@ -324,13 +333,13 @@ class ReceivingChains:
             )
 
     def retire(self, place: Place) -> None:
-        """Nothing more is said in it."""
+        """Stop sending in a session."""
         with self._transaction():
             self._db.execute(
                 "UPDATE sessions SET retired = 1 WHERE peer = ? AND session_id = ?", place
             )
 
-    # -- inside ------------------------------------------------------------------------------------
+    # -- internals ---------------------------------------------------------------------------------
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
@@ -338,44 +347,46 @@ class ReceivingChains:
             yield
         self._newest.clear()
 
-    def _took(
-        self, place: Place, ear: _Ear, following: Session, step: tuple[Parsed, bytes]
+    def _keep_next(
+        self, place: Place, pending: _Pending, following: Session, step: tuple[Parsed, bytes]
     ) -> None:
-        ear.session = following
-        ear.log.append(step)
-        self._ears[place] = ear
+        pending.session = following
+        pending.log.append(step)
+        self._pending[place] = pending
 
     def _next(
         self, place: Place, parsed: Parsed, binding: bytes, key_id: bytes | None = None
-    ) -> tuple[_Ear, Session, bytes]:
-        """The session as it is known, its next state, the plaintext.  ``key_id``: a handshake
-        may begin it.
+    ) -> tuple[_Pending, Session, bytes]:
+        """Return the session's known state, its next state, and the plaintext. With ``key_id`` a
+        handshake may begin the session.
         """
-        ear = self._ears.get(place)
-        if ear is not None:
+        pending = self._pending.get(place)
+        if pending is not None:
             try:
-                return ear, *self._opened(ear.session, parsed, binding)
+                return pending, *self._opened(pending.session, parsed, binding)
             except (KeyMissing, DecryptionFailed):
-                ear = self._caught_up(place, ear)
-                if ear is None:
+                pending = self._caught_up(place, pending)
+                if pending is None:
                     raise
         else:
             found = self._read(self._db, place)
-            ear = _Ear(*found) if found is not None else self._answer(place[0], key_id, parsed)
-        return ear, *self._opened(ear.session, parsed, binding)
+            pending = (
+                _Pending(*found) if found is not None else self._answer(place[0], key_id, parsed)
+            )
+        return pending, *self._opened(pending.session, parsed, binding)
 
     def _opened(self, found: Session, parsed: Parsed, binding: bytes) -> tuple[Session, bytes]:
         return session.decrypt(found, parsed, binding, max_skipped=self._settings.max_skipped)
 
-    def _caught_up(self, place: Place, ear: _Ear) -> _Ear | None:
-        """The same on top of what another process has written; None: it has not, since this was
-        asked before.
+    def _caught_up(self, place: Place, pending: _Pending) -> _Pending | None:
+        """Return the state rebuilt on top of what another process has written, or None if nothing
+        new was written since the last call.
         """
-        found, version = self._read(self._db, place) or (None, _NOT_THERE)
-        if found is None or version in (ear.version, ear.passed):
+        found, version = self._read(self._db, place) or (None, _NO_ROW)
+        if found is None or version in (pending.version, pending.passed):
             return None
-        ear.passed = version
-        return attrs.evolve(ear, session=self._on_top(found, ear), version=version)
+        pending.passed = version
+        return attrs.evolve(pending, session=self._on_top(found, pending), version=version)
 
     def _read(self, db: sqlite3.Connection, place: Place) -> tuple[Session, int] | None:
         row = db.execute(
@@ -388,9 +399,9 @@ class ReceivingChains:
         )
 
     def _held_key(self, place: Place, digest: bytes) -> bytes | None:
-        ear = self._ears.get(place)
-        if ear is not None and digest in ear.keys:
-            return ear.keys[digest]
+        pending = self._pending.get(place)
+        if pending is not None and digest in pending.keys:
+            return pending.keys[digest]
         row = self._db.execute(
             "SELECT content_key FROM held WHERE envelope_hash = ?", (digest,)
         ).fetchone()
@@ -399,23 +410,23 @@ class ReceivingChains:
         self._held.add(digest)
         return self._box.decrypt(row[0], b"held" + digest)
 
-    def _answer(self, peer: str, key_id: bytes | None, parsed: Parsed) -> _Ear:
-        shaken = parsed.handshake
-        if shaken is None or key_id is None:
-            raise KeyMissing(f"a session with {peer} that is not known here")
+    def _answer(self, peer: str, key_id: bytes | None, parsed: Parsed) -> _Pending:
+        hello = parsed.handshake
+        if hello is None or key_id is None:
+            raise KeyMissing(f"the session with {peer} is not known here")
         now = self._clock_ms()
-        if shaken.made_at > now + LIMITS.clock_ahead_ms:
-            raise KeyMissing(f"the session was begun in the future; is the clock of {peer} right?")
-        if shaken.once_id and any(ear.once_id == shaken.once_id for ear in self._ears.values()):
-            raise KeyMissing("the session was begun with a one-time prekey that was used before")
-        secrets = self.keys.secrets(key_id, shaken.signed_id, shaken.once_id)
-        agreed = handshake.answer(
-            secrets, shaken, handshake.parties(peer, self._identity.client_id)
-        )
-        return _Ear(
-            session.answered(shaken, agreed, secrets.signed, now),
-            _NOT_THERE,
-            once_id=shaken.once_id,
+        if hello.made_at > now + LIMITS.clock_ahead_ms:
+            raise KeyMissing(f"the session was begun in the future; check the clock of {peer}")
+        if hello.once_id and any(
+            pending.once_id == hello.once_id for pending in self._pending.values()
+        ):
+            raise KeyMissing("the session was begun with a one-time prekey that is already used")
+        secrets = self.keys.secrets(key_id, hello.signed_id, hello.once_id)
+        agreed = handshake.answer(secrets, hello, handshake.parties(peer, self._identity.client_id))
+        return _Pending(
+            session.answered(hello, agreed, secrets.signed, now),
+            _NO_ROW,
+            once_id=hello.once_id,
         )
 
     def _forget_old(self, db: sqlite3.Connection, peer: str) -> None:
@@ -424,12 +435,12 @@ class ReceivingChains:
             "sessions WHERE peer = ? ORDER BY used_at DESC, made_at DESC LIMIT ?)",
             (peer, peer, self._settings.sessions_per_peer),
         )
-        # Of envelopes that never were acknowledged from here; HQ has given them up by then.
+        # Of envelopes that were never acknowledged from here; HQ has dropped them by then.
         dead = self._clock_ms() - LIMITS.watermark_ms
         db.execute("DELETE FROM held WHERE held_at < ?", (dead,))
 
 
-def _fresh_version() -> int:
+def _new_version() -> int:
     return int.from_bytes(os.urandom(7), "big") + 1
 
 

@@ -1,13 +1,13 @@
-"""A session over a stream, and a file for sessions: what two programs need to talk without HQ.
+"""A session over a stream, and a file for sessions: all that two programs need to talk without HQ.
 
     async with await SecureSocket.connect(stream, context, peer_key=their_public_key) as socket:
         await socket.send(b"text")
         answer = await socket.receive()
 
-Any `trio.abc.Stream` will do: TCP, a pipe, a serial line.  On it go frames, `length u32 | bytes`:
-the offer of who accepts, the answer of who connects, a first message back, then messages.  Each is
-bound to its number and direction, so that one that was dropped, doubled or moved is noticed; and
-the end is a message too, so that a cut line is no end.
+Any `trio.abc.Stream` works: TCP, a pipe, a serial line. It carries frames, `length u32 | bytes`:
+the acceptor's offer, the connecting end's answer, a first message back, then messages. Each is
+bound to its number and direction, so that a dropped, duplicated or reordered one is detected; the
+end of the stream is a message too, so that a cut connection is not mistaken for it.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _END, _DATA = b"\x00", b"\x01"
 
 @checked
 class SecureSocket:
-    """See the module; made by `connect` at one end and `accept` at the other."""
+    """An encrypted stream of messages; made by `connect` at one end and `accept` at the other."""
 
     def __init__(self, stream: trio.abc.Stream, session: SecureSession, *, begins: bool) -> None:
         self.session = session
@@ -61,12 +61,13 @@ class SecureSocket:
         peer_key: bytes | None = None,
         prologue: bytes = b"",
     ) -> SecureSocket:
-        """The end that speaks first.  EnvelopeError: the other is not who it should be;
-        HandshakeTimeout; NetworkError.
+        """Run the handshake as the initiator and return the socket. On an error the stream is
+        closed.
 
-        ``prologue``: what both ends must know to be the same.  On an error the stream is closed.
+        ``prologue`` must be the same at both ends. Raise EnvelopeError if the other end is not the
+        expected peer, HandshakeTimeout, or NetworkError.
         """
-        return await cls._shake(stream, context, peer_key, prologue, begins=True)
+        return await cls._handshake(stream, context, peer_key, prologue, begins=True)
 
     @classmethod
     async def accept(
@@ -77,11 +78,11 @@ class SecureSocket:
         peer_key: bytes | None = None,
         prologue: bytes = b"",
     ) -> SecureSocket:
-        """The other end of `connect`."""
-        return await cls._shake(stream, context, peer_key, prologue, begins=False)
+        """Run the handshake as the responder and return the socket; see `connect`."""
+        return await cls._handshake(stream, context, peer_key, prologue, begins=False)
 
     @classmethod
-    async def _shake(
+    async def _handshake(
         cls,
         stream: trio.abc.Stream,
         context: SecureContext,
@@ -93,8 +94,8 @@ class SecureSocket:
         builder = HandshakeBuilder(context).prologue(prologue)
         if peer_key is not None:
             builder.peer_key(peer_key)
-        # The frames of the handshake come before there is a session; a socket without one reads and
-        # writes them.
+        # The handshake's frames precede the session: a socket without a session reads and writes
+        # them.
         socket = cls(stream, SecureSession(context, b""), begins=begins)
         try:
             with trio.fail_after(context.settings.handshake_s):
@@ -133,21 +134,21 @@ class SecureSocket:
 
     @property
     def peer_key(self) -> bytes:
-        """The public key at the other end, 64 bytes."""
+        """The public key (64 bytes) of the other end."""
         return self.session.peer_key
 
     async def send(self, data: bytes) -> None:
-        """Sends one message; TooLarge, NetworkError."""
+        """Send one message. Raise TooLarge or NetworkError."""
         if len(data) > self._most:
-            raise TooLarge(f"a message has at most {self._most} bytes, this one has {len(data)}")
-        await self._say(_DATA + data)
+            raise TooLarge(f"a message may have at most {self._most} bytes, not {len(data)}")
+        await self._send(_DATA + data)
 
     async def receive(self) -> bytes | None:
-        """The next message, whole; None when the other end is done.
+        """Return the next message, or None once the other end has finished.
 
-        NetworkError: the line was cut.  EnvelopeError: somebody changed, dropped or doubled
-        something; the stream is closed then, since nothing behind it can be trusted to be in its
-        place.
+        Raise NetworkError if the connection was cut, EnvelopeError if a message was changed,
+        dropped or duplicated; the stream is closed then, since the order of later messages cannot
+        be trusted.
         """
         if self._ended:
             return None
@@ -164,23 +165,23 @@ class SecureSocket:
         return plain[1:]
 
     async def aclose(self) -> None:
-        """Says that this was all, and closes the stream.  The session stays in its context until
+        """Send the end of the stream and close it. The session stays in its context until
         `session.close`.
         """
         try:
             with trio.move_on_after(1.0):
-                await self._say(_END)
+                await self._send(_END)
         except (NetworkError, InvalidRequest):
-            pass  # nobody listens any more
+            pass  # the other end is gone
         finally:
             await self._stream.aclose()
 
-    # -- inside ------------------------------------------------------------------------------------
+    # -- internals ---------------------------------------------------------------------------------
 
     def _place(self, number: int, *, own: bool) -> bytes:
         return label("secure-socket") + bytes([self._begins == own]) + number.to_bytes(8, "big")
 
-    async def _say(self, plain: bytes) -> None:
+    async def _send(self, plain: bytes) -> None:
         async with self._sending:
             raw = self.session.encrypt(plain, self._place(self._sent, own=True))
             self._sent += 1
@@ -190,15 +191,13 @@ class SecureSocket:
         try:
             await self._stream.send_all(_LENGTH.pack(len(raw)) + raw)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
-            raise NetworkError("the line was cut") from None
+            raise NetworkError("the connection was cut") from None
 
     async def _frame(self, most: int) -> bytes:
         (size,) = _LENGTH.unpack(await self._take(_LENGTH.size))
         if size > most:
             await trio.aclose_forcefully(self._stream)
-            raise ProtocolError(
-                f"the other end sends {size} bytes at once; at most {most} are taken"
-            )
+            raise ProtocolError(f"the other end sends a frame of {size} bytes, more than {most}")
         return await self._take(size)
 
     async def _take(self, size: int) -> bytes:
@@ -208,7 +207,7 @@ class SecureSocket:
             except (trio.BrokenResourceError, trio.ClosedResourceError):
                 data = b""
             if not data:
-                raise NetworkError("the line was cut before the other end was done")
+                raise NetworkError("the connection was cut before the other end had finished")
             self._buffer += data
         found = bytes(self._buffer[:size])
         del self._buffer[:size]
@@ -217,14 +216,14 @@ class SecureSocket:
 
 @checked
 class SqliteSessions:
-    """A `SessionStorage` in a file of this user alone, every state encrypted under ``key`` (32
-    bytes), durable.
+    """A durable `SessionStorage` in a file readable by this user only, with every state encrypted
+    under ``key`` (32 bytes).
     """
 
     def __init__(self, path: Path | str, key: bytes) -> None:
         path = Path(path)
         if len(key) != 32:
-            raise InvalidRequest(f"the key of a session file has 32 bytes, this one has {len(key)}")
+            raise InvalidRequest(f"the key of a session file must have 32 bytes, not {len(key)}")
         self._path = path
         self._box = SecretBox(hkdf(key, label("secure-sessions"), 32))
         self._db = open_database(

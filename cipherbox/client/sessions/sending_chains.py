@@ -1,13 +1,13 @@
-"""The halves of this home's sessions that speak: sending chains, in the outbox's database, under
-the local key.
+"""The sending halves of this home's sessions: sending chains, in the outbox's database, encrypted
+under its local key.
 
-Each envelope that is sealed in a session turns its chain by one.  Where the chain stands then is
-written in the transaction that puts the envelope into the outbox, so a crash loses both or neither,
-and no message key is used for two envelopes that left.  Until then it stands in memory.
+Each envelope sealed in a session advances its chain by one. The new position is written in the
+transaction that adds the envelope to the outbox, so a crash loses both or neither, and no message
+key is used for two envelopes that were sent. Until then it is in memory.
 
-Another process of this home may have turned the same chain meanwhile, or a step between may not
-have been written.  So a batch is written only if its steps follow one on the other from where the
-chain stands; otherwise its envelopes do not leave, and are sealed again (SessionMoved).
+Another process of this home may have advanced the same chain meanwhile, or a step in between may
+not have been written. So a batch is written only if its steps are contiguous from the chain's
+position; otherwise its envelopes are not sent, and are sealed again (SessionMoved).
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ CREATE TABLE chains (
     state BLOB NOT NULL
 ) WITHOUT ROWID;
 """  # noqa: E501
-At = tuple[int, int]  # turn of the root, messages sent in it
+At = tuple[int, int]  # root step, messages sent in it
 _BEGINNING: At = (0, 0)
 
 
 @attrs.frozen(eq=False)
 class RatchetStep:
-    """A message sealed in a session: where its chain stood before, and the chain after it."""
+    """A message sealed in a session: its chain's position before, and the chain after it."""
 
     peer: str
     session_id: bytes
@@ -45,23 +45,25 @@ class RatchetStep:
 
     @property
     def begins(self) -> bool:
-        """Whether this was the first of its chain."""
+        """Whether this was the first message of its chain."""
         return self.before[0] != self.after.turn
 
 
 def at(chain: Chain | None) -> At:
-    """Where a chain stands."""
+    """Return a chain's position."""
     return _BEGINNING if chain is None else (chain.turn, chain.sent)
 
 
 class SendingChains:
-    """Reads and writes the table; the connection is the caller's."""
+    """Reads and writes the chains' table; the caller owns the connection."""
 
     def __init__(self, box: SecretBox) -> None:
         self._box = box
 
     def read(self, db: sqlite3.Connection, session_id: bytes) -> Chain | None:
-        """As far as it was written; DecryptionFailed or Damaged when it cannot be read."""
+        """Return the chain as stored, or None. Raise DecryptionFailed or Damaged if it is
+        unreadable.
+        """
         row = db.execute("SELECT state FROM chains WHERE session_id = ?", (session_id,)).fetchone()
         return (
             None
@@ -70,8 +72,8 @@ class SendingChains:
         )
 
     def write(self, db: sqlite3.Connection, steps: Iterable[RatchetStep]) -> set[bytes]:
-        """Within a transaction; the ids of sessions whose steps do not follow: nothing of these
-        is written.
+        """Write steps within a transaction; return the ids of sessions whose steps are not
+        contiguous, for which nothing is written.
         """
         by_session: dict[bytes, list[RatchetStep]] = {}
         for step in steps:
@@ -91,7 +93,7 @@ class SendingChains:
             if name in moved:
                 continue
             now = clock.now_ms()
-            if row is None:  # rarely: sessions that nobody can have spoken in for so long go
+            if row is None:  # rare enough to also delete chains that are too old to be in use
                 db.execute("DELETE FROM chains WHERE used_at < ?", (now - LIMITS.watermark_ms,))
             locked = self._box.encrypt(session.encode_chain(chain), b"chain" + name)
             db.execute(
