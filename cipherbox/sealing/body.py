@@ -247,7 +247,7 @@ def unpack(plain: bytes, count: int, sealed_at: int) -> Messages:
     layout, flags, found = _HEAD.unpack(reader.take(_HEAD.size))
     if layout not in (LAYOUT, FIRST_LAYOUT) or flags & ~(SENT_TIMES | TYPES | HEADERS):
         raise MalformedEnvelope(
-            f"unknown body layout {layout} or flags {flags}; update this program"
+            f"unknown body layout {layout} or flags {flags}", remedy="update this program"
         )
     if layout == LAYOUT:
         reader.take(SALT_BYTES)

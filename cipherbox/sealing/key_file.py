@@ -105,7 +105,8 @@ def decrypt(data: bytes, *, local_key: bytes | None = None, password: bytes | No
     _, version, method = _HEAD.unpack_from(data)
     if version != VERSION or method not in (LOCAL_KEY, PASSWORD):
         raise CredentialsError(
-            f"unknown version {version} or method {method} of a key file; update this program"
+            f"unknown version {version} or method {method} of a key file",
+            remedy="update this program",
         )
     at = _HEAD.size
     if method == LOCAL_KEY:
@@ -179,7 +180,7 @@ def load(path: Path, *, local_key: bytes) -> Identity:
     except CipherBoxError:
         raise
     except Exception:  # the error's own text could quote a secret
-        raise ConfigError(f"{path} is not a complete key file; {_RESTORE}") from None
+        raise ConfigError(f"{path} is not a complete key file", remedy=_RESTORE) from None
     return identity
 
 

@@ -97,7 +97,7 @@ def import_pem(data: bytes, where: str, password: Callable[[], bytes]) -> bytes:
     Raise ConfigError that names ``where``, the cause and the remedy, and never quotes the file.
     """
     if b"PUBLIC KEY-----" in data and b"PRIVATE KEY-----" not in data:
-        raise ConfigError(f"{where} is a public key; import its private key")
+        raise ConfigError(f"{where} is a public key", remedy="import its private key")
     if len(data) > PEM_BYTES:
         raise ConfigError(f"{where} is too large for an RSA key (at most {PEM_BYTES} bytes)")
     secret: bytes | None = None
@@ -121,7 +121,9 @@ def import_pem(data: bytes, where: str, password: Callable[[], bytes]) -> bytes:
             f"{where} is not an RSA key", remedy="make one with: cipherbox keys generate --rsa"
         )
     if why := fault(key.public_key()):  # first, since checking a huge key's primes takes minutes
-        raise ConfigError(f"{where}: {why}; make another with: cipherbox keys generate --rsa")
+        raise ConfigError(
+            f"{where}: {why}", remedy="make another with: cipherbox keys generate --rsa"
+        )
     try:
         key = _load(data, secret, checked=True)
     except Exception:

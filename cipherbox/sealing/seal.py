@@ -84,8 +84,8 @@ def choose_keys(
     if not allow_mixed and any(safe) and not all(safe):
         weak = ", ".join(b.client_id for b, ok in zip(recipients, safe, strict=True) if not ok)
         raise UnsafeMix(
-            f"{weak} only has classical keys, others have post-quantum keys; allow it by name, or "
-            "send separately"
+            f"{weak} only has classical keys, others have post-quantum keys",
+            remedy="allow it by name, or send separately",
         )
     return keys
 

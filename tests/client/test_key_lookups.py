@@ -113,7 +113,7 @@ async def test_what_hq_does_not_have_is_remembered_for_a_time(
     directory.known.add(named(one))
     assert await lookup.settle([one]) == [(one, None)]
     assert len(directory.asked) == 2
-    assert directory.holds(named(one))
+    assert directory.has_sender(named(one))
 
 
 async def test_a_sender_that_names_many_keys_gets_few_requests_of_few_hashes(

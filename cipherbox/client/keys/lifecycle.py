@@ -395,5 +395,5 @@ def _explained(error: CipherBoxError, sequence: int, other: bytes | None) -> Cip
     return BundleRefused(
         f"HQ has a key bundle {sequence} of this client that this home did not make: either the "
         "home was restored from an older backup, or its keys were stolen",
-        remedy="Ask the admin to revoke this client, then join again",
+        remedy="ask the admin to revoke this client, then join again",
     )

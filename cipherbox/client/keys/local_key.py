@@ -120,7 +120,8 @@ def _read(home: Path) -> bytes:
     if len(data) != SIZE and not keyfile.is_key_file(data):
         raise ConfigError(
             f"{home / LOCAL_KEY} is damaged: it must have {SIZE} bytes or be encrypted under a "
-            f"password, and has {len(data)} bytes; {_RESTORE}"
+            f"password, and has {len(data)} bytes",
+            remedy=_RESTORE,
         )
     return data
 

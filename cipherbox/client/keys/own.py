@@ -63,7 +63,8 @@ async def _caught_up(directory: Directory, connection: Requester, identity: Iden
     bundle = identity.bundle
     if bundle is None:
         raise BundleError(
-            "this client has not published its keys yet; finish joining: cipherbox join"
+            "this client has not published its keys yet",
+            remedy="finish joining: cipherbox join",
         )
     (answer,) = await directory.ask([(identity.client_id, bundle.sequence)])
     later = [decode_bundle(raw) for raw in answer.bundles]
@@ -79,7 +80,8 @@ async def _caught_up(directory: Directory, connection: Requester, identity: Iden
     except KeyMissing as error:
         raise BundleError(
             f"HQ has key bundle {newest.sequence} of {identity.client_id}, made by another copy "
-            f"of this home ({error}); copy its keys.cbk here and retry"
+            f"of this home ({error})",
+            remedy="copy its keys.cbk here and retry",
         ) from None
     taken.bundle = newest
     return taken

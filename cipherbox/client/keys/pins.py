@@ -152,7 +152,7 @@ class Pins:
             return None
         except CipherBoxError as error:
             raise BundleError(
-                f"{path} is damaged ({error}); compare fingerprints, then pin it again"
+                f"{path} is damaged ({error})", remedy="compare fingerprints, then pin it again"
             ) from None
         if bundle.client_id != client_id:
             raise BundleForAnother(f"{path} holds the keys of {bundle.client_id}")

@@ -30,8 +30,8 @@ class BundleProofs:
         if not proof:
             raise BundleUnlogged(
                 f"HQ delivered {what} without a proof that its signed log names it. Either HQ is "
-                "older than this program, or it shows you a key that it hides from its log; ask "
-                "its admin, and send nothing until then"
+                "older than this program, or it shows you a key that it hides from its log",
+                remedy="ask its admin, and send nothing until then",
             )
         try:
             proven = log.verify_bundle_proof(

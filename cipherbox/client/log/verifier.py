@@ -103,7 +103,8 @@ class LogProofVerifier:
         if not current.log_key or not current.welcome.log_head:
             raise LogMissing(
                 "HQ shows no signed log, so it can prove nothing; it is older than this program or "
-                "hides its actions. Nothing is sent; ask its admin"
+                "hides its actions. Nothing is sent",
+                remedy="ask its admin",
             )
         if self._key and current.log_key != self._key:
             raise LogContradiction(
@@ -116,12 +117,12 @@ class LogProofVerifier:
             head = verify_checkpoint(current.welcome.log_head, current.log_key)
         except EnvelopeError as error:
             raise LogMissing(
-                f"HQ's newest head is invalid: {error}. Nothing is sent; tell the admin"
+                f"HQ's newest head is invalid: {error}. Nothing is sent", remedy="tell the admin"
             ) from None
         if head.incarnation != current.welcome.history:
             raise LogMissing(
-                "HQ's newest head belongs to another incarnation than HQ states. Nothing is sent; "
-                "tell the admin"
+                "HQ's newest head belongs to another incarnation than HQ states. Nothing is sent",
+                remedy="tell the admin",
             )
         if not self._key:
             self._pins.remember_log_key(current.log_key)
@@ -211,8 +212,8 @@ class LogProofVerifier:
         key: object = shown_by if shown_by is not None else point[:3]
         if len(self._unproven) >= MAX_UNPROVEN and key not in self._unproven:
             error = LogUnproven(
-                f"HQ has not proven that {MAX_UNPROVEN} heads of its log are consistent; tell the "
-                "admin"
+                f"HQ has not proven that {MAX_UNPROVEN} heads of its log are consistent",
+                remedy="tell the admin",
             )
             if self._current is not None:
                 self._current.end(error)
@@ -253,7 +254,8 @@ class LogProofVerifier:
                         LogUnproven(
                             f"HQ has not proven within {PROOF_TIMEOUT_S:g} s that the heads of "
                             f"its log are consistent ({str(error) or 'no answer'}). Nothing is "
-                            "sent before it does; tell the admin"
+                            "sent before it does",
+                            remedy="tell the admin",
                         )
                     )
                 await trio.sleep(RETRY_S)

@@ -254,21 +254,7 @@ class OutboxSender(Resealing):
             self._new_bytes -= sum(len(item.raw) for item in new)
             self.written.notify()
         for one in batch:
-            if any(step.session_id in moved for step in _turned(one)):
-                self._unkept(one, SessionMoved())
-                continue
-            if isinstance(one, PendingPublish) and one.envelope_id in moved:
-                self._unkept(one, KeyReused())
-                continue
-            self._sessions.committed(_turned(one))
-            if isinstance(one, _Step):
-                one.done.set()
-                continue
-            one.kept = True
-            if self._behind is not None:
-                self._behind.append(one)
-            else:
-                self._send(one)
+            self._was_written(one, moved)
 
     def _was_written(self, one: PendingPublish | _StepToKeep, moved: set[bytes]) -> None:
         """Send what was written.  ``moved``: the sessions, and the idempotency keys, that another
@@ -280,7 +266,7 @@ class OutboxSender(Resealing):
         if isinstance(one, PendingPublish) and one.envelope_id in moved:
             self._not_kept(one, KeyReused())
             return
-        self._sessions.kept(_steps_of(one))
+        self._sessions.committed(_steps_of(one))
         if isinstance(one, _StepToKeep):
             one.done.set()
             return
@@ -292,8 +278,8 @@ class OutboxSender(Resealing):
 
     def _not_kept(self, one: PendingPublish | _StepToKeep, error: CipherBoxError) -> None:
         """Report that it was not kept, and is not sent."""
-        self._sessions.rolled_back(_turned(one))
-        if isinstance(one, _Step):
+        self._sessions.rolled_back(_steps_of(one))
+        if isinstance(one, _StepToKeep):
             one.error = error
             one.done.set()
             return

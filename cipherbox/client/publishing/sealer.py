@@ -194,8 +194,10 @@ class Sealer:
                 sending_chains=sending_chains,
             )
         steps = tuple(step for chain in sending_chains or () for step in chain.steps)
-        entry = self._entry(sealed, generation, route, options.flags, sealed_at, steps)
-        entry = entry._replace(replaces=replaces, beside=beside)
+        entry = None
+        if keep:
+            entry = self._entry(sealed, generation, route, options.flags, sealed_at, steps)
+            entry = entry._replace(replaces=replaces, beside=beside)
         if self.events.has_listener and route.routing_key not in (".bulk", ".sys"):
             self.events.messages(
                 SENDER, "Encrypted {} for " + ", ".join(route.names), sealed.envelope_id, count

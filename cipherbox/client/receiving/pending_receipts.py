@@ -242,7 +242,7 @@ class PendingReceipts:
         sessions = self._client.sessions
         with suppress(CipherBoxError):
             turn = sessions.make_step(sender) if sessions is not None else None
-            if turn is not None and self._client.outbox_sender is not None:
+            if turn is not None:
                 raw, step = turn
                 await self._client.outbox().keep_step(step)
                 return [Message(raw, STEP_TYPE)]

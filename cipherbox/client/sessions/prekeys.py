@@ -87,7 +87,7 @@ class Prekeys:
         try:
             if not await self._supported():
                 raise UnknownRecipient(
-                    "this HQ does not store prekeys", remedy="Ask its admin to update HQ"
+                    "this HQ does not store prekeys", remedy="ask its admin to update HQ"
                 )
             answer: frames.Prekeys = await self._connection.request(
                 frames.GetPrekeys, clients=list(due)
@@ -159,7 +159,7 @@ class Prekeys:
         """
         if not await self._supported():
             raise UnknownRecipient(
-                "this HQ does not store prekeys", remedy="Ask its admin to update HQ"
+                "this HQ does not store prekeys", remedy="ask its admin to update HQ"
             )
         keys = self.sessions.keys
         history = self._history

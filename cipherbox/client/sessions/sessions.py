@@ -275,7 +275,7 @@ class Sessions:
     ) -> tuple[Session, Chain | None]:
         newest = self._newest(peer, unsaved=unsaved)
         if newest is None:
-            raise InvalidRequest(f"no session with {peer}; send again to begin one")
+            raise InvalidRequest(f"no session with {peer}", remedy="send again to begin one")
         return newest
 
     def _newest(self, peer: str, *, unsaved: bool = True) -> tuple[Session, Chain | None] | None:

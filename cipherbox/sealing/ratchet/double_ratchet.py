@@ -181,7 +181,7 @@ def sending(state: Ratchet, before: Chain | None) -> Chain:
         )
     if before is not None and before.turn > state.turn:
         raise InvalidRequest(
-            "the session's state is older than its last message; begin another session"
+            "the session's state is older than its last message", remedy="begin another session"
         )
     previous = before.sent if before is not None and before.turn == state.turn - 1 else 0
     return Chain(state.turn, public(state.own), state.start, 0, previous)
@@ -192,7 +192,7 @@ def encrypt(chain: Chain, plaintext: bytes, associated: bytes) -> tuple[Chain, H
     exhausted.
     """
     if chain.sent >= _MAX_MESSAGES:
-        raise InvalidRequest("the session's chain is exhausted; begin another session")
+        raise InvalidRequest("the session's chain is exhausted", remedy="begin another session")
     following, key = kdf_ck(chain.chain)
     header = Header(chain.key, chain.previous, chain.sent)
     ciphertext = seal_message(key, plaintext, bound(associated, header))

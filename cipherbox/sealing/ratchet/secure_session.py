@@ -241,7 +241,7 @@ class SecureContext:
         if session_id not in self._cache:
             raw = self._storage.load(session_id)
             if raw is None:
-                raise KeyMissing("this session does not exist; make another handshake")
+                raise KeyMissing("this session does not exist", remedy="make another handshake")
             self._cache[session_id] = raw[:PUBLIC], session.decode(raw[PUBLIC:])
         return self._cache[session_id]
 
@@ -366,7 +366,9 @@ class HandshakeBuilder:
         usable.
         """
         if self._pair is None:
-            raise InvalidRequest("this handshake has no offer, or is finished; make a new one")
+            raise InvalidRequest(
+                "this handshake has no offer, or is finished", remedy="make a new one"
+            )
         if len(first) < _FIRST_HEAD.size:
             raise MalformedEnvelope("not an answer to an offer")
         magic, peer, signature = _FIRST_HEAD.unpack_from(first)

@@ -237,7 +237,9 @@ def _decode(raw: bytes) -> Session:
         at = _STATE.size + _REST.size
         receiving, received, turn, count, start = _REST.unpack_from(raw, _STATE.size)
     else:
-        raise StoreError(f"the session was written in version {version}; update this program")
+        raise StoreError(
+            f"the session was written in version {version}", remedy="update this program"
+        )
     if length not in (0, shake.SIZE):
         raise Damaged("a session's state is damaged")
     handshake = raw[at : at + length]
