@@ -189,7 +189,7 @@ class ReceivingChains:
             if pending.once_id:
                 db.execute(*self.keys.spent(pending.once_id))
             if pending.version == _NO_ROW:
-                self._forget_old(db, place[0])
+                self._drop_old(db, place[0])
             if hold:
                 now = self._clock_ms()
                 rows = [
@@ -250,17 +250,7 @@ class ReceivingChains:
         start = self._box.encrypt(state.start, _bound(place) + b"start") if state.start else None
         if before == _NO_ROW:
             sql = "INSERT OR IGNORE INTO sessions VALUES (?, ?, ?, ?, ?, 0, ?, ?, ?, ?)"
-            row = (
-                peer,
-                session_id,
-                found.made_at,
-                found.since,
-                state.turn,
-                now,
-                version,
-                locked,
-                start,
-            )
+            row = (*place, found.made_at, found.since, state.turn, now, version, locked, start)
             return db.execute(sql, row).rowcount == 1
         written = db.execute(
             "UPDATE sessions SET turn = ?, used_at = ?, version = ?, state = ?, start = "
@@ -286,7 +276,7 @@ class ReceivingChains:
             ).fetchone()
             found = made((latest or 0) + 1)
             self._put(self._db, (peer, found.session_id), found, _NO_ROW, 1)
-            self._forget_old(self._db, peer)
+            self._drop_old(self._db, peer)
 
     def newest(self, peer: str) -> Session | None:
         """Return the session to send in, with the first key of a chain that is not in use yet.
@@ -429,15 +419,19 @@ class ReceivingChains:
             once_id=hello.once_id,
         )
 
-    def _forget_old(self, db: sqlite3.Connection, peer: str) -> None:
-        db.execute(
-            "DELETE FROM sessions WHERE peer = ? AND session_id NOT IN (SELECT session_id FROM "
-            "sessions WHERE peer = ? ORDER BY used_at DESC, made_at DESC LIMIT ?)",
-            (peer, peer, self._settings.sessions_per_peer),
-        )
-        # Of envelopes that were never acknowledged from here; HQ has dropped them by then.
-        dead = self._clock_ms() - LIMITS.watermark_ms
-        db.execute("DELETE FROM held WHERE held_at < ?", (dead,))
+    def _drop_old(self, db: sqlite3.Connection, peer: str) -> None:
+        before_ms = self._clock_ms() - LIMITS.watermark_ms
+        _drop_old(db, peer, self._settings.sessions_per_peer, before_ms)
+
+
+def _drop_old(db: sqlite3.Connection, peer: str, most: int, held_before_ms: int) -> None:
+    db.execute(
+        "DELETE FROM sessions WHERE peer = ? AND session_id NOT IN (SELECT session_id FROM "
+        "sessions WHERE peer = ? ORDER BY used_at DESC, made_at DESC LIMIT ?)",
+        (peer, peer, most),
+    )
+    # Of envelopes that were never acknowledged from here; HQ has dropped them by then.
+    db.execute("DELETE FROM held WHERE held_at < ?", (held_before_ms,))
 
 
 def _new_version() -> int:
