@@ -299,13 +299,13 @@ def test_numbers_driven_up_by_somebody_begin_anew(tmp_path: Path) -> None:
     assert here.open(center, "FL-LAB", old) == b"old"
     keys = center.sessions.keys
     own = keys.identity()
-    keys._look_at("once_id", 0xFFFFFFFF)
+    keys._note_number("once_id", 0xFFFFFFFF)
     assert not keys.must_replace()  # nobody has lost so many
-    keys._look_at("once_id", 1000)
+    keys._note_number("once_id", 1000)
     assert keys.must_replace()
     here.offer("CA-RC")
     assert int.from_bytes(keys._fact("once_id") or b"", "big") == 1003
-    keys._know("once_id", 0xF0000001.to_bytes(4, "big"))
+    keys._put_fact("once_id", 0xF0000001.to_bytes(4, "big"))
     here.offer("CA-RC")
     assert keys.identity() != own
     assert int.from_bytes(keys._fact("once_id") or b"", "big") == 3

@@ -40,7 +40,7 @@ async def test_a_receiver_that_was_set_back_replaces_its_prekeys(hq: Any) -> Non
     backup = copies(hq.home("CA-RC"))
     async with hq.client("CA-RC") as center:
         keys = center.sessions.keys
-        keys._know("offered", bytes(4))  # as after a week: all are due
+        keys._put_fact("offered", bytes(4))  # as after a week: all are due
         assert keys.must_replace()
         await center.offer_prekeys()
     set_back(hq.home("CA-RC"), backup)
