@@ -376,7 +376,7 @@ def _copied(files: Sequence[Path], kept: Path, transfer_id: bytes, hides: Secret
 
 
 def copy_at(fd: int, transfer_id: bytes, hides: SecretBox | None) -> RandomAccessFile:
-    """A file's copy, to be read and written; takes over the descriptor."""
+    """Return a file's copy for reading and writing; it owns the descriptor."""
     return ClearFile(fd) if hides is None else EncryptedFile(fd, hides, b"copy" + transfer_id)
 
 

@@ -197,7 +197,7 @@ class Sealer:
         entry = None
         if keep:
             entry = self._entry(sealed, generation, route, options.flags, sealed_at, steps)
-            entry = entry._replace(replaces=replaces, beside=beside)
+            entry = entry._replace(replaces=replaces, origins=origins)
         if self.events.has_listener and route.routing_key not in (".bulk", ".sys"):
             self.events.messages(
                 SENDER, "Encrypted {} for " + ", ".join(route.names), sealed.envelope_id, count

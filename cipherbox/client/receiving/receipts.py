@@ -147,10 +147,10 @@ class ReceiptConsumer:
         if receipt.checkpoint:
             # a fork of HQ's log shows here: both ends saw a head of their own
             client.log.observe(receipt.checkpoint, receipt.recipient)
-        post = client.outbox_sender
-        assert post is not None
-        news = await post.store(
-            post.outbox.sign,
+        outbox_sender = client.outbox_sender
+        assert outbox_sender is not None
+        news = await outbox_sender.store(
+            outbox_sender.outbox.sign,
             bundle.raw,
             bundle.hash,
             receipt.recipient,
