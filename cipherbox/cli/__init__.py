@@ -6,7 +6,7 @@ and `serve` loads nothing that can open a message.
 Map, written by `make generate`:
 
     agent             `agent`: the folder service of a lab or center machine.
-    alerts            `alerts`: whether somebody is told when something is wrong, and what was told.
+    alerts            `alerts`: test the notification channels and list the alerts.
     audit             `audit`: HQ's signed log, verified entry by entry, or read.
     audit_lines       What an entry of HQ's signed log says: as lines for people, and as events for
                       machines.
@@ -14,12 +14,12 @@ Map, written by `make generate`:
     ca/               `ca`: HQ's certificates and keys.
     chat              `chat`: write to one, several or all, line by line, and read what they write.
     chat_screen       What a conversation shows, and the lines that are typed.
-    clients           `clients`: who is enrolled, who is connected, who may do what; and cutting a
+    clients           `clients`: the enrolled and connected clients, their rights and limits; cut a
                       connection.
     commands          The table of commands, and what the parts of the command line call the same.
     completion_texts  `version` and `completion`: what needs neither a network nor a home.
     config            `config`: the settings in force, and whether HQ could start with them.
-    contacts          `contacts`: whom this client takes mail from.
+    contacts          `contacts`: the senders this client accepts mail from.
     dead_letters      `dead`: what could not be delivered, why, and what becomes of it.
     demo/             `demo`: the labs scenario with real processes.
     doctor/           `doctor`: what is wrong on this machine, and what to do about it.
@@ -57,13 +57,13 @@ Map, written by `make generate`:
     prove/            `prove`: load, kills and cut lines, then every confirmed message is looked
                       for.
     python            `python`: programs with CipherBox's library where there is only the one file.
-    receipt           `receipt`: a recipient's signed word, as a file that anybody can verify.
+    receipt           `receipt`: a recipient's signed receipt, as a file that anyone can verify.
     receive           `receive` and `fetch`: each message once into data/received_messages.jsonl,
                       each file once into one directory, then acknowledged.
     receive_exec      `--exec` of `receive` and `agent`: a command of the user's for each message
                       and each file.
-    route             `route`: who is behind an exchange and key now, and who may be, as this sender
-                      decided.
+    route             `route`: the readers behind an exchange and key, and the sender's allow-list
+                      for it.
     running           Where the command line starts trio: a piece of work, run to its end or until
                       it is stopped.
     scratch           `--database URL` of demo, bench and prove: a schema of PostgreSQL for one run,
@@ -82,6 +82,6 @@ Map, written by `make generate`:
     tables            Tables that fit the terminal they are shown on.
     top               `top`: a live view of a running HQ, over the admin's own certificate.
     topology          Exchanges, queues, bindings and the rights on them.
-    witness           `witness`: cosign HQ's log, so that nobody is shown another one.
+    witness           `witness`: cosign HQ's log, so that HQ cannot show different logs.
     wrapping          Lines of a terminal that break between words.
 """

@@ -1,4 +1,4 @@
-"""`alerts`: whether somebody is told when something is wrong, and what was told."""
+"""`alerts`: test the notification channels and list the alerts."""
 
 from __future__ import annotations
 
@@ -38,7 +38,8 @@ def alerts_test(ctx: click.Context, hq: Path | None, as_json: bool) -> int:
     who, _, settings = _of(ctx, hq)
     if not ways(settings):
         raise ConfigError(
-            "nobody is told: set command, webhook or mail in [alerts] (cipherbox manual operations)"
+            "no channel is configured",
+            remedy="set command, webhook or mail in [alerts] (cipherbox manual operations)",
         )
     found = run(try_ways, settings, who)
     if as_json:

@@ -164,7 +164,7 @@ def audit_evidence(ctx: click.Context, file: BinaryIO, as_json: bool) -> int:
     todo = (
         ""
         if found.kind == CONSISTENT
-        else "HQ owes a proof that one goes on from the other; ask its admin for it."
+        else "HQ has not proved that one extends the other; ask its admin for the proof."
     )
     fail(f"Not proven by this file alone ({found.kind}): {found.words}.", todo)
     return Exit.REFUSED

@@ -1,4 +1,4 @@
-"""`clients`: who is enrolled, who is connected, who may do what; and cutting a connection."""
+"""`clients`: the enrolled and connected clients, their rights and limits; cut a connection."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`contacts`: whom this client takes mail from."""
+"""`contacts`: the senders this client accepts mail from."""
 
 from __future__ import annotations
 

@@ -77,7 +77,7 @@ def drain(ctx: click.Context, most: float, undo: bool, no_wait: bool, yes: bool)
         if not no_wait:
             say("HQ has ended.")
     else:
-        say("HQ drains no longer: somebody took it back, or it was started again.")
+        say("HQ drains no longer: an admin stopped it, or HQ was restarted.")
 
 
 async def _ended(client: Client, most: float) -> bool:

@@ -115,7 +115,7 @@ def hq_settings(directory: Path) -> ServerConfig:
 
 
 def sure(question: str, yes: bool) -> None:
-    """Asks before what cannot be taken back.  Where nobody can be asked, --yes has to say it."""
+    """Ask before an irreversible action; without a terminal, --yes is required."""
     if yes:
         return
     if not (sys.stdin and sys.stdin.isatty()):

@@ -1,4 +1,4 @@
-"""`receipt`: a recipient's signed word, as a file that anybody can verify."""
+"""`receipt`: a recipient's signed receipt, as a file that anyone can verify."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def receipt_export(
         path = output or Path(f"{message_id}-{name}.receipt.json")
         write_atomic(path, data)
         say(str(path))
-    next_step(f"anybody verifies it with: cipherbox receipt verify {path}")
+    next_step(f"anyone can verify it with: cipherbox receipt verify {path}")
 
 
 @receipt.command("verify")
@@ -110,8 +110,8 @@ def receipt_verify(
         say(f"Root certificate, SHA-256: {statement.root_sha256}")
         if not trusted:
             warn(
-                "Nobody said which root to believe: compare the fingerprint with HQ's, or say "
-                "--root, --fingerprint."
+                "No trusted root was given: compare the fingerprint with HQ's, or pass --root or "
+                "--fingerprint."
             )
     return Exit.OK if trusted else Exit.KEYS
 

@@ -1,4 +1,4 @@
-"""`route`: who is behind an exchange and key now, and who may be, as this sender decided."""
+"""`route`: the readers behind an exchange and key, and the sender's allow-list for it."""
 
 from __future__ import annotations
 

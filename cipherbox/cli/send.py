@@ -283,7 +283,7 @@ def _tell(ctx: click.Context, options: SendOptions, sent: Sent) -> None:
         say(_sentence(confirmation, ids, options.whom, state))
         if confirmation.missing:
             warn(
-                "Not reached, for they have no queue or take no mail from you: "
+                "Not reached (they have no queue, or do not accept mail from you): "
                 f"{', '.join(confirmation.missing)}"
             )
     if sent.refused is not None:
@@ -291,7 +291,7 @@ def _tell(ctx: click.Context, options: SendOptions, sent: Sent) -> None:
     if not sent.arrived:
         warn(
             f"HQ has it, but it was not {options.until} by all within {options.within:g} s; it "
-            "goes on by itself."
+            "is delivered automatically."
         )
     if options.verbose and not options.as_json:
         next_step(f"see where it is: {command_here(ctx)} status {ids[0]}")

@@ -1,4 +1,4 @@
-"""`witness`: cosign HQ's log, so that nobody is shown another one."""
+"""`witness`: cosign HQ's log, so that HQ cannot show different logs."""
 
 from __future__ import annotations
 

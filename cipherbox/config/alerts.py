@@ -59,12 +59,12 @@ class AlertSettings:
 
     @property
     def any(self) -> bool:
-        """Whether anybody is to be told."""
+        """Return whether any channel is configured."""
         return bool(self.command or self.webhook or self.mail)
 
     @property
     def quiet_s(self) -> Mapping[str, float]:
-        """Sender -> how long it may say nothing; ConfigError."""
+        """Return how long each listed sender may be silent; raise ConfigError if it is invalid."""
         found = {}
         for part in filter(None, (p.strip() for p in self.quiet.split(","))):
             name, _, text = part.partition(" ")
@@ -82,7 +82,7 @@ class AlertSettings:
 
 
 def check_alerts(file: Path, settings: AlertSettings) -> None:
-    """ConfigError names what cannot work."""
+    """Raise ConfigError for settings that cannot work."""
     where = f"{file}: [alerts]"
     try:
         _ = settings.quiet_s
@@ -104,7 +104,7 @@ def check_alerts(file: Path, settings: AlertSettings) -> None:
             raise ConfigError(f"{where} {name}: mail needs it")
     for address in [*settings.mail.split(","), settings.mail_from]:
         if not re.fullmatch(r"[^\s@<>,]+@[^\s@<>,]+", address.strip()):
-            raise ConfigError(f"{where} mail: {address.strip()!r} is no mail address")
+            raise ConfigError(f"{where} mail: {address.strip()!r} is not a mail address")
     host, _ = mail_server(settings, where)
     if settings.mail_tls == "off" and host not in ("localhost", "127.0.0.1", "::1"):
         raise ConfigError(f"{where} mail_tls: off is for a mail server on this machine alone")
@@ -134,7 +134,7 @@ def _check_webhook(where: str, settings: AlertSettings) -> None:
 
 
 def mail_server(settings: AlertSettings, where: str = "[alerts]") -> tuple[str, int]:
-    """Host and port."""
+    """Return host and port of the mail server; raise ConfigError if they are invalid."""
     host, colon, port = settings.mail_server.rpartition(":")
     if not colon or not host or not port.isdigit() or not 0 < int(port) < 65_536:
         raise ConfigError(f"{where} mail_server: {settings.mail_server!r} is not host:port")

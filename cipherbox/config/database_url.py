@@ -16,8 +16,8 @@ SCHEMES = ("postgresql", "postgres")
 
 
 def parse_url(text: str) -> dict[str, str]:
-    """Settings of `[database]` by name, as text.  ConfigError without repeating the URL, which
-    may hold a secret.
+    """Return the settings of `[database]` in a URL, by name.  ConfigError never repeats the URL,
+    which may contain a secret.
     """
     parts = urlsplit(text)
     if parts.scheme not in SCHEMES:
@@ -54,7 +54,7 @@ def parse_url(text: str) -> dict[str, str]:
 
 
 def parse_hosts(text: str) -> tuple[tuple[str, int], ...]:
-    """``host:port, host, [v6]:port, /directory:port`` as pairs."""
+    """Return ``host:port, host, [v6]:port, /directory:port`` as pairs."""
     found: list[tuple[str, int]] = []
     for part in filter(None, (p.strip() for p in text.split(","))):
         host, colon, port = part.rpartition(":")
@@ -63,7 +63,7 @@ def parse_hosts(text: str) -> tuple[tuple[str, int], ...]:
         if host.startswith("[") and host.endswith("]"):
             host = host[1:-1]
         if not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
-            raise ConfigError(f"{part!r} is no host:port of PostgreSQL")
+            raise ConfigError(f"{part!r} is not host:port")
         found.append((host, int(port)))
     if not found:
         raise ConfigError(

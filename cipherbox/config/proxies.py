@@ -1,5 +1,5 @@
-"""Which way a client takes to HQ: directly, or through a proxy that the settings or the environment
-name.
+"""The route of a client's connection to HQ: direct, or through a proxy from the settings or the
+environment.
 
 1. `[line] proxy` counts first; only when it is empty the environment is asked: HTTPS_PROXY, as
    other programs read it.  ``proxy = "none"`` connects directly whatever the environment says.
@@ -46,7 +46,7 @@ class LineSettings:
 
 @attrs.frozen
 class Proxy:
-    """A proxy, and who named it."""
+    """A proxy, and where it is configured."""
 
     kind: str
     host: str
@@ -63,7 +63,7 @@ class Proxy:
 
 @attrs.frozen
 class Way:
-    """How an address is reached; ``why`` says what decided it."""
+    """How an address is reached; ``why`` is the setting that decided it."""
 
     proxy: Proxy | None
     why: str
@@ -72,9 +72,7 @@ class Way:
 def way_to(
     host: str, port: int, settings: LineSettings, environment: Mapping[str, str] | None = None
 ) -> Way:
-    """How ``host`` is reached from here.  ConfigError: the proxy is named in a way that nobody
-    understands.
-    """
+    """Return how ``host`` is reached from here; raise ConfigError if the proxy's URL is invalid."""
     environment = os.environ if environment is None else environment
     named, excepted = settings.proxy.strip(), settings.no_proxy
     if named:
@@ -101,7 +99,7 @@ def way_to(
 
 
 def parse_proxy(url: str, source: str, *, secret_allowed: bool = False) -> Proxy:
-    """The proxy of a URL; ConfigError never repeats a password that stands in it."""
+    """Return the proxy of a URL; ConfigError never repeats a password in it."""
     parts = urlsplit(url if "://" in url else f"http://{url}")
     kind = _KINDS.get(parts.scheme.lower())
     try:
@@ -130,8 +128,8 @@ def parse_proxy(url: str, source: str, *, secret_allowed: bool = False) -> Proxy
 
 
 def with_credentials(proxy: Proxy, file: Path | None) -> Proxy:
-    """The proxy with the user and password of the file; read anew for each connection, so that
-    it may change.
+    """Return the proxy with the user and password of the file, which is read for each connection
+    and may change.
     """
     if file is None:
         return proxy
@@ -146,8 +144,8 @@ def with_credentials(proxy: Proxy, file: Path | None) -> Proxy:
 
 
 def _checked(proxy: Proxy) -> Proxy:
-    """RFC 1929 gives each 255 bytes, and SOCKS libraries send ASCII alone; HTTP's header takes
-    no line ends.
+    """Return the proxy if its credentials can be sent: RFC 1929 allows 255 bytes each, SOCKS
+    libraries send ASCII only, and an HTTP header takes no line ends.
     """
     both = proxy.user + proxy.password
     fits = both.isascii() and 0 < len(proxy.user) < 256 and 0 < len(proxy.password) < 256
@@ -163,8 +161,8 @@ def _checked(proxy: Proxy) -> Proxy:
 
 
 def is_excepted(host: str, port: int, listed: str) -> bool:
-    """Whether a list as in NO_PROXY has this host: a name, a domain with all below it, an
-    address, a network, ``*``.
+    """Return whether a list as in NO_PROXY contains this host: by name, by a domain above it, by
+    address, by network, or by ``*``.
     """
     host = host.lower().rstrip(".")
     for entry in listed.replace(",", " ").split():

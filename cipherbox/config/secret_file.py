@@ -1,5 +1,5 @@
-"""Secrets that settings name: a file that only its user can read, or ``credential:NAME``, which
-systemd hands over.
+"""Secrets that settings name: a file that only its user can read, or ``credential:NAME``, a
+credential from systemd.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ CREDENTIAL = "credential:"
 
 
 def is_credential(path: Path) -> bool:
-    """Whether a setting names what systemd hands over, and no file."""
+    """Return whether a setting names a credential from systemd rather than a file."""
     return str(path).startswith(CREDENTIAL)
 
 
 def check_credential(where: str, path: Path | None) -> None:
-    """ConfigError if what a setting names cannot be a credential's name."""
+    """Raise ConfigError if a setting names a credential by an invalid name."""
     if path is not None and is_credential(path):
         name = str(path).removeprefix(CREDENTIAL)
         if name in ("", ".", "..") or "/" in name or "\\" in name:
@@ -27,8 +27,8 @@ def check_credential(where: str, path: Path | None) -> None:
 
 
 def secret(path: Path) -> bytes:
-    """What is in the file, or the credential, that a setting names.  ConfigError if others may
-    read it.
+    """Return the contents of the file or credential that a setting names; raise ConfigError if
+    other users may read it.
     """
     from cipherbox.portable import credential, read_private
 
@@ -48,8 +48,8 @@ def secret(path: Path) -> bytes:
 
 
 def secret_key(path: Path, size: int = 32) -> bytes:
-    """The secret a setting names: exactly ``size`` bytes, readable by its user alone.
-    ConfigError otherwise.
+    """Return the secret a setting names; raise ConfigError unless it has exactly ``size`` bytes and
+    only its user can read it.
     """
     key = secret(path)
     if len(key) != size:

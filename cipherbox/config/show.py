@@ -13,7 +13,7 @@ from cipherbox.limits import Limits
 
 
 def settings_values(config: ServerConfig | ClientConfig) -> dict[str, dict[str, Any]]:
-    """Table -> setting -> value in force; paths as text."""
+    """Return the settings in force by table and name; paths as text."""
     tables = SERVER_TABLES if isinstance(config, ServerConfig) else CLIENT_TABLES
     return {
         name: {
@@ -27,7 +27,7 @@ def settings_values(config: ServerConfig | ClientConfig) -> dict[str, dict[str, 
 
 
 def settings_text(config: ServerConfig | ClientConfig) -> str:
-    """The same as TOML."""
+    """Return the settings in force as TOML."""
     lines: list[str] = []
     for table, values in settings_values(config).items():
         lines += [

@@ -1,7 +1,7 @@
 """Settings classes from TOML files, and back: what `config` describes its tables with.
 
 An unknown table or key, a wrong type and a value out of range are named with file, table and key,
-and what is allowed; all mistakes of a file at once.
+and what is allowed; all mistakes of a file are reported together.
 """
 
 from __future__ import annotations
@@ -67,8 +67,8 @@ HOME_VARIABLE = "CIPHERBOX_HOME"
 def setting(
     default: Any, doc: str, *, choices: tuple[str, ...] = (), low: float | None = None
 ) -> Any:
-    """A field of a settings class: its default, its meaning for the written file, and what is
-    allowed.
+    """Return a field of a settings class: its default, its description in the written file, and
+    what is allowed.
     """
     metadata = {"doc": doc, "choices": choices, "low": low}
     return attrs.field(default=default, metadata=metadata)
@@ -89,7 +89,7 @@ class AgentSettings:
 
 @attrs.frozen
 class ContactSettings:
-    """Table `[contacts]`: whom mail is taken from is said by `cipherbox contacts`."""
+    """Table `[contacts]`; `cipherbox contacts` edits the allow and block lists."""
 
     tell_hq: bool = setting(
         True, "true: HQ gets the lists and refuses on your behalf; false: they stay on this machine"
@@ -119,7 +119,7 @@ class InboxSettings:
 
 
 def default_home() -> Path:
-    """``$CIPHERBOX_HOME``, or ``.cipherbox`` in the user's home directory."""
+    """Return ``$CIPHERBOX_HOME``, or ``.cipherbox`` in the user's home directory."""
     named = os.environ.get(HOME_VARIABLE)
     if named:
         return Path(named)
@@ -136,9 +136,7 @@ def default_home() -> Path:
 
 
 def join_command(home: Path) -> str:
-    """The command that makes this home; names it unless it is the one that counts without a
-    name.
-    """
+    """Return the command that creates this home; it names the home unless that is the default."""
     try:
         usual = default_home().absolute()
     except ConfigError:
@@ -147,7 +145,7 @@ def join_command(home: Path) -> str:
 
 
 def read_tables(file: Path, tables: Mapping[str, type], missing: str) -> dict[str, Any]:
-    """Table -> settings; ``missing`` says what to do when there is no such file."""
+    """Return the settings of each table; ``missing`` is the remedy if the file does not exist."""
     try:
         document = tomllib.loads(file.read_text("utf-8-sig"))
     except FileNotFoundError:
@@ -178,13 +176,13 @@ def read_tables(file: Path, tables: Mapping[str, type], missing: str) -> dict[st
 
 
 def tables_of(file: Path) -> frozenset[str]:
-    """The tables that a file has; none if there is no such file."""
+    """Return the names of the tables in a file; none if the file does not exist."""
     return frozenset(tomllib.loads(file.read_text("utf-8-sig"))) if file.exists() else frozenset()
 
 
 def whole_tables(file: Path, before: frozenset[str]) -> frozenset[str]:
-    """The tables a file has.  ConfigError if it looks half written: cut in a line, or without
-    tables it had before.
+    """Return the names of the tables in a file.  Raise ConfigError if it looks half written: cut
+    within a line, or without tables it had before.
 
     A file that is cut between two lines is good TOML, and would quietly set the rest to its
     defaults.
@@ -205,7 +203,7 @@ def whole_tables(file: Path, before: frozenset[str]) -> frozenset[str]:
 
 
 def build_table(where: str, kind: Any, values: Mapping[str, Any]) -> Any:
-    """One table's settings from values that do not come from a file."""
+    """Return one table's settings, from values that do not come from a file."""
     wrong: list[Problem] = []
     built = _build(Path(where), kind.__name__.removesuffix("Settings").lower(), kind, values, wrong)
     if wrong:
@@ -216,8 +214,8 @@ def build_table(where: str, kind: Any, values: Mapping[str, Any]) -> Any:
 def _build(
     file: Path, table: str, kind: Any, values: Mapping[str, Any], wrong: list[Problem]
 ) -> Any:
-    """The table's settings; what is not allowed is added to ``wrong`` and has its default
-    meanwhile.
+    """Return the table's settings.  Each invalid value is added to ``wrong`` and replaced by its
+    default.
     """
     fields = {
         a.name: a for a in attrs.fields(kind) if not (kind is Limits and a.name in FIXED_LIMITS)
@@ -289,7 +287,7 @@ def _nearest(name: str, known: Mapping[str, Any] | tuple[str, ...]) -> str:
 
 
 def write_tables(file: Path, head: str, tables: Mapping[str, Any]) -> Path:
-    """Writes the settings, each with its meaning; limits only where they differ from the
+    """Write the settings, each with its description; limits only where they differ from the
     default.
     """
     from cipherbox.portable import write_atomic
@@ -314,7 +312,7 @@ def write_tables(file: Path, head: str, tables: Mapping[str, Any]) -> Path:
 
 
 def toml_value(value: Any) -> str:
-    """A value as TOML writes it."""
+    """Return a value in TOML's notation."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, int | float):
@@ -327,7 +325,7 @@ def toml_value(value: Any) -> str:
 
 
 def parse_listen(text: str) -> list[tuple[str, int]]:
-    """``host:port, [v6]:port`` as pairs; empty text gives none; port 0 lets the system choose."""
+    """Return ``host:port, [v6]:port`` as pairs; port 0 lets the system choose one."""
     found: list[tuple[str, int]] = []
     for part in filter(None, (p.strip() for p in text.split(","))):
         host, colon, port = part.rpartition(":")
@@ -342,8 +340,8 @@ def parse_listen(text: str) -> list[tuple[str, int]]:
 
 
 def parse_origins(text: str) -> frozenset[str]:
-    """Origins as browsers send them, ``https://host[:port]``, in lower case; ConfigError for
-    anything else.
+    """Return origins as browsers send them, ``https://host[:port]``, in lower case; raise
+    ConfigError for anything else.
     """
     found = [part.strip().lower() for part in text.split(",") if part.strip()]
     for origin in found:
@@ -356,7 +354,7 @@ def parse_origins(text: str) -> frozenset[str]:
 
 
 def check_address(where: str, text: str) -> None:
-    """host:port, or wss://host:port/; ConfigError otherwise."""
+    """Raise ConfigError unless ``text`` is host:port or wss://host:port/."""
     parts = urlsplit(text if text.startswith("wss://") else f"//{text}")
     try:
         good = (
@@ -372,7 +370,7 @@ def check_address(where: str, text: str) -> None:
 
 
 def check_loopback(where: str, text: str) -> None:
-    """Nobody has to log in there, so nobody else's machine may reach it."""
+    """Raise ConfigError unless all addresses are loopback: no login is required there."""
     try:
         addresses = parse_listen(text)
     except ConfigError as error:

@@ -2,15 +2,16 @@
 
 Map, written by `make generate`:
 
-    flood       A flood of lines becomes one line with a count, also when nothing comes after it.
-    journald    Lines for systemd's journal with their fields, by its native protocol: one datagram
-                for each line.
-    log_line    A log record as names and values, without what must not be in a log.
+    flood       Rate limit of log lines: a flood becomes one line with a count, even if no line
+                follows it.
+    journald    Log lines with their fields for systemd's journal, in its native protocol: one
+                datagram per line.
+    log_line    A log record as names and values, without secrets.
     logs        Structured logs: one JSON object per line, made for machines and still readable.
-    metrics     What HQ counts and measures, in one table: name, kind, labels, help.
-    prometheus  Samples as Prometheus reads them, by the official client and a registry of its own
-                for each answer.
-    systemd     The service manager's side of a service: news to it (sd_notify), its watchdog, and
-                sockets it listens on for us.
+    metrics     HQ's metrics in one table: name, kind, labels, help.
+    prometheus  Samples in Prometheus's formats, written by the official client from a registry per
+                response.
+    systemd     systemd's interface to a service: notifications (sd_notify), the watchdog and socket
+                activation.
     unpack      How the one file unpacks itself.
 """

@@ -1,4 +1,4 @@
-"""A flood of lines becomes one line with a count, also when nothing comes after it."""
+"""Rate limit of log lines: a flood becomes one line with a count, even if no line follows it."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import time
 
 MOST = 50  # lines of one kind in a second: more than a person reads
 OF_ONE = 10  # of these, for one client: its flood leaves room for what others do
-HOLD_S = 10.0  # while it goes on, one line with a count in so long
+HOLD_S = 10.0  # while a flood continues, one line with a count per this interval
 _KINDS = 1000  # remembered
 _OF_CLIENTS = 10_000  # kinds by client
 Key = tuple[str, ...]  # logger, text, and client
 
 
 class _Kind:
-    """What came of one kind since ``start``."""
+    """The lines of one kind since ``start``."""
 
     __slots__ = ("left", "length", "level", "most", "passed", "start")
 
@@ -23,8 +23,8 @@ class _Kind:
         self.passed = self.left = self.level = 0
 
     def begin(self, now: float, most: int) -> None:
-        """The next stretch of time: a short one with room, or a long one for a single line while
-        the flood goes on.
+        """Begin the next interval: a short one with room, or, while the flood continues, a long one
+        for a single line.
         """
         flood = self.left > 0
         self.start, self.length, self.most = now, HOLD_S if flood else 1.0, 1 if flood else most
@@ -85,7 +85,7 @@ class Flood(logging.Filter):
         return False
 
     def settle(self, now: float) -> list[logging.LogRecord]:
-        """What is still to be said of floods whose time is over; forgets the kinds that are
+        """Return the summaries of floods whose interval has ended, and forget the kinds that are
         quiet.
         """
         found: list[logging.LogRecord] = []
@@ -119,7 +119,7 @@ def _summary(key: Key, kind: _Kind) -> logging.LogRecord:
 
 
 def settle(logger: logging.Logger) -> None:
-    """Says what floods are over, at every handler of ``logger``; call it every second or so."""
+    """Log the floods that have ended, at every handler of ``logger``; call it every second."""
     now = time.time()
     for handler in logger.handlers:
         for one in handler.filters:

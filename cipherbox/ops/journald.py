@@ -1,5 +1,4 @@
-"""Lines for systemd's journal with their fields, by its native protocol: one datagram for each
-line.
+"""Log lines with their fields for systemd's journal, in its native protocol: one datagram per line.
 
 systemd says with $JOURNAL_STREAM that standard error leads to the journal: device and inode of that
 stream.  Then lines go to the journal's own socket, where `journalctl CIPHERBOX_CLIENT=FL-LAB` finds
@@ -26,9 +25,7 @@ _PRIORITIES = ((logging.CRITICAL, 2), (logging.ERROR, 3), (logging.WARNING, 4), 
 
 
 def in_journal(stream: Any) -> bool:
-    """Whether this stream leads to the journal, as systemd says; not when it was led elsewhere
-    since.
-    """
+    """Return whether this stream is connected to the journal; False if it was redirected since."""
     device, _, inode = os.environ.get(VARIABLE, "").partition(":")
     try:
         found = os.fstat(stream.fileno())
@@ -38,7 +35,7 @@ def in_journal(stream: Any) -> bool:
 
 
 def datagram(fields: dict[str, str]) -> bytes:
-    """Fields as the protocol writes them; a value of several lines has its length before it."""
+    """Return the fields as the protocol encodes them; a multi-line value follows its length."""
     out = bytearray()
     for name, value in fields.items():
         data = value.encode("utf-8", "backslashreplace")
@@ -50,7 +47,7 @@ def datagram(fields: dict[str, str]) -> bytes:
 
 
 def field_name(name: str) -> str:
-    """A name as the journal takes it: capitals, digits and underscores."""
+    """Return a name as the journal accepts it: capitals, digits and underscores."""
     kept = "".join(c if c.isascii() and c.isalnum() else "_" for c in name)
     return (PREFIX + kept.upper())[:64]
 
@@ -78,7 +75,7 @@ class Journald(logging.Handler):
         self._instead.emit(record)
 
     def fields(self, record: logging.LogRecord, most: int = _FIELD_CHARS) -> dict[str, str]:
-        """The record as fields of the journal."""
+        """Return the record as fields of the journal."""
         line = line_of(record)
         found = {
             "MESSAGE": escape_text(str(line.pop("message")), most),

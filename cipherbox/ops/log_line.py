@@ -1,4 +1,4 @@
-"""A log record as names and values, without what must not be in a log.
+"""A log record as names and values, without secrets.
 
 What a log may hold: ids, names, sizes, counts, times, hashes, error texts.  Never a secret, a
 token, a body: what looks like one is cut out, should a mistake pass it on.
@@ -25,7 +25,7 @@ _SECRETS = re.compile(
 
 
 def line_of(record: logging.LogRecord) -> dict[str, Any]:
-    """A record as names and values, without what must not be in a log."""
+    """Return a record as names and values, without secrets."""
     line: dict[str, Any] = {
         "timestamp": utc_text(record.created),
         "level": record.levelname,
@@ -41,8 +41,8 @@ def line_of(record: logging.LogRecord) -> dict[str, Any]:
 
 
 def without_secrets(text: str) -> str:
-    """The text with a mark in place of what looks like a token, a private key or a password in
-    an address.
+    """Return the text with a mark in place of anything that looks like a token, a private key or a
+    password in an address.
     """
     return _SECRETS.sub(lambda found: f"{found[1] or found[2] or found[3]}[hidden]", text)
 
@@ -52,7 +52,7 @@ def utc_text(at: float) -> str:
 
 
 def _plain(value: object) -> object:
-    """What JSON knows as it is; anything else as a text that cannot hold a secret or a body."""
+    """Return a JSON value unchanged, anything else as text without secrets or bodies."""
     if value is None or isinstance(value, int | float):
         return value
     if isinstance(value, list | tuple):

@@ -37,13 +37,13 @@ _FILES = {"server_debug.log": (0, 20), "server_info.log": (20, 40), "server_erro
 
 
 def get_logger(name: str) -> logging.Logger:
-    """The logger of a module: pass ``__name__``."""
+    """Return the logger of a module: pass ``__name__``."""
     return logging.getLogger(name if name.startswith(ROOT) else f"{ROOT}.{name}")
 
 
 def setup_logging(settings: LoggingSettings, stream: Any = None) -> None:
-    """Sends the lines of all CipherBox loggers where ``settings`` says; calling it again
-    replaces the former choice.
+    """Direct the lines of all CipherBox loggers as ``settings`` says; a second call replaces the
+    first.
     """
     # first: when one of them cannot be, everything stays as it was
     made = _handlers(settings, stream)
@@ -59,7 +59,7 @@ def setup_logging(settings: LoggingSettings, stream: Any = None) -> None:
 
 
 def _handlers(settings: LoggingSettings, stream: Any) -> list[logging.Handler]:
-    """For the screen or the journal, and for each file."""
+    """Return a handler for the screen or the journal, and one for each file."""
     screen: logging.Handler = logging.StreamHandler(stream or sys.stderr)
     screen.setFormatter(
         PeopleLines() if stream is None and _is_terminal(sys.stderr) else JsonLines()
@@ -90,18 +90,18 @@ def _handlers(settings: LoggingSettings, stream: Any) -> list[logging.Handler]:
 
 
 def settle_floods() -> None:
-    """Says how many lines were left out of floods that are over; HQ's clock calls it."""
+    """Log how many lines of ended floods were left out; HQ's clock calls it."""
     flood.settle(logging.getLogger(ROOT))
 
 
 def fields(**values: object) -> dict[str, object]:
-    """Extra fields of a line, without those that say nothing (None and empty text)."""
+    """Return the extra fields of a line that are neither None nor empty."""
     return {name: value for name, value in values.items() if value is not None and value != ""}
 
 
 class JsonLines(logging.Formatter):
-    """One record as one line of JSON; line ends inside values are escaped, so a line cannot be
-    forged.
+    """Format one record as one line of JSON.  Line ends inside values are escaped, so a line cannot
+    be forged.
     """
 
     def format(self, record: logging.LogRecord) -> str:
@@ -111,7 +111,7 @@ class JsonLines(logging.Formatter):
 
 
 class PeopleLines(logging.Formatter):
-    """The same for somebody at a terminal: `12:04:31  Client connected  client=FL-LAB
+    """Format a record for a person at a terminal: `12:04:31  Client connected  client=FL-LAB
     remote=10.0.0.7:50214`.
     """
 
@@ -147,7 +147,7 @@ def _is_terminal(stream: Any) -> bool:
 
 
 class _Below(logging.Filter):
-    """Lets lines below a level through."""
+    """Pass only lines below a level."""
 
     def __init__(self, level: int) -> None:
         super().__init__()
@@ -158,8 +158,8 @@ class _Below(logging.Filter):
 
 
 class RotatedFile(logging.Handler):
-    """Appends to one file and begins a new one by hour or day (UTC) and by size; keeps so many of
-    the older ones.
+    """Append to one file, start a new one by hour or day (UTC) and by size, and keep a number of
+    older ones.
 
     A file that cannot be written stops nothing: that is said once on standard error, the lines go
     to standard error alone, and the file is tried again every few seconds.  A file that was moved
@@ -220,7 +220,7 @@ class RotatedFile(logging.Handler):
             self._file = -1
 
     def _look(self) -> None:
-        """Opens the file when it could not be written, or is not at its place any more."""
+        """Reopen the file if it could not be written or was moved."""
         if self._file >= 0:
             with suppress(FileNotFoundError):
                 if os.stat(self.path).st_ino == os.fstat(self._file).st_ino:

@@ -1,4 +1,4 @@
-"""What HQ counts and measures, in one table: name, kind, labels, help.
+"""HQ's metrics in one table: name, kind, labels, help.
 
 The metrics port, `cipherbox top` and the manual page `metrics` all come from this table.  Names are
 those of the field:  `cipherbox_` first, the base unit at the end, `_total` for what only rises.
@@ -24,7 +24,7 @@ class Metric(NamedTuple):
 
 
 class Histogram:
-    """How often a value lay below each bound; cheap enough for the engine's loop."""
+    """A histogram: how often a value was below each bound; cheap enough for the engine's loop."""
 
     __slots__ = ("bounds", "counts", "total")
 
@@ -198,9 +198,7 @@ _COMMIT_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.
 
 
 class Counts:
-    """What is added to while HQ runs: the counters of the table, by their names without
-    `cipherbox_` and `_total`.
-    """
+    """The counters of the table, by their names without `cipherbox_` and `_total`."""
 
     def __init__(self) -> None:
         self.connections_opened = self.handshakes_failed = self.kicked_connections = 0
@@ -214,7 +212,7 @@ class Counts:
         self.sync = Histogram(_COMMIT_S)
 
     def samples(self) -> list[Sample]:
-        """All of them as samples."""
+        """Return all counters as samples."""
         found = [
             Sample(f"cipherbox_{name}_total", n)
             for name, n in vars(self).items()

@@ -1,6 +1,4 @@
-"""Samples as Prometheus reads them, by the official client and a registry of its own for each
-answer.
-"""
+"""Samples in Prometheus's formats, written by the official client from a registry per response."""
 
 from __future__ import annotations
 
@@ -53,8 +51,8 @@ def _add(family: Family, sample: Sample) -> None:
 
 
 def exposition(samples: Iterable[Sample], accept: str = "") -> tuple[bytes, str]:
-    """What /metrics answers, and its content type: OpenMetrics for who accepts it, else the
-    older text.
+    """Return the response of /metrics and its content type: OpenMetrics if the client accepts it,
+    else the older text format.
     """
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Taken(list(samples)))

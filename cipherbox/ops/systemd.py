@@ -1,5 +1,4 @@
-"""The service manager's side of a service: news to it (sd_notify), its watchdog, and sockets it
-listens on for us.
+"""systemd's interface to a service: notifications (sd_notify), the watchdog and socket activation.
 
 All of it is by environment variables and does nothing without them, so `serve` runs the same under
 any other manager.
@@ -23,8 +22,8 @@ _ASK_S = 10.0
 
 
 def notify(*lines: str) -> bool:
-    """Sends the lines, for example ``READY=1``; False without systemd, and never an error: it is
-    only news.
+    """Send the lines, for example ``READY=1``; return False without systemd.  Never raise: they are
+    only notifications.
     """
     path = os.environ.get("NOTIFY_SOCKET", "")
     if not path or not hasattr(socket, "AF_UNIX"):
@@ -39,12 +38,12 @@ def notify(*lines: str) -> bool:
 
 
 def reloading() -> bool:
-    """Says that settings are being read again; ``READY=1`` says that it is done."""
+    """Notify that the settings are being reloaded; ``READY=1`` ends it."""
     return notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
 
 
 def watchdog_s() -> float:
-    """How long systemd waits for a sign of life before it ends the service; 0: for ever."""
+    """Return the watchdog's timeout in seconds; 0: no watchdog."""
     told = os.environ.get("WATCHDOG_USEC", "")
     if not told.isdigit() or os.environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
         return 0.0
@@ -52,14 +51,13 @@ def watchdog_s() -> float:
 
 
 def alive() -> None:
-    """The sign of life."""
+    """Send the watchdog's keep-alive."""
     if watchdog_s():
         notify("WATCHDOG=1")
 
 
 def passed_sockets() -> dict[str, list[socket.socket]]:
-    """The listening sockets that systemd hands over, by name; none without it.  ConfigError for
-    what is no such thing.
+    """Return the listening sockets passed by systemd, by name; raise ConfigError for anything else.
 
     They are handed over once: a child process must not take them for its own.
     """
@@ -73,7 +71,7 @@ def passed_sockets() -> dict[str, list[socket.socket]]:
         name = _UNITS.get(told, told)
         if name not in (PLAIN, WEBSOCKET):
             raise ConfigError(
-                f"systemd hands over a socket named {told!r}; its unit needs "
+                f"systemd passes a socket named {told!r}; its unit needs "
                 f"FileDescriptorName={PLAIN} or {WEBSOCKET}"
             )
         found.setdefault(name, []).append(_taken(_FIRST_FD + number, name))
@@ -105,7 +103,7 @@ def _taken(fd: int, name: str) -> socket.socket:
         os.set_inheritable(fd, False)
         taken = socket.socket(fileno=fd)
     except OSError as error:
-        raise ConfigError(f"systemd hands over no socket as {name!r}: {error.strerror}") from None
+        raise ConfigError(f"systemd passes no socket as {name!r}: {error.strerror}") from None
     inet = taken.family in (socket.AF_INET, socket.AF_INET6) and taken.type == socket.SOCK_STREAM
     if not inet or not taken.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
         raise ConfigError(

@@ -329,10 +329,10 @@ async def test_mail_goes_over_verified_tls_with_a_password(
         ({"webhook": "https://user:hunter2@x/"}, "webhook_authorization_file"),
         ({"webhook": "http://elsewhere.example/"}, "this machine alone"),
         ({"mail": "a@b.example"}, "mail_from"),
-        ({"mail": "nobody", "mail_from": "a@b.c", "mail_server": "x:25"}, "no mail address"),
+        ({"mail": "nobody", "mail_from": "a@b.c", "mail_server": "x:25"}, "not a mail address"),
         (
             {"mail": "a@b.c\nBcc: x@y.z", "mail_from": "a@b.c", "mail_server": "x:25"},
-            "no mail address",
+            "not a mail address",
         ),
         ({"mail": "a@b.c", "mail_from": "a@b.c", "mail_server": "x"}, "host:port"),
         (

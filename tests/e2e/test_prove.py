@@ -75,7 +75,7 @@ async def test_an_hq_that_another_one_took_over_is_started_again(
     await trial._look_after()
     assert started == ["HQ"]
     trial._processes["R1"] = await _ended(0)
-    with pytest.raises(StageFailed, match="R1 ended by itself"):
+    with pytest.raises(StageFailed, match="R1 ended unexpectedly"):
         await trial._look_after()
     trial._processes["R1"] = await _ended(6)
     with pytest.raises(StageFailed, match="R1 ended with 6"):

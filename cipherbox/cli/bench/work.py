@@ -30,9 +30,7 @@ class Work:
         """What it is, in words."""
         size = size_words(self.size)
         how = (
-            "sealed beforehand, opened by nobody"
-            if self.presealed
-            else f"{self.batch} in an envelope"
+            "sealed beforehand, never opened" if self.presealed else f"{self.batch} in an envelope"
         )
         how = "automatic batches" if not self.batch and not self.presealed else how
         how = "files from folder to folder" if self.files else how

@@ -21,7 +21,7 @@ _OTHERS = 12  # rows of clients that are named one by one
 
 
 class Ca(click.Group):
-    """`ca` alone shows, as if `show` had been said."""
+    """Run `show` if no command is given."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         if all(arg.startswith("-") and arg not in _HELP for arg in args):
@@ -230,7 +230,7 @@ def ca_import(ctx: click.Context, files: tuple[Path, ...], hq: Path | None) -> N
     )
     if organization.runs(config):
         next_step(
-            "make HQ notice: cipherbox reload, or where it lets nobody in: systemctl reload "
+            "make HQ notice: cipherbox reload, or if it refuses connections: systemctl reload "
             "cipherbox (SIGHUP)"
         )
     else:

@@ -1,4 +1,4 @@
-"""`doctor`: looks for what is wrong on this machine, and says what to do about it."""
+"""`doctor`: find problems on this machine and what to do about them."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ GOOD, WARN, BAD = "good", "warning", "wrong"
 LOW_BYTES, LEAST_BYTES = 2 * 1024**3, 256 * 1024**2
 LOW_INODES = 1000
 SOON_DAYS = 30
-SETTINGS = "mend the file; cipherbox manual configuration has every setting"
+SETTINGS = "correct the file; cipherbox manual configuration lists every setting"
 T = TypeVar("T")
 # No program of ours was built before this; a clock that says so was never set.
 BUILT = datetime(2025, 9, 1, tzinfo=UTC)
@@ -46,7 +46,7 @@ Check = Callable[[], Iterable[Finding]]
 
 
 def collect(checks: Iterable[tuple[str, Check]]) -> list[Finding]:
-    """All findings; a check that fails itself is a finding."""
+    """Return all findings; a check that fails is a finding, too."""
     found: list[Finding] = []
     for about, check in checks:
         try:
@@ -61,7 +61,7 @@ def collect(checks: Iterable[tuple[str, Check]]) -> list[Finding]:
 
 
 def clock() -> Iterator[Finding]:
-    """The clock by itself; others say later how far it is off."""
+    """Check that the clock was ever set; HQ's clock is compared later."""
     now = datetime.now(UTC)
     if now < BUILT:
         yield Finding(
@@ -75,15 +75,15 @@ def clock() -> Iterator[Finding]:
 
 
 def closed(directory: Path) -> bool:
-    """Whether this user may not even look what is there."""
+    """Return whether this user may not list the directory."""
     return directory.is_dir() and not os.access(directory, os.R_OK | os.X_OK)
 
 
 def opening(
     directory: Path, load: Callable[[Path], T], todo: str = SETTINGS
 ) -> tuple[list[Finding], T | None]:
-    """What is looked at first on every machine: clock, the right to look, settings.  None: there
-    it ends.
+    """Check what comes first on every machine: clock, permissions, settings.  None instead of
+    settings: the other checks are impossible.
     """
     found = collect([("clock", clock)])
     if closed(directory):
@@ -98,7 +98,7 @@ def opening(
 
 
 def file_rights(directory: Path, secrets: Iterable[Path]) -> Iterator[Finding]:
-    """Secrets for their user alone, all files of one user, and the directory writable."""
+    """Check that secrets are private, files have one owner, and the directory is writable."""
     from cipherbox.portable import WINDOWS, owner_of, unwritable
 
     if closed(directory):
@@ -163,13 +163,13 @@ def _owners(directory: Path) -> Iterator[Finding]:
         yield Finding(
             BAD,
             "rights",
-            f"{len(strangers)} of its files belong to somebody else, {strangers[0]} for one",
+            f"{len(strangers)} of its files belong to another user, for example {strangers[0]}",
             f"chown -R --reference={directory} {directory}",
         )
 
 
 def disk(places: Iterable[Path]) -> Iterator[Finding]:
-    """Room for bytes and for files, once for each file system."""
+    """Check the free space and inodes of each file system."""
     seen: set[int] = set()
     for place in places:
         while not place.exists():
@@ -197,7 +197,7 @@ def disk(places: Iterable[Path]) -> Iterator[Finding]:
 def ends(
     about: str, what: str, end: datetime, begin: datetime, todo: str, soon_days: int = SOON_DAYS
 ) -> Finding:
-    """How long a certificate or list still lives, by this machine's clock."""
+    """Return how long a certificate or list is still valid, by this machine's clock."""
     now = datetime.now(UTC)
     if now < begin:
         return Finding(

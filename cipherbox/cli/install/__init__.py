@@ -7,8 +7,7 @@ Map, written by `make generate`:
     command   `install` and `uninstall`: the one file becomes a service or a command of this
               machine, and goes again.
     files     What an installed version has outside of its tree: units, man page, shell completion.
-    places    Where `install` puts things: below the system's directories as root, below a home as
-              anybody else.
+    places    Where `install` puts things: the system's directories as root, else the user's home.
     programs  Running programs of the system.
     schemas   Whether the program that is to be installed knows the data that is here: every
               database says its schema.

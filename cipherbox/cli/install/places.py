@@ -1,6 +1,4 @@
-"""Where `install` puts things: below the system's directories as root, below a home as anybody
-else.
-"""
+"""Where `install` puts things: the system's directories as root, else the user's home."""
 
 from __future__ import annotations
 
@@ -95,7 +93,7 @@ def read_pointer(pointer: Path) -> str:
 
 
 def write_pointer(pointer: Path, name: str) -> None:
-    """Lets the pointer name another tree, at once."""
+    """Switch the pointer to another tree atomically."""
     new = pointer.with_name(f".{pointer.name}.new")
     new.unlink(missing_ok=True)
     if WINDOWS:

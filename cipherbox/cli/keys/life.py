@@ -72,5 +72,5 @@ def renew(ctx: click.Context) -> int:
         "The request waits until it was carried to the offline CA and back; its number there is "
         f"{found.number}."
     )
-    next_step(f"when that is done: {command_here(ctx)} keys renew   (an agent asks by itself)")
+    next_step(f"when that is done: {command_here(ctx)} keys renew   (an agent asks automatically)")
     return Exit.QUEUED

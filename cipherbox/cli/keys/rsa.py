@@ -60,8 +60,7 @@ def publish(ctx: click.Context, key: DecryptKey, file: Path | None = None) -> No
     steps = [
         "back up this home anew: the private key is in its keys.cbk alone"
         if file is None
-        else f"delete {file}, or keep it where nobody else reads it: who has it can open what is "
-        "sealed to it",
+        else f"delete {file}, or keep it where only you can read it: it opens what is sealed to it",
         f"others seal to it with: cipherbox send --wrap rsa --to {bundle.client_id} ...",
         f"other programs need it as PEM: {here} keys export --rsa FILE",
     ]
@@ -122,6 +121,6 @@ def _password(file: Path, password_file: Path | None) -> bytes:
     if password_file is not None:
         return secret(password_file.absolute()).removesuffix(b"\n").removesuffix(b"\r")
     nobody = click.UsageError(
-        f"{file} is encrypted, and nobody can be asked here: say --pem-password-file FILE."
+        f"{file} is encrypted. Cannot prompt (not a terminal); pass --pem-password-file FILE."
     )
     return ask(f"Password of {file}", nobody).encode()

@@ -245,7 +245,7 @@ class Trial:
             if len(self._hqs) > 1 and name in self._hqs and process.poll() == Exit.STORE:
                 await self._start(name)
             elif name in self._receivers and process.poll() == Exit.OK:
-                raise StageFailed(f"{name} ended by itself")
+                raise StageFailed(f"{name} ended unexpectedly")
             else:
                 self._stage.check(name, process)
 
@@ -284,7 +284,7 @@ class Trial:
                 ):
                     self._found(
                         "unexpected",
-                        f"{receiver} has message {line['message_id']}, which nobody sent it",
+                        f"{receiver} has message {line['message_id']}, which was not sent to it",
                     )
                     continue
                 found[what] += 1

@@ -63,7 +63,8 @@ def prepare(connection: PostgresConnection, target: Target, *, create: bool, upg
     if version is not None and version > len(steps):
         raise SchemaTooNew(
             f"{target} was written by a newer program (schema {version}; this one knows "
-            f"{len(steps)}); use that program"
+            f"{len(steps)})",
+            remedy="use that program",
         )
     if version == len(steps):
         return

@@ -45,9 +45,9 @@ class SqliteSource:
                 )
                 if version != ours:
                     raise StoreError(
-                        f"{path} has schema {version}, and this program copies only schema {ours}: "
-                        "upgrade a store first (cipherbox store upgrade); restore a backup with "
-                        "the version that made it, then upgrade"
+                        f"{path} has schema {version}, and this program copies only schema {ours}",
+                        remedy="upgrade a store first (cipherbox store upgrade); restore a backup "
+                        "with the version that made it, then upgrade",
                     )
                 self._spool.take(self._begin, self._undo)
         except BaseException:
