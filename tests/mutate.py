@@ -35,14 +35,14 @@ import time
 import tomllib
 from collections import defaultdict
 from collections.abc import Iterator
-from itertools import chain, zip_longest
+from itertools import zip_longest
 from pathlib import Path
 from types import CodeType, FunctionType
-from typing import Any
 
 import attrs
 import coverage
 import pytest
+from _pytest.runner import runtestprotocol
 
 from tests.mutations import Mutation, mutations_of
 
@@ -59,7 +59,7 @@ EQUIVALENT = ROOT / "tests" / "equivalent.toml"
 VERDICTS = ROOT / "build" / "mutate.json"
 OPTIONS = ("-q", "-p", "no:randomly", "-p", "no:cacheprovider", "-p", "no:xdist")
 KILLED, SURVIVED, ENDLESS, UNREACHED = "killed", "survived", "endless", "unreached"
-CPU_S, WALL_S = 20, 300  # what a change may take beside what its tests take: loops without an end
+CPU_S, WALL_S = 5, 300  # what a test may take beside what it usually takes: endless loops
 MOST_MEMORY = 8 << 30  # or a change could take all of the machine's
 
 
@@ -124,12 +124,12 @@ def change(one: Mutation, functions: dict[tuple[str, str], list[FunctionType]]) 
     return changed
 
 
-def _limit(tests_s: float) -> None:
-    """End this process when it takes much longer than the tests usually do."""
-    most = int(CPU_S + 5 * tests_s)
-    resource.setrlimit(resource.RLIMIT_CPU, (most, most))
+def _limit(test_s: float) -> None:
+    """End this process when its next test takes much longer than it usually does."""
+    most = int(time.process_time() + CPU_S + 5 * test_s) + 1
+    resource.setrlimit(resource.RLIMIT_CPU, (most, resource.RLIM_INFINITY))
     resource.setrlimit(resource.RLIMIT_AS, (MOST_MEMORY, MOST_MEMORY))
-    signal.alarm(WALL_S + 10 * int(tests_s))
+    signal.alarm(WALL_S + 10 * int(test_s))
 
 
 def cold(one: Mutation) -> str:
@@ -248,22 +248,18 @@ class Runner:
             status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
             return {0: SURVIVED, 1: KILLED, 2: UNREACHED}.get(status, ENDLESS)
         try:
-            _limit(sum(map(self._duration, tests)))
             null = os.open(os.devnull, os.O_RDWR)
             for descriptor in (0, 1, 2):
                 os.dup2(null, descriptor)
             if not change(mutation, functions):
                 os._exit(2)
-            reports = (_pytest_runner().runtestprotocol(item, log=False) for item in tests)
-            os._exit(any(report.failed for report in chain.from_iterable(reports)))
+            os._exit(any(self._fails(item) for item in tests))
         except BaseException:
             os._exit(1)
 
-
-def _pytest_runner() -> Any:
-    from _pytest import runner
-
-    return runner
+    def _fails(self, item: pytest.Item) -> bool:
+        _limit(self._duration(item))
+        return any(report.failed for report in runtestprotocol(item, log=False))
 
 
 def choose(modules: list[str], seed: int, known: dict[str, str]) -> list[Mutation]:

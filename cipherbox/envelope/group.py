@@ -28,7 +28,6 @@ from cipherbox.envelope.receipt import (
 )
 from cipherbox.envelope.suites import SignatureSuite
 from cipherbox.errors import MalformedEnvelope, SignatureInvalid
-from cipherbox.limits import LIMITS
 
 TYPE = "application/vnd.cipherbox.receipts"
 _HASH, _LEAF = b"\x00", b"\x01"
@@ -126,8 +125,6 @@ def decode_group(raw: bytes) -> Group:
     receipt, at = read_receipt(raw)
     leaves: list[Leaf | None] = []
     hashes: list[bytes] = []
-    if len(raw) > LIMITS.receipt_bytes or receipt.leaf_count > len(raw) // 33:
-        raise MalformedEnvelope("the receipt has more leaves than bytes")
     for _ in range(receipt.leaf_count):
         kind = raw[at : at + 1]
         if kind == _LEAF:

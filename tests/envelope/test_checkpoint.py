@@ -84,6 +84,13 @@ def test_a_note_has_one_to_64_signatures_and_16_kib() -> None:
         else:
             with pytest.raises(MalformedEnvelope):
                 checkpoints.decode_note(raw)
+    line = one.line.rstrip()  # 76 bytes in base64: the last letter has four bits to spare
+    assert line.endswith("==")
+    spare = line[:-3] + chr(ord(line[-3]) + 1) + "=="
+    short = f"\u2014 {NAME} {base64.b64encode(bytes(4)).decode()}"
+    for other in (spare, short, line[2:], line.replace(NAME, "a+b"), line + "!"):
+        with pytest.raises(MalformedEnvelope):
+            checkpoints.decode_note(f"text\n\n{other}\n".encode())
     for text in ("a\ttab\n", "a\x00\n"):
         with pytest.raises(MalformedEnvelope):
             checkpoints.decode_note(Note(text, (one,)).encode())

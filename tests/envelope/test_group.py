@@ -63,6 +63,10 @@ def test_every_byte_counts_and_nothing_is_missing_or_follows() -> None:
             decode_group(raw[:offset])
     with pytest.raises(MalformedEnvelope, match="follow"):
         decode_group(raw + b"\x00")
+    last = len(raw) - 33  # the kind of the last leaf, which is another sender's
+    assert raw[last] == 0
+    with pytest.raises(MalformedEnvelope):
+        decode_group(raw[:last] + b"\x02" + raw[last + 1 :])
 
 
 def test_leaves_that_were_not_signed_and_keys_of_others_are_refused() -> None:
@@ -74,9 +78,11 @@ def test_leaves_that_were_not_signed_and_keys_of_others_are_refused() -> None:
         verify_group(group, party("NY-RC").bundle)
 
 
-def test_a_group_has_a_leaf() -> None:
+def test_a_group_has_a_leaf_and_a_bounded_size() -> None:
     with pytest.raises(InvalidRequest):
         signed(leaves=[])
+    with pytest.raises(MalformedEnvelope, match="too long"):
+        decode_group(signed() + bytes(LIMITS.receipt_bytes))
 
 
 def test_a_leaf_of_version_1_has_neither_commitment_nor_entry() -> None:

@@ -118,6 +118,12 @@ def test_a_file_of_evidence_that_hq_did_not_sign_shows_nothing() -> None:
             if other != value:
                 with pytest.raises((MalformedEnvelope, SignatureInvalid)):
                     evidence.verify_file(changed(raw, **{key: other}))
+    for key in ("proof", "log_key_certified", "hq_certificate"):
+        value = json.loads(raw)[key]
+        with pytest.raises(MalformedEnvelope):  # no base64
+            evidence.verify_file(
+                changed(raw, **{key: [value[0] + "!"] if key == "proof" else value + "!"})
+            )
     for text in (b"", b"[]", b"[" * 100_000, raw + b" " * evidence._MOST):
         with pytest.raises(MalformedEnvelope):
             evidence.verify_file(text)
