@@ -8,7 +8,7 @@
                 client.ack(delivery)
 
 trio runs in a thread of its own; every call hands its work over and waits for the outcome, so calls
-may come from any thread, several at once.  Every public call of `Client` exists here with the same
+may come from any thread, concurrently.  Every public call of `Client` exists here with the same
 types.  Calls after `close` raise GoingAway.
 """
 

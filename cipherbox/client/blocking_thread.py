@@ -70,7 +70,7 @@ class _Abort(Exception):
 
 
 class ClientThread:
-    """See the module.  Calls may come from any thread, several at once."""
+    """See the module.  Calls may come from any thread, concurrently."""
 
     def __init__(self, home: Path | str | None, options: dict[str, Any]) -> None:
         self._home, self._options = home, options

@@ -126,6 +126,6 @@ class PublishOptions:
         if self.to is None or len(self.to) <= LIMITS.recipients:
             return [self]
         if not self.to_mailboxes:
-            raise InvalidRequest(f"a route takes at most {LIMITS.recipients} recipients at once")
+            raise InvalidRequest(f"a route takes at most {LIMITS.recipients} recipients")
         step = LIMITS.recipients
         return [attrs.evolve(self, to=self.to[i : i + step]) for i in range(0, len(self.to), step)]

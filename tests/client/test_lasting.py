@@ -182,7 +182,7 @@ async def _deliver_at(scripted: ScriptedHq, subscription: int, attempt: int, raw
 
 
 def _pauses(said: list[Any]) -> list[int]:
-    return [int(e.text.split()[-2]) for e in said if "going on in" in e.text]
+    return [int(e.text.split()[-2]) for e in said if "retrying in" in e.text]
 
 
 @pytest.mark.parametrize(

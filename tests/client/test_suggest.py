@@ -35,7 +35,7 @@ async def test_a_client_id_in_lower_case(hq: Any) -> None:
         for words in COMMANDS:
             shown = io.StringIO()
             assert await trio.to_thread.run_sync(run, words, shown) != 0
-            assert "did you mean CA-RC?" in " ".join(shown.getvalue().split()), (
+            assert "Did you mean CA-RC?" in " ".join(shown.getvalue().split()), (
                 words,
                 shown.getvalue(),
             )

@@ -13,7 +13,7 @@ Rules.
 3. Only a file's row in the outbox, written in the transaction of its envelope, decides whether it
    was sent: never a name, a size, a date or this process's memory.
 4. Small files that wait for the same recipients share an envelope, oldest first, and by name where
-   the time is the same; large ones go in parts, a few at once, and hold up no small one.
+   the time is the same; large ones are sent in parts, a few at a time, and delay no small one.
 5. A crash at any instant sends nothing twice and loses nothing.  One agent for each home: its lock
    is held.
 """
@@ -167,7 +167,7 @@ class Agent:
                 else f"{type(error).__name__}: {error}"
             )
             if self._pauses.later("", reason):
-                self._say(f"{reason}; the agent goes on when that is mended")
+                self._say(f"{reason}; the agent continues when this is fixed")
 
     async def _settle(self) -> set[str]:
         """Move settled files; return the files that are not settled."""
@@ -191,7 +191,7 @@ class Agent:
             if end.trouble:
                 under_way.add(end.claim.file)
                 if self._pauses.later(end.claim.file, end.trouble):
-                    self._say(f"{end.trouble}; that is tried again")
+                    self._say(f"{end.trouble}; retrying")
             else:
                 self._pauses.clear(end.claim.file)
         self._tell(done)
@@ -240,7 +240,7 @@ class Agent:
                 end = await trio.to_thread.run_sync(self._mover.shift, claim, to)
                 if end.trouble:
                     if self._pauses.later(claim.place, end.trouble):
-                        self._say(f"{end.trouble}; that is tried again")
+                        self._say(f"{end.trouble}; retrying")
                     continue
                 await self._store(self._files.settle, [end.row])
                 if to == REFUSED_TO:

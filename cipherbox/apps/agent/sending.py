@@ -38,7 +38,7 @@ from cipherbox.sealing.body import Message, pack
 if TYPE_CHECKING:
     from cipherbox.client.client import Client
 
-AT_ONCE = 3  # large files under way at once
+AT_ONCE = 3  # large files in transfer at a time
 SMALL_BYTES = 256 * 1024  # larger files go in parts, and go on where they stopped
 BUNDLE_BYTES = 1024 * 1024  # a full envelope, as a publisher's
 BUNDLE_FILES = 1000  # more would only delay the first of them

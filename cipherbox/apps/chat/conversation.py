@@ -206,7 +206,7 @@ class Chat:
             Backoff(_PAUSE_S, _PAUSE_S),
             transient=lambda error: not isinstance(error, CredentialsError),
             on_failure=lambda error, pause_s: self.client.events.emit(
-                RECEIVER, f"{error}; going on in {pause_s:.0f} s"
+                RECEIVER, f"{error}; retrying in {pause_s:.0f} s"
             ),
         )
 

@@ -143,7 +143,7 @@ class Pipe:
         client = self.client
         receiver = Receiver(client)
         async with receiver.locked_soon():
-            await client.bundles([self.peer])  # an unknown one is said at once
+            await client.bundles([self.peer])  # an unknown peer is reported immediately
             async with client.consume_unopened(envelopes=64, size=2 * WINDOW) as consumer:
                 mail = (client, consumer, receiver, self.peer, self._take)
                 async with background() as nursery:

@@ -409,10 +409,12 @@ def unconfirmed_error(item: PendingPublish, waited: str, away_since: str) -> Cip
             f"message {first} is kept in the outbox: HQ cannot be reached since "
             f"{away_since}{reason}"
         )
-        following = "It goes out with the next command, or by itself while `cipherbox agent` runs"
+        following = (
+            "It is sent with the next command, or automatically while `cipherbox agent` runs"
+        )
     else:
         what = f"HQ has not confirmed message {first} within {waited}{reason}"
-        following = "It is kept in the outbox and goes out by itself"
+        following = "It is kept in the outbox and is sent automatically"
     error = Queued(f"{what}. {following}")
     error.message_ids = tuple(str(message_id(item.envelope_id, i)) for i in range(item.count))
     return error

@@ -237,7 +237,7 @@ def _not_confirmed(row: Row, trouble: CipherBoxError | None) -> Step:
     if row.state == WAITING:
         why = f": {trouble}" if trouble is not None else ""
         return Step(
-            0, "waiting", f"waits in the outbox of this machine{why}; it goes out by itself"
+            0, "waiting", f"waits in the outbox of this machine{why}; it is sent automatically"
         )
     if row.state == PARKED:
         return Step(row.changed_at, "aside", f"refused by HQ and set aside: {row.reason}")

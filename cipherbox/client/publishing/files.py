@@ -265,8 +265,8 @@ class FileSender:
             transfer = self._transfer
             raise Queued(
                 f"HQ cannot be reached ({connection.trouble}). It has {self._done_bytes} of the "
-                f"{transfer.size} bytes of {transfer.file}; the rest goes out with the next "
-                "command, or by itself while `cipherbox agent` runs"
+                f"{transfer.size} bytes of {transfer.file}; the rest is sent with the next "
+                "command, or automatically while `cipherbox agent` runs"
             )
 
     def _fail(self, error: CipherBoxError) -> None:

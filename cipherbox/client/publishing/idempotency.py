@@ -2,7 +2,7 @@
 after a crash.
 
 The key is recorded in the outbox in the transaction that keeps the envelope, unique for this sender
-and route.  So of two publishes at once with one key, one wins, and the other finds the winner's
+and route.  So of two concurrent publishes with one key, one wins, and the other finds the winner's
 row.  The same key with the same content answers with the first confirmation; with other content it
 is refused.  A message that HQ refused or that was cancelled never went anywhere: its key is free,
 and the next publish takes its place.

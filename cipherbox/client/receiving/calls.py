@@ -88,8 +88,8 @@ class ConsumingCalls:
             await consumer.stop()
 
     async def fetch(self, queue: str | None = None, envelopes: int = 1) -> list[Delivery]:
-        """Takes what waits now, at most so many, verified and opened; acknowledge them, or they
-        come again.
+        """Return at most that number of waiting deliveries, verified and opened; acknowledge them,
+        or they are redelivered.
         """
         found = await self.fetch_unopened(queue, envelopes)
         self.opener.expect(found)

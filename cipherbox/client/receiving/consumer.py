@@ -5,9 +5,9 @@ or refused gives its part back, told to HQ in eighths, so that HQ hands on witho
 most one credit is handed out and not yet acknowledged, and that bounds memory on both sides: a
 program that takes without ever acknowledging stops being given more.
 
-When the line is cut, what was pushed and not yet taken by the program is dropped here and comes
-again from HQ.  What the program holds comes again as well, with `attempt` raised; it may be
-acknowledged over the new line.
+When the connection ends, what was pushed and not yet taken by the program is dropped here and
+redelivered by HQ.  What the program holds is redelivered as well, with `attempt` raised; it may be
+acknowledged over the new connection.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ Bounds, since an envelope may name any hash as its sender's bundle:
 2. All look-ups together have `IN_ALL` requests a minute, half of what HQ allows a client: the rest
    is for sending.
 3. A hash that HQ does not have is remembered for `MISS_S`, `MISSES` of each sender: redelivered, it
-   is refused at once.
+   is refused immediately.
 4. What is parked holds its part of the consumer's credit, and so is bounded by it.
 """
 
@@ -176,7 +176,7 @@ class Lookups:
             if len(wanted) == 1:
                 return dict.fromkeys(_pairs(wanted), error)
         found: dict[tuple[str, bytes], Exception | None] = {}
-        for sender, hashes in wanted.items():  # one of them spoils the answer: each by itself
+        for sender, hashes in wanted.items():  # one of them spoils the answer: each separately
             found.update(await self._ask({sender: hashes}))
         return found
 

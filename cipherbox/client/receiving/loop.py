@@ -204,7 +204,7 @@ class ReceiveLoop:
         except CipherBoxError as error:
             self._client.events.emit(
                 RECEIVER,
-                f"HQ did not confirm an ACK: {error}; the messages are stored and come again",
+                f"HQ did not confirm an ACK: {error}; the messages are stored and are redelivered",
             )
         finally:
             progress.acks_open -= 1

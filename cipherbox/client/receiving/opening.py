@@ -4,7 +4,7 @@ Whatever fails gives the outcome of the receipt format.  What can never be opene
 not for us, a wrong signature, a body that does not decrypt, a broken commitment) becomes a dead
 letter at HQ, with the reason.  What may open later (a key that is not here yet, keys of the sender
 that a person must compare first, a newer version) goes back to the queue, after a pause that grows
-with each attempt: returning it at once would only use up its deliveries.
+with each attempt: returning it immediately would only use up its deliveries.
 """
 
 from __future__ import annotations
@@ -75,8 +75,8 @@ PAUSE_MAX_S = 60.0
 
 
 class Opener:
-    """See the module.  ``nack`` tells HQ; ``nursery`` holds the pauses before a delivery is
-    given back.
+    """See the module.  ``nack`` sends refusals to HQ; ``nursery`` has the pauses before a delivery
+    is requeued.
     """
 
     def __init__(
@@ -158,9 +158,7 @@ class Opener:
         return delivery.queue.endswith(".sys") or self._contacts.accepts(delivery.sender_id)
 
     def expect(self, deliveries: Sequence[Delivery]) -> None:
-        """These are opened next, in this order: what HQ has to prove of them is asked for
-        together.
-        """
+        """Request HQ's proofs for the deliveries that are opened next, in this order."""
         self._order.expect(deliveries)
 
     def ready(self, delivery: Delivery) -> bool:

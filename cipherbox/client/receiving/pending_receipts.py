@@ -1,13 +1,14 @@
 """Pending receipts: signed acknowledgements due to each sender.
 
-Every recorded envelope owes one, and so does every refusal that is final or that the sender can
-mend.  What is owed stands in the inbox's database, so nothing is forgotten in a crash; what is
-signed for again does no harm.  One signature covers all that is owed now, of all senders; each
-sender gets a group with its own leaves, sealed, into its mailbox `.sys`, and an envelope is marked
-when HQ has confirmed that group.  Receipts owe no receipts.
+A receipt is due for every recorded envelope, and for every refusal that is final or that the sender
+can resolve.  Pending receipts are in the inbox's database, so a crash loses none; a duplicate does
+no harm.  One signature covers all pending receipts of all senders; each sender gets a group with
+its own leaves, sealed, in its mailbox `.sys`, and an envelope is marked when HQ has confirmed that
+group.  No receipt is due for a receipt.
 
-Beside the group goes an empty message of the session with that sender, if there is one: so traffic
-in one direction heals too.  It is beside, not around: a receipt opens although a session was lost.
+With the group goes an empty message of the session with that sender, if one exists, so that traffic
+in one direction heals the session, too.  The group is not sealed in the session: a receipt opens
+even if the session was lost.
 """
 
 from __future__ import annotations
@@ -46,9 +47,9 @@ RETRY_MAX_S = 60.0
 FLUSH_S = 5.0
 REFUSALS = 1000  # of each sender, in the record
 _GIVEN_UP = 0
-# refusals the sender gets a receipt for: it can be named
-TOLD = (NEVER | MENDED) - {Outcome.MALFORMED}
-MOST_MS = (1 << 62) - 1  # of a time or a number that HQ says: SQLite takes no more
+# refusals that the sender gets a receipt for
+REFUSALS_SIGNED = (NEVER | MENDED) - {Outcome.MALFORMED}
+MOST_MS = (1 << 62) - 1  # the largest time or number of HQ's that is stored in SQLite
 
 
 class PendingReceipt(NamedTuple):
@@ -104,7 +105,7 @@ class PendingReceipts:
                     at,
                     reason,
                     now,
-                    None if outcome in TOLD else _GIVEN_UP,
+                    None if outcome in REFUSALS_SIGNED else _GIVEN_UP,
                     entry,
                 )
             )

@@ -80,7 +80,7 @@ class Progress:
             raise self.failure
 
     async def acknowledged(self) -> None:
-        """Wait for HQ's answers to all acknowledgements; each is bounded by itself."""
+        """Wait for HQ's answers to all acknowledgements; each is bounded."""
         while self.acks_open:
             await self.changed.wait()
 

@@ -37,7 +37,7 @@ from cipherbox.errors import CipherBoxError, EnvelopeError, SignatureInvalid
 if TYPE_CHECKING:
     from cipherbox.client.receiving.ports import ReceiptSource
 
-CREDIT = 64  # groups handed out at once: what a short command can take in before it ends
+CREDIT = 64  # groups delivered at a time: what a short command can consume before it ends
 CREDIT_BYTES = 1024 * 1024  # and their bytes
 REST_S = 2.0
 _PAUSE_S = 5.0  # after an error, before the mailbox is looked at again

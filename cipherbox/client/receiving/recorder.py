@@ -150,7 +150,7 @@ def open_recorder(
 
     def was_cut(cut: int) -> None:
         text = f"{cut} bytes that this inbox had not recorded were cut off {LINES}"
-        events.emit(RECEIVER, f"{text}; messages of an interrupted step come again")
+        events.emit(RECEIVER, f"{text}; messages of an interrupted step are redelivered")
 
     inbox = Inbox(
         home.path,

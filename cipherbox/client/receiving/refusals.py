@@ -1,10 +1,10 @@
 """Tell HQ in the background which envelopes were refused.
 
-A refusal that is final goes at once, one that may pass later after a pause that grows with each
-attempt.  While it waits, the envelope's bytes are dropped here and its part of the credit is given
-back, so what one sender's envelopes wait for holds up nobody else's.  Of one sender so many wait at
-a time; what comes above that becomes a dead letter at once, which nothing loses.  HQ's answer to a
-refusal changes nothing here: what it did not take is delivered again.
+A final refusal is sent immediately, a temporary one after a pause that grows with each attempt.
+Meanwhile the envelope's bytes are dropped here and its credit is returned, so that one sender's
+envelopes delay no other's.  The number that waits is bounded for each sender; further ones become
+dead letters immediately, and nothing is lost.  HQ's answer to a refusal changes nothing here: what
+HQ did not take is redelivered.
 """
 
 from __future__ import annotations

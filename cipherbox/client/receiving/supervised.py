@@ -32,7 +32,7 @@ async def keep_running(
     def report(error: CipherBoxError, pause_s: float) -> None:
         nonlocal failed
         failed = True
-        client.events.emit(RECEIVER, f"{error}; going on in {pause_s:.0f} s")
+        client.events.emit(RECEIVER, f"{error}; retrying in {pause_s:.0f} s")
 
     async def attempt() -> None:
         if failed:
