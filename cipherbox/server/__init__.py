@@ -1,4 +1,4 @@
-"""HQ: trio around the pure core.  It never imports what opens an envelope.
+"""HQ: trio around the pure core.  It never imports code that opens envelopes.
 
 Map, written by `make generate`:
 

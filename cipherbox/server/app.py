@@ -1,9 +1,9 @@
 """The composition root of a running HQ: lock, store, engine, listeners, and a graceful stop.
 
-The stop is a shape, not a flag: listeners accept in an inner nursery, sessions live in an outer
-one.  When `serve` is cancelled the inner one is cancelled first; then nothing more is read, what
-was taken is committed and answered, clients are told that HQ goes away, and after a deadline
-everything left is cancelled.
+The structure of nurseries determines the stop: listeners accept in an inner nursery, sessions run
+in an outer one.  When `serve` is cancelled the inner one is cancelled first.  Then nothing more is
+read, what was accepted is committed and answered, clients get GOING_AWAY, and after a timeout the
+rest is cancelled.
 """
 
 from __future__ import annotations
@@ -41,17 +41,17 @@ log = get_logger(__name__)
 _CRL_CHECK_S = 3600.0
 _WATCH_S = 60.0
 _RETENTION_S, _DAY_MS = 3600.0, 86_400_000
-STANDBY_S = 1.0  # a standby looks so often whether it is needed
+STANDBY_S = 1.0  # period at which a standby tries to take the lease
 _RENEW_S = 2.0
 _TICK_S = 0.5  # a heartbeat is 1 s or more
 _LATE_S = 3.0
-_NEWS_S = 10.0  # what `systemctl status` shows may be so old
+_STATUS_S = 10.0  # period of what `systemctl status` shows
 
 
 @attrs.frozen
 class Served:
-    """Where HQ listens, (host, port) pairs as bound; and what reads its settings again, or
-    raises ConfigError.
+    """The (host, port) pairs on which HQ listens, and a call that reloads its settings or raises
+    ConfigError.
     """
 
     addresses: list[tuple[str, int]]
@@ -66,11 +66,11 @@ async def serve(
     waiting: Callable[[str], None] = lambda _: None,
     task_status: trio.TaskStatus[Served] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Runs HQ until cancelled.  StoreLocked when another process serves this directory.
+    """Run HQ until cancelled; raise StoreLocked if another process uses this directory.
 
-    While another HQ writes the same database it waits as a standby, and tells ``waiting`` so.
+    While another HQ has the database's lease it waits as a standby, and calls ``waiting``.
 
-    ``broken_store`` makes it lose envelopes on purpose, for the proof that a proof can fail.
+    ``broken_store`` makes it lose envelopes deliberately, to show that `prove` detects it.
     """
     kind = SqliteStore
     if broken_store:
@@ -83,11 +83,11 @@ async def serve(
         patient = config.database.kind != "sqlite"
         async with _monitor(config) as monitor:
 
-            def told(why: str) -> None:
-                monitor.waiting = f"HQ waits: {why}"
+            def on_waiting(why: str) -> None:
+                monitor.waiting = f"HQ is waiting: {why}"
                 waiting(why)
 
-            store = await _open(lambda: open_store(config, kind=kind), told, patient=patient)
+            store = await _open(lambda: open_store(config, kind=kind), on_waiting, patient=patient)
             try:
                 check_whole(store)
                 monitor.hq = HQ(config, store)
@@ -98,7 +98,7 @@ async def serve(
 
 @asynccontextmanager
 async def _monitor(config: ServerConfig) -> AsyncIterator[Monitor]:
-    """The metrics port, if there is to be one, from before the store is open until the end."""
+    """Serve the metrics port, if configured, from before the store is open until the end."""
     monitor = Monitor()
     listeners = await open_listeners(parse_listen(config.metrics.listen))
     if not listeners:
@@ -107,7 +107,7 @@ async def _monitor(config: ServerConfig) -> AsyncIterator[Monitor]:
     with unwrapped():
         async with trio.open_nursery() as nursery:
             nursery.start_soon(monitor.serve, listeners)
-            log.info("Metrics are served", extra={"addresses": [address_of(x) for x in listeners]})
+            log.info("Serving metrics", extra={"addresses": [address_of(x) for x in listeners]})
             yield monitor
             nursery.cancel_scope.cancel()
 
@@ -115,10 +115,10 @@ async def _monitor(config: ServerConfig) -> AsyncIterator[Monitor]:
 async def _open(
     attempt: Callable[[], Store], waiting: Callable[[str], None], *, patient: bool
 ) -> Store:
-    """The store, as soon as nobody else has it; ``patient`` waits for a database that does not
-    answer, too.
+    """Open the store as soon as no other HQ has it; ``patient``: also wait for a database that is
+    not available.
     """
-    said = False
+    logged = False
 
     async def once() -> Store:
         try:
@@ -131,16 +131,16 @@ async def _open(
             ) from error
 
     def failed(error: CipherBoxError, pause_s: float) -> None:
-        nonlocal said
+        nonlocal logged
         systemd.alive()
-        if said:
+        if logged:
             return
-        said = True
+        logged = True
         if isinstance(error, StoreLeased):
-            log.info("Standby: another HQ serves this database", extra={"holder": str(error)})
+            log.info("Standby: another HQ is active on this database", extra={"holder": str(error)})
         else:
             log.warning(
-                "The database does not answer; HQ waits for it", extra={"error": str(error)}
+                "The database is not available; HQ waits for it", extra={"error": str(error)}
             )
         waiting(str(error))
 
@@ -150,9 +150,7 @@ async def _open(
 
 
 async def run(hq: HQ, *, task_status: trio.TaskStatus[Served] = trio.TASK_STATUS_IGNORED) -> None:
-    """Runs an HQ that was put together; ends gracefully when cancelled.  Raises what the engine
-    ended with.
-    """
+    """Run an HQ; stop gracefully when cancelled.  Raise the error that ended the engine."""
     stop = trio.Event()
 
     async def wait_for_stop() -> None:
@@ -178,8 +176,10 @@ async def _serve_until(hq: HQ, stop: trio.Event, task_status: trio.TaskStatus[Se
             (plain, systemd.PLAIN, hq.config.server.listen),
             (websocket, systemd.WEBSOCKET, hq.config.server.websocket_listen),
         ):
-            told, here = parse_listen(text), given.get(name)
-            for listener in given_listeners(here, told) if here else await open_listeners(told):
+            configured, passed = parse_listen(text), given.get(name)
+            for listener in (
+                given_listeners(passed, configured) if passed else await open_listeners(configured)
+            ):
                 sockets.push_async_callback(listener.aclose)
                 found.append(listener)
         async with trio.open_nursery() as handlers:
@@ -218,13 +218,11 @@ async def _serve_until(hq: HQ, stop: trio.Event, task_status: trio.TaskStatus[Se
 
 
 async def _wind_down(hq: HQ) -> None:
-    """What was taken is committed and answered, then every connection is told to come back
-    later.
-    """
+    """Commit and answer what was accepted, then ask all clients to reconnect later."""
     hq.stopping = True
     with trio.move_on_after(hq.config.limits.stop_s):
         for session in hq.connections:
-            session.quiet()
+            session.stop_reading()
         await hq.engine.idle()
         for session in hq.connections:
             session.end(GoingAway())
@@ -233,15 +231,15 @@ async def _wind_down(hq: HQ) -> None:
 
 
 async def _tick(hq: HQ) -> None:
-    """One clock for all sessions: a task for each would be a tenth of what an idle connection
-    costs.
+    """Call `tick` of all sessions; a task for each would be a tenth of an idle
+    connection's cost.
     """
     before = trio.current_time()
     while True:
         await trio.sleep(_TICK_S)
         now = trio.current_time()
         late, before = now - before > _LATE_S, now
-        if late:  # HQ itself stood still: its peers have a turn before anybody is judged
+        if late:  # HQ itself was suspended: give all peers a turn before checking deadlines
             continue
         for session in hq.connections:
             session.tick(now)
@@ -251,11 +249,9 @@ async def _tick(hq: HQ) -> None:
 
 
 async def _tell_systemd(hq: HQ) -> None:
-    """A sign of life as long as the engine's own task takes its turns, and what HQ does in
-    words.
-    """
-    turns, said = -1, ""
-    pause_s = min(_NEWS_S, systemd.watchdog_s() / 3 or _NEWS_S)
+    """Notify systemd's watchdog while the engine's task makes progress, and of HQ's status."""
+    turns, shown = -1, ""
+    pause_s = min(_STATUS_S, systemd.watchdog_s() / 3 or _STATUS_S)
     while True:
         await trio.sleep(pause_s)
         if turns != hq.engine.turns:
@@ -263,24 +259,24 @@ async def _tell_systemd(hq: HQ) -> None:
             systemd.alive()
         count = len(hq.connections)
         text = f"STATUS=serving {count} connection{'' if count == 1 else 's'}"
-        if text != said and systemd.notify(text):
-            said = text
+        if text != shown and systemd.notify(text):
+            shown = text
 
 
 async def _keep_writing(hq: HQ) -> None:
-    """Tells the store that this HQ is alive; ends HQ when another one took over."""
+    """Renew the store's lease; end HQ if another one has taken over."""
     await trio.sleep(_RENEW_S)
-    # of a store that is busy, whoever wants to commit says so
+    # commits report a store that is not available
     await repeat(lambda: hq.engine.in_store(hq.store.renew), _RENEW_S, transient=only(Busy))
 
 
 async def keep_retention(hq: HQ) -> None:
-    """Once an hour, old records go as the settings say."""
+    """Delete old records once an hour, as configured."""
     await repeat(
         lambda: _retain(hq),
         _RETENTION_S,
         on_failure=lambda error, _: log.error(
-            "Old records could not be dropped", extra={"error": str(error)}
+            "Old records could not be deleted", extra={"error": str(error)}
         ),
     )
 
@@ -293,15 +289,15 @@ async def _retain(hq: HQ) -> None:
         try:
             old = any(days) and await hq.engine.in_store(hq.store.retention_due, cutoffs)
         except Busy:
-            return  # the store is away; there is time
+            return  # the store is not available; retry in an hour
         if not old:
             return
         await hq.engine.call(lambda n, c=cutoffs: Retain(0, "", n, c))  # type: ignore[misc]
-        log.info("Old records were dropped", extra={"cutoffs": cutoffs._asdict()})
+        log.info("Old records deleted", extra={"cutoffs": cutoffs._asdict()})
 
 
 async def _keep_watch(hq: HQ) -> None:
-    """Says in the log, long before it is too late, what an admin should look at."""
+    """Raise alerts about what an admin should attend to, in time."""
     watch = Watch(hq)
     say = lambda text, why: log.error(text, extra={"reason": why})  # noqa: E731
     teller = Teller(hq.config.server.name, hq.config.alerts, hq.config.directory, say)
@@ -314,7 +310,7 @@ async def _keep_watch(hq: HQ) -> None:
 
 
 async def _keep_crl(hq: HQ) -> None:
-    """Renews the revocation list before it ends."""
+    """Renew the revocation list before it expires."""
     await trio.sleep(_CRL_CHECK_S)
     await repeat(
         lambda: hq.engine.in_store(hq.trust.crl),

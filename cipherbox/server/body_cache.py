@@ -1,11 +1,10 @@
-"""The bytes of envelopes between commit and delivery: a bounded cache, and the store behind it.
+"""A bounded cache of envelopes' bodies between commit and delivery, in front of the store.
 
-Consumers that keep up cost no read: what was delivered when it was committed stays in memory
-until it is gone, and what was not stays while there is plenty of room. Everything else is read
-back just before it is sent, so what waits for a slow consumer is a list of numbers and not its
-bytes. Making room for the new by dropping the old would serve nobody who lags: such a consumer
-wants the oldest next. The store checks each body against its hash; one that is damaged becomes a
-dead letter and is never delivered.
+Consumers that keep up cost no read: bodies that are delivered when they are committed stay in
+memory until they are sent, others while the cache is at most half full.  All others are read back
+just before they are sent, so a slow consumer's backlog is a list of numbers.  Evicting old bodies
+for new ones would not help a lagging consumer, which needs the oldest next.  The store checks each
+body against its hash; a damaged one becomes a dead letter and is never delivered.
 """
 
 from __future__ import annotations
@@ -25,11 +24,11 @@ DAMAGED = "damaged on HQ's disk"
 
 
 class BodyCache:
-    """Envelope number -> its bytes and its place in HQ's log, at most ``size_bytes`` together; the
-    oldest go first.
+    """Bodies and their entries in HQ's log by envelope number, at most ``size_bytes`` in total; the
+    oldest are evicted first.
 
-    ``read`` brings bodies from the store in its thread; ``lost(queue, seqs, reason)`` is told what
-    cannot be delivered.
+    ``read`` reads bodies in the store's thread; ``lost(queue, seqs, reason)`` is called for those
+    that cannot be delivered.
     """
 
     def __init__(
@@ -46,11 +45,11 @@ class BodyCache:
 
     @property
     def size(self) -> int:
-        """Bytes held now."""
+        """The bytes in the cache."""
         return self._size
 
     def put(self, number: int, log_entry: int, body: bytes, *, on_its_way: bool) -> None:
-        """Keep a body if there is room; ``on_its_way``: it is being delivered already."""
+        """Cache a body if there is room; ``on_its_way``: it is already being delivered."""
         self.drop(number)
         if self._size + len(body) > self._most // 2 and (not on_its_way or len(body) > self._most):
             return
@@ -69,7 +68,7 @@ class BodyCache:
         self._size = 0
 
     def held(self, entries: Sequence[Entry]) -> list[DeliveredItem] | None:
-        """The entries with their bytes if all are at hand; never waits."""
+        """Return the entries with their bodies if all are cached, else None; never wait."""
         held = self._held
         try:
             return [(e.seq, e.attempts, e.accepted_at, *held[e.number]) for e in entries]
@@ -77,8 +76,8 @@ class BodyCache:
             return None
 
     async def items(self, queue: str, entries: Sequence[Entry]) -> list[DeliveredItem]:
-        """The entries with their bytes, without those that are lost; StoreUnavailable when the
-        store stays away.
+        """Return the entries with their bodies, without lost ones; raise StoreUnavailable if the
+        store remains unavailable.
         """
         found: dict[int, Body | None] = {e.number: self._held.get(e.number) for e in entries}
         missing = [number for number, body in found.items() if body is None]
@@ -108,5 +107,5 @@ class BodyCache:
             return await retry(read, Backoff(_PAUSE_S, _PAUSE_S), tries=TRIES, transient=only(Busy))
         except Busy:
             raise StoreUnavailable(
-                "HQ cannot read the envelopes it holds for you now; they stay in the queue"
+                "HQ cannot read the envelopes in this queue at present; they stay in it"
             ) from None

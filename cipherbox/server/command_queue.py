@@ -21,7 +21,7 @@ class Batch(NamedTuple):
 
 
 class CommandQueue:
-    """See the module."""
+    """The commands of the next batch."""
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
@@ -39,7 +39,7 @@ class CommandQueue:
         self._work.set()
 
     async def room(self) -> None:
-        """Wait until the queue holds neither too many commands nor too many bytes."""
+        """Wait until the queue has room for a command."""
         while (
             len(self._queue) >= self._limits.engine_commands
             or self._bytes > self._limits.engine_bytes
@@ -65,8 +65,8 @@ class CommandQueue:
         self._room.notify()
         return batch
 
-    def keep_own(self) -> None:
-        """Drop what connections asked; HQ's own commands (connection 0) stay."""
+    def drop_requests(self) -> None:
+        """Drop the commands of connections; keep HQ's own (connection 0)."""
         self._queue = deque(one for one in self._queue if getattr(one[0], "connection", 0) == 0)
         self._bytes = sum(size for _, size, _ in self._queue)
         self._room.notify()

@@ -1,19 +1,18 @@
-"""The one task that owns the broker.  It drains what has gathered, handles it, commits it in one
-transaction, and only then lets confirms and deliveries go; while a commit runs the next batch
-gathers: group commit without a timer.
+"""The one task that owns the broker.  It takes the queued commands as a batch, executes it, commits
+it in one transaction, and only then sends confirms and deliveries; while a commit runs, the next
+batch accumulates: group commit without a timer.
 
-Rules.
-1. Nothing of a batch leaves before its commit returned.
-2. Memory never stays ahead of the disk.  After a failed commit the core is thrown away: the batch
-   is refused with a retryable code, all connections are closed, the core is loaded from the store
-   again.  A full disk is found before the core is touched whenever that is possible: then publishes
-   alone are refused, and acks go on.
-3. `submit` waits while the queue holds too many commands or bytes, so whoever reads from a peer
-   stops reading.
-4. The store is used from one worker thread at a time, through `in_store` alone; bodies are read in
+Rules:
+
+1. Nothing of a batch leaves before its commit has returned.
+2. Memory never stays ahead of the disk.  After a failed commit the broker is discarded: the batch
+   is refused with a retryable error, all connections are closed, and the broker is reloaded from
+   the store.  A full disk is detected before the broker is changed whenever possible: then only
+   publishes are refused, and acks continue.
+3. `submit` waits while the queue is full, so that the sessions stop reading from their peers.
+4. The store is used from one worker thread at a time, only through `in_store`; bodies are read in
    another.
-5. No peer can hold up the engine: what it hands over are numbers and answers, put into the peer's
-   own queue.
+5. No peer can block the engine: it puts numbers and answers into the peer's own queue.
 """
 
 from __future__ import annotations
@@ -68,17 +67,17 @@ from cipherbox.store.port import INCARNATION, Store
 T = TypeVar("T")
 log = get_logger(__name__)
 SWEEP_S = 1.0
-RECOVER_PAUSE_S = 1.0  # between tries to load again while the store does not answer
+RECOVER_PAUSE_S = 1.0  # between tries to reload while the store is not available
 SILENT_S = 2.0
-FULL_PAUSE_S = 5.0  # publishes are refused at once for so long after a commit found the disk full
-# with so much room beside a batch the store is not asked for an exact answer
+FULL_PAUSE_S = 5.0  # publishes are refused for this time after a commit found the disk full
+# with this much free space beyond a batch, the store is not asked for an exact answer
 _PLENTY_BYTES = 256 * 1024 * 1024
-_ROW_BYTES = 4096  # what an envelope costs on the disk beside its own bytes
+_ROW_BYTES = 4096  # that an envelope takes on the disk besides its own bytes
 
 
 class Engine:
-    """See the module.  ``clock_ms`` gives ms since 1970; ``runner`` runs store calls (tests run
-    them inline).
+    """The task that owns the broker.  ``clock_ms`` returns ms since 1970; ``runner`` runs store
+    calls (tests run them inline).
     """
 
     def __init__(
@@ -104,13 +103,13 @@ class Engine:
         self._calls = OwnCalls(self.post)
         self._full_until = 0.0
         self._disk_full = False
-        # trio time since when the store has not answered a write or a load
+        # trio's time since which a write or load of the store has been pending
         self._store_since: float | None = None
-        self.turns = 0  # of the task: at least one each second, unless a commit hangs
+        self.turns = 0  # of the task: at least one per second, unless a commit hangs
         self._event_log = EventLog()
         self.counts = Counts()
-        self.draining = False  # publishes are refused, everything else goes on
-        self.away = ""  # why the store is not there
+        self.draining = False  # publishes are refused, everything else continues
+        self.outage = ""  # why the store is not available
         self.turned_at = time.monotonic()  # when the loop last began a batch
         self.bodies = BodyCache(limits.body_cache_bytes, self._threads.read_bodies, self._lost)
         self.broker = Broker(store.load(limits.head_entries), limits)
@@ -124,7 +123,7 @@ class Engine:
     # -- for sessions ------------------------------------------------------------------------------
 
     def attach(self, peer: Peer) -> int:
-        """A connection begins; returns its number."""
+        """Register a connection and return its number."""
         number = self._next_connection
         self._next_connection += 1
         self._peers[number] = peer
@@ -132,26 +131,25 @@ class Engine:
         return number
 
     def detach(self, connection: int) -> None:
-        """A connection is gone; what it held returns to the queues."""
+        """Remove a connection; what it has not acknowledged is requeued."""
         if self._peers.pop(connection, None) is not None:
             self.post(m.Disconnect(connection))
 
     async def submit(self, command: AnyCommand, size: int = 0) -> None:
-        """Hands a command over, waiting while there is no room."""
+        """Queue a command, waiting while the queue is full."""
         await self._queue.room()
-        # not after its end: nobody would take it back
+        # not after the connection's end: nothing would undo it
         if getattr(command, "connection", 0) in self._peers:
             self._queue.put(command, size)
 
     def post(self, command: AnyCommand) -> None:
-        """Hands over a small command without waiting: for HQ's own follow-ups, never for what a
-        peer sends.
-        """
+        """Queue a small command without waiting: only for HQ's own, never for what a peer sends."""
         self._queue.put(command)
 
     async def call(self, make: Callable[[int], AnyCommand]) -> Answer:
-        """Asks as HQ itself (connection 0); ``make`` gets the correlation id.  A refusal is
-        raised.
+        """Execute a command as HQ itself (connection 0) and return its answer; raise its error.
+
+        ``make`` gets the correlation id.
         """
         answer = (await self._calls.call(make)).answer
         assert answer is not None
@@ -159,41 +157,41 @@ class Engine:
 
     @property
     def log_key(self) -> bytes:
-        """Public key of the signed log; empty: none is kept."""
+        """The public key of the signed log; empty without a log."""
         return self.audit.public if self.audit is not None else b""
 
     def log_head(self) -> bytes:
-        """The newest head of the signed log, signed now; empty: none is kept."""
+        """Return the newest head of the signed log, signed now; empty without a log."""
         return self.audit.head(self._clock_ms()) if self.audit is not None else b""
 
     async def note(self, kind: int, payload: bytes) -> bytes:
-        """Puts a group into the signed log; the proof of it, empty when no log is kept."""
+        """Add a group to the signed log and return its proof, empty without a log."""
         call = await self._calls.call(lambda n: m.Note(0, "", n, kind, payload))
         return call.proof
 
     async def in_store(self, call: Callable[..., T], *args: object) -> T:
-        """Runs one of the store's methods in its thread; it is not abandoned when the caller is
-        cancelled.
+        """Run one of the store's methods in its thread; cancelling the caller does not
+        abandon it.
         """
         return await self._threads.run(call, *args)
 
-    def store_away(self, now: float) -> bool:
-        """Whether the store has been silent for so long that those who wait should know."""
+    def store_silent(self, now: float) -> bool:
+        """Return whether the store has been pending so long that clients should be notified."""
         return self._store_since is not None and now - self._store_since > SILENT_S
 
     async def idle(self) -> None:
-        """Waits until nothing is queued and nothing is being committed."""
+        """Wait until nothing is queued and nothing is being committed."""
         while self._queue or not self._idle.is_set():
             await self._idle.wait()
 
     @property
     def disk_full(self) -> bool:
-        """Publishes are refused until there is room."""
+        """Whether publishes are refused until the disk has room."""
         return self._disk_full
 
     @property
     def waiting(self) -> int:
-        """Commands that wait for their batch."""
+        """The number of queued commands."""
         return len(self._queue)
 
     def _lost(self, queue: str, seqs: list[int], reason: str) -> None:
@@ -206,8 +204,8 @@ class Engine:
     # -- the task ----------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Runs until cancelled; raises when the store is lost for good (damaged, or taken over
-        by another HQ).
+        """Run until cancelled; raise StoreError if the store is damaged or another HQ has taken
+        over.
         """
         while True:
             self.turns += 1
@@ -221,18 +219,18 @@ class Engine:
             except StoreError:
                 raise
             except Exception:
-                log.exception("Internal error; HQ loads its state again")
+                log.exception("Internal error; HQ reloads its state")
                 await self._recover(
                     batch.commands,
                     StoreUnavailable(
-                        "internal error in HQ, which starts over; nothing was recorded"
+                        "internal error in HQ, which reloads its state; nothing was recorded"
                     ),
                 )
             else:
                 self._distribute(effects, batch)
 
     async def _gather(self) -> None:
-        """Waits for work, at most until the next sweep."""
+        """Wait for commands, at most until the next sweep."""
         if not self._queue and not self._pages:
             self._idle.set()
             await self._queue.work(self._swept_at + SWEEP_S)
@@ -259,7 +257,7 @@ class Engine:
             or wanted.retired
         ):
             more = self._limits.disk_resume_bytes if self._disk_full and ask else 0
-            room, facts = await self.in_store(self._look, ask + more, wanted)
+            room, facts = await self.in_store(self._read_facts, ask + more, wanted)
         if need:
             self._note_disk(full=not room or trio.current_time() < self._full_until)
         if need and (self._disk_full or self.draining):
@@ -276,9 +274,7 @@ class Engine:
         return effects
 
     def _write(self, effects: Effects) -> Proofs:
-        """In the store's thread: the commit with its entry in the signed log; proofs for those
-        who published.
-        """
+        """Commit with an entry in the signed log, in the store's thread; return the proofs."""
         proofs = NO_PROOFS
         if self.audit is not None:
             effects.changes.log, proofs = self.audit.entry(effects, self._clock_ms())
@@ -299,19 +295,17 @@ class Engine:
             log.warning(
                 "The disk is full: publishes are refused"
                 if full
-                else "The disk has room again: publishes are taken"
+                else "The disk has room again: publishes are accepted"
             )
 
-    def _look(self, need: int, wanted: RequiredFacts) -> tuple[bool, Facts]:
-        """In the store's thread: is there room for so many bytes, and what does the batch want
-        to know?
-        """
+    def _read_facts(self, need: int, wanted: RequiredFacts) -> tuple[bool, Facts]:
+        """Return whether there is room for a batch, and its facts, in the store's thread."""
         return not need or self._store.room(need), self._store.facts(
             wanted, self._limits.page_entries
         )
 
     def _refuse(self, commands: Sequence[AnyCommand], error: CipherBoxError) -> None:
-        """Answer commands with an error before, or instead of, what the core says."""
+        """Answer commands with an error, without executing them."""
         for command in commands:
             if isinstance(command, m.Publish):
                 self._answer(
@@ -321,9 +315,9 @@ class Engine:
                 self._answer(command.connection, [Failed(command.correlation, error)])
 
     def _distribute(self, effects: Effects, batch: Batch) -> None:
-        """What a committed batch lets go; no await, so nothing can come between."""
+        """Send the effects of a committed batch; without an await, so nothing can intervene."""
         entry = effects.changes.log.index if effects.changes.log is not None else 0
-        self._remember(effects, entry)
+        self._cache_bodies(effects, entry)
         self._event_log.committed(effects, batch.commands)
         count_batch(self.counts, effects)
         count_requests(self.counts, batch.commands, batch.queued_at)
@@ -339,7 +333,7 @@ class Engine:
             if connection in self._peers:
                 self._peers[connection].end(error)
 
-    def _remember(self, effects: Effects, log_entry: int) -> None:
+    def _cache_bodies(self, effects: Effects, log_entry: int) -> None:
         changes = effects.changes
         delivered = (
             {entry.number for run in effects.deliveries for entry in run.entries}
@@ -374,20 +368,20 @@ class Engine:
     # -- after a failure ---------------------------------------------------------------------------
 
     async def _recover(self, batch: Sequence[AnyCommand], error: CipherBoxError) -> None:
-        """Memory may be ahead of the disk: refuse, close, load again."""
-        log.error("The store failed; HQ loads its state again", extra={"error": str(error)})
-        self.away = str(error)
+        """Refuse the batch, close all connections and reload: memory may be ahead of the disk."""
+        log.error("The store failed; HQ reloads its state", extra={"error": str(error)})
+        self.outage = str(error)
         self.counts.store_failures += 1
         if isinstance(error, DiskFull):
             self._full_until = trio.current_time() + FULL_PAUSE_S
         self._refuse(batch, error)
-        away = GoingAway("HQ's store failed and HQ starts over", remedy="connect again")
+        away = GoingAway("HQ's store failed and HQ reloads its state", remedy="reconnect")
         peers, self._peers = list(self._peers.values()), {}
         for peer in peers:
             peer.end(away)
         self.bodies.clear()
         self._pages = []
-        self._queue.keep_own()
+        self._queue.drop_requests()
         self._store_since = self._store_since or trio.current_time()
         snapshot, stored, incarnation = await self._load()
         self._store_since = None
@@ -395,17 +389,16 @@ class Engine:
             self.audit.load(stored, incarnation)
         if incarnation != self.incarnation:
             log.critical(
-                "The store went back in time: confirmed messages may be lost; clients send them "
-                "again"
+                "The store lost commits: confirmed messages may be lost; clients resend them"
             )
             self.incarnation = incarnation
-            for peer in self._peers.values():  # they came meanwhile, and were told the old one
+            for peer in self._peers.values():  # connected meanwhile, with the old incarnation
                 peer.end(away)
             self._peers.clear()
         self.broker = Broker(snapshot, self._limits)
-        for number, peer in self._peers.items():  # those that came meanwhile
+        for number, peer in self._peers.items():  # those that connected meanwhile
             self.broker.connect(number, peer.client)
-        self.away = ""
+        self.outage = ""
 
     async def _load(self) -> tuple[m.Snapshot, Stored, bytes]:
         async def load() -> tuple[m.Snapshot, Stored, bytes]:
@@ -421,6 +414,6 @@ class Engine:
             Backoff(RECOVER_PAUSE_S, RECOVER_PAUSE_S),
             transient=only(Busy),
             on_failure=lambda error, _: log.error(
-                "The store does not answer", extra={"error": str(error)}
+                "The store is not available", extra={"error": str(error)}
             ),
         )

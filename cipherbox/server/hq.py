@@ -1,4 +1,4 @@
-"""What one running HQ is made of."""
+"""HQ: composes the parts of one running HQ."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from cipherbox.server.directory.trust import Trust
 from cipherbox.server.engine import Engine
 from cipherbox.server.live_config import LiveConfig
 from cipherbox.server.operations.drain import Drain
-from cipherbox.server.operations.reload import Difference, log_differences, read_again
+from cipherbox.server.operations.reload import Difference, load_reload, log_differences
 from cipherbox.server.requests.dispatch import Requests
 from cipherbox.server.transparency_log import KEY_FILE, TransparencyLog, certified, load_key
 from cipherbox.store.port import Store
@@ -44,8 +44,8 @@ _KEY_CHECK = "database_key_check"
 
 
 def _check_key(store: Store, key: bytes, file: Path) -> None:
-    """The first key a database sees is its key.  Another one would make what is in it
-    unreadable, piece by piece.
+    """Raise ConfigError unless this is the key that was first used with this database: another one
+    would make its contents unreadable bit by bit.
     """
     aead = ChaCha20Poly1305(key)
     known = store.get_setting(_KEY_CHECK)
@@ -63,7 +63,7 @@ def _check_key(store: Store, key: bytes, file: Path) -> None:
 
 
 class HQ:
-    """The composition: one of each, made in the order in which they need each other."""
+    """The parts of one HQ, created in the order of their dependencies."""
 
     def __init__(
         self, config: ServerConfig, store: Store, clock_ms: Callable[[], int] = clock.now_ms
@@ -86,18 +86,20 @@ class HQ:
         self.enrolments = Enrolments(store, self.engine, self.trust, limits, config.server.address)
         self.memory = BackPressure(limits)
         self.budgets = Budgets(limits)
-        self.lobby = UnauthenticatedConnections(limits.greeting_per_address, limits.greeting)
+        self.unauthenticated = UnauthenticatedConnections(
+            limits.greeting_per_address, limits.greeting
+        )
         self.connections: ConnectionRegistry[Session] = ConnectionRegistry(
             limits, self.engine, self.memory
         )
         self._make_certificates()
         self._make_requests()
         self.drain = Drain(self.engine)
-        self._tables = tables_of(config.file)  # to notice a file that is half written
+        self._tables = tables_of(config.file)  # to detect an incomplete file
         self.stopping = False
 
     def _make_certificates(self) -> None:
-        """What is done with revocation lists, HQ's own certificate, and a CA elsewhere."""
+        """Create what handles revocation lists, HQ's own certificate, and an offline CA."""
         live, store, engine, trust = self.live, self.store, self.engine, self.trust
         self.lists = RevocationLists(live, store, trust)
         self.admission = Admission(engine, trust, self.lists)
@@ -122,7 +124,7 @@ class HQ:
         )
 
     def _make_requests(self) -> None:
-        """What clients ask, the rates at which they may, and what their connections share."""
+        """Create what handles requests, their rates, and what all connections share."""
         limits = self.config.limits
         self.key_requests = Rate(
             limits.key_requests_per_minute, "requests for keys and certificates"
@@ -157,32 +159,32 @@ class HQ:
     def session(
         self, stream: Stream, remote: str, log_key: bytes, authenticated: Callable[[], None]
     ) -> Session:
-        """Return a session for a connection; ``authenticated`` is called when it is known whose."""
+        """Return a session for a connection; it calls ``authenticated`` after authentication."""
         return Session(self._shared, stream, remote, log_key, authenticated)
 
     def unready(self) -> list[str]:
-        """Return why HQ does not take everything now; empty when it does."""
+        """Return why HQ does not accept everything at present; empty if it does."""
         found = []
-        if self.engine.away:
-            found.append(f"the store does not answer: {self.engine.away}")
+        if self.engine.outage:
+            found.append(f"the store is not available: {self.engine.outage}")
         if self.engine.disk_full:
             found.append("the disk is full: publishes are refused")
         if self.engine.draining:
-            found.append("HQ drains: it takes nothing new")
+            found.append("HQ is draining: it accepts nothing new")
         if why := self.lists.chain_revoked or self.lists.refusal():
-            found.append(f"nobody is let in: {why}")
+            found.append(f"new connections are refused: {why}")
         if self.stopping:
-            found.append("HQ stops")
+            found.append("HQ is stopping")
         return found
 
     def reload(self) -> list[Difference]:
-        """Read settings and certificates again; ConfigError says what is wrong, and then nothing
-        has changed.
+        """Reload settings and certificates and return what changed; raise ConfigError, changing
+        nothing, if one is invalid.
         """
         try:
-            new = read_again(self.config, self._tables, self.trust, self.lists)
+            new = load_reload(self.config, self._tables, self.trust, self.lists)
         except CipherBoxError as error:
-            log.error("Settings and certificates stay as they were", extra={"error": str(error)})
+            log.error("Reload failed; settings unchanged", extra={"error": str(error)})
             raise
         self.take_over(new.config, new.material, new.context)
         self.lists.adopt(new.lists)
@@ -193,7 +195,7 @@ class HQ:
     def take_over(
         self, config: ServerConfig, material: Credentials, context: ssl.SSLContext
     ) -> None:
-        """Bring settings and certificates into effect; nothing here can fail."""
+        """Put settings and certificates into effect; this cannot fail."""
         self.live.now, self.context = config, context
         self.trust.adopt(material)
         self.lists.check_chain()

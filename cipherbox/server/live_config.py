@@ -9,6 +9,6 @@ from cipherbox.config.settings import ServerConfig
 
 @attrs.define
 class LiveConfig:
-    """What a reload replaces as a whole: read `now` each time, never keep it."""
+    """The settings, which a reload replaces: read `now` each time, never keep it."""
 
     now: ServerConfig

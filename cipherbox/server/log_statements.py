@@ -1,5 +1,5 @@
-"""What HQ puts into its signed log beside commits: revocations and an admin's word, each with
-its proof kept.
+"""Statements in HQ's signed log besides commits: revocations and attested restores, stored with
+their proofs.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ async def note(
 async def note_revocation(
     engine: Engine, store: Store, client: str, serials: Sequence[str]
 ) -> None:
-    """Puts a revocation into the log, before any list that names it is published: its place
-    there decides.
+    """Log a revocation before any list with it is published: its position in the log decides which
+    envelopes precede it.
     """
     fresh = [
         s for s in serials if await engine.in_store(store.get_setting, REVOKED + s.lower()) is None

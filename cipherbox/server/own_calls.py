@@ -1,4 +1,4 @@
-"""What HQ itself asks of the broker, as connection 0: commands that await their answer."""
+"""HQ's own commands to the broker, as connection 0, and their answers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Call:
 
 
 class OwnCalls:
-    """See the module.  ``post`` queues a command."""
+    """HQ's pending commands; ``post`` queues one."""
 
     def __init__(self, post: Callable[[AnyCommand], None]) -> None:
         self._post = post
@@ -29,8 +29,8 @@ class OwnCalls:
         self._next = 1
 
     async def call(self, make: Callable[[int], AnyCommand]) -> Call:
-        """Post what ``make`` returns for a correlation id, and wait for its answer; a refusal is
-        raised.
+        """Post what ``make`` returns for a correlation id and wait for the answer; raise
+        its error.
         """
         number = self._next
         self._next += 1
@@ -45,7 +45,7 @@ class OwnCalls:
         return call
 
     def answer(self, answers: Sequence[Answer]) -> None:
-        """Pass answers on to those who wait for them."""
+        """Pass answers to the tasks that wait for them."""
         for answer in answers:
             call = self._open.get(answer.correlation)
             if call is not None:

@@ -14,7 +14,7 @@ Runner = Callable[..., Awaitable[object]]
 
 
 class StoreThreads:
-    """See the module; ``runner`` runs the calls instead (tests run them inline)."""
+    """Runs store calls in threads, or through ``runner`` (tests run them inline)."""
 
     def __init__(self, store: Store, runner: Runner | None) -> None:
         self._store, self._runner = store, runner
@@ -22,7 +22,7 @@ class StoreThreads:
         self._reading = trio.CapacityLimiter(store.readers)
 
     async def run(self, call: Callable[..., T], *args: object) -> T:
-        """Run one of the store's methods; it is not abandoned when the caller is cancelled."""
+        """Run one of the store's methods; cancelling the caller does not abandon it."""
         return await self._run(self._one, call, *args)
 
     async def read_bodies(self, numbers: list[int]) -> list[Body | None]:

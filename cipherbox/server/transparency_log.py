@@ -1,12 +1,12 @@
-"""Makes HQ's signed log: one entry for each commit, a leaf of one append-only tree; `envelope.log`
-has the format.
+"""Write HQ's signed log: one entry for each commit, a leaf of one append-only tree;
+`envelope.transparency_log` has the format.
 
-The key is HQ's own (Ed25519), made at the first start, encrypted under the service key, and
-certified by HQ's TLS key, so that a client knows it from the connection.  `entry` only makes;
-`committed` moves on.  After a failed commit nothing has moved, and the next commit takes the same
-index.
+The key is HQ's own (Ed25519), created at the first start, encrypted under the service key, and
+certified by HQ's TLS key, so that clients can verify it by their connection.  `entry` only prepares
+an entry, `committed` advances the log.  A failed commit changes nothing, and the next one uses the
+same index.
 
-The tree's right edge is in memory; the hashes of perfect subtrees lie in the store with the entry
+The tree's right edge is in memory; the hashes of perfect subtrees are in the store, with the entry
 that completes them.  So a commit adds one row, and a proof costs O(log n) reads.
 """
 
@@ -41,7 +41,9 @@ _KEY_USE = label("log-key")
 
 
 def load_key(path: Path, service_key: bytes) -> nacl.signing.SigningKey:
-    """HQ's log key; made if there is none yet.  ConfigError if it is not under this service key."""
+    """Return HQ's log key, creating it if there is none; raise ConfigError for a wrong
+    service key.
+    """
     aead = ChaCha20Poly1305(service_key)
     if not path.exists():
         seed, nonce = bytes(nacl.signing.SigningKey.generate()), os.urandom(12)
@@ -57,23 +59,23 @@ def load_key(path: Path, service_key: bytes) -> nacl.signing.SigningKey:
 
 
 def certified(key: nacl.signing.SigningKey, server_key: pki.PrivateKey) -> bytes:
-    """The public key, and HQ's TLS key's signature over it: what WELCOME carries."""
+    """Return the public key with the signature of HQ's TLS key over it, for WELCOME."""
     public = bytes(key.verify_key)
     return public + server_key.sign(_KEY_USE + public, ec.ECDSA(hashes.SHA384()))
 
 
 class Stored(NamedTuple):
-    """What the store holds of the log: enough to go on with it."""
+    """The stored state of the log that is needed to continue it."""
 
     last: LogRow | None
     edge: Sequence[bytes]  # hashes of the perfect subtrees the tree consists of
-    # of the log before 0.6: its newest entry, and the hash of its head; 0: there was none
+    # of the log before 0.6: its newest entry, and the hash of its head; 0: none
     old: tuple[int, bytes]
 
 
 class Proofs(NamedTuple):
-    """Of one commit: for each CONFIRM of a connection, in order, and for each note, by its
-    correlation.
+    """The proofs of one commit: for each CONFIRM of a connection, in order, and for each note, by
+    correlation id.
     """
 
     confirms: dict[int, list[bytes]]
@@ -91,7 +93,7 @@ class _State(NamedTuple):
 
 
 class TransparencyLog:
-    """See the module."""
+    """HQ's signed log."""
 
     def __init__(self, key: nacl.signing.SigningKey) -> None:
         self._key = key
@@ -99,7 +101,7 @@ class TransparencyLog:
         self.load(Stored(None, (), (0, b"")), bytes(16))
 
     def load(self, stored: Stored, incarnation: bytes) -> None:
-        """The store's word on how far the log is."""
+        """Continue the log from its stored state."""
         size = stored.last.index if stored.last is not None else 0
         edge = tree.RightEdge(size, stored.edge)
         self._state = _State(edge, edge.root(), stored.last, stored.old)
@@ -109,29 +111,27 @@ class TransparencyLog:
 
     @property
     def begins(self) -> bool:
-        """Whether the log has not yet said that this incarnation of the store began."""
+        """Whether the log does not yet record the beginning of this incarnation."""
         last = self._state.last
         return last is None or last.incarnation != self._incarnation
 
     @property
     def size(self) -> int:
-        """Entries that are committed."""
+        """The number of committed entries."""
         return self._state.edge.size
 
     def head(self, now_ms: int) -> bytes:
-        """The newest head, signed anew: its time says that the log had no more entries then."""
+        """Return the newest head, signed now: the log has no more entries at this time."""
         return self.newest(now_ms)[1]
 
     def newest(self, now_ms: int) -> tuple[int, bytes]:
-        """The number of entries, and the head that is signed over them now: what a proof can
-        lead to.
-        """
+        """Return the number of entries and the head over them, signed now, as the end of proofs."""
         state = self._state
         at = max(now_ms, state.last.at if state.last is not None else 0)
         return state.edge.size, self._checkpoint(state.edge.size, state.root, at)
 
     def entry(self, effects: Effects, now_ms: int) -> tuple[LogRow, Proofs]:
-        """The entry for a batch, and its proofs."""
+        """Prepare the entry for a batch; return it with its proofs."""
         state = self._state
         groups: list[format.Group] = [self._begun(state)] if self.begins else []
         roots = [format.root_of(group) for group in groups]
@@ -184,7 +184,7 @@ class TransparencyLog:
         return row, proofs
 
     def committed(self) -> None:
-        """The commit with the newest entry succeeded."""
+        """Advance the log: the commit with the prepared entry succeeded."""
         assert self._next is not None
         self._state, self._next = self._next, None
 
@@ -192,7 +192,7 @@ class TransparencyLog:
         return sign_checkpoint(Checkpoint(self.origin, size, root, at), self._key)
 
     def _begun(self, state: _State) -> format.Group:
-        """What the first entry of an incarnation says: which one, and what it goes on from."""
+        """Return the first statement of an incarnation: its id, and what it continues."""
         found: dict[str, object] = {"incarnation": self._incarnation.hex()}
         if state.last is not None:
             found["after"] = {
@@ -206,7 +206,7 @@ class TransparencyLog:
 
 
 def read_stored(store: Store) -> Stored:
-    """What the store holds of the log."""
+    """Return the stored state of the log."""
     last, old = store.last_log(), store.last_old_log()
     edge = store.log_nodes(tree.edge_nodes(last.index)) if last is not None else []
     return Stored(
@@ -240,13 +240,13 @@ def _events(effects: Effects, *, empty: bool) -> list[format.Group]:
     if effects.acts:
         found.append((format.ACTS, [[a.by, a.what, a.detail] for a in effects.acts]))
     if not found and empty:
-        # counters and the like: the commit has its entry all the same
+        # only counters: the commit has an entry nevertheless
         found.append((format.ACTS, []))
     return [format.Group(kind, orjson.dumps(value)) for kind, value in found]
 
 
 def _runs(marks: list[tuple[str, int, int, str]]) -> list[list[object]]:
-    """Neighbours joined: a commit that delivers a thousand entries says so in one line."""
+    """Join adjacent runs: a commit that delivers a thousand entries records one run."""
     out: list[list[object]] = []
     for queue, first, last, client in marks:
         before = out[-1] if out else None

@@ -50,7 +50,7 @@ async def test_it_cuts_live_connections_and_tells_every_sender(hq: Any) -> None:
                 await center.fetch()
         # the sender asked for nothing, and knows
         await until(lambda: lab.revocations.revoked_at(serial) > 0)
-        assert any("CA-RC was revoked; nothing is sealed for it any more" in line for line in said)
+        assert any("CA-RC was revoked; nothing is sealed to it any more" in line for line in said)
         with pytest.raises(RecipientRevoked):
             await lab.publish("y", to="CA-RC")
         assert await admin.list("connections", "CA-RC") == []

@@ -179,7 +179,7 @@ def test_reload_by_frame_and_by_signal_drops_nobody(hq: Hq, patient: Patient) ->
         assert "cipherbox.toml" in broken.err
         assert "Traceback" not in broken.err
         os.kill(hq.process.pid, signal.SIGHUP)
-        patient(lambda: said(hq).count("stay as they were") == 2)
+        patient(lambda: said(hq).count("settings unchanged") == 2)
         (hq.directory / "cipherbox.toml").write_text(good)
         edit(hq.directory, 'directory = ""', 'directory = "logs"')
         os.kill(hq.process.pid, signal.SIGHUP)

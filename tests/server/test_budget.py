@@ -86,7 +86,7 @@ def test_the_budgets_are_what_the_manual_says() -> None:
         "keys",
         "prekeys",
         "enrolment",
-        "lobby",
+        "connections",
     }
 
 

@@ -131,7 +131,7 @@ async def test_serial_numbers_of_two_cas_are_not_mixed_up(r: Running) -> None:
     """
     material = r.hq.trust.material
     root = pki.Authority(r.root, r.issuing.key)
-    listed = attrs.make_class("Listed", ["ca", "says", "file"])
+    listed = attrs.make_class("FiledList", ["ca", "says", "file"])
     says = attrs.make_class("Says", ["revoked"])
     assert not why_revoked(
         [listed(root.certificate, says({pki.serial(material.server): 1}), "f")], material
@@ -150,7 +150,7 @@ async def test_an_older_list_is_refused_after_a_start_too(tmp_path: Path) -> Non
         r.hq.reload()
         await r.hq.revocations.apply()
     path.write_bytes(make_crl(issuing, [], 8))
-    with pytest.raises(ConfigError, match="number 8; 9 was read before"):
+    with pytest.raises(ConfigError, match="number 8, but 9 was read before"):
         async with running(tmp_path / "hq"):
             pass
     path.write_bytes(make_crl(issuing, [], 9))

@@ -72,7 +72,7 @@ async def test_thousands_of_idle_connections_delay_nobody(tmp_path: Path) -> Non
             lab = await r.dial(person)
             assert isinstance(await lab.publish(person.seal(person).raw), frames.Confirm)
         assert time.perf_counter() - began < LIMITS.client_hello_s / 2
-        assert len(r.hq.lobby) <= 20
+        assert len(r.hq.unauthenticated) <= 20
         for stream in idle:
             await trio.aclose_forcefully(stream)
 
@@ -86,7 +86,7 @@ async def test_connections_that_never_say_hello_are_bounded_after_tls_too(tmp_pa
         with pytest.raises(Exception, match=r"cut|closed|reset"):
             await r.dial(person)
         with trio.fail_after(PATIENCE_S):
-            while len(r.hq.lobby):  # each has so long for its HELLO, and no longer
+            while len(r.hq.unauthenticated):  # each has so long for its HELLO, and no longer
                 await trio.sleep(0.05)
         assert (await (await r.dial(person)).ask(frames.Resolve, "", "box.FL-LAB")).queues
 

@@ -210,11 +210,11 @@ async def test_ready_means_ready(tmp_path: Path) -> None:
             assert "cipherbox_ready 0.0" in (await get(number, "/metrics"))[1]
             monitor.hq = r.hq
             assert await get(number, "/readyz") == (200, "ready\n")
-            r.hq.engine.away = "the disk is gone"
+            r.hq.engine.outage = "the disk is gone"
             status, text = await get(number, "/readyz")
             assert (status, "the disk is gone" in text) == (503, True)
             assert (await get(number, "/healthz"))[0] == 200  # starting again would not help
-            r.hq.engine.away = ""
+            r.hq.engine.outage = ""
             r.hq.drain.begin(100, "admin")
             status, text = await get(number, "/readyz")
             assert (status, "drains" in text) == (503, True)

@@ -25,7 +25,7 @@ from cipherbox.errors import (
 from cipherbox.limits import LIMITS, Limits
 from cipherbox.server.body_cache import BodyCache
 from cipherbox.server.connection.backpressure import BackPressure
-from cipherbox.server.connection.outgoing import Outgoing
+from cipherbox.server.connection.outgoing import SendQueue
 from cipherbox.server.requests.answers import error_frame
 from cipherbox.store.port import Body
 from cipherbox.wire import codec, frames
@@ -59,7 +59,7 @@ class Peer:
 
 @attrs.define(eq=False)
 class Line:
-    """An `Outgoing` with everything around it."""
+    """An `SendQueue` with everything around it."""
 
     limits: Limits = SMALL
     peer: Peer = attrs.Factory(Peer)
@@ -70,7 +70,7 @@ class Line:
     cache_bytes: int = 0
     cut: list[str] = attrs.Factory(list)
     memory: BackPressure = attrs.field(init=False)
-    out: Outgoing = attrs.field(init=False)
+    out: SendQueue = attrs.field(init=False)
     bodies: BodyCache = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -78,7 +78,7 @@ class Line:
         self.bodies = BodyCache(
             self.cache_bytes, self._read, lambda queue, seqs, reason: self.lost.extend(seqs)
         )
-        self.out = Outgoing(
+        self.out = SendQueue(
             self.peer,
             self.bodies,
             self.limits,
@@ -106,7 +106,7 @@ async def run_to_end(line: Line) -> None:
         await line.out.run(nursery)
 
 
-async def run_until_quiet(line: Line) -> list[Any]:
+async def run_until_stopped_reading(line: Line) -> list[Any]:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(line.out.run, nursery)
         await trio.testing.wait_all_tasks_blocked()
@@ -121,7 +121,7 @@ async def test_deliveries_share_frames_up_to_the_limit_and_keep_their_order() ->
         3, "q", line.store(*(entry(i, 300) for i in range(1, 8)), entry(8, 5000), entry(9))
     )
     line.out.put(codec.encode(frames.Ok(2, 0)))
-    events = await run_until_quiet(line)
+    events = await run_until_stopped_reading(line)
     assert (events[0], events[-1]) == (frames.Ok(1, 0), frames.Ok(2, 0))
     assert [[e[0] for e in d.entries] for d in events[1:-1]] == [
         [1, 2, 3],
@@ -142,7 +142,7 @@ async def test_bodies_are_read_when_their_turn_has_come_and_not_before() -> None
     line = Line()
     line.out.push(1, "q", line.store(*(entry(i, 900) for i in range(1, 2000))))
     line.peer.stuck = True
-    await run_until_quiet(line)
+    await run_until_stopped_reading(line)
     assert sum(map(len, line.reads)) < 5
     assert line.out.size == 0
 
@@ -151,7 +151,7 @@ async def test_what_memory_holds_is_not_read() -> None:
     line = Line(cache_bytes=1000)
     line.bodies.put(1, 1, b"x" * 100, on_its_way=True)
     line.out.push(1, "q", [entry(1)])
-    (delivery,) = await run_until_quiet(line)
+    (delivery,) = await run_until_stopped_reading(line)
     assert delivery == Deliveries(1, [(1, 1, 7, 1, b"x" * 100)])
     assert line.reads == []
 
@@ -161,7 +161,7 @@ async def test_what_is_lost_is_told_and_not_delivered() -> None:
     line.store(entry(1), entry(3))
     line.out.push(1, "q", [entry(1), entry(2), entry(3)])
     line.out.push(1, "q", [entry(4)])
-    (delivery,) = await run_until_quiet(line)
+    (delivery,) = await run_until_stopped_reading(line)
     assert [e[0] for e in delivery.entries] == [1, 3]
     assert line.lost == [2, 4]
 
@@ -180,7 +180,7 @@ async def test_a_fetch_gives_back_what_its_frame_has_no_room_for() -> None:
     line = Line()
     line.out.frame_bytes = 1000
     line.out.fetched(m.FetchedEntries(9, "q", 5, line.store(*(entry(i, 400) for i in range(1, 6)))))
-    (answer,) = await run_until_quiet(line)
+    (answer,) = await run_until_stopped_reading(line)
     assert (answer.correlation, answer.waiting, [e.seq for e in answer.entries]) == (9, 5, [1, 2])
     assert line.returned == [3, 4, 5]
 
@@ -220,7 +220,7 @@ async def test_the_next_frame_is_read_while_one_is_sent() -> None:
     line = Line()
     line.out.push(1, "q", line.store(*(entry(i, 900) for i in range(1, 5))))
     line.peer.stuck = True
-    await run_until_quiet(line)
+    await run_until_stopped_reading(line)
     assert line.reads == [[1], [2]]
 
 

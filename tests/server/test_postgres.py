@@ -16,7 +16,7 @@ import trio
 from cipherbox.config.settings import ServerConfig
 from cipherbox.errors import DiskFull
 from cipherbox.server import app
-from cipherbox.server.connection.peer import STORE_AWAY, STORE_BACK
+from cipherbox.server.connection.peer import STORE_AVAILABLE, STORE_UNAVAILABLE
 from cipherbox.store.copying import copy
 from cipherbox.store.port import Store
 from cipherbox.store.postgres import schema as schema_module
@@ -70,13 +70,13 @@ async def test_clients_are_told_while_the_database_is_silent(
             with trio.move_on_after(3.5) as scope:
                 await sender.publish(lab.seal(center).raw)
             assert scope.cancelled_caught  # no confirm
-            assert sender.told == [STORE_AWAY]
+            assert sender.told == [STORE_UNAVAILABLE]
         finally:
             for pid in pids:
                 os.kill(pid, GO_ON)
         assert isinstance(await sender.next(), frames.Confirm)
         with trio.fail_after(10):
-            while STORE_BACK not in sender.told:
+            while STORE_AVAILABLE not in sender.told:
                 await sender.publish(lab.seal(center).raw)
 
 

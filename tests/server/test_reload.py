@@ -303,10 +303,10 @@ async def test_lists_of_figures_and_alerts_are_the_admins(tmp_path: Path) -> Non
         assert rows == [{"name": "cipherbox_connected_clients", "labels": {}, "value": 2}]
         assert orjson.loads((await admin.ask(frames.List, "alerts", "", "")).rows) == []
         r.hq.drain.begin(100, "BOSS")
-        r.hq.engine.away = "gone"
+        r.hq.engine.outage = "gone"
         found = orjson.loads((await admin.ask(frames.List, "alerts", "", "")).rows)
         assert [row["name"] for row in found] == ["store", "draining"]
-        r.hq.engine.away = ""
+        r.hq.engine.outage = ""
 
 
 async def test_alerts_see_ends_and_old_queues_coming(

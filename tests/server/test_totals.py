@@ -114,7 +114,7 @@ async def test_certificates_of_one_client_are_bounded(tmp_path: Path) -> None:
         ]
         assert [type(a) for a in said] == [frames.Certificate, frames.Certificate, frames.Error]
         assert codec_name(said[2]) == "limit-reached"
-        assert "FL-LAB has 3 certificates that hold; at most 3" in said[2].message
+        assert "FL-LAB has 3 valid certificates, of at most 3" in said[2].message
         assert isinstance(await lab.ask(frames.Resolve, "", "box.FL-LAB"), frames.Route)
 
 

@@ -116,7 +116,7 @@ def _keys(config: ServerConfig) -> Iterator[Finding]:
 
 def _certificates(config: ServerConfig) -> Iterator[Finding]:
     from cipherbox.server.ca.credentials import certificates_in, load_certificate, read_material
-    from cipherbox.server.directory.revocation_lists import Reading, inspect_lists
+    from cipherbox.server.directory.revocation_lists import ListReading, inspect_lists
     from cipherbox.server.operations.check import certificates
 
     server = "HQ renews it when it starts, and while it runs; its log says why not"
@@ -141,7 +141,7 @@ def _certificates(config: ServerConfig) -> Iterator[Finding]:
     try:
         lists = inspect_lists(config, read_material(config, settle=False))
     except CipherBoxError:
-        lists = Reading({}, [])  # why is said below
+        lists = ListReading({}, [])  # why is said below
     for problem in certificates(config):
         yield finding("certificates", problem, "put certificate and key that belong together there")
     for problem in lists.refused:
@@ -149,7 +149,7 @@ def _certificates(config: ServerConfig) -> Iterator[Finding]:
             "lists", problem, "put the complete, newest list of that CA there, and nothing else"
         )
     for listed in lists.found.values():
-        end = listed.says.next_update
+        end = listed.crl.next_update
         yield ends(
             "lists",
             f"the revocation list {listed.file}",

@@ -27,13 +27,13 @@ from cipherbox.limits import Limits
 from cipherbox.wire import frames as f
 from cipherbox.wire.connection import SendBatch
 
-FLOW, REQUESTS, KEYS, PREKEYS, ENROLMENT, LOBBY = (
+FLOW, REQUESTS, KEYS, PREKEYS, ENROLMENT, CONNECTIONS = (
     "flow",
     "requests",
     "keys",
     "prekeys",
     "enrolment",
-    "lobby",
+    "connections",
 )
 _ADMIN_SHARE = 20
 _NAMES = 100_000  # a rate remembers
@@ -52,7 +52,9 @@ _CHANGE = Cost(REQUESTS, 50, "a commit and an entry in the signed log")
 _ADMIN = Cost(REQUESTS, 50, "admin only; a commit and an entry in the signed log")
 _LOOK = Cost(REQUESTS, 20, "a page of up to 1,024 rows")
 COSTS: dict[type, Cost] = {
-    f.Hello: Cost(LOBBY, 0, "once per connection; connections are limited by address and client"),
+    f.Hello: Cost(
+        CONNECTIONS, 0, "once per connection; connections are limited by address and client"
+    ),
     f.Ping: Cost(FLOW, 50, "a response"),
     f.Pong: Cost(FLOW, 1, "no work"),
     f.Error: Cost(FLOW, 1, "no work"),
@@ -113,7 +115,7 @@ _UNKNOWN = Cost(REQUESTS, 50, "a frame type without a row; a test fails")
 
 
 class Rate:
-    """So many points a minute for each name: a bucket that fills evenly."""
+    """A rate limit per name: a token bucket that refills evenly."""
 
     def __init__(
         self, per_minute: int, what: str, clock_s: Callable[[], float] = time.monotonic
@@ -124,7 +126,7 @@ class Rate:
         self._spent: dict[str, tuple[float, float]] = {}  # name -> (points left, when)
 
     def spend(self, name: str, cost: float = 1) -> None:
-        """Throttled when this name has used up its minute."""
+        """Take points; raise Throttled if this name has spent its budget."""
         left, now = self._left(name)
         if left < cost:
             wait_s = math.ceil((cost - left) * 60 / self._per_minute)
@@ -135,8 +137,8 @@ class Rate:
         self._spent[name] = (left - cost, now)
 
     def wait_s(self, name: str, cost: float) -> float:
-        """Takes so many points, and says how long to wait until they are earned; 0 while there
-        are some.
+        """Take points and return how long to wait until they are earned; 0 if they were
+        available.
         """
         left, now = self._left(name)
         self._spent[name] = (left - cost, now)
@@ -150,9 +152,7 @@ class Rate:
         return min(self._per_minute, left + (now - when) * self._per_minute / 60), now
 
     def _prune(self, now: float) -> None:
-        """Forgets those whose bucket is full again; if there are none, those who asked longest
-        ago.
-        """
+        """Drop full buckets; if there are none, drop the least recently used ones."""
         full_after_s = 60.0
         left = {name: row for name, row in self._spent.items() if now - row[1] < full_after_s}
         if len(left) >= _NAMES:
@@ -161,7 +161,7 @@ class Rate:
 
 
 class Spender(Protocol):
-    """Whose budget a frame is taken from."""
+    """The peer whose budget a frame is charged to."""
 
     client: str
     role: str
@@ -169,7 +169,7 @@ class Spender(Protocol):
 
 
 class Budgets:
-    """See the module."""
+    """The budgets of all peers."""
 
     def __init__(self, limits: Limits) -> None:
         self._flow = Rate(limits.flow_per_minute, "points of frames")
@@ -179,9 +179,7 @@ class Budgets:
         self.throttled = 0  # requests refused
 
     async def charge(self, spender: Spender, event: Any) -> Throttled | None:
-        """Takes what a frame costs: waits for a budget of the flow; of requests it is the
-        refusal, if any.
-        """
+        """Charge a frame: wait for the flow budget, or return the refusal of a request."""
         kind = f.Send if type(event) is SendBatch else type(event)
         budget, points, _ = COSTS.get(kind, _UNKNOWN)
         more = _MORE.get(type(event))

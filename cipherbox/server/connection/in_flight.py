@@ -1,4 +1,4 @@
-"""What one connection has asked and HQ has not answered yet."""
+"""Requests and publishes of one connection that HQ has not answered yet."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ class InFlight:
         self.unconfirmed: dict[int, int] = {}  # correlation -> bytes of SENDs
         self.unconfirmed_bytes = 0
         self.requests = 0
-        self.published = False  # this client has published
-        self.changed = Signal()  # something was answered, or sent
+        self.published = False  # whether this client has published anything
+        self.changed = Signal()  # after an answer, or after sending
 
     def next_correlation(self, correlation: int) -> None:
         """Raise ProtocolError unless this correlation id is higher than all before."""
         if correlation <= self._last_correlation:
             raise ProtocolError(
-                f"correlation ids rise by one; {correlation} came after {self._last_correlation}"
+                f"correlation ids must rise: {correlation} came after {self._last_correlation}"
             )
         self._last_correlation = correlation
 
     def publish(self, items: Sequence[SendItem]) -> int:
-        """Count publishes; return their bytes."""
+        """Count publishes and return their bytes."""
         size = 0
         for item in items:
             self.unconfirmed[item[0]] = len(item[3])
@@ -73,6 +73,6 @@ class InFlight:
         )
 
     def close(self) -> None:
-        """The connection ended: nothing of it is held any more."""
+        """Release what the ended connection held."""
         self.account.add(-self.unconfirmed_bytes)
         self.unconfirmed_bytes = 0

@@ -1,5 +1,5 @@
-"""The frame that is coming in on one connection: its bytes are counted as they come, and its
-pace is judged.
+"""The frame being received on one connection: its bytes are counted as they arrive, and its rate is
+checked.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from cipherbox.wire.connection import WireConnection
 
 
 class IncomingFrame:
-    """See the module.  ``cut`` ends the connection for a reason, ``tell`` sends the peer a word."""
+    """An incoming frame; ``cut`` closes the connection, ``notify`` sends the peer news."""
 
     def __init__(
         self,
@@ -21,60 +21,60 @@ class IncomingFrame:
         limits: Limits,
         account: Account,
         cut: Callable[[str], None],
-        tell: Callable[[str], None],
+        notify: Callable[[str], None],
     ) -> None:
-        self.account = account  # what HQ holds for this client
-        self._wire, self._limits, self._cut, self._tell = wire, limits, cut, tell
+        self.account = account  # memory held for this client
+        self._wire, self._limits, self._cut, self._notify = wire, limits, cut, notify
         self._frame: Transfer | None = None
 
     async def count(self, *, publishes: bool) -> None:
-        """Counts what has come, and waits while this client may send nothing more; ``publishes``:
-        it has published.
+        """Count what has arrived, and wait while this client may not send more; ``publishes``: it
+        has published.
 
-        A large frame that has begun is read on when the mark closes; above the client's share only
-        its oldest one is.
+        A large frame that has begun is still read above the high mark; above the client's share
+        only its oldest one is.
         """
         account, memory, frame = self.account, self.account.memory, self._frame
         begun = frame is not None and frame.size >= LARGE
-        come, size = self._wire.coming
-        if come:
+        arrived, size = self._wire.coming
+        if arrived:
             if frame is None:
                 frame = self._frame = Transfer(size, self._cut)
                 account.coming[frame] = None
             frame.size = size
             memory.began(frame)
-            account.add(come - frame.held)
-            frame.held = frame.moved = come
+            account.add(arrived - frame.held)
+            frame.held = frame.moved = arrived
         if not (publishes or size >= LARGE):
             return
         if memory.closed and not begun:
-            self._tell(MEMORY_SHORT)
+            self._notify(MEMORY_SHORT)
             await memory.open()
-            self._tell(MEMORY_FREE)
+            self._notify(MEMORY_FREE)
         while account.full and not (frame is not None and account.first(frame)):
             await account.freed()
 
     def whole(self) -> None:
-        """The frame has come, or nothing more comes of it."""
+        """Release a frame that is complete or will never be."""
         frame, self._frame = self._frame, None
         if frame is not None:
             del self.account.coming[frame]
             self.account.add(-frame.held)
             self.account.memory.ended(frame)
-            self.account.wake()  # another frame may be the oldest now
+            self.account.wake()  # another frame may now be the oldest
 
     def wait(self) -> None:
-        """HQ waits for the peer from now on,"""
+        """Start counting the time in which HQ waits for the peer."""
         if self._frame is not None:
             self._frame.wait()
 
     def pause(self) -> None:
-        """until now."""
+        """Stop counting it."""
         if self._frame is not None:
             self._frame.pause()
 
     def slow(self, beat_s: float) -> bool:
-        """Whether the frame comes too slowly: a large one in each while, a small one in all."""
+        """Return whether the frame is too slow: a large one by window, a small one in total."""
         frame, limits = self._frame, self._limits
         if frame is None:
             return False

@@ -1,10 +1,9 @@
-"""Listeners: TCP, then TLS within a deadline and a bounded number at once, then (WebSocket and) a
-session.
+"""Listeners: TCP, then TLS with a deadline and bounded concurrency, then (WebSocket and) a session.
 
-Until it has said HELLO a connection is in the lobby, which is bounded by address.  Nothing of TLS
-is made for it, and no place among the handshakes is taken, before it speaks: those who only connect
-cost a socket.  The log key goes with the certificate a connection was begun with: HQ may have
-another certificate before it is open.
+Until its HELLO a connection is unauthenticated, and the number of those is bounded by address.
+Before its first byte it costs only a socket: no TLS state, and no slot among the handshakes.  The
+log key is the one of the certificate a connection began with: HQ may renew its certificate before
+the connection is open.
 """
 
 from __future__ import annotations
@@ -30,29 +29,28 @@ from cipherbox.server.engine import Engine
 from cipherbox.server.operations.port_check import why_not
 
 log = get_logger(__name__)
-# a connection, from where, HQ's log key
+# a connection, the peer's address, HQ's log key
 Handle = Callable[[TlsStream, str, bytes, Place], Awaitable[None]]
-_SLOT_S = 0.5  # a good line's handshake takes a tenth
-_ACCEPT_PAUSE_S = 0.1  # when the system has no more file handles
+_SLOT_S = 0.5  # a handshake on a good network takes a tenth of it
+_ACCEPT_PAUSE_S = 0.1  # after the system ran out of file handles
 
 
 def given_listeners(
     sockets: list[socket.socket], addresses: list[tuple[str, int]]
 ) -> list[trio.SocketListener]:
-    """What systemd listens on for HQ; it counts, also where the settings say something else."""
+    """Return the listeners that systemd passed; they take precedence over the settings."""
     found = [trio.SocketListener(trio.socket.from_stdlib_socket(given)) for given in sockets]
     ports = {address_of(listener)[1] for listener in found}
     if addresses and ports != {port for _, port in addresses}:
         log.warning(
-            "systemd listens on other ports than the settings say; `cipherbox install` brings "
-            "its units up to date",
+            "systemd listens on other ports than the settings; update its units: cipherbox install",
             extra={"systemd": sorted(ports), "settings": sorted(port for _, port in addresses)},
         )
     return found
 
 
 async def open_listeners(addresses: list[tuple[str, int]]) -> list[trio.SocketListener]:
-    """Bound sockets; ConfigError names the address that is taken or not ours."""
+    """Bind sockets; raise ConfigError, naming the address, if one is in use or not local."""
     found: list[trio.SocketListener] = []
     for host, port in addresses:
         try:
@@ -65,13 +63,13 @@ async def open_listeners(addresses: list[tuple[str, int]]) -> list[trio.SocketLi
 
 
 def address_of(listener: trio.SocketListener) -> tuple[str, int]:
-    """(host, port) as bound."""
+    """Return a listener's host and port."""
     host, port = listener.socket.getsockname()[:2]
     return str(host), int(port)
 
 
 class Host(Protocol):
-    """What a listener needs of HQ: its credentials may change while it listens."""
+    """What the acceptor needs of HQ; the credentials may change while it runs."""
 
     @property
     def config(self) -> ServerConfig: ...
@@ -86,7 +84,7 @@ class Host(Protocol):
     def engine(self) -> Engine: ...
 
     @property
-    def lobby(self) -> UnauthenticatedConnections: ...
+    def unauthenticated(self) -> UnauthenticatedConnections: ...
 
     def session(
         self, stream: Stream, remote: str, log_key: bytes, authenticated: Callable[[], None]
@@ -94,17 +92,17 @@ class Host(Protocol):
 
 
 class ConnectionAcceptor:
-    """Takes connections, gets them through TLS, and hands them to sessions in ``handlers``."""
+    """Accepts connections, performs TLS, and runs their sessions in ``handlers``."""
 
     def __init__(self, hq: Host, handlers: trio.Nursery) -> None:
         self._hq = hq
         self._handlers = handlers
         self._slots = trio.CapacityLimiter(hq.config.limits.handshakes_at_once)
         self._turn = trio.CapacityLimiter(hq.config.limits.handshake_steps)
-        self._lobby = hq.lobby
+        self._unauthenticated = hq.unauthenticated
 
     async def serve(self, listener: trio.SocketListener, websocket: bool) -> None:
-        """Accepts until cancelled."""
+        """Accept connections until cancelled."""
         handle = self._websocket if websocket else self._tls
         backoff = Backoff(_ACCEPT_PAUSE_S, _ACCEPT_PAUSE_S)
         while True:
@@ -115,7 +113,7 @@ class ConnectionAcceptor:
                 await backoff.wait()
                 continue
             remote = _remote(stream)
-            place = self._lobby.enter(group_of(remote.rpartition(":")[0]))
+            place = self._unauthenticated.enter(group_of(remote.rpartition(":")[0]))
             if place is None:
                 stream.socket.close()
                 continue
@@ -124,7 +122,7 @@ class ConnectionAcceptor:
     async def _guard(
         self, handle: Handle, stream: trio.SocketStream, remote: str, place: Place
     ) -> None:
-        """Whatever one connection does, it ends alone."""
+        """Handle one connection, such that its errors affect no other."""
         try:
             with place.scope:
                 opened = await self._handshake(stream, remote, place)
@@ -142,9 +140,9 @@ class ConnectionAcceptor:
                 extra={"remote": remote, "reason": str(group.exceptions[0])},
             )
         except* Exception:
-            log.exception("A connection failed; this is a fault of HQ", extra={"remote": remote})
+            log.exception("Internal error in a connection", extra={"remote": remote})
         finally:
-            self._lobby.leave(place)
+            self._unauthenticated.leave(place)
             with trio.CancelScope(shield=True):
                 await trio.aclose_forcefully(stream)
 
@@ -167,29 +165,31 @@ class ConnectionAcceptor:
             except CipherBoxError as error:
                 if isinstance(error, Cut) and not isinstance(error.__cause__, ssl.SSLError):
                     log.info(
-                        "A connection ended before TLS was up",
+                        "A connection ended before TLS was established",
                         extra={"remote": remote, "reason": str(error)},
                     )
-                    # whoever only looks whether the port is open, or thought better of it
+                    # a port check, or a client that gave up
                     return None
                 self._hq.engine.counts.handshakes_failed += 1
                 log.error("TLS handshake failed", extra={"remote": remote, "reason": str(error)})
                 return None
             return tls, log_key
         self._hq.engine.counts.handshakes_failed += 1
-        log.error("TLS handshake failed", extra={"remote": remote, "reason": "it took too long"})
+        log.error("TLS handshake failed", extra={"remote": remote, "reason": "timed out"})
         return None
 
     async def _lose_slot(self, slot: trio.Event) -> None:
-        """Gives the slot back when the handshake is done, or takes long: nobody can keep the
-        others out.
+        """Release the slot when the handshake is done or takes long, so that nobody
+        blocks others.
         """
         with trio.move_on_after(_SLOT_S):
             await slot.wait()
         self._slots.release_on_behalf_of(slot)
 
     async def _tls(self, tls: TlsStream, remote: str, log_key: bytes, place: Place) -> None:
-        await self._hq.session(tls, remote, log_key, partial(self._lobby.leave, place)).run()
+        await self._hq.session(
+            tls, remote, log_key, partial(self._unauthenticated.leave, place)
+        ).run()
 
     async def _websocket(self, tls: TlsStream, remote: str, log_key: bytes, place: Place) -> None:
         from cipherbox.net.websocket import accept_websocket
@@ -199,13 +199,15 @@ class ConnectionAcceptor:
             with trio.move_on_after(self._hq.config.limits.client_hello_s) as opening:
                 stream = await accept_websocket(nursery, tls, origins)
             if opening.cancelled_caught:
-                raise HandshakeTimeout("no WebSocket was opened")
-            await self._hq.session(stream, remote, log_key, partial(self._lobby.leave, place)).run()
+                raise HandshakeTimeout("the WebSocket handshake took too long")
+            await self._hq.session(
+                stream, remote, log_key, partial(self._unauthenticated.leave, place)
+            ).run()
             nursery.cancel_scope.cancel()
 
 
 def _remote(stream: trio.SocketStream) -> str:
-    """host:port of the peer; "?" when it is gone already."""
+    """Return host:port of the peer; "?" if it has disconnected."""
     with suppress(OSError):
         host, port = stream.socket.getpeername()[:2]
         return f"{host}:{port}"

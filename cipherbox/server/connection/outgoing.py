@@ -1,10 +1,10 @@
-"""What waits to be sent to one peer, in order, and the task that sends it.
+"""The send queue of one peer, and the task that sends it, in order.
 
-Answers wait as bytes.  Deliveries wait as numbers: their envelopes are taken from memory or read
-from the store when their turn has come, and the next frame's while one is sent, so a peer that
-reads slowly costs HQ two frames, which count in its client's share of the memory.  A peer that
-takes nothing for a whole deadline is cut, and so is one that takes a large frame too slowly
-(`slow`); nobody else waits for it.
+Answers are queued as bytes, deliveries as numbers: their envelopes are taken from memory or read
+from the store when it is their turn, and the next frame's while one is sent.  So a peer that reads
+slowly costs HQ two frames, which count in its client's share of the memory.  The connection of a
+peer that accepts nothing for a whole timeout is closed, and so is that of one that accepts a large
+frame too slowly (`slow`); no other peer waits for it.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ from cipherbox.server.requests import answers
 from cipherbox.wire import codec
 
 _JOIN_BYTES = 256 * 1024  # small frames are joined up to this
-_SLICE_BYTES = 64 * 1024  # sent at once: fine enough to see whether a large frame moves
-# a peer that took a slice within this time gets larger ones: each costs HQ some 60 us
+_SLICE_BYTES = 64 * 1024  # sent per call: small enough to see whether a large frame moves
+# a peer that accepts a slice within this time gets larger ones: each call costs HQ 60 us
 _FAST_S = 0.05
-_FRAME_BYTES = 64  # and its other fields
+_FRAME_BYTES = 64  # of a frame's other fields
 
 
 class Sink(Protocol):
-    """Where bytes go."""
+    """The stream that bytes are sent to."""
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None: ...
 
 
-class Pushed:
-    """Entries handed to one consumer, cut into DELIVER frames as they go out."""
+class QueuedDelivery:
+    """Entries for one consumer, cut into DELIVER frames as they are sent."""
 
     __slots__ = ("at", "entries", "queue", "tag")
 
@@ -50,7 +50,9 @@ class Pushed:
         self.at = 0
 
     def cut(self, most: int, *, keep: bool = False) -> list[Entry]:
-        """The next entries that fit into a frame; at least one.  ``keep``: they stay the next."""
+        """Return the next entries that fit into a frame, at least one; ``keep`` does not
+        advance.
+        """
         end, size = self.at, 0
         while end < len(self.entries):
             size += self.entries[end].size + codec.DELIVERED_BYTES
@@ -62,8 +64,8 @@ class Pushed:
         return self.entries[start:end]
 
 
-class Ahead:
-    """A frame's envelopes, being read from the store."""
+class ReadAhead:
+    """The envelopes of the next frame, being read from the store."""
 
     __slots__ = ("done", "entries", "error", "items", "size")
 
@@ -82,11 +84,11 @@ class Ahead:
         self.done.set()
 
 
-class Outgoing:
-    """See the module.
+class SendQueue:
+    """The send queue of one peer.
 
-    ``requeue(queue, entries)`` takes what did not fit into a FETCHED, ``drained`` is called
-    after each send.
+    ``requeue(queue, entries)`` gets what did not fit into a FETCHED; ``drained`` is called after
+    each send.
     """
 
     def __init__(
@@ -102,55 +104,55 @@ class Outgoing:
         counts: Counts | None = None,
     ) -> None:
         self._counts = counts or Counts()
-        self.size = 0  # bytes of answers that wait
+        self.size = 0  # bytes of queued answers
         self.spoke_at = trio.current_time()
-        self.frame_bytes = limits.frame_bytes  # what the peer takes, once HELLO has said it
+        self.frame_bytes = limits.frame_bytes  # the most the peer accepts, from HELLO
         self._sink = sink
         self._bodies = bodies
-        self.account = account  # what is held for this client
+        self.account = account  # memory held for this client
         self._limits = limits
         self._cut = cut
-        self._going: Transfer | None = None  # the frame that is being sent
+        self._sending: Transfer | None = None  # the frame that is being sent
         self._deadline_s = 2.0 * limits.heartbeat_s
         self._deliver_bytes = limits.deliver_frame_bytes
         self._requeue = requeue
         self._drained = drained
-        self._queue: deque[bytes | Pushed | FetchedEntries] = deque()
+        self._queue: deque[bytes | QueuedDelivery | FetchedEntries] = deque()
         self._ready = Flag()
         self._last = False
-        self._ahead: Ahead | None = None
+        self._ahead: ReadAhead | None = None
 
     @property
     def empty(self) -> bool:
         return not self._queue
 
     def put(self, data: bytes) -> None:
-        """Encoded frames."""
+        """Queue encoded frames."""
         self._queue.append(data)
         self.size += len(data)
         self._ready.set()
 
     def push(self, tag: int, queue: str, entries: list[Entry]) -> None:
-        """Entries for a consumer."""
+        """Queue entries for a consumer."""
         if not self._last:
-            self._queue.append(Pushed(tag, queue, entries))
+            self._queue.append(QueuedDelivery(tag, queue, entries))
             self._ready.set()
 
     def fetched(self, answer: FetchedEntries) -> None:
-        """The answer to a FETCH."""
+        """Queue the answer to a FETCH."""
         if not self._last:
             self._queue.append(answer)
             self._ready.set()
 
     def finish(self, word: bytes) -> None:
-        """The answers that wait, then ``word``, and then `run` returns; deliveries stay behind."""
+        """Send the queued answers and ``word``, then let `run` return; drop queued deliveries."""
         self._last = True
         self._queue = deque(item for item in self._queue if isinstance(item, bytes))
         self.put(word)
 
     async def run(self, nursery: trio.Nursery) -> None:
-        """Sends until `finish`; TimedOut when the peer takes nothing.  ``nursery`` is where it
-        reads ahead.
+        """Send until `finish`; raise TimedOut if the peer accepts nothing.  Read-ahead runs in
+        ``nursery``.
         """
         while True:
             self._ready.clear()
@@ -161,7 +163,7 @@ class Outgoing:
             await self._ready.wait()
 
     async def _some(self, nursery: trio.Nursery) -> None:
-        """Sends what joins well.  The queue is looked at anew after every await."""
+        """Send what can be joined.  The queue may change at every await."""
         pieces: list[bytes] = []
         size = 0
         while self._queue and size < _JOIN_BYTES:
@@ -213,11 +215,13 @@ class Outgoing:
 
     def _read_ahead(self, nursery: trio.Nursery) -> None:
         head = self._queue[0] if self._queue else None
-        if isinstance(head, Pushed) and not (self.account.full or self.account.memory.closed):
+        if isinstance(head, QueuedDelivery) and not (
+            self.account.full or self.account.memory.closed
+        ):
             entries = head.cut(self._most(), keep=True)
             if self._bodies.held(entries) is None and not self._too_large(entries):
                 self._drop_ahead()
-                self._ahead = Ahead(entries)
+                self._ahead = ReadAhead(entries)
                 self.account.add(self._ahead.size)
                 nursery.start_soon(self._ahead.read, self._bodies, head.queue)
 
@@ -227,25 +231,25 @@ class Outgoing:
             self._ahead = None
 
     def close(self) -> None:
-        """Nothing is sent any more."""
+        """Release the read-ahead of an ended connection."""
         self._drop_ahead()
 
     def slow(self) -> bool:
-        """Whether the peer takes a large frame too slowly."""
-        going, limits = self._going, self._limits
-        return going is not None and going.late(limits.progress_s, limits.slowest_bytes_per_s)
+        """Return whether the peer accepts a large frame too slowly."""
+        sending, limits = self._sending, self._limits
+        return sending is not None and sending.late(limits.progress_s, limits.slowest_bytes_per_s)
 
     def _most(self) -> int:
         return min(self._deliver_bytes, self.frame_bytes - _FRAME_BYTES)
 
-    def _next_entries(self, head: Pushed | FetchedEntries) -> tuple[str, list[Entry]]:
-        """Takes from the queue what goes into the next frame."""
-        if isinstance(head, Pushed):
+    def _next_entries(self, head: QueuedDelivery | FetchedEntries) -> tuple[str, list[Entry]]:
+        """Take the entries of the next frame from the queue."""
+        if isinstance(head, QueuedDelivery):
             entries = head.cut(self._most())
             if head.at == len(head.entries):
                 self._queue.popleft()
         else:
-            run = Pushed(0, head.queue, head.entries)
+            run = QueuedDelivery(0, head.queue, head.entries)
             entries = run.cut(self.frame_bytes - _FRAME_BYTES)
             if run.at < len(head.entries):
                 self._requeue(head.queue, head.entries[run.at :])
@@ -261,11 +265,13 @@ class Outgoing:
     def _check(self, queue: str, entries: list[Entry]) -> None:
         if self._too_large(entries):
             raise FrameTooLarge(
-                f"an envelope of {entries[0].size} bytes waits in {queue}; this client takes "
+                f"an envelope of {entries[0].size} bytes waits in {queue}, but this client accepts "
                 f"frames of at most {self.frame_bytes}"
             )
 
-    def _frame(self, head: Pushed | FetchedEntries, items: list[codec.DeliveredItem]) -> bytes:
+    def _frame(
+        self, head: QueuedDelivery | FetchedEntries, items: list[codec.DeliveredItem]
+    ) -> bytes:
         if isinstance(head, FetchedEntries):
             return answers.fetched(head, items)
         return codec.encode_deliver(head.tag, items) if items else b""
@@ -274,7 +280,7 @@ class Outgoing:
         data = memoryview(pieces[0] if len(pieces) == 1 else b"".join(pieces))
         memory, going = self.account.memory, Transfer(len(data), self._cut)
         going.held = len(data)
-        self._going = going
+        self._sending = going
         self.account.add(len(data))
         memory.began(going)
         try:
@@ -285,14 +291,14 @@ class Outgoing:
                 with trio.move_on_after(self._deadline_s) as scope:
                     await self._sink.send_all(data[going.moved : going.moved + size])
                 if scope.cancelled_caught:
-                    raise TimedOut("this client does not read what it is sent")
+                    raise TimedOut("this client does not read what HQ sends")
                 going.pause()
                 going.moved = min(going.moved + size, len(data))
                 size = (
                     min(2 * size, _JOIN_BYTES) if going.waited - before < _FAST_S else _SLICE_BYTES
                 )
         finally:
-            self._going = None
+            self._sending = None
             memory.ended(going)
             self.account.add(-len(data))
         self._counts.frames_sent += len(pieces)

@@ -1,4 +1,4 @@
-"""A connection as the engine sees it, and what all connections are told."""
+"""The engine's view of a connection, and the notifications that all connections get."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from cipherbox.errors import CipherBoxError
 # entry of the signed log, and the proof for each CONFIRM of one connection
 Proof = tuple[int, list[bytes]]
 MEMORY_SHORT, MEMORY_FREE = (
-    "HQ is short of memory; publishers wait",
-    "HQ has memory again; publishers go on",
+    "HQ is low on memory; publishers wait",
+    "HQ has enough memory; publishers resume",
 )
-STORE_AWAY = "HQ's database does not answer: what you send waits and is not confirmed"
-STORE_BACK = "HQ's database answers again"
+STORE_UNAVAILABLE = "HQ's database is not available: what you send waits for its confirm"
+STORE_AVAILABLE = "HQ's database is available again"
 
 
 class Peer(Protocol):
-    """A connection as the engine sees it; none of these calls blocks."""
+    """The engine's view of a connection; none of these calls blocks."""
 
     client: str
 

@@ -1,4 +1,4 @@
-"""The open connections: how many HQ accepts, from whom, and what all of them are told."""
+"""The registry of open connections: limits by client, and notifications to all of them."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from cipherbox.server.connection.backpressure import BackPressure
 from cipherbox.server.connection.peer import Peer
 from cipherbox.server.engine import Engine
 
-_ANONYMOUS_SHARE = 4  # of all connections, those without a certificate may hold one in so many
+_ANONYMOUS_SHARE = 4  # at most a quarter of all connections may be without a certificate
 
 
 class RegisteredConnection(Peer, Protocol):
-    """A connection as the rest of HQ sees it."""
+    """The rest of HQ's view of a connection."""
 
     serial: str
     role: str
@@ -27,13 +27,13 @@ class RegisteredConnection(Peer, Protocol):
     connected_at: int
     asked_at: int
 
-    def tell(self, news: str, crl_number: int) -> None: ...
+    def notify(self, news: str, crl_number: int) -> None: ...
 
     def log(self, message: str, **more: object) -> None: ...
 
 
 class Connections(Protocol):
-    """What requests and operations use of the registry."""
+    """The registry, as requests and operations use it."""
 
     def __iter__(self) -> Iterator[RegisteredConnection]: ...
 
@@ -41,7 +41,7 @@ class Connections(Protocol):
 
     def rows(self) -> list[dict[str, object]]: ...
 
-    def tell_revoked(self, news: str, crl_number: int) -> None: ...
+    def notify_revoked(self, news: str, crl_number: int) -> None: ...
 
     def end_certificates(self, serials: Mapping[str, str]) -> None: ...
 
@@ -52,7 +52,7 @@ C = TypeVar("C", bound=RegisteredConnection)
 
 
 class ConnectionRegistry(Generic[C]):
-    """See the module."""
+    """The open connections."""
 
     def __init__(self, limits: Limits, engine: Engine, memory: BackPressure) -> None:
         self._limits, self._engine, self._memory = limits, engine, memory
@@ -71,7 +71,7 @@ class ConnectionRegistry(Generic[C]):
         return connection in self._open
 
     def enter(self, connection: C) -> bool:
-        """Register a connection; return False when there is no room for it."""
+        """Register a connection; return False if a limit is reached."""
         limits = self._limits
         if len(self._open) >= limits.connections:
             return False
@@ -93,7 +93,7 @@ class ConnectionRegistry(Generic[C]):
         return True
 
     def leave(self, connection: C) -> None:
-        """Forget a connection that ended, whether it had entered or not."""
+        """Remove a connection that ended, if it was registered."""
         if connection not in self._open:
             return
         self._open.discard(connection)
@@ -105,26 +105,26 @@ class ConnectionRegistry(Generic[C]):
         self._closed.notify()
 
     async def all_closed(self) -> None:
-        """Wait until no connection is left."""
+        """Wait until all connections are closed."""
         while self._open:
             await self._closed.wait()
 
     def end_certificates(self, serials: Mapping[str, str]) -> None:
-        """End connections that were opened with these certificates (serial -> client)."""
+        """Close the connections of these certificates (serial -> client)."""
         for one in self:
             if one.serial in serials:
                 one.end(Revoked(f"the certificate of {one.client} was revoked"))
 
     def end_all(self, why: CipherBoxError) -> None:
-        """End every client's connection for this reason."""
+        """Close the connections of all clients for this reason."""
         for one in self:
             if one.client:
                 one.end(why)
 
-    def tell_revoked(self, news: str, crl_number: int) -> None:
-        """Tell every connected client who was revoked, and the number of the list that says so."""
+    def notify_revoked(self, news: str, crl_number: int) -> None:
+        """Notify all clients of a revocation and the number of the list that contains it."""
         for one in self:
-            one.tell(news, crl_number)
+            one.notify(news, crl_number)
 
     def rows(self) -> list[dict[str, object]]:
         """Return the rows of LIST connections."""

@@ -1,10 +1,10 @@
 """One connection: a nursery with a reader and a writer; HQ's clock calls `tick`.
 
-The reader turns frames into commands and stops reading while the client has more unconfirmed
-publishes than its window, more questions open or more answers unread than it may, the engine has no
-room, or HQ holds too much for all its publishers together: backpressure reaches the sender through
-TCP, nothing is dropped.  The writer is `Outgoing`.  `end` is the one way out: it stops the reader,
-lets what is queued and a last word go out within a short deadline, and closes.
+The reader turns frames into commands.  It stops reading while the client exceeds its publish
+window, its limit of open requests or of unread answers, while the engine's queue is full, or while
+HQ is low on memory: back-pressure reaches the sender through TCP, and nothing is dropped.  The
+writer is `SendQueue`.  Only `end` closes a connection: it stops the reader, sends what is queued
+and the reason within a short timeout, and closes.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ from cipherbox.server.connection.backpressure import BackPressure
 from cipherbox.server.connection.budget import Budgets
 from cipherbox.server.connection.in_flight import InFlight
 from cipherbox.server.connection.incoming import IncomingFrame
-from cipherbox.server.connection.outgoing import Outgoing
-from cipherbox.server.connection.peer import STORE_AWAY, STORE_BACK, Proof
+from cipherbox.server.connection.outgoing import SendQueue
+from cipherbox.server.connection.peer import STORE_AVAILABLE, STORE_UNAVAILABLE, Proof
 from cipherbox.server.connection.registry import ConnectionRegistry
 from cipherbox.server.connection.unauthenticated import group_of
 from cipherbox.server.engine import Engine
@@ -55,9 +55,9 @@ from cipherbox.wire import codec, frames
 from cipherbox.wire.connection import SendBatch, WireConnection, negotiate
 
 log = get_logger(__name__)
-LAST_WORD_S = 2.0  # for what is queued and the reason, when a connection ends
+LAST_WORD_S = 2.0  # to send what is queued and the reason, when a connection ends
 AWAY_PAUSE_MS = 1000  # what GOING_AWAY asks clients to wait
-_UNREAD_BYTES = 4 * 1024 * 1024  # of answers; above it nothing more is read from this peer
+_UNREAD_BYTES = 4 * 1024 * 1024  # of queued answers; above it this peer is not read
 
 
 class Stream(Protocol):
@@ -87,7 +87,7 @@ class Shared:
 
 
 class Session:
-    """See the module; also the engine's `Peer`."""
+    """One connection, also as the engine's `Peer`."""
 
     def __init__(
         self,
@@ -99,21 +99,21 @@ class Session:
     ) -> None:
         self._shared = shared
         self._engine = shared.engine
-        self._authenticated = authenticated  # called when the peer has said who it is
-        self.client = self.serial = ""  # who, and by which certificate
+        self._authenticated = authenticated  # called when the peer is authenticated
+        self.client = self.serial = ""  # the client, and its certificate's serial number
         self._log_key = log_key
         self.role = "anonymous"
         self.remote, self.address = remote, group_of(remote.rpartition(":")[0])
         self.connected_at = shared.clock_ms()
-        # `asked_at`: when its newest request came, ms since 1970
+        # `asked_at`: when its newest request arrived, ms since 1970
         self.connection = self.asked_at = 0
         self._stream = stream
         self._limits = shared.limits
         self._beat_s = self._limits.heartbeat_s
         self._wire = WireConnection("server", self._limits)
-        self._account = shared.memory.account("")  # what HQ holds for this client
+        self._account = shared.memory.account("")  # memory held for this client
         self._in_flight = InFlight(self._limits, self._account)
-        self._out = Outgoing(
+        self._out = SendQueue(
             stream,
             shared.engine.bodies,
             self._limits,
@@ -124,14 +124,14 @@ class Session:
             counts=shared.engine.counts,
         )
         self._coming = IncomingFrame(
-            self._wire, self._limits, self._account, self._cut, lambda news: self.tell(news, 0)
+            self._wire, self._limits, self._account, self._cut, lambda news: self.notify(news, 0)
         )
         self._most_out = self._limits.credit_bytes + self._limits.publish_window_bytes
-        self._returning = False  # some answers are to our own NACKs, of correlation 0
+        self._returning = False  # some answers are to HQ's own NACKs, with correlation 0
         self._began = self._heard_at = trio.current_time()
-        # `_waiting`: for the peer to say something
-        self._quiet = self._told_away = self._waiting = False
-        # all of it; what listens to the peer
+        # `_waiting`: for the peer to send something
+        self._stopped_reading = self._outage_notified = self._waiting = False
+        # the whole session; its reader
         self._scope, self._reader = trio.CancelScope(), trio.CancelScope()
         self._receiving = trio.CancelScope()
         self._ended: CipherBoxError | None = None
@@ -139,7 +139,7 @@ class Session:
     # -- life --------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Until the connection ends; errors of this peer end here."""
+        """Run until the connection ends; handle all errors of this peer."""
         try:
             with self._scope:
                 async with trio.open_nursery() as nursery:
@@ -163,7 +163,7 @@ class Session:
         except NetworkError:
             raise
         except CipherBoxError as error:
-            # an envelope that cannot be sent or read; the line itself is good
+            # an envelope that cannot be sent or read; the connection itself works
             self.end(error)
             await self._out.run(nursery)
         self._scope.cancel()
@@ -180,9 +180,7 @@ class Session:
             self.end(error)
 
     def end(self, error: CipherBoxError) -> None:
-        """Ends this connection for a reason the peer is told, unless the line itself is the
-        reason.
-        """
+        """End this connection and send the peer the reason, unless the network is the reason."""
         if self._ended is not None:
             return
         self._ended = error
@@ -198,13 +196,13 @@ class Session:
         self._reader.cancel()
         self._scope.deadline = min(self._scope.deadline, trio.current_time() + LAST_WORD_S)
 
-    def quiet(self) -> None:
-        """Takes nothing more from the peer; what was taken is still answered."""
-        self._quiet = True
+    def stop_reading(self) -> None:
+        """Read nothing more from the peer; what was read is still answered."""
+        self._stopped_reading = True
         self._receiving.cancel()
 
     async def _open(self) -> bool:
-        """HELLO, who this is, WELCOME; False when the peer closed before."""
+        """Read HELLO, authenticate, send WELCOME; return False if the peer disconnected before."""
         with trio.move_on_after(self._limits.client_hello_s) as scope:
             while not (events := self._wire.events()):
                 data = await self._stream.receive_some()
@@ -238,7 +236,7 @@ class Session:
 
     async def _read(self) -> None:
         wire, counts = self._wire, self._engine.counts
-        while not self._quiet:
+        while not self._stopped_reading:
             if events := wire.events():
                 self._coming.whole()
             for event in events:
@@ -257,15 +255,15 @@ class Session:
         await trio.sleep_forever()
 
     def _cut(self, why: str) -> None:
-        """A frame of this connection, in or out, is too slow."""
+        """Close the connection: one of its frames, in or out, is too slow."""
         self.end(SlowFrame(why))
 
     async def _receive(self) -> int | None:
-        """How many bytes came, 0 at the end; None when `quiet` was asked for meanwhile."""
+        """Return the number of bytes received, 0 at the end; None after `stop_reading`."""
         self._heard_at = trio.current_time()
         self._waiting = True
         with trio.CancelScope() as self._receiving:
-            if self._quiet:
+            if self._stopped_reading:
                 return None
             self._coming.wait()
             size = await fill(self._stream, self._wire)
@@ -343,13 +341,13 @@ class Session:
             await self._engine.submit(m.Publish(self.connection, self.client, items), size)
 
     async def ask(self, command: AnyCommand) -> None:
-        """Hands a request to the engine; its answer comes through `answer` or `fetched`."""
+        """Submit a request to the engine, which answers through `answer` or `fetched`."""
         self._in_flight.requests += 1
         await self._engine.submit(command)
 
     def need_admin(self) -> None:
         if not self._shared.admission.is_admin(self.client):
-            raise Forbidden("only an admin may do that")
+            raise Forbidden("only an admin may do this")
 
     # -- out: the engine's Peer --------------------------------------------------------------------
 
@@ -370,7 +368,7 @@ class Session:
         self._out.fetched(answer)
 
     def _requeue(self, queue: str, entries: Sequence[Entry]) -> None:
-        """What a FETCH took and its answer has no room for returns to the queue."""
+        """Requeue entries that a FETCH took and that do not fit into its answer."""
         self._returning = True
         for entry in entries:
             self._engine.post(
@@ -380,47 +378,47 @@ class Session:
     def _put(self, data: bytes) -> None:
         self._out.put(data)
         if self._out.size > self._most_out:
-            self._ended = self._ended or TimedOut("this client asks and does not read the answers")
+            self._ended = self._ended or TimedOut("this client does not read its answers")
             self._scope.cancel()
 
-    def tell(self, news: str, crl_number: int) -> None:
-        """A word from HQ that nobody asked for."""
+    def notify(self, news: str, crl_number: int) -> None:
+        """Send news to the peer."""
         if self._ended is None and self.client:
             self._put(codec.encode(frames.Ping(0, news, crl_number)))
 
     def tick(self, now: float) -> None:
-        """Called twice a second: deadlines, and a sign of life when there was none."""
+        """Check deadlines and send heartbeats; called twice a second."""
         limits, beat = self._limits, self._beat_s
         if self._ended is not None:
             return
         if self.role == "anonymous" and now - self._began >= limits.anonymous_s:
             self.end(
                 HandshakeTimeout(
-                    f"without a certificate a connection ends after {limits.anonymous_s:g} s"
+                    f"a connection without a certificate ends after {limits.anonymous_s:g} s"
                 )
             )
         elif self._waiting and now - self._heard_at > 2 * beat:
             self.end(IdleTimeout())
         elif self._coming.slow(beat):
             self._cut(
-                f"this frame comes too slowly: less than {limits.slowest_bytes_per_s} bytes a "
-                "second"
+                f"this frame arrives too slowly, below {limits.slowest_bytes_per_s} bytes a second"
             )
         elif self._out.slow():
             self._cut(
-                f"this client reads too slowly: less than {limits.slowest_bytes_per_s} bytes a "
-                "second"
+                f"this client reads too slowly: below {limits.slowest_bytes_per_s} bytes per second"
             )
-        elif self.role != "anonymous" and self._engine.store_away(now) is not self._told_away:
-            self._told_away = not self._told_away
-            self.tell(STORE_AWAY if self._told_away else STORE_BACK, 0)
+        elif (
+            self.role != "anonymous" and self._engine.store_silent(now) is not self._outage_notified
+        ):
+            self._outage_notified = not self._outage_notified
+            self.notify(STORE_UNAVAILABLE if self._outage_notified else STORE_AVAILABLE, 0)
         elif now - self._out.spoke_at >= beat / 2 and self._out.empty:
             self._put(codec.encode(frames.Ping(0)))
 
     # -- logs --------------------------------------------------------------------------------------
 
     def log(self, message: str, **more: object) -> None:
-        """One INFO line with client and connection."""
+        """Log one INFO line with client and connection."""
         log.info(
             message, extra={"client": self.client or "-", "connection": self.connection, **more}
         )

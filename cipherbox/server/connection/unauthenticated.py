@@ -1,8 +1,8 @@
-"""Connections that have not said who they are: bounded by address and in all, before any TLS.
+"""Unauthenticated connections: bounded by address and in total, before any TLS.
 
-An address is an IPv4 address or an IPv6 /64: whoever has one address of a /64 usually has all of
-them.  When there is no room, the oldest connection that has not said a byte makes room: a client
-speaks as soon as it is connected, so those who only connect keep nobody out.
+An address is an IPv4 address or an IPv6 /64: one who has an address of a /64 usually has all of
+them.  If the limit is reached, the oldest connection without a byte received is closed: a client
+sends as soon as it is connected, so idle connections keep nobody out.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _V6_PREFIX = 64
 
 
 def group_of(host: str) -> str:
-    """What counts as one address; an IPv4 address that comes in IPv6's clothes is IPv4."""
+    """Return the address group of a host; an IPv4-mapped IPv6 address counts as IPv4."""
     try:
         address = ipaddress.ip_address(host.partition("%")[0])
     except ValueError:
@@ -29,7 +29,7 @@ def group_of(host: str) -> str:
 
 
 class Place:
-    """One connection in the lobby; ``scope`` ends it."""
+    """One unauthenticated connection; cancelling ``scope`` ends it."""
 
     __slots__ = ("address", "scope", "silent")
 
@@ -40,7 +40,7 @@ class Place:
 
 
 class UnauthenticatedConnections:
-    """See the module."""
+    """The unauthenticated connections."""
 
     def __init__(self, per_address: int, most: int) -> None:
         self.per_address, self.most = per_address, most
@@ -52,7 +52,7 @@ class UnauthenticatedConnections:
         return len(self._places)
 
     def enter(self, address: str) -> Place | None:
-        """A place for a connection from ``address``; None when there is none."""
+        """Return a place for a connection from ``address``; None if there is no room."""
         crowded = self._of[address] >= self.per_address
         if crowded or len(self._places) >= self.most:
             self.turned_away += 1
@@ -70,7 +70,7 @@ class UnauthenticatedConnections:
         return place
 
     def leave(self, place: Place) -> None:
-        """It said who it is, or is gone; again is harmless."""
+        """Free the place of a connection that authenticated or ended; idempotent."""
         if self._places.pop(place, place) is None:
             self._of[place.address] -= 1
             if not self._of[place.address]:

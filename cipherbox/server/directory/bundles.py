@@ -1,14 +1,14 @@
-"""Key bundles at HQ: taken from their owners, kept encrypted, handed out complete.
+"""Key bundles at HQ: registered by their owners, stored encrypted, served with proofs.
 
-HQ checks what it takes (certified, the owner's own, one number higher, continued by the keys
-before) so that mistakes show at once; senders check all of it again, since HQ is not trusted with
-it.  A client that lost its keys is enrolled again by an admin, and its first bundle under the
-certificate that this token gave may begin anew, once; the signed log says so, and its senders must
+HQ checks what it accepts (certified, the owner's own, the next number, signed by the previous keys)
+so that mistakes show immediately; senders repeat all checks, since HQ is not trusted with them.  A
+client that lost its keys is enrolled again by an admin; its first bundle under the certificate from
+that token may start a new chain of keys, once.  The signed log records it, and its senders must
 compare fingerprints first.
 
-What is handed out is checked like what is taken: it is the row's own bundle, certified, and HQ's
-signed log names it; the proof of that goes with it.  A bundle that the log does not name yet, or
-names under a key of the log that was replaced, is named before it leaves.
+HQ repeats the checks on what it serves: the bundle matches its row, is certified, and is named in
+HQ's signed log, whose proof is served with it.  A bundle that the log does not name yet, or names
+under a replaced log key, is added to the log first.
 
 Rows are encrypted with ChaCha20-Poly1305 under the configured 32-byte key, the client id as
 associated data.
@@ -50,19 +50,19 @@ log = get_logger(__name__)
 _TAG = 16
 _PROOF_SETTING = "bundle-proof/"
 KNOWN, NOT_FOUND, REVOKED = 0, 1, 2
-_PROVEN = 65_536  # proofs in memory, a few hundred bytes each
+_CACHED_PROOFS = 65_536  # a few hundred bytes each
 
 
-class Registered(enum.Enum):
-    """What became of a bundle."""
+class Registration(enum.Enum):
+    """The outcome of a registration."""
 
-    AGAIN = "again"  # HQ had it
+    DUPLICATE = "duplicate"  # HQ has it already
     NEW = "new"
-    ANEW = "anew"  # the first of a client that was enrolled again: the keys before did not sign it
+    RESTARTED = "restarted"  # the first after another enrolment, not signed by the previous keys
 
 
 class Directory:
-    """See the module."""
+    """The key bundles of all clients."""
 
     def __init__(self, store: Store, trust: Trust, key: bytes, engine: Engine) -> None:
         self._store = store
@@ -70,25 +70,25 @@ class Directory:
         self._aead = ChaCha20Poly1305(key)
         self._engine = engine
         self._in_store = engine.in_store
-        self._proofs: OrderedDict[bytes, bytes] = OrderedDict()  # of what was checked, by hash
+        self._proofs: OrderedDict[bytes, bytes] = OrderedDict()  # of checked bundles, by hash
         self._naming = trio.Lock()
 
-    async def register(self, client: str, raw: bytes) -> Registered:
-        """Takes a client's own bundle; BundleRefused says why not."""
+    async def register(self, client: str, raw: bytes) -> Registration:
+        """Register a client's own bundle; raise BundleRefused or LimitReached."""
         now = pki.ms(clock.now())
         held = await self._in_store(self._store.newest_bundle, client)
         try:
             bundle = decode_bundle(raw)
             if held is not None and held.bundle_hash == bundle.hash:
-                return Registered.AGAIN
+                return Registration.DUPLICATE
             check_bundle(bundle, client, self._trust.root, now)
             anew = held is not None and await self._check_next(held, bundle)
         except BundleError as error:
-            raise BundleRefused(f"HQ did not accept the key bundle: {error}") from error
+            raise BundleRefused(f"HQ refused the key bundle: {error}") from error
         most = self._engine.broker.state.totals.limit_of(client, BUNDLES)
         if (count := await self._in_store(self._store.bundle_count, client)) >= most:
             raise LimitReached(
-                f"{client} has {count} key bundles; at most {most}, and none is ever dropped"
+                f"{client} has {count} key bundles, of at most {most}; none is ever deleted"
             )
         nonce = os.urandom(12)
         sealed = self._aead.encrypt(nonce, raw, client.encode())
@@ -102,8 +102,7 @@ class Directory:
             now,
             bundle.ends_at,
         )
-        # the log says so before anybody is shown it, and nothing that the keys before signed is
-        # handed out
+        # it is in the log before anybody sees it, and nothing signed by the previous keys is served
         if anew:
             await self._engine.call(
                 lambda n: m.KeysAnew(0, "", n, client, bundle.sequence, bundle.hash.hex())
@@ -112,11 +111,11 @@ class Directory:
             await self._in_store(self._store.put_prekeys, client, b"", (), most, True)
         await self._in_store(self._store.put_bundle, row)
         await self._proof(bundle)
-        return Registered.ANEW if anew else Registered.NEW
+        return Registration.RESTARTED if anew else Registration.NEW
 
     async def _check_next(self, held: BundleRow, bundle: KeyBundle) -> bool:
-        """Whether it begins anew, which a token allows once; else it continues the newest, or
-        BundleError.
+        """Return whether the bundle starts a new chain of keys, which a token allows once; raise
+        BundleError if it neither may do that nor continues the newest one.
         """
         last = self._open(held)
         try:
@@ -145,18 +144,18 @@ class Directory:
         return False
 
     async def newest(self, client: str) -> KeyBundle | None:
-        """The bundle a client registered last."""
+        """Return the newest bundle of a client."""
         held = await self._in_store(self._store.newest_bundle, client)
         return self._open(held) if held is not None else None
 
     async def answers(
         self, query: GetBundles, most_bytes: int
     ) -> tuple[list[BundleAnswer], list[bytes]]:
-        """All that was asked, and for each bundle the proof that the log names it.
+        """Return the bundles asked for, and the proof for each that the log names it.
 
-        So many of each client, and so many in all, as fit: what is left out is asked for again
-        (``more``).  The first bundle of an answer always fits, so whoever asks again comes to an
-        end.  InvalidRequest when those asked for by hash alone have more than ``most_bytes``.
+        Bundles of a client that do not fit are left out (``more``), and the client asks again.  The
+        first bundle always fits, so this terminates.  Raise InvalidRequest if those asked for by
+        hash have more than ``most_bytes``.
         """
         answers: list[BundleAnswer] = []
         proofs: list[bytes] = []
@@ -185,7 +184,9 @@ class Directory:
         return answers, proofs
 
     async def _by_client(self, query: BundleQuery) -> tuple[BundleAnswer, list[KeyBundle]]:
-        """The first bundles of a client after the one the asker holds, or the newest alone."""
+        """Return the next bundles of a client after the one the requester has, or the
+        newest one.
+        """
         most = LIMITS.bundles_per_answer
         if query.after == NEWEST:
             newest = await self._in_store(self._store.newest_bundle, query.client_id)
@@ -198,7 +199,7 @@ class Directory:
         return self._answer(query.client_id, revoked_at, rows[:most], len(rows) > most)
 
     async def _by_hash(self, bundle_hash: bytes) -> tuple[BundleAnswer, list[KeyBundle]]:
-        """The one bundle with this hash."""
+        """Return the bundle with this hash."""
         row = await self._in_store(self._store.bundle_by_hash, bundle_hash)
         if row is None:
             return BundleAnswer("", NOT_FOUND, 0, [], False), []
@@ -225,7 +226,7 @@ class Directory:
                 proof = await self._engine.note(BUNDLE, payload)
                 await self._in_store(self._store.put_setting, name, proof)
         self._proofs[bundle.hash] = proof
-        if len(self._proofs) > _PROVEN:
+        if len(self._proofs) > _CACHED_PROOFS:
             self._proofs.popitem(last=False)
         return proof
 
@@ -251,13 +252,13 @@ class Directory:
                 row.sequence,
                 row.bundle_hash,
             ):
-                raise Damaged(f"{what} is another one than its row says; it is not handed out")
+                raise Damaged(f"{what} does not match its row and is not served")
             if bundle.hash not in self._proofs:
                 check_bundle(
                     bundle, row.client, self._trust.root, 0, ended_is_error=False, history=True
                 )
         except InvalidTag:
-            raise Damaged(f"{what} does not open with the database key") from None
+            raise Damaged(f"{what} cannot be decrypted with the database key") from None
         except BundleError as error:
-            raise Damaged(f"{what} does not hold ({error}); it is not handed out") from None
+            raise Damaged(f"{what} is invalid and is not served: {error}") from None
         return bundle

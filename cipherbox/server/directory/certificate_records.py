@@ -12,17 +12,17 @@ from cipherbox.store.port import CertificateRow, Store
 
 
 class CertificateRecords:
-    """See the module."""
+    """The record of certificates."""
 
     def __init__(self, store: Store, engine: Engine, trust: Trust) -> None:
         self._store, self._engine, self._trust = store, engine, trust
 
     async def add(self, der: bytes) -> None:
-        """Record a certificate that was issued: it counts from now on."""
+        """Record an issued certificate, which makes it valid."""
         await self._put(self._trust.record(pki.load_der(der)))
 
     async def withdraw(self, leaf: x509.Certificate) -> None:
-        """Record as revoked what a CA signed and nobody may use: the next list has it."""
+        """Record as revoked a certificate that a CA signed too late; the next list names it."""
         if not self._trust.knows(pki.serial(leaf)):
             await self._put(self._trust.record(leaf)._replace(revoked_at=pki.ms(clock.now())))
 

@@ -1,19 +1,18 @@
 """Tokens and certificates for new clients, and renewals.
 
-A token works once, for one id, until it ends; HQ keeps SHA-256 of its secret.  What is taken from a
-request is its key.  The same secret with the same key again gets the same answer, so a lost answer
-costs nothing; with another key it is refused.  A request waits when the token asks for an admin's
-approval, or when the CA is offline.
+A token works once, for one id, until it expires; HQ keeps the SHA-256 of its secret.  Only the key
+is used of a signing request.  A retry with the same secret and key gets the same answer, so a lost
+answer does no harm; another key is refused.  A request waits if the token requires an admin's
+approval, or if the CA is offline.
 
-Rules.
-1. One lock: tokens, requests, renewals, revocations and what comes back from a CA take turns, so
-   each of them sees what the one before left.
-2. `revoke` ends every enrolment and renewal of the id, whatever became of it: nothing is issued to
-   a revoked id but by an enrolment made later.  No clock is asked.
-3. One home has an id.  A token for an id in use must say that it replaces; when its certificate is
-   issued, the other home's certificates, connections, enrolments and renewals end first.
-4. A row is written as issued before the certificate counts; what is then still to be done is done
-   by whoever asks again.
+Rules:
+
+1. One lock serializes tokens, requests, renewals, revocations and answers of a CA.
+2. `revoke` cancels every enrolment and renewal of the id, in whatever state: only a later enrolment
+   can issue anything to a revoked id.  No clock is involved.
+3. One home has an id.  A token for an id in use must be marked as replacing; before its certificate
+   is issued, the other home's certificates, connections, enrolments and renewals end.
+4. A row is written as issued before the certificate becomes valid; a retry completes the rest.
 """
 
 from __future__ import annotations
@@ -61,7 +60,7 @@ _LONGEST_TOKEN_S = 90 * 24 * 3600
 
 @attrs.frozen
 class Outcome:
-    """The answer to a request: state, short number, and the chain when there is one."""
+    """The answer to a request: state, short number, and the chain once it is issued."""
 
     state: int
     number: str
@@ -69,7 +68,7 @@ class Outcome:
 
 
 class Enrolments:
-    """See the module."""
+    """The enrolments and renewals of all clients."""
 
     def __init__(
         self, store: Store, engine: Engine, trust: Trust, limits: Limits, address: str
@@ -79,7 +78,7 @@ class Enrolments:
         self._trust = trust
         self._limits = limits
         self._records = CertificateRecords(store, engine, trust)
-        self.address = address  # where clients find HQ; goes into tokens
+        self.address = address  # of HQ, in tokens
         self.lock = trio.Lock()
 
     async def token(
@@ -92,18 +91,18 @@ class Enrolments:
         replaces: bool = False,
         by: str = "",
     ) -> str:
-        """A new token as text: the only time its secret is said.  ``by``: the admin, for the
-        log.
+        """Make a token and return its text, the only time its secret is shown; ``by`` is the admin,
+        for the log.
         """
         check_client_id(client_id)
         if role not in (m.CLIENT, m.ADMIN):
-            raise InvalidRequest(f"a role is {m.CLIENT} or {m.ADMIN}, not {role!r}")
+            raise InvalidRequest(f"invalid role {role!r}: must be {m.CLIENT} or {m.ADMIN}")
         async with self.lock:
             self._check_free(client_id, role, replaces)
             waiting = await self._engine.in_store(self._store.enrolments, UNDER_WAY)
             now = pki.ms(clock.now())
             if len([e for e in waiting if e.expires_at > now]) >= self._limits.pending_requests:
-                raise InvalidRequest(f"{self._limits.pending_requests} enrolments are open already")
+                raise InvalidRequest(f"{self._limits.pending_requests} enrolments are already open")
             secret = os.urandom(16)
             expires_at = now + 1000 * min(valid_s or self._limits.token_s, _LONGEST_TOKEN_S)
             row = Enrolment(
@@ -116,7 +115,7 @@ class Enrolments:
         )
 
     def _check_free(self, client_id: str, role: str, replaces: bool) -> None:
-        """Conflict for an id that another home has, unless it is to be replaced."""
+        """Raise Conflict if another home has the id and is not to be replaced."""
         rights = self._engine.broker.state.rights
         twin = rights.case_twin(client_id)
         if twin is not None and twin != client_id:
@@ -127,7 +126,7 @@ class Enrolments:
         if known.role != role:
             other = f"revoke {client_id}" if role == m.CLIENT else f"grant {client_id} admin"
             raise Conflict(
-                f"{client_id!r} is {_A[known.role]} and stays one",
+                f"{client_id!r} is {_A[known.role]}, and its role cannot be changed",
                 remedy=f"choose another name, or: cipherbox {other}",
             )
         if not replaces:
@@ -138,13 +137,13 @@ class Enrolments:
             )
 
     async def known(self, client_id: str, secret: bytes) -> bool:
-        """Whether HQ gave this token out; nothing waits for the answer but who asked."""
+        """Return whether HQ made this token."""
         row = await self._engine.in_store(self._store.enrolment, secret_hash(secret))
         return row is not None and row.client == client_id
 
     async def request(self, client_id: str, secret: bytes, csr: bytes) -> Outcome:
-        """What a machine without a certificate asks; TokenError, EnrolmentRefused, or where its
-        request stands.
+        """Enrol a machine without a certificate and return the state of its request; raise
+        TokenError or EnrolmentRefused.
         """
         async with self.lock:
             row = await self._engine.in_store(self._store.enrolment, secret_hash(secret))
@@ -155,22 +154,21 @@ class Enrolments:
             key = pki.spki(pki.key_of_csr(csr))
             if row.csr and pki.spki(pki.key_of_csr(row.csr)) != key:
                 raise EnrolmentRefused(
-                    "this token was used already, with another key",
+                    "this token was already used with another key",
                     remedy="ask the admin for a new one",
                 )
             if row.state == REFUSED:
-                raise EnrolmentRefused("HQ's admin refused this enrolment")
+                raise EnrolmentRefused("an admin rejected this enrolment")
             if row.state == ENDED:
                 raise EnrolmentRefused(
-                    f"this token was made before {client_id} was revoked or given to another "
-                    "home, and ended with that",
+                    f"this token was cancelled when {client_id} was revoked or replaced",
                     remedy="ask the admin for a new one",
                 )
             if row.state == DONE:
                 await self._complete(row)
                 return Outcome(ISSUED, row.number, row.chain)
             if row.expires_at <= pki.ms(clock.now()):
-                raise TokenError("this token has ended", remedy="ask the admin for a new one")
+                raise TokenError("this token has expired", remedy="ask the admin for a new one")
             self._refuse_taken(row)
             if row.state == OPEN:
                 row.csr = csr
@@ -184,7 +182,7 @@ class Enrolments:
             return await self._advance(row)
 
     def _refuse_taken(self, row: Enrolment) -> None:
-        """EnrolmentRefused when another home was enrolled under this id since the token was
+        """Raise EnrolmentRefused if another home was enrolled with this id since the token was
         made.
         """
         rights = self._engine.broker.state.rights
@@ -213,18 +211,18 @@ class Enrolments:
         return Outcome(ISSUED, row.number, row.chain)
 
     async def take(self, row: Enrolment, chain: tuple[bytes, ...]) -> bool:
-        """A CA that is elsewhere signed this request; the client gets it when it asks again.  The
-        caller has the lock.
+        """Accept the certificate of an offline CA for this request; the client gets it when it asks
+        again.  The caller holds the lock.
 
-        False where the request has ended meanwhile, or somebody else has the id: the certificate is
-        put on the list.
+        Return False, and revoke the certificate, if the request was cancelled meanwhile or another
+        home has the id.
         """
         now = await self._engine.in_store(self._store.enrolment, row.secret_hash)
-        row = now if now is not None else row  # one that was taken before it may have ended it
+        row = now if now is not None else row  # an earlier one may have cancelled it
         known = self._engine.broker.state.rights.clients.get(row.client)
         try:
             if row.state != APPROVED:
-                raise EnrolmentRefused(f"the request has {row.state}")
+                raise EnrolmentRefused(f"the request's state is {row.state}")
             if not self._is_renewal(row):
                 self._refuse_taken(row)
             elif known is None or known.revoked_at:
@@ -232,7 +230,8 @@ class Enrolments:
         except (EnrolmentRefused, Conflict) as error:
             await self._records.withdraw(pki.load_der(chain[0]))
             log.warning(
-                "A certificate came too late", extra={"client": row.client, "reason": str(error)}
+                "A certificate arrived too late and was revoked",
+                extra={"client": row.client, "reason": str(error)},
             )
             if row.state in UNDER_WAY:
                 await self._end([row])
@@ -241,7 +240,7 @@ class Enrolments:
         return True
 
     async def _issued(self, row: Enrolment, chain: tuple[bytes, ...]) -> None:
-        """There is a certificate for this request: the client gets it when it asks again."""
+        """Record a request's certificate; the client gets it when it asks again."""
         if row.replaces:
             await self._replace(row)
         row.chain = chain
@@ -251,9 +250,7 @@ class Enrolments:
         log.info("Certificate issued", extra={"client": row.client})
 
     async def _complete(self, row: Enrolment) -> None:
-        """The client exists from here on, with its mailboxes, and its certificate counts; again
-        is harmless.
-        """
+        """Create the client with its mailboxes and make its certificate valid; idempotent."""
         known = self._engine.broker.state.rights.clients.get(row.client)
         if known is None or known.revoked_at:
             await self._engine.call(lambda n: m.AddClient(0, "", n, row.client, row.role))
@@ -261,7 +258,7 @@ class Enrolments:
             await self._records.add(row.chain[0])
 
     async def _replace(self, row: Enrolment) -> None:
-        """Ends the home that has this id: enrolments and renewals, certificates, connections."""
+        """End the home that has this id: enrolments and renewals, certificates, connections."""
         known = self._engine.broker.state.rights.clients.get(row.client)
         if known is None or known.revoked_at:
             return
@@ -270,7 +267,7 @@ class Enrolments:
         await self._records.revoke_all(row.client)
         await self._engine.call(lambda n: m.ReplaceClient(0, "", n, row.client))
         await self._engine.in_store(self._trust.new_crl)
-        log.warning("A home is replaced by another", extra={"client": row.client})
+        log.warning("A home was replaced by another one", extra={"client": row.client})
 
     async def _end(self, rows: list[Enrolment]) -> None:
         for row in rows:
@@ -278,7 +275,7 @@ class Enrolments:
             await self._engine.in_store(self._store.put_enrolment, row)
 
     async def approve(self, client_id: str, *, accept: bool) -> int:
-        """An admin's word on what waits for a client; how many requests it touched."""
+        """Approve or reject the pending requests of a client and return their number."""
         async with self.lock:
             rows = await self._engine.in_store(self._store.enrolments, (WAITING,))
             rows = [r for r in rows if r.client == client_id]
@@ -290,14 +287,15 @@ class Enrolments:
             return len(rows)
 
     async def renew(self, client_id: str, csr: bytes, serial: str = "") -> Outcome:
-        """A new certificate for a connected client.  With an offline CA the request waits for
-        it; asked again with the same key it gets what came of it.  ``serial``: of the
-        certificate that asks, which must still be good.
+        """Issue a new certificate to a connected client, whose current one (``serial``) must be
+        valid.
+
+        With an offline CA the request waits; a retry with the same key gets the result.
         """
         key = pki.key_of_csr(csr)
         most = self._engine.broker.state.totals.limit_of(client_id, CERTIFICATES)
-        if (count := self._trust.good_count(client_id)) >= most:
-            raise LimitReached(f"{client_id} has {count} certificates that hold; at most {most}")
+        if (count := self._trust.valid_count(client_id)) >= most:
+            raise LimitReached(f"{client_id} has {count} valid certificates, of at most {most}")
         number = pki.enrol_number(self._trust.root_fingerprint, pki.spki(key))
         async with self.lock:
             known = self._engine.broker.state.rights.clients.get(client_id)
@@ -311,13 +309,12 @@ class Enrolments:
         return Outcome(ISSUED, number, (pki.der(certificate), *self._trust.chain))
 
     async def _renew_later(self, known: m.ClientRow, csr: bytes, number: str) -> Outcome:
-        """A request like an enrolment's, under a name of its own."""
+        """Queue a renewal like an enrolment, under a name of its own."""
         name = renewal_name(known.name, csr)
         row = await self._engine.in_store(self._store.enrolment, name)
         if row is not None and row.state in (REFUSED, ENDED):
             raise EnrolmentRefused(
-                f"this request to renew ended when {known.name} was revoked or given to another "
-                "home"
+                f"this renewal was cancelled when {known.name} was revoked or given to another home"
             )
         if row is None:
             await self._check_waiting(known.name)
@@ -333,12 +330,12 @@ class Enrolments:
         rows = await self._engine.in_store(self._store.enrolments, (APPROVED,), client_id)
         if len(rows) >= most:
             raise LimitReached(
-                f"{len(rows)} requests of {client_id} wait for the CA already; at most {most}"
+                f"{client_id} has {len(rows)} requests waiting for the CA, of at most {most}"
             )
 
     async def revoke(self, client_id: str, reason: str, *, by: str = "") -> int:
-        """Revokes every certificate of a client.  In this order: enrolments, records,
-        connections, the list.
+        """Revoke all certificates of a client and return their number; in this order: enrolments,
+        records, connections, the list.
         """
         async with self.lock:
             if client_id not in self._engine.broker.state.rights.clients:
@@ -349,7 +346,7 @@ class Enrolments:
             if self._engine.broker.state.rights.admins() == {client_id}:
                 raise Conflict(
                     f"{client_id!r} is the last admin of this HQ",
-                    remedy="enrol another first: cipherbox enroll CLIENT_ID --role admin",
+                    remedy="enrol another one first: cipherbox enroll CLIENT_ID --role admin",
                 )
             await self._end_all_of(client_id)
             rows = await self._records.revoke_all(client_id)
@@ -359,22 +356,19 @@ class Enrolments:
         return len(rows)
 
     async def _end_all_of(self, client_id: str) -> None:
-        """No token and no request of this id, whatever became of it, gives a certificate any
-        more.
-        """
+        """Cancel all tokens and requests of this id, in whatever state."""
         await self._end(
             await self._engine.in_store(self._store.enrolments, (*UNDER_WAY, DONE), client_id)
         )
 
-    async def cut_off(self, client_id: str, reason: str) -> None:
-        """A client without any good certificate left is refused everywhere; the last admin stays on
-        the books.
+    async def revoke_without_certificate(self, client_id: str, reason: str) -> None:
+        """Revoke a client that has no valid certificate left, except the last admin.
 
-        The caller has the lock.
+        The caller holds the lock.
         """
         if self._engine.broker.state.rights.admins() == {client_id}:
             log.error(
-                "The last admin has no good certificate any more", extra={"client": client_id}
+                "The last admin has no valid certificate any more", extra={"client": client_id}
             )
             return
         await self._end_all_of(client_id)
@@ -382,7 +376,7 @@ class Enrolments:
         log.warning("Certificates revoked", extra={"client": client_id, "reason": reason})
 
     async def pending(self) -> list[dict[str, object]]:
-        """Rows for LIST pending."""
+        """Return the rows of LIST pending."""
         rows = await self._engine.in_store(self._store.enrolments, UNDER_WAY)
         now = pki.ms(clock.now())
         return [
@@ -404,5 +398,5 @@ class Enrolments:
 
 
 def renewal_name(client_id: str, csr: bytes) -> bytes:
-    """What stands for the secret's hash in the row of a renewal; no token's secret is that long."""
+    """Return what replaces the secret's hash in the row of a renewal; no secret is that long."""
     return secret_hash(b"renew" + client_id.encode() + pki.spki(pki.key_of_csr(csr)))

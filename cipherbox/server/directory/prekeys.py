@@ -1,10 +1,9 @@
-"""Prekeys at HQ: taken from their owners if the owner's own keys signed them, each one-time part
-handed out once.
+"""Prekeys at HQ: accepted if signed by their owner's keys; each one-time part is given out once.
 
-HQ checks signatures when it takes them, so that a mistake shows at the owner and not at whoever
-writes to it, and when it hands them out; who receives them checks again.  A handed-out part is
-deleted before the answer leaves.  One asker gets few one-time parts of one client; then it gets the
-last resort, so that nobody uses up another's prekeys quickly.
+HQ checks signatures when it accepts prekeys, so that a mistake shows at the owner and not at its
+senders, and again when it gives them out; the receiver checks them, too.  A one-time part is
+deleted before the answer leaves.  A client gets few one-time parts of another one, then the
+last-resort prekey, so that nobody exhausts another's prekeys quickly.
 """
 
 from __future__ import annotations
@@ -25,10 +24,10 @@ T = TypeVar("T")
 
 
 class PrekeyService:
-    """See the module.
+    """The prekeys of all clients.
 
-    ``most``: how many one-time prekeys a client may keep; ``in_store`` runs a store call in the
-    store's thread.
+    ``most`` returns the limit of one-time prekeys of a client; ``in_store`` runs a store call in
+    the store's thread.
     """
 
     def __init__(
@@ -50,12 +49,12 @@ class PrekeyService:
         self._in_store: Callable[..., Awaitable[object]] = in_store
 
     async def offer(self, client: str, signed: bytes, once: list[bytes], *, replace: bool) -> int:
-        """Takes a client's own prekeys; how many one-time ones it has.  BundleRefused says why
-        not.
+        """Store a client's own prekeys and return the number of its one-time ones; raise
+        BundleRefused if they are invalid.
         """
         most = self._most(client)
         if len(once) > most:
-            raise InvalidRequest(f"at most {most} one-time prekeys are kept")
+            raise InvalidRequest(f"too many one-time prekeys: at most {most} are stored")
         parts: list[tuple[int, bytes]] = []
         if signed or once:
             bundle = await self._directory.newest(client)
@@ -64,14 +63,14 @@ class PrekeyService:
             try:
                 parts = _checked(client, bundle, signed, once)
             except BundleError as error:
-                raise BundleRefused(f"HQ did not accept the prekeys: {error}") from error
+                raise BundleRefused(f"HQ refused the prekeys: {error}") from error
         count = await self._in_store(self._store.put_prekeys, client, signed, parts, most, replace)
         assert isinstance(count, int)
         return count
 
     async def take(self, asker: str, client: str) -> PrekeyAnswer:
-        """Prekeys of one client; one that is revoked, one without, and one whose keys have
-        changed look the same.
+        """Return prekeys of one client; revoked clients, those without prekeys and those with new
+        keys look the same.
         """
         bundle = await self._directory.newest(client)
         if bundle is None or self._trust.revoked_at(client):
@@ -88,7 +87,7 @@ class PrekeyService:
             if signed:
                 prekeys.check(prekeys.decode(signed), client, bundle.sign_keys)
         except BundleError:
-            # other keys sign now; the owner leaves new prekeys when it next receives
+            # the keys have changed; the owner stores new prekeys when it next connects
             return PrekeyAnswer(client, b"", b"")
         return PrekeyAnswer(client, signed, part)
 

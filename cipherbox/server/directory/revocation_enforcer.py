@@ -1,4 +1,4 @@
-"""Do what the revocation lists say: end certificates, connections and clients, and HQ's own."""
+"""Apply revocation lists: revoke certificates and clients, close connections, replace HQ's own."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Renewable(Protocol):
 
 
 class RevocationEnforcer:
-    """See the module."""
+    """Applies the revocation lists of the CAs."""
 
     def __init__(
         self,
@@ -53,7 +53,7 @@ class RevocationEnforcer:
             await self._lists.change()
 
     async def apply(self) -> None:
-        """End what the lists revoke."""
+        """Apply the lists to connections, clients and HQ's own certificate."""
         await self._engine.in_store(self._lists.remember)
         if self._lists.own_is_revoked() and self._trust.authority is not None:
             await self._replace_own()
@@ -64,28 +64,26 @@ class RevocationEnforcer:
         own = self._lists.own()
         if own is not None:
             async with self._enrolments.lock:
-                await self.apply_list(own.says, own.der if self._trust.authority is None else b"")
+                await self.apply_list(own.crl, own.der if self._trust.authority is None else b"")
 
     async def _replace_own(self) -> None:
-        """Revoke HQ's own certificate in the list that HQ makes, and take another one."""
+        """Revoke HQ's own certificate in the list that HQ makes, and renew it."""
         old = self._trust.server
-        at = self._lists.own_says()[pki.serial(old)]
+        at = self._lists.own_revoked()[pki.serial(old)]
         row = self._trust.record(old)._replace(client="", revoked_at=at)  # no client's
         await self._engine.in_store(self._store.put_certificate, row)
         self._trust.put(row)
         await self._engine.in_store(self._trust.new_crl)
         await self._certificate.renew_if_due()
         if self._trust.server != old:
-            self._connections.end_all(
-                GoingAway("HQ has another certificate", remedy="connect again")
-            )
+            self._connections.end_all(GoingAway("HQ has a new certificate", remedy="reconnect"))
 
     async def apply_list(self, says: RevocationList, der: bytes) -> None:
-        """End what a list of the issuing CA names: certificates, connections, and clients without
-        another certificate; then replace the list that clients get.
+        """Apply a list of the issuing CA: revoke its certificates, close their connections, revoke
+        clients without another certificate; then publish a new list to clients.
 
-        The caller holds the lock of the enrolments.  ``der`` is what clients get from now on, if it
-        is newer than what they have; empty: HQ makes its own.
+        The caller holds the lock of the enrolments.  ``der`` is the list to publish, if it is newer
+        than the current one; empty: HQ makes its own.
         """
         rows = self._trust.named_by(says.revoked)
         for row in rows:
@@ -99,10 +97,12 @@ class RevocationEnforcer:
         gone = [
             client
             for client in sorted({row.client for row in rows})
-            if not self._trust.good(client)
+            if not self._trust.has_valid(client)
         ]
         for client in gone:
-            await self._enrolments.cut_off(client, "the CA's revocation list names its certificate")
+            await self._enrolments.revoke_without_certificate(
+                client, "the CA's revocation list names its certificate"
+            )
         if not der and rows:
             await self._engine.in_store(self._trust.new_crl)
         elif der and says.number > await self._engine.in_store(self._trust.crl_number):
@@ -110,7 +110,7 @@ class RevocationEnforcer:
         elif not rows:
             return
         number = await self._engine.in_store(self._trust.crl_number)
-        self._connections.tell_revoked(
-            f"revoked: {', '.join(gone)}; nothing is sealed for them any more" if gone else "",
+        self._connections.notify_revoked(
+            f"revoked: {', '.join(gone)}; nothing is sealed to them any more" if gone else "",
             number,
         )

@@ -1,21 +1,20 @@
-"""Revocation lists that come as files: of an organization's CAs, or of an issuing CA whose key is
-elsewhere.
+"""Revocation lists in files: of an organization's CAs, or of an issuing CA whose key is elsewhere.
 
 `[ca] revocation_lists` names a file or a directory of `*.crl`.  They are read at the start, at a
-reload, and by themselves when a file is replaced.  Each list counts for the CA whose name and key
+reload, and automatically when a file is replaced.  Each list applies to the CA whose name and key
 signed it:
 
-    the issuing CA          its clients' certificates end immediately, with their connections; when
+    the issuing CA          its clients' certificates end immediately, with their connections; if
                             HQ does not make that list itself, clients get this one
-    the root, a CA between  when it names a CA below it on HQ's chain, nothing that the chain
-                            certifies is accepted
-    any of them             when it names HQ's own certificate, new connections are refused until
-                            HQ shows another
+    the root,               if it names a CA below it on HQ's chain, nothing that the chain
+    an intermediate CA      certifies is accepted
+    any of them             if it names HQ's own certificate, new connections are refused until
+                            HQ has a new one
 
-A file that is half written, of an unknown CA, not the complete list, or older than what was read
-before is refused:  HQ does not start with it, and later what was known of that CA stays, while the
-other files count.  A list that has ended goes on counting; `stale_lists = "refuse"` lets nobody in
-until there is a newer one.
+A file that is incomplete, of an unknown CA, a partial list, or older than one read before is
+refused: HQ does not start with it, and while it runs the previous list of that CA stays in effect.
+An expired list stays in effect; `stale_lists = "refuse"` refuses all connections until there is a
+newer one.
 """
 
 from __future__ import annotations
@@ -43,12 +42,12 @@ log = get_logger(__name__)
 LOOK_S = 5.0
 
 
-class Listed(NamedTuple):
-    """One list: of which CA, and what it says."""
+class FiledList(NamedTuple):
+    """One list, its CA and its file."""
 
     ca: x509.Certificate
     der: bytes
-    says: RevocationList
+    crl: RevocationList
     file: Path
 
 
@@ -56,31 +55,29 @@ Stamp = tuple[tuple[str, int, int, int], ...]
 
 
 def files_of(config: ServerConfig) -> list[Path]:
-    """The files that hold lists."""
+    """Return the files with lists."""
     named = config.ca.revocation_lists
     if named is None:
         return []
     return sorted(named.glob("*.crl")) if named.is_dir() else [named]
 
 
-class Reading(NamedTuple):
-    """What the files say: the newest list of each CA, by its fingerprint, and why others were
-    refused.
-    """
+class ListReading(NamedTuple):
+    """The newest list of each CA, by its fingerprint, and why others were refused."""
 
-    found: dict[bytes, Listed]
+    found: dict[bytes, FiledList]
     refused: list[Problem]
 
 
-def inspect_lists(config: ServerConfig, material: Credentials) -> Reading:
-    """Reads every file; each is understood completely or refused."""
-    reading = Reading({}, [])
+def inspect_lists(config: ServerConfig, material: Credentials) -> ListReading:
+    """Read all files; each is read completely or refused."""
+    reading = ListReading({}, [])
     for file in files_of(config):
         try:
             for der in lists_in(file.read_bytes(), str(file)):
                 one = _listed(der, material, file)
                 before = reading.found.get(pki.fingerprint(one.ca))
-                if before is None or before.says.number <= one.says.number:
+                if before is None or before.crl.number <= one.crl.number:
                     reading.found[pki.fingerprint(one.ca)] = one
         except OSError as error:
             reading.refused.append(Problem(f"cannot read {file}: {error.strerror}"))
@@ -89,35 +86,33 @@ def inspect_lists(config: ServerConfig, material: Credentials) -> Reading:
     return reading
 
 
-def read_lists(config: ServerConfig, material: Credentials) -> dict[bytes, Listed]:
-    """The newest list of each CA, by its fingerprint; ConfigError names the file that is wrong."""
+def read_lists(config: ServerConfig, material: Credentials) -> dict[bytes, FiledList]:
+    """Return the newest list of each CA; raise ConfigError, naming the file, if one is invalid."""
     found, refused = inspect_lists(config, material)
     if refused:
         raise ConfigError.of(refused)
     return found
 
 
-def _listed(der: bytes, material: Credentials, file: Path) -> Listed:
+def _listed(der: bytes, material: Credentials, file: Path) -> FiledList:
     why = CredentialsError("no CA of this HQ signed this revocation list")
     for ca in (*material.chain, material.root):
         if issuer_of(der) != ca.subject:
             continue
         try:
-            return Listed(ca, der, read_crl(der, ca, clock.now()), file)
+            return FiledList(ca, der, read_crl(der, ca, clock.now()), file)
         except CredentialsError as error:
             why = error
     raise CredentialsError(f"{file}: {why.what}", remedy=why.remedy)
 
 
-def why_revoked(found: Iterable[Listed], material: Credentials) -> str:
-    """Why nothing that HQ's chain certifies is accepted, or HQ itself; empty: nothing of the
-    kind.
-    """
+def why_revoked(found: Iterable[FiledList], material: Credentials) -> str:
+    """Return why HQ's chain or HQ itself is revoked; empty if it is not."""
     steps = zip([material.server, *material.chain], [*material.chain, material.root], strict=True)
     below = {pki.fingerprint(parent): child for child, parent in steps}
     for one in found:
         child = below.get(pki.fingerprint(one.ca))
-        if child is None or pki.serial(child) not in one.says.revoked:
+        if child is None or pki.serial(child) not in one.crl.revoked:
             continue
         if child == material.server:
             return (
@@ -125,77 +120,77 @@ def why_revoked(found: Iterable[Listed], material: Credentials) -> str:
                 f"{pki.serial(child)}"
             )
         return (
-            f"the organization revoked {child.subject.rfc4514_string()}, which certifies everybody "
-            "here"
+            f"the organization revoked {child.subject.rfc4514_string()}, which certifies all "
+            "clients of this HQ"
         )
     return ""
 
 
 class RevocationLists:
-    """See the module.
+    """The revocation lists in effect.
 
-    ``trouble``: which files were refused, and why.  ``chain_revoked``: why nothing of HQ's chain is
-    accepted; empty: it is.
+    ``trouble`` says which files were refused and why, ``chain_revoked`` why HQ's chain is revoked;
+    both are empty otherwise.
     """
 
     def __init__(self, live: LiveConfig, store: Store, trust: Trust) -> None:
         self._live, self._store, self._trust = live, store, trust
         self.trouble = self.chain_revoked = ""
         cas = map(pki.fingerprint, (*trust.material.chain, trust.root))
-        # the highest ever read
+        # the highest number ever read, by CA
         self._numbers = {ca: int(store.get_setting(_setting(ca)) or b"0") for ca in cas}
-        self.changed = Flag()  # other lists count
+        self.changed = Flag()  # other lists are in effect
         self.adopt(self.read(live.now, trust.material))
 
     @property
     def ends(self) -> datetime | None:
-        """When the first of them ends."""
-        return min((one.says.next_update for one in self.found.values()), default=None)
+        """Return when the first of them expires."""
+        return min((one.crl.next_update for one in self.found.values()), default=None)
 
     def stale(self) -> str:
-        """Of what there should be a newer list; empty when all hold."""
-        old = [one for one in self.found.values() if one.says.next_update <= clock.now()]
+        """Return which lists have expired; empty if none has."""
+        old = [one for one in self.found.values() if one.crl.next_update <= clock.now()]
         return "; ".join(
-            f"{one.file} ended on {one.says.next_update:%Y-%m-%d %H:%M} UTC" for one in old
+            f"{one.file} expired on {one.crl.next_update:%Y-%m-%d %H:%M} UTC" for one in old
         )
 
     def refusal(self) -> str:
-        """Why nobody is let in for now; empty: somebody may be."""
+        """Return why all connections are refused at present; empty if they are not."""
         return self.stale() if self._live.now.ca.stale_lists == "refuse" else ""
 
-    def read(self, config: ServerConfig, material: Credentials) -> dict[bytes, Listed]:
-        """What the files say; ConfigError when one is wrong, or older than what was read before."""
+    def read(self, config: ServerConfig, material: Credentials) -> dict[bytes, FiledList]:
+        """Read the files; raise ConfigError if one is invalid or older than one read before."""
         found = read_lists(config, material)
         if older := self._older(found):
             raise ConfigError("\n".join(older.values()))
         return found
 
-    def _older(self, found: Mapping[bytes, Listed]) -> dict[bytes, str]:
-        """Those that are older than what was read before, also before HQ's last start, and why
-        that is wrong.
+    def _older(self, found: Mapping[bytes, FiledList]) -> dict[bytes, str]:
+        """Return the lists that are older than one read before, even before HQ's last start, with
+        the reason for refusing them.
         """
         return {
-            ca: f"{one.file} has number {one.says.number}; {self._numbers[ca]} was read before"
+            ca: f"{one.file} has number {one.crl.number}, but {self._numbers[ca]} was read before"
             for ca, one in found.items()
-            if one.says.number < self._numbers.get(ca, 0)
+            if one.crl.number < self._numbers.get(ca, 0)
         }
 
-    def adopt(self, found: dict[bytes, Listed]) -> None:
-        """These count from now on."""
+    def adopt(self, found: dict[bytes, FiledList]) -> None:
+        """Put these lists into effect."""
         self.found, self.trouble = found, ""
         self._numbers.update(
-            {ca: max(one.says.number, self._numbers.get(ca, 0)) for ca, one in found.items()}
+            {ca: max(one.crl.number, self._numbers.get(ca, 0)) for ca, one in found.items()}
         )
         self.check_chain()
         self._stamp = _stamp(self._live.now)
         self.changed.set()
 
     def check_chain(self) -> None:
-        """Look whether a certificate of HQ's chain, as it is now, is on one of them."""
+        """Check whether a certificate of HQ's current chain is revoked."""
         self.chain_revoked = why_revoked(self.found.values(), self._trust.material)
 
     async def change(self) -> None:
-        """Wait until other lists count; meanwhile read files that were replaced."""
+        """Wait until other lists are in effect, rereading files that are replaced."""
         while not self.changed.is_set():
             with trio.move_on_after(LOOK_S):
                 await self.changed.wait()
@@ -206,18 +201,19 @@ class RevocationLists:
         if stamp == self._stamp:
             return
         material = self._trust.material
-        # In a thread: a list of a hundred thousand entries takes a second or two.
+        # in a thread: a list of a hundred thousand entries takes a second or two
         found, refused = await trio.to_thread.run_sync(inspect_lists, self._live.now, material)
         if material is not self._trust.material:
-            return  # of other CAs now; it is looked at again
+            return  # the CAs changed meanwhile; the next round reads the files again
         older = self._older(found)
         self.adopt({**self.found, **{ca: one for ca, one in found.items() if ca not in older}})
         self._stamp = stamp
         self.trouble = "; ".join([*refused, *older.values()])
-        log.info("Revocation lists were read again", extra={"count": len(self.found)})
+        log.info("Revocation lists reloaded", extra={"count": len(self.found)})
         if self.trouble:
             log.error(
-                "A revocation list was refused; what was known stays", extra={"error": self.trouble}
+                "A revocation list was refused; the previous one stays in effect",
+                extra={"error": self.trouble},
             )
 
     def remember(self) -> None:
@@ -225,22 +221,22 @@ class RevocationLists:
         for ca in self.found:
             self._store.put_setting(_setting(ca), str(self._numbers[ca]).encode())
 
-    def own(self) -> Listed | None:
+    def own(self) -> FiledList | None:
         """Return the newest list of the issuing CA."""
         return self.found.get(pki.fingerprint(self._trust.issuing))
 
-    def own_says(self) -> Mapping[str, int]:
-        """Whom the issuing CA's list names."""
+    def own_revoked(self) -> Mapping[str, int]:
+        """Return the serial numbers on the issuing CA's list, with their times of revocation."""
         own = self.own()
-        return own.says.revoked if own is not None else {}
+        return own.crl.revoked if own is not None else {}
 
     def own_is_revoked(self) -> bool:
-        """Whether HQ's own certificate is on the issuing CA's list."""
-        return pki.serial(self._trust.server) in self.own_says()
+        """Return whether HQ's own certificate is on the issuing CA's list."""
+        return pki.serial(self._trust.server) in self.own_revoked()
 
 
 def _setting(ca: bytes) -> str:
-    """Where the highest number of a CA's list is kept that was read so far."""
+    """Return the setting with the highest number read of a CA's lists."""
     return f"list_number/{ca.hex()}"
 
 

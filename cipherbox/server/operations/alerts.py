@@ -82,8 +82,8 @@ class Watch:
 
 def _store(hq: HqStatus) -> list[Alert]:
     found = []
-    if hq.engine.away:
-        found.append(Alert("store", CRITICAL, f"the store does not answer: {hq.engine.away}"))
+    if hq.engine.outage:
+        found.append(Alert("store", CRITICAL, f"the store does not answer: {hq.engine.outage}"))
     limits, free = hq.config.limits, free_bytes(hq.config.directory)
     if hq.engine.disk_full:
         found.append(

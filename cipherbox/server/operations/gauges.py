@@ -42,8 +42,8 @@ def _people(hq: HqStatus) -> list[Sample]:
     return [
         *found,
         Sample("cipherbox_connected_clients", len(clients)),
-        Sample("cipherbox_greeting_connections", len(hq.lobby)),
-        Sample("cipherbox_turned_away_total", hq.lobby.turned_away),
+        Sample("cipherbox_greeting_connections", len(hq.unauthenticated)),
+        Sample("cipherbox_turned_away_total", hq.unauthenticated.turned_away),
     ]
 
 
@@ -81,7 +81,7 @@ def _totals(hq: HqStatus) -> list[Sample]:
 
 def _store(hq: HqStatus) -> list[Sample]:
     return [
-        Sample("cipherbox_store_up", int(not hq.engine.away)),
+        Sample("cipherbox_store_up", int(not hq.engine.outage)),
         Sample("cipherbox_disk_free_bytes", free_bytes(hq.config.directory)),
     ]
 

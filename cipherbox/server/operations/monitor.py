@@ -58,7 +58,7 @@ class Monitor:
     def ill(self) -> str:
         """Why this process should be started again; empty: it should not."""
         engine = self.hq.engine if self.hq is not None else None
-        if engine is None or engine.away:
+        if engine is None or engine.outage:
             return ""
         still_s = time.monotonic() - engine.turned_at
         return f"the engine has not moved for {still_s:.0f} s" if still_s > STUCK_S else ""

@@ -20,7 +20,7 @@ from cipherbox.config.toml_file import whole_tables
 from cipherbox.errors import CipherBoxError, ConfigError
 from cipherbox.ops.logs import get_logger, setup_logging
 from cipherbox.server.ca.credentials import Credentials, read_material
-from cipherbox.server.directory.revocation_lists import Listed, RevocationLists
+from cipherbox.server.directory.revocation_lists import FiledList, RevocationLists
 from cipherbox.server.directory.trust import Trust
 from cipherbox.server.operations.check import certificates, keys
 
@@ -53,12 +53,12 @@ class Reloaded(NamedTuple):
     config: ServerConfig
     material: Credentials
     context: ssl.SSLContext
-    lists: dict[bytes, Listed]
+    lists: dict[bytes, FiledList]
     tables: frozenset[str]
     differences: list[Difference]
 
 
-def read_again(
+def load_reload(
     current: ServerConfig, tables: frozenset[str], trust: Trust, lists: RevocationLists
 ) -> Reloaded:
     """Return what counts now; ConfigError says what is wrong, and then nothing has changed."""

@@ -1,4 +1,4 @@
-"""What an admin asks of a running HQ beside its topology: figures, alerts, connections, reload,
+"""Administration of a running HQ, other than its topology: metrics, alerts, connections, reload,
 drain.
 """
 
@@ -54,7 +54,7 @@ async def _certificates(hq: Services) -> Rows:
 
 
 async def _totals(hq: Services) -> Rows:
-    """What each client has at HQ, and how much it may have."""
+    """Return each client's usage and limits."""
     rights, totals = hq.engine.broker.state.rights, hq.engine.broker.state.totals
     kept = await hq.engine.in_store(hq.store.counts)
     found: Rows = []
@@ -65,7 +65,7 @@ async def _totals(hq: Services) -> Rows:
             ENVELOPES: used.envelopes,
             QUEUES: owned_queues(hq.engine.broker.state, name),
             BUNDLES: bundles,
-            CERTIFICATES: hq.trust.good_count(name),
+            CERTIFICATES: hq.trust.valid_count(name),
             PREKEYS: prekeys,
         }
         row: dict[str, object] = {"name": name}
@@ -75,7 +75,7 @@ async def _totals(hq: Services) -> Rows:
     return found
 
 
-# Lists that are not the core's.
+# Lists that are not the broker's.
 LISTS: dict[str, Callable[[Services], Awaitable[Rows]]] = {
     "connections": _connections,
     "pending": _pending,
@@ -97,12 +97,10 @@ async def _kick(hq: Services, s: Requester, x: f.Kick) -> object:
             if x.connection
             else f"no connection of {x.client_id}"
         )
-        raise NotFound(
-            f"there is {which}", remedy="see who is there: cipherbox clients list --connected"
-        )
-    reason = x.reason[:_REASON_CHARS] or "an admin cut this connection"
+        raise NotFound(which, remedy="see: cipherbox clients list --connected")
+    reason = x.reason[:_REASON_CHARS] or "an admin closed this connection"
     for session in found:
-        session.log("Connection cut by an admin", by=s.client, reason=reason)
+        session.log("Connection closed by an admin", by=s.client, reason=reason)
         session.end(GoingAway(reason))
     hq.engine.counts.kicked_connections += len(found)
     return f.Ok(x.correlation, len(found))
@@ -110,7 +108,7 @@ async def _kick(hq: Services, s: Requester, x: f.Kick) -> object:
 
 async def _reload(hq: Services, s: Requester, x: f.Reload) -> object:
     s.need_admin()
-    s.log("Reload asked for")
+    s.log("Reload requested")
     found = hq.reload()
     return f.Listing(x.correlation, "", orjson.dumps([one._asdict() for one in found], default=str))
 

@@ -1,5 +1,5 @@
-"""What the core answered -> the bytes of frames.  Confirms of one batch become ranges, in one
-CONFIRM if they fit.
+"""Encode the broker's answers as frames.  Confirms of one batch become ranges, in one CONFIRM if
+they fit.
 """
 
 from __future__ import annotations
@@ -31,15 +31,16 @@ from cipherbox.wire import codec, frames
 from cipherbox.wire.codec import DeliveredItem
 
 STORES = (StoreError, StoreUnavailable, DiskFull)
-# queues and clients, 128 bytes each at most; so at most so many ranges too
+# queues and clients, at most 128 bytes each; this bounds the ranges, too
 _NAMES_PER_CONFIRM = 4096
 
 
 def error_frame(correlation: int, error: CipherBoxError) -> frames.Error:
-    """An ERROR for any of our errors; route-changed carries the route as it is now.
+    """Return the ERROR for an error; route-changed carries the current route.
 
-    That another HQ took over is HQ's own end, and no verdict on the request: the client asks there.
-    Why the store failed is for HQ's log: its hosts, paths and statements are nothing to a client.
+    A takeover by another HQ ends this HQ and says nothing about the request: the client asks the
+    other one.  Why the store failed is only logged at HQ: hosts, paths and statements must not
+    reach clients.
     """
     if isinstance(error, Fenced):
         error = GoingAway(str(error))
@@ -58,32 +59,32 @@ def _route(answer: Routed) -> frames.Route:
 
 
 def confirm(answers: Sequence[Confirmed], proof: tuple[int, bytes] = (0, b"")) -> bytes:
-    """One CONFIRM for answers of one acceptance time: runs of ids with the same outcome and
-    queues are one range.
+    """Return one CONFIRM for answers of one acceptance time; consecutive ids with the same outcome
+    and queues are one range.
     """
     places: dict[tuple[tuple[str, ...], tuple[str, ...]], int] = {}
     ranges: list[frames.ConfirmRange] = []
     first = last = -1
     outcome = place = -1
     for correlation, duplicate, queues, unrouted, _ in answers:
-        where = places.setdefault((queues, unrouted), len(places))
-        if correlation == last + 1 and where == place and int(duplicate) == outcome:
+        index = places.setdefault((queues, unrouted), len(places))
+        if correlation == last + 1 and index == place and int(duplicate) == outcome:
             last = correlation
             continue
         if first >= 0:
             ranges.append(frames.ConfirmRange(first, last - first + 1, outcome, place))
         first = last = correlation
-        outcome, place = int(duplicate), where
+        outcome, place = int(duplicate), index
     ranges.append(frames.ConfirmRange(first, last - first + 1, outcome, place))
     where_list = [frames.Place(list(queues), list(unrouted)) for queues, unrouted in places]
     return codec.encode(frames.Confirm(answers[0].accepted_at, *proof, where_list, ranges))
 
 
 def confirm_groups(confirmed: Sequence[Confirmed]) -> list[Sequence[Confirmed]]:
-    """As few CONFIRMs as there may be: one has one acceptance time, one outcome and a bounded list
-    of places.
+    """Return the answers in as few groups as possible, one CONFIRM each: a group has one acceptance
+    time, one outcome and a bounded list of places.
 
-    Each is a group of the log's entry, so that each has its proof.
+    Each is a group of the log's entry, and so has a proof.
     """
     groups: list[Sequence[Confirmed]] = []
     if not confirmed:
@@ -104,7 +105,7 @@ def confirm_groups(confirmed: Sequence[Confirmed]) -> list[Sequence[Confirmed]]:
 
 
 def encode(answers: Sequence[Answer], proof: tuple[int, list[bytes]] | None = None) -> list[bytes]:
-    """The frames of one batch's answers, confirms first; ``proof``: the entry of the log, a
+    """Return the frames of one batch's answers, confirms first; ``proof``: the log's entry and a
     proof for each CONFIRM.
     """
     groups = confirm_groups([a for a in answers if type(a) is Confirmed])
@@ -133,7 +134,7 @@ def encode(answers: Sequence[Answer], proof: tuple[int, list[bytes]] | None = No
 
 
 def fetched(answer: FetchedEntries, items: list[DeliveredItem]) -> bytes:
-    """The FETCHED frame."""
+    """Return the FETCHED frame."""
     entries = [
         frames.Delivered(seq, min(attempt, 0xFFFF), at, entry, raw)
         for seq, attempt, at, entry, raw in items

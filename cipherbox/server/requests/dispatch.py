@@ -1,8 +1,8 @@
-"""Frames -> commands for the core, and the requests HQ answers without it.
+"""Dispatch requests: to the broker as commands, or to the parts of HQ that answer them.
 
-`COMMANDS` turns a frame into a command; `CALLS` holds what is answered here: keys, revocations,
-status, enrolment.  A refusal is raised and becomes an ERROR; the connection decides by the error
-whether it ends.
+`COMMANDS` turns a frame into a command; `CALLS` has the requests that are answered here: keys,
+revocations, status, enrolment.  An error that is raised becomes an ERROR; the error determines
+whether the connection ends.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from cipherbox.errors import (
     WrongSender,
 )
 from cipherbox.limits import LIMITS, check_client_id
-from cipherbox.server.directory.bundles import Registered
+from cipherbox.server.directory.bundles import Registration
 from cipherbox.server.directory.enrolment import Outcome
 from cipherbox.server.requests import administration
 from cipherbox.server.requests import log as logrequests
@@ -46,10 +46,10 @@ _IDS = LIMITS.names_per_frame
 
 
 def incoming(item: SendItem, client: str, envelope_bytes: int) -> m.Incoming:
-    """One SEND as the core takes it; EnvelopeRefused, TooLarge or WrongSender."""
+    """Return a SEND as the broker's input; raise EnvelopeRefused, TooLarge or WrongSender."""
     correlation, flags, route_version, raw = item
     if len(raw) > envelope_bytes:
-        raise TooLarge(f"the envelope has {len(raw)} bytes; HQ takes {envelope_bytes}")
+        raise TooLarge(f"the envelope has {len(raw)} bytes; HQ accepts at most {envelope_bytes}")
     try:
         layout = split(raw)
     except EnvelopeError as error:
@@ -77,10 +77,10 @@ def incoming(item: SendItem, client: str, envelope_bytes: int) -> m.Incoming:
     ) = layout.prefix
     if version != VERSION:
         raise EnvelopeRefused(
-            f"the envelope is of version {version}; this HQ takes version {VERSION} only"
+            f"the envelope has version {version}; this HQ accepts only version {VERSION}"
         )
     if sender != client:
-        raise WrongSender(f"this connection is {client}; the envelope says it is from {sender}")
+        raise WrongSender(f"the envelope's sender is {sender}, but this connection is {client}'s")
     envelope_hash, stored_hash = stored_hashes(raw, layout)
     return tuple.__new__(
         m.Incoming,
@@ -110,12 +110,12 @@ def _exchange_type(value: int) -> ExchangeType:
     try:
         return ExchangeType(value)
     except ValueError:
-        raise InvalidRequest(f"an exchange is of type 0, 1 or 2, not {value}") from None
+        raise InvalidRequest(f"invalid exchange type {value}: must be 0, 1 or 2") from None
 
 
 def _many(count: int, what: str, most: int) -> None:
     if count > most:
-        raise InvalidRequest(f"one request holds at most {most} {what}, this one has {count}")
+        raise InvalidRequest(f"too many {what} in one request: {count}, at most {most}")
 
 
 def _ack(n: int, c: str, x: f.Ack) -> m.Ack:
@@ -169,19 +169,20 @@ COMMANDS: dict[type, Callable[[int, str, Any], AnyCommand]] = {
 
 async def _register(hq: Services, s: Requester, x: f.Register) -> object:
     hq.key_requests.spend(s.client)
-    # a home that is being replaced publishes nothing after its successor is let in
+    # a replaced home must not publish keys after its successor was enrolled
     async with hq.enrolments.lock:
         hq.trust.require(s.serial)
         found = await hq.directory.register(s.client, x.bundle)
-    s.log("Key bundle registered" if found else "Key bundle was registered before")
-    if found is Registered.ANEW:
+    duplicate = found is Registration.DUPLICATE
+    s.log("Key bundle was already registered" if duplicate else "Key bundle registered")
+    if found is Registration.RESTARTED:
         number = await hq.engine.in_store(hq.trust.crl_number)
-        hq.connections.tell_revoked(
-            f"{s.client} was enrolled again and begins anew with keys that the ones before did "
-            f"not sign; who pinned it compares: cipherbox keys verify {s.client}",
+        hq.connections.notify_revoked(
+            f"{s.client} was enrolled again and has new keys, which its previous ones did not "
+            f"sign; if you pinned it, compare: cipherbox keys verify {s.client}",
             number,
         )
-    return f.Ok(x.correlation, int(found is not Registered.AGAIN))
+    return f.Ok(x.correlation, int(not duplicate))
 
 
 async def _get_bundles(hq: Services, s: Requester, x: f.GetBundles) -> object:
@@ -210,9 +211,7 @@ async def _get_revocations(hq: Services, s: Requester, x: f.GetRevocations) -> o
 
 
 async def _status(hq: Services, s: Requester, x: f.Status) -> object:
-    """Unknown and not yours look the same, and so does a message that its envelope does not
-    have.
-    """
+    """Unknown messages, those of others, and indexes that the envelope lacks look the same."""
     from uuid import UUID
 
     envelope_id, index = split_message_id(UUID(bytes=x.message_id))
@@ -239,9 +238,7 @@ async def _status(hq: Services, s: Requester, x: f.Status) -> object:
 
 
 async def _list(hq: Services, s: Requester, x: f.List) -> object | None:
-    """Connections, pending requests, metrics and alerts are HQ's, everything else the core
-    lists.
-    """
+    """Answer HQ's own lists; the broker answers the others."""
     make = administration.LISTS.get(x.what)
     if make is None:
         await s.ask(m.List(s.connection, s.client, x.correlation, x.what, x.name, x.after))
@@ -252,22 +249,22 @@ async def _list(hq: Services, s: Requester, x: f.List) -> object | None:
 
 
 async def _list_dead(hq: Services, s: Requester, x: f.ListDead) -> object:
-    """Of one queue for its readers and owner; of all for admins.  Not yours and not there look
-    the same.
+    """List one queue's dead letters for its readers and owner, or all for admins.  Queues of others
+    and queues that do not exist look the same.
     """
     broker = hq.engine.broker
     queue = broker.state.queues.get(x.queue)
     if not hq.admission.is_admin(s.client) and (queue is None or not queue.is_reader(s.client)):
         if not x.queue:
             raise Forbidden(
-                "the dead letters of all queues are an admin's",
-                remedy=f"name a queue of yours, for example {MAILBOX}{s.client}",
+                "only an admin may list the dead letters of all queues",
+                remedy=f"name one of your queues, for example {MAILBOX}{s.client}",
             )
-        raise NotFound(f"there is no queue {x.queue!r} whose dead letters you may see")
+        raise NotFound(f"no queue {x.queue!r} with dead letters that you may see")
     rows, after = await hq.engine.in_store(hq.store.dead_letters, x.queue, x.after, _IDS, x.settled)
-    # what was deleted may have left some
+    # a deleted queue may have left some
     if x.queue and queue is None and not rows and not x.after:
-        raise NotFound(f"there is no queue {x.queue!r}", remedy="see: cipherbox queue list")
+        raise NotFound(f"no queue {x.queue!r}", remedy="see: cipherbox queue list")
     return f.Listing(x.correlation, after, orjson.dumps(rows))
 
 
@@ -280,9 +277,7 @@ def _certificate(correlation: int, outcome: Outcome) -> f.Certificate:
 
 
 async def _request_certificate(hq: Services, s: Requester, x: f.RequestCertificate) -> object:
-    """A token that HQ knows has tries of its own; those with an unknown secret share their
-    address's.
-    """
+    """Enrol; attempts are counted per token, or per address if the secret is unknown."""
     known = await hq.enrolments.known(x.client_id, x.secret)
     hq.enrol_attempts.spend(
         f"token {secret_hash(x.secret).hex()}" if known else f"address {s.address}"
@@ -320,8 +315,8 @@ async def _revoke(hq: Services, s: Requester, x: f.Revoke) -> object:
     s.need_admin()
     count = await hq.enrolments.revoke(x.client_id, x.reason[:500], by=s.client)
     number = await hq.engine.in_store(hq.trust.crl_number)
-    hq.connections.tell_revoked(
-        f"{x.client_id} was revoked; nothing is sealed for it any more", number
+    hq.connections.notify_revoked(
+        f"{x.client_id} was revoked; nothing is sealed to it any more", number
     )
     return f.Ok(x.correlation, count)
 
@@ -359,16 +354,16 @@ CALLS: dict[type, Handler] = {
 
 
 class Requests:
-    """Turns frames into commands for the core, and answers what HQ answers without it."""
+    """The requests of clients: turned into commands for the broker, or answered here."""
 
     def __init__(self, services: Services) -> None:
         self._services = services
 
     def command(self, connection: int, client: str, frame: Any) -> AnyCommand | None:
-        """Return the command that a frame stands for; None if it is answered here."""
+        """Return the broker command of a frame; None if it is answered here."""
         make = COMMANDS.get(type(frame))
         return make(connection, client, frame) if make is not None else None
 
     async def answer(self, requester: Requester, frame: Any) -> object | None:
-        """Return the answer to a frame; None if the engine answers it."""
+        """Answer a frame; return None if the engine answers it."""
         return await CALLS[type(frame)](self._services, requester, frame)

@@ -1,6 +1,4 @@
-"""Everything HQ knows of its certificates, for LIST certificates (`cipherbox ca`); the page
-`pki` has the rows.
-"""
+"""The rows of LIST certificates (`cipherbox ca`), which the manual page `pki` describes."""
 
 from __future__ import annotations
 
@@ -16,8 +14,8 @@ Rows = list[dict[str, object]]
 
 
 async def inventory(hq: HqStatus) -> Rows:
-    """One row for each certificate and list of HQ, one for all clients, one for the requests
-    that wait.
+    """Return a row for each certificate and list of HQ, one for all clients, and one for pending
+    requests.
     """
     trust, ca, material = hq.trust, hq.config.ca, hq.trust.material
     above = ORGANIZATION if ca.organization else ""
@@ -31,14 +29,14 @@ async def inventory(hq: HqStatus) -> Rows:
     ]
     found.append(await _own_list(hq))
     for one in hq.lists.found.values():
-        ends_at = pki.ms(one.says.next_update)
+        ends_at = pki.ms(one.crl.next_update)
         found.append(
             {
                 "name": "list",
                 "subject": one.ca.subject.rfc4514_string(),
                 "file": str(one.file),
-                "number": one.says.number,
-                "count": len(one.says.revoked),
+                "number": one.crl.number,
+                "count": len(one.crl.revoked),
                 "ends_at": ends_at,
                 "days": _days(ends_at),
             }

@@ -1,6 +1,4 @@
-"""What clients ask of HQ's signed log: heads, proofs, cosignatures, and for admins the entries
-themselves.
-"""
+"""Requests to HQ's signed log: heads, proofs, cosignatures, and for admins its entries."""
 
 from __future__ import annotations
 
@@ -30,7 +28,7 @@ _COSIGNED, _RESTORED = "cosigned/", "log-restored/"
 def _audit(hq: Services) -> TransparencyLog:
     audit = hq.engine.audit
     if audit is None:
-        raise InvalidRequest("this HQ keeps no signed log")
+        raise InvalidRequest("this HQ has no signed log")
     return audit
 
 
@@ -40,19 +38,19 @@ def _audit(hq: Services) -> TransparencyLog:
 async def _get_heads(hq: Services, s: Requester, x: f.GetHeads) -> object:
     audit, store = _audit(hq), hq.store
     if len(x.sizes) > MOST or any(a >= b for a, b in pairwise(x.sizes)):
-        raise InvalidRequest(f"sizes rise, and one request holds at most {MOST}")
+        raise InvalidRequest(f"sizes must be ascending and at most {MOST}")
     size, head = audit.newest(hq.clock_ms())
     proofs = await hq.engine.in_store(_consistency, store, [*x.sizes, size], size)
     return f.Heads(x.correlation, head, proofs, await hq.engine.in_store(_cosigned, store))
 
 
 def _consistency(store: Store, sizes: Sequence[int], most: int) -> list[bytes]:
-    """The proof from each size to the next; empty where HQ's log has fewer entries than that."""
+    """Return the proof from each size to the next; empty where HQ's log has fewer entries."""
     pairs = list(pairwise(sizes))
     wanted: dict[tree.Node, bytes] = {}
-    # which hashes they take
+    # collect the hashes they need
     _prove_pairs(pairs, most, lambda nodes: [wanted.setdefault(node, b"") for node in nodes])
-    # many proofs share most of theirs
+    # proofs share most of them
     wanted.update(zip(wanted, store.log_nodes(list(wanted)), strict=True))
     return _prove_pairs(pairs, most, lambda nodes: [wanted[node] for node in nodes])
 
@@ -69,7 +67,7 @@ def _cosigned(store: Store) -> list[bytes]:
 
 
 async def _cosign(hq: Services, s: Requester, x: f.Cosign) -> object:
-    """Kept as it is: whether the cosignature holds is for those who know the witness's key."""
+    """Store a cosigned checkpoint; only those who know the witness's key can verify it."""
     audit, store = _audit(hq), hq.store
     hq.key_requests.spend(s.client)
     try:
@@ -84,18 +82,17 @@ async def _cosign(hq: Services, s: Requester, x: f.Cosign) -> object:
         or len(signatures) != 2
     ):
         raise InvalidRequest(
-            f"a witness hands over its own cosignature alone, under the name {s.client}"
+            f"a witness may submit only its own cosignature, with the name {s.client}"
         )
     if signed.origin != audit.origin or signed.size > audit.size:
-        raise InvalidRequest("this head is not one of this incarnation of HQ's store")
+        raise InvalidRequest("this head is not of this incarnation of HQ's store")
     await hq.engine.in_store(_keep_cosigned, store, s.client, x.note)
     return f.Ok(x.correlation, 1)
 
 
 def _keep_cosigned(store: Store, client: str, note: bytes) -> None:
-    """One place for each client.  Who has cosigned longest ago gives way to one more: so clients
-    that are nobody's witnesses keep no place from one that goes on cosigning, and which comes again
-    when it misses its own.
+    """Keep one cosigned checkpoint per client, of the clients that cosigned most recently: clients
+    that nobody uses as a witness cannot displace one that continues to cosign.
     """
     names = orjson.loads(store.get_setting(_COSIGNED) or b"[]")
     order = [*(name for name in names if name != client), client]
@@ -112,7 +109,7 @@ def _keep_cosigned(store: Store, client: str, note: bytes) -> None:
 async def _prove(hq: Services, s: Requester, x: f.Prove) -> object:
     audit, store = _audit(hq), hq.store
     if len(x.envelopes) > MOST or len(x.serials) > MOST:
-        raise InvalidRequest(f"one request holds at most {MOST} envelopes and serials")
+        raise InvalidRequest(f"at most {MOST} envelopes and serials in one request")
     in_store = hq.engine.in_store
     who = "" if hq.admission.is_admin(s.client) else s.client
     newest = audit.newest(hq.clock_ms())
@@ -143,10 +140,10 @@ def _acceptance_for(
     newest: tuple[int, bytes],
     entry: _Entry,
 ) -> bytes:
-    """The proof of an envelope that ``who`` (empty: an admin) sent or may read; empty for any
-    other.
+    """Return the proof of an envelope that ``who`` (empty: an admin) sent or may read, else
+    nothing.
 
-    One at a time: it may read a whole entry, and commits wait for it.
+    One envelope per call: it may read a whole entry, and commits wait for it.
     """
     report = store.trace(sender, envelope_id) if who not in ("", sender) else None
     mine = who in ("", sender) or (
@@ -160,7 +157,7 @@ def _acceptance(
 ) -> bytes:
     known = store.acceptance(sender, envelope_id)
     if known is None or not 0 < known.entry <= newest[0] or not entry.read(store, known.entry):
-        return b""  # of the log before 0.6, or dropped by retention
+        return b""  # of the log before 0.6, or deleted by retention
     wanted = format.leaf(envelope_id, known.generation, known.envelope_hash)
     for at, group in enumerate(entry.groups):
         if group.kind != format.ACCEPTED or format.read_accepted(group.payload)[0] != sender:
@@ -175,9 +172,7 @@ def _acceptance(
 
 
 class _Entry:
-    """The entry that was read last: envelopes that were accepted together are asked for
-    together.
-    """
+    """A cache of the last entry read: envelopes accepted together are asked for together."""
 
     def __init__(self) -> None:
         self._index = 0
@@ -187,7 +182,7 @@ class _Entry:
         self._leaves: dict[int, tuple[Any, Any]] = {}
 
     def read(self, store: Store, index: int) -> bool:
-        """Whether HQ has it."""
+        """Read an entry; return whether HQ has it."""
         if index != self._index:
             rows = store.log(index - 1, 1, 1)
             if not rows or rows[0].index != index:
@@ -198,14 +193,14 @@ class _Entry:
         return True
 
     def leaves(self, at: int) -> tuple[Any, Any]:
-        """The leaves of a group of accepted envelopes, and their hashes."""
+        """Return the leaves of a group of accepted envelopes, and their hashes."""
         if at not in self._leaves:
             self._leaves[at] = format.leaf_hashes_of(self.groups[at].payload)[1:]
         return self._leaves[at]
 
 
 def _begun(store: Store, incarnation: bytes, newest: tuple[int, bytes]) -> list[f.LogStatement]:
-    """What the first entry of this incarnation says."""
+    """Return the statement in the first entry of this incarnation, with its proof."""
     entry = store.first_of(incarnation)
     rows = store.log(entry - 1, 1, 1) if 0 < entry <= newest[0] else []
     if not rows or rows[0].index != entry:
@@ -227,14 +222,15 @@ def _statement(store: Store, name: str, kind: int) -> f.LogStatement:
 
 
 async def _attest_restore(hq: Services, s: Requester, x: f.AttestRestore) -> object:
-    """Who signed it, and whether that is an admin, is for the clients to look at; HQ keeps the
-    newest of each incarnation: a client that was away saw one of long ago, or meets its heads in
-    another's receipts.
+    """Log an admin's signed statement of a restore; clients verify its signature.
+
+    HQ keeps the newest statement of each incarnation: a client may have seen an old one, or see its
+    heads in the receipts of others.
     """
     s.need_admin()
     audit = _audit(hq)
     if len(x.statement) > 64 * 1024:
-        raise InvalidRequest("this statement is too long")
+        raise InvalidRequest("the statement is too long")
     incarnation = hq.engine.incarnation.hex()
     await note(hq.engine, hq.store, format.RESTORED, x.statement, [_RESTORED + incarnation])
     await hq.engine.in_store(_list_restored, hq.store, incarnation)
@@ -242,7 +238,7 @@ async def _attest_restore(hq: Services, s: Requester, x: f.AttestRestore) -> obj
 
 
 def _restored(store: Store) -> list[str]:
-    """The incarnations of which an admin has said that they took another's place, oldest first."""
+    """Return the incarnations that an admin has attested as restored, oldest first."""
     return list(orjson.loads(store.get_setting(_RESTORED) or b"[]"))
 
 

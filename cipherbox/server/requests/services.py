@@ -1,4 +1,4 @@
-"""What requests use of HQ and of the connection that they came on."""
+"""The interfaces that requests use: of HQ, and of the connection they arrived on."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Services(HqStatus, Protocol):
 
 
 class Requester(Protocol):
-    """The connection that a request came on."""
+    """The connection that a request arrived on."""
 
     client: str
     serial: str
@@ -65,5 +65,5 @@ class Requester(Protocol):
     def log(self, message: str, **more: object) -> None: ...
 
 
-# answers a frame; None: the engine will
+# answers a frame; None: the engine answers it
 Handler = Callable[[Services, Requester, Any], Awaitable[object | None]]
