@@ -13,10 +13,11 @@ Map, written by `make generate`:
     concurrency    Waiting, waking, retrying and supervising: each mechanism once, on trio's clock.
     contact_lists  Whom a recipient takes mail from, as two lists: what its inbox goes by, and what
                    HQ may know of it.
-    portable       The only file that knows of Unix and Windows: file modes, locks, signals.
+    portable       The only module that depends on Unix or Windows: file modes, locks, signals.
     config/        Settings: frozen classes, the TOML files they come from, and what they name.
     alerting       Alerts told to people: by a command, a webhook, mail.
-    pki/           Certificates: made, read, and verified against one profile; revocation lists.
+    pki/           Certificates: create, read, and verify them against one profile; revocation
+                   lists.
     net/           TLS and WebSocket streams, proxies, and connecting to one of several addresses.
     ops/           Operations: what keeps a running HQ observable.
     wire/          Frames to bytes and back, without IO.

@@ -1,7 +1,7 @@
-"""The only file that knows of Unix and Windows: file modes, locks, signals.
+"""The only module that depends on Unix or Windows: file modes, locks, signals.
 
-Writes are atomic and durable: a new file beside the old one, synced, renamed over it, the directory
-synced.
+Writes are atomic and durable: a new file beside the old one, synced and renamed over it, the
+directory synced.
 """
 
 from __future__ import annotations
@@ -30,9 +30,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # of glibc's ma
 
 
 def read_at(fd: int, size: int, at: int) -> bytes:
-    """Bytes from a place in a file; one thread at a time, as Windows has one position for them
-    all.
-    """
+    """Read bytes at an offset; one thread at a time, since Windows has one position per file."""
     if sys.platform != "win32":
         return os.pread(fd, size, at)
     os.lseek(fd, at, os.SEEK_SET)
@@ -40,7 +38,7 @@ def read_at(fd: int, size: int, at: int) -> bytes:
 
 
 def write_at(fd: int, data: bytes | memoryview, at: int) -> None:
-    """All the bytes to a place in a file; one thread at a time."""
+    """Write all bytes at an offset; one thread at a time."""
     view = memoryview(data)
     while view:
         if sys.platform != "win32":
@@ -52,7 +50,7 @@ def write_at(fd: int, data: bytes | memoryview, at: int) -> None:
 
 
 def sync_directory(path: Path) -> None:
-    """Makes a rename or a deletion in ``path`` durable; Windows has no such call and needs none."""
+    """Make renames and deletions in ``path`` durable; Windows has no such call and needs none."""
     if WINDOWS:
         return
     fd = os.open(path, os.O_RDONLY)
@@ -63,7 +61,7 @@ def sync_directory(path: Path) -> None:
 
 
 def sync_file(path: Path) -> None:
-    """Puts on stable storage what any process has written into the file."""
+    """Sync to stable storage what any process has written to the file."""
     fd = os.open(path, os.O_RDWR | O_BINARY)
     try:
         os.fsync(fd)
@@ -72,7 +70,7 @@ def sync_file(path: Path) -> None:
 
 
 def write_atomic(path: Path, data: bytes, mode: int = 0o644) -> None:
-    """Replaces ``path`` by ``data``, whole or not at all, durable when it returns."""
+    """Replace a file atomically; the new contents are durable when this returns."""
     name = ""
     try:
         fd, name = tempfile.mkstemp(prefix=f".{path.name[:40]}.", dir=path.parent)
@@ -88,7 +86,7 @@ def write_atomic(path: Path, data: bytes, mode: int = 0o644) -> None:
             with suppress(OSError):
                 os.unlink(name)
         if isinstance(error, OSError):
-            # a full disk does not say which one it is
+            # the error of a full disk names no file
             error.filename, error.filename2 = str(path), None
         raise
     sync_directory(path.parent)
@@ -101,8 +99,8 @@ def replace_file(source: Path, target: Path) -> None:
 
 
 def copy_file(source: Path, target: Path, part: Path) -> None:
-    """Copy a file with its dates to ``target``, which may be on another file system, whole or not
-    at all; ``part``: the unfinished copy beside ``target``.
+    """Copy a file with its dates to ``target``, also on another file system, atomically; ``part``
+    is the unfinished copy beside ``target``.
     """
     try:
         part.unlink(missing_ok=True)
@@ -117,19 +115,19 @@ def copy_file(source: Path, target: Path, part: Path) -> None:
 
 
 def write_all(fd: int, data: bytes | memoryview) -> None:
-    """Write all the bytes at the current position of a file."""
+    """Write all bytes at the current position of a file."""
     view = memoryview(data)
     while view:
         view = view[os.write(fd, view) :]
 
 
 def write_private(path: Path, data: bytes) -> None:
-    """As `write_atomic`, readable by this user alone (mode 0600)."""
+    """Replace a file as `write_atomic`, readable only by this user (mode 0600)."""
     write_atomic(path, data, 0o600)
 
 
 def read_private(path: Path) -> bytes:
-    """Reads a secret; ConfigError if others may read it, or if it is not there."""
+    """Read a secret; raise ConfigError if others may read it, or if it is missing."""
     try:
         with path.open("rb") as file:
             if not WINDOWS:
@@ -145,24 +143,22 @@ def read_private(path: Path) -> bytes:
 
 
 def credential(name: str) -> Path | None:
-    """The file in which systemd hands the secret ``name`` to this service alone; None if it
-    hands over none.
-    """
+    """Return the file in which systemd passes the secret ``name`` to this service; None without."""
     directory = os.environ.get(CREDENTIALS_VARIABLE)
     path = Path(directory, name) if directory else None
     return path if path is not None and path.exists() else None
 
 
 def _is_credential(path: Path) -> bool:
-    """systemd lets the service read its credentials by an access list, which shows as a right of
-    the group.
+    """Return whether it is a systemd credential, whose access list shows as a permission of the
+    group.
     """
     directory = os.environ.get(CREDENTIALS_VARIABLE)
     return bool(directory) and path.parent == Path(str(directory))
 
 
 def can_ask() -> bool:
-    """Whether somebody sits at a terminal, wherever standard input and output lead."""
+    """Return whether there is a terminal, even if standard input and output are redirected."""
     if WINDOWS:
         return bool(sys.stdin and sys.stdin.isatty())
     try:
@@ -173,22 +169,22 @@ def can_ask() -> bool:
 
 
 def others_may_read(path: Path) -> bool:
-    """Whether other users of this machine may read the file; unknown on Windows, and then False."""
+    """Return whether other users may read the file; always False on Windows."""
     return not WINDOWS and bool(path.stat().st_mode & 0o044)
 
 
 def private_dir(path: Path) -> Path:
-    """Makes the directory (and its parents) if it is missing, for this user alone."""
+    """Create a directory and its parents, for this user only, and return it."""
     path.mkdir(parents=True, exist_ok=True, mode=0o700)
     return path
 
 
 @contextmanager
 def lock_file(path: Path, what: str) -> Iterator[None]:
-    """Holds an exclusive lock on ``path`` while the block runs; StoreLocked says which process has
-    it.
+    """Hold an exclusive lock on ``path`` during the block; raise StoreLocked, naming the process
+    that holds it.
 
-    The lock goes with the process, also when it is killed, so a stale file locks nobody out.
+    The lock ends with the process, even a killed one, so a stale file locks nobody out.
     """
     fd = os.open(path, os.O_RDWR | os.O_CREAT | O_BINARY, 0o600)
     try:
@@ -206,7 +202,7 @@ def lock_file(path: Path, what: str) -> Iterator[None]:
 
 
 def is_locked(path: Path) -> bool:
-    """Whether a process holds the lock on ``path``; nothing is made or changed, whoever asks."""
+    """Return whether a process holds the lock on ``path``, changing nothing."""
     try:
         fd = os.open(path, os.O_RDONLY | O_BINARY)
     except OSError:
@@ -222,7 +218,7 @@ def _try_lock(fd: int) -> bool:
         if sys.platform == "win32":
             import msvcrt
 
-            # beyond the text, so that others may read the number
+            # beyond the text, so that others can read the process id
             os.lseek(fd, 1 << 20, os.SEEK_SET)
             msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)
             os.lseek(fd, 0, os.SEEK_SET)
@@ -236,13 +232,13 @@ def _try_lock(fd: int) -> bool:
 
 
 def free_bytes(path: Path) -> int:
-    """Bytes this user may still write on the file system of ``path``."""
+    """Return the free space for this user on the file system of ``path``."""
     return shutil.disk_usage(path).free
 
 
 def standard_files() -> frozenset[int]:
-    """Which of 0, 1 and 2 were closed; they lead nowhere now, or the next file opened would have
-    their number.
+    """Return which of 0, 1 and 2 were closed, and open them to the null device: the next file
+    opened would get their number.
     """
     closed = set()
     for fd in (0, 1, 2):
@@ -256,10 +252,10 @@ def standard_files() -> frozenset[int]:
 
 
 def keep_heap() -> None:
-    """Lets the C library keep what was freed, up to 32 MiB, for the next large block.
+    """Let the C library keep up to 32 MiB of freed memory for the next large block.
 
-    glibc gives blocks from 128 KiB up back to the system at once, and the system clears new pages
-    for each: that costs a large envelope as much as encrypting it.  Elsewhere this does nothing.
+    glibc returns blocks above 128 KiB to the system immediately, which then clears pages for each
+    new one: for a large envelope that costs as much as encrypting it.  Elsewhere this does nothing.
     """
     if sys.platform != "linux":
         return
@@ -273,8 +269,8 @@ def keep_heap() -> None:
 
 
 def process_usage(pid: int) -> tuple[float, int] | None:
-    """CPU seconds so far and the largest memory in bytes of a running process; None where the
-    system does not say.
+    """Return the CPU seconds and the peak memory in bytes of a running process; None if the system
+    does not provide them.
     """
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -286,8 +282,8 @@ def process_usage(pid: int) -> tuple[float, int] | None:
 
 
 def other_user() -> dict[str, Any]:
-    """Arguments for a subprocess that must not run as root: a user without rights where this is
-    root, else none.
+    """Return arguments for a subprocess that must not run as root: an unprivileged user if this is
+    root, else nothing.
     """
     if WINDOWS or os.geteuid() != 0:
         return {}
@@ -298,12 +294,12 @@ def other_user() -> dict[str, Any]:
 
 
 def is_root() -> bool:
-    """Whether this process may change what belongs to the system."""
+    """Return whether this process runs as root."""
     return not WINDOWS and os.geteuid() == 0
 
 
 def ids_of(user: str) -> tuple[int, int] | None:
-    """Number of a user and of its group; None when this machine has no such user."""
+    """Return the ids of a user and its group; None if the user does not exist."""
     if WINDOWS:
         return None
     import pwd
@@ -316,7 +312,7 @@ def ids_of(user: str) -> tuple[int, int] | None:
 
 
 def owner_of(path: Path) -> str:
-    """The name of the user a file belongs to; empty where files have no such owner."""
+    """Return the name of a file's owner; empty on Windows."""
     if WINDOWS:
         return ""
     import pwd
@@ -329,22 +325,20 @@ def owner_of(path: Path) -> str:
 
 
 def unreadable(path: Path, error: OSError) -> Problem:
-    """Return why a file could not be read, and what to do when it is another user's."""
+    """Return why a file could not be read, and what to do if another user owns it."""
     text = f"cannot read {path}: {error.strerror or error}"
     if not isinstance(error, PermissionError):
         return Problem(text)
     for place in (path, *path.absolute().parents):
         try:
             return Problem(text, _anothers(place))
-        except OSError:  # it lies in a directory that this user may not look into
+        except OSError:  # in a directory that this user may not access
             continue
     return Problem(text)
 
 
 def why_unreachable(error: OSError) -> str:
-    """Why no connection came about, in the system's words; trio wraps what each of the addresses
-    said.
-    """
+    """Return the system's reason for a failed connection; trio wraps the error of each address."""
     inner: BaseException | None = error
     while isinstance(inner, OSError) and not inner.strerror:
         inner = inner.__cause__
@@ -352,14 +346,14 @@ def why_unreachable(error: OSError) -> str:
         inner = inner.exceptions[0]
     if not isinstance(inner, OSError):
         return "no connection"
-    if inner.errno and not isinstance(inner, socket.gaierror):  # whose numbers are others
+    if inner.errno and not isinstance(inner, socket.gaierror):  # which has other numbers
         return os.strerror(inner.errno)
     return inner.strerror or "no connection"
 
 
 def unwritable(path: Path) -> Problem:
-    """Return what keeps this user from writing a file, or into a directory, and what to do; empty
-    when nothing does.
+    """Return why this user cannot write a file or into a directory, and what to do; empty if it
+    can.
     """
     folder = path.is_dir()
     if os.access(path, os.W_OK | (os.X_OK if folder else 0)):
@@ -370,7 +364,7 @@ def unwritable(path: Path) -> Problem:
 
 
 def _anothers(path: Path) -> str:
-    """What to do about a file that this user may not use."""
+    """Return what to do about a file that this user may not access."""
     if WINDOWS:
         return "look at its properties: who may use it?"
     if path.stat().st_uid == os.geteuid():
@@ -384,8 +378,8 @@ def _anothers(path: Path) -> str:
 
 
 def as_user(user: str, work: Callable[..., T], *values: object) -> T:
-    """What ``work`` gives, done in a process of that user, where this is root and there is such
-    a user.
+    """Return the result of ``work``, run in a process of that user if this is root and the user
+    exists.
     """
     ids = ids_of(user)
     if ids is None or not is_root():
@@ -409,14 +403,14 @@ def _become(uid: int, gid: int) -> None:
 
 
 def give_to(path: Path, ids: tuple[int, int]) -> None:
-    """Gives a file to a user and its group."""
+    """Make a user and its group the owner of a file."""
     if not WINDOWS:
         os.chown(path, *ids, follow_symlinks=False)
 
 
 def escape_text(text: str, most: int = 500) -> str:
-    """Another party's text made safe for a terminal or a log: control and direction characters
-    become escapes.
+    """Return another party's text with control and direction characters escaped, for a terminal or
+    a log.
     """
     cut = text if len(text) <= most else text[:most] + "…"
     return "".join(
@@ -428,7 +422,7 @@ def escape_text(text: str, most: int = 500) -> str:
 
 
 def stop_signals() -> list[signal.Signals]:
-    """What asks a program to end: Ctrl-C and the service manager's TERM."""
+    """Return the signals that stop a program: Ctrl-C and the service manager's TERM."""
     found = [signal.SIGINT, signal.SIGTERM]
     if WINDOWS:
         found.append(signal.Signals["SIGBREAK"])
@@ -436,12 +430,12 @@ def stop_signals() -> list[signal.Signals]:
 
 
 def reload_signals() -> list[signal.Signals]:
-    """What asks a service to read its settings again; Windows has no such signal."""
+    """Return the signals that reload a service; Windows has none."""
     return [] if sys.platform == "win32" else [signal.SIGHUP]
 
 
 def open_files() -> tuple[int, int] | None:
-    """How many file handles this process has and may have; None where the system does not say."""
+    """Return the open file handles of this process and their limit; None if unknown."""
     if sys.platform == "win32":
         return None
     import resource
@@ -453,7 +447,7 @@ def open_files() -> tuple[int, int] | None:
 
 
 def memory_bytes() -> int:
-    """Memory of this process that is in use now; 0 where the system does not say."""
+    """Return the memory this process uses; 0 if the system does not provide it."""
     try:
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError, IndexError, AttributeError):
@@ -461,15 +455,13 @@ def memory_bytes() -> int:
 
 
 def int64(number: int) -> int:
-    """The nearest number that fits into 64 bits: a file's date may lie in the year 2400, and in
-    no database.
-    """
+    """Return the nearest 64-bit number: a file may have a date that no database can store."""
     return max(-(1 << 63), min(number, (1 << 63) - 1))
 
 
 def is_being_written(fd: int) -> bool:
-    """Whether some program has this file open for writing.  Linux says so to the owner of a
-    file; elsewhere, and where the file system has no leases, False.
+    """Return whether a program has this file open for writing.  Linux tells the owner of a file;
+    elsewhere, and on file systems without leases, False.
     """
     if sys.platform != "linux":
         return False

@@ -41,7 +41,7 @@ CLASSES = {
 # What was replaced: names of classes, in code font or as a word, and phrases of sentences.
 REPLACED = [
     r"\b(KeyKeeper|OwedReceipts|ReceiptTaker|Doorman|Sighted|Speaker)\b",
-    r"`(Line|Link|Post|Target|Fresh|Outgoing|Vault|Listed|Carried|Desk|Lists)`",
+    r"`(Line|Link|Post|Target|Fresh|Outgoing|OfflineCa|Listed|Carried|Desk|Lists)`",
     r"\bset aside\b",
     r"\bhand(s|ed)? out\b",
     r"\b(give|gives|given|gave) back\b",

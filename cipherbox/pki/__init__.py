@@ -1,16 +1,16 @@
-"""Certificates: made, read, and verified against one profile; revocation lists.
+"""Certificates: create, read, and verify them against one profile; revocation lists.
 
-Callers write ``from cipherbox import pki`` and use what is named here.
+Callers write ``from cipherbox import pki`` and use the names exported here.
 
 Map, written by `make generate`:
 
     certificates      Certificates: a root, an issuing CA, one certificate per party, and the
                       revocation list.
-    key_replacement   Replacing the key of a certificate in three steps, each whole on the disk
-                      before the next begins.
-    profile           The profile of certificates, and the one verifier for every chain: of TLS
-                      peers, of key bundles, of what a CA signed.
-    revocation_lists  Revocation lists (X.509 CRLs, RFC 5280): made by our issuing CA, or by an
+    key_replacement   Replace the key of a certificate in three steps, each durable before the next
+                      begins.
+    profile           The certificate profile, and the only verifier of chains: of TLS peers, key
+                      bundles, and what a CA signed.
+    revocation_lists  Revocation lists (X.509 CRLs, RFC 5280): made by our issuing CA or an
                       organization's CA, and checked.
 """
 

@@ -3,12 +3,11 @@
 The root signs the issuing CA and nothing else, so its key can leave the machine after `init`.  The
 issuing CA signs HQ's server certificate, the clients' certificates and the revocation list.  All
 keys made here are ECDSA P-384 (RFC 5480), all signatures ECDSA with SHA-384; the CAs of an
-organization above ours may be RSA.  The issuing CA keeps name and key when it is renewed, so what
-it signed before stays good and its revocation list is one.  Nothing is issued that would outlive
-its issuer.  A client's id is its certificate's common name and comes from HQ's records; from a
-signing request only the public key is taken.  Clients check HQ by one fixed logical name, so its
-addresses may change.  What is verified, and by which profile, is in `profile`; the manual page
-`pki` has it in words.
+organization above ours may be RSA.  A renewed issuing CA keeps its name and key, so what it signed
+before stays valid and it has a single revocation list.  No certificate outlives its issuer.  A
+client's id is its certificate's common name and comes from HQ's records; only the public key of a
+signing request is used.  Clients check HQ by one fixed logical name, so its addresses may change.
+`profile` verifies certificates; the manual page `pki` describes the profile.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ ROOT_DAYS, ISSUING_DAYS, LEAF_DAYS = 7305, 3652, 398
 CRL_DAYS, OFFLINE_CRL_DAYS = 7, 35
 RENEW_AT = 2 / 3  # of a certificate's life
 _LABEL_NUMBER = b"cipherbox/v1/enrol-number\x00"
-BACKDATED = datetime.timedelta(minutes=5)  # a new machine's clock may lag a little
+BACKDATED = datetime.timedelta(minutes=5)  # other machines' clocks may lag a little
 
 # the profile's names
 __all__ = ["CLIENT", "SERVER", "SERVER_NAME", "check_dates", "load_der", "verify_chain"]
@@ -50,28 +49,28 @@ class Authority:
 
 
 def ms(moment: datetime.datetime) -> int:
-    """Milliseconds since 1970."""
+    """Return the milliseconds since 1970."""
     return int(moment.timestamp() * 1000)
 
 
 def new_key() -> PrivateKey:
-    """A fresh P-384 key."""
+    """Return a new P-384 key."""
     return ec.generate_private_key(ec.SECP384R1())
 
 
 def end_of(chain: Sequence[x509.Certificate]) -> datetime.datetime:
-    """When the first of these certificates ends."""
+    """Return when the first of these certificates expires."""
     return min(one.not_valid_after_utc for one in chain)
 
 
 def renew_at(certificate: x509.Certificate) -> datetime.datetime:
-    """From when on a certificate is renewed."""
+    """Return when a certificate is due for renewal."""
     begin, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
     return begin + (end - begin) * RENEW_AT
 
 
 def is_due(certificate: x509.Certificate, at: datetime.datetime | None = None) -> bool:
-    """Whether two thirds of its life are over."""
+    """Return whether two thirds of a certificate's life have passed."""
     return (at or clock.now()) >= renew_at(certificate)
 
 
@@ -148,17 +147,17 @@ def _authority(
 
 
 def new_root(name: str) -> Authority:
-    """A self-signed root that may sign one level of issuing CAs."""
+    """Return a self-signed root that may sign one level of issuing CAs."""
     return _authority(_name(f"{name} root"), None, ROOT_DAYS, 1)
 
 
 def new_issuing(name: str, root: Authority) -> Authority:
-    """An issuing CA under ``root``."""
+    """Return an issuing CA under ``root``."""
     return _authority(_name(f"{name} issuing CA"), root, ISSUING_DAYS, 0)
 
 
 def renew_issuing(issuing: Authority, root: Authority) -> Authority:
-    """The same issuing CA, same name and key, for ten years from now."""
+    """Return the issuing CA with the same name and key, valid for ten years from now."""
     return _authority(issuing.certificate.subject, root, ISSUING_DAYS, 0, issuing.key)
 
 
@@ -188,25 +187,25 @@ def _leaf(
 def issue_client(
     issuing: Authority, key: PublicKey, client_id: str, days: float = LEAF_DAYS
 ) -> x509.Certificate:
-    """A client's certificate; its id becomes the common name."""
+    """Issue a client's certificate, with its id as common name."""
     return _leaf(issuing, key, check_client_id(client_id), CLIENT, days)
 
 
 def issue_server(
     issuing: Authority, key: PublicKey, name: str, days: float = LEAF_DAYS
 ) -> x509.Certificate:
-    """HQ's certificate, with the one logical name clients check."""
+    """Issue HQ's certificate, with the logical name that clients check."""
     return _leaf(issuing, key, name, SERVER, days)
 
 
 def make_csr(key: PrivateKey, client_id: str) -> bytes:
-    """A PKCS#10 signing request, DER."""
+    """Return a PKCS#10 signing request, DER."""
     builder = x509.CertificateSigningRequestBuilder().subject_name(_name(client_id))
     return builder.sign(key, hashes.SHA384()).public_bytes(serialization.Encoding.DER)
 
 
 def make_ca_csr(key: PrivateKey, name: str) -> bytes:
-    """A PKCS#10 request, DER, of an issuing CA to the CA of an organization."""
+    """Return a PKCS#10 request, DER, for an issuing CA under an organization's CA."""
     builder = x509.CertificateSigningRequestBuilder().subject_name(_name(f"{name} issuing CA"))
     builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
     builder = builder.add_extension(_usage(ca=True), critical=True)
@@ -214,19 +213,17 @@ def make_ca_csr(key: PrivateKey, name: str) -> bytes:
 
 
 def csr_pem(csr: bytes) -> bytes:
-    """A signing request as other tools read it."""
+    """Return a signing request as PEM, for other tools."""
     return x509.load_der_x509_csr(csr).public_bytes(serialization.Encoding.PEM)
 
 
 def key_of_csr(csr: bytes) -> PublicKey:
-    """The public key of a signing request whose own signature verifies; nothing else is taken
-    from it.
-    """
+    """Return the public key of a signing request, whose signature is verified; ignore the rest."""
     try:
         request = x509.load_der_x509_csr(csr)
         key = request.public_key()
         good = request.is_signature_valid
-    except Exception:  # the parser's errors are many; each means: no signing request
+    except Exception:  # the parser has many errors, all of which mean: no signing request
         raise InvalidRequest("this is not a certificate signing request") from None
     if not good or not isinstance(key, ec.EllipticCurvePublicKey) or key.curve.name != "secp384r1":
         raise InvalidRequest(
@@ -236,14 +233,14 @@ def key_of_csr(csr: bytes) -> PublicKey:
 
 
 def spki(key: PublicKey) -> bytes:
-    """SubjectPublicKeyInfo, DER."""
+    """Return a key's SubjectPublicKeyInfo, DER."""
     return key.public_bytes(
         serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
     )
 
 
 def spki_of(certificate: x509.Certificate) -> bytes:
-    """SubjectPublicKeyInfo of a certificate, DER, whatever kind of key it is."""
+    """Return a certificate's SubjectPublicKeyInfo, DER, for any type of key."""
     key = certificate.public_key()
     return key.public_bytes(
         serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
@@ -251,40 +248,40 @@ def spki_of(certificate: x509.Certificate) -> bytes:
 
 
 def enrol_number(root_fingerprint: bytes, key_spki: bytes) -> str:
-    """The short number both ends of an enrolment show: "123 456"."""
+    """Return the short number that both ends of an enrolment display: "123 456"."""
     digest = hashlib.sha256(_LABEL_NUMBER + root_fingerprint + key_spki).digest()
     digits = f"{int.from_bytes(digest[:8], 'big') % 1_000_000:06d}"
     return f"{digits[:3]} {digits[3:]}"
 
 
 def fingerprint(certificate: x509.Certificate) -> bytes:
-    """SHA-256 of the certificate's DER."""
+    """Return the SHA-256 of a certificate's DER."""
     return certificate.fingerprint(hashes.SHA256())
 
 
 def common_name(certificate: x509.Certificate) -> str:
-    """The subject's common name, or empty."""
+    """Return the subject's common name, or an empty string."""
     found = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
     return str(found[0].value) if len(found) == 1 else ""
 
 
 def serial(certificate: x509.Certificate) -> str:
-    """The serial number as hexadecimal text."""
+    """Return the serial number as hexadecimal text."""
     return f"{certificate.serial_number:x}"
 
 
 def der(certificate: x509.Certificate) -> bytes:
-    """DER bytes."""
+    """Return a certificate as DER."""
     return certificate.public_bytes(serialization.Encoding.DER)
 
 
 def pem(*certificates: x509.Certificate) -> bytes:
-    """PEM, one behind the other."""
+    """Return certificates as PEM, concatenated."""
     return b"".join(c.public_bytes(serialization.Encoding.PEM) for c in certificates)
 
 
 def load_pem(data: bytes, where: str) -> list[x509.Certificate]:
-    """Certificates from PEM; CredentialsError names ``where``."""
+    """Return certificates from PEM; raise CredentialsError, naming ``where``."""
     try:
         return x509.load_pem_x509_certificates(data)
     except Exception:
@@ -292,14 +289,14 @@ def load_pem(data: bytes, where: str) -> list[x509.Certificate]:
 
 
 def password_of(local_key: bytes) -> bytes:
-    """The PKCS#8 password a local key stands for: its hexadecimal text, which OpenSSL's tools
-    take as well.
+    """Return the PKCS#8 password of a local key: its hexadecimal text, usable with
+    OpenSSL's tools.
     """
     return local_key.hex().encode()
 
 
 def key_pem(key: PrivateKey, local_key: bytes) -> bytes:
-    """PKCS#8 PEM, encrypted under a local key."""
+    """Return a key as PKCS#8 PEM, encrypted under a local key."""
     protection = serialization.BestAvailableEncryption(password_of(local_key))
     return key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, protection
@@ -307,7 +304,9 @@ def key_pem(key: PrivateKey, local_key: bytes) -> bytes:
 
 
 def load_key(data: bytes, local_key: bytes, where: str) -> PrivateKey:
-    """A private key from `key_pem`; ConfigError names ``where`` and never what is in it."""
+    """Return a private key from `key_pem`; raise ConfigError, naming ``where``, never its
+    contents.
+    """
     try:
         key = serialization.load_pem_private_key(data, password_of(local_key))
     except Exception:

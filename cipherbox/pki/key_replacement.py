@@ -1,12 +1,12 @@
-"""Replacing the key of a certificate in three steps, each whole on the disk before the next begins.
+"""Replace the key of a certificate in three steps, each durable before the next begins.
 
-    1. the next key is written beside the old one; a key that is there already is used, so that an
-       answer to its request still counts
+    1. the next key is written beside the old one; an existing next key is reused, so that an answer
+       to its request stays valid
     2. the caller writes the certificate of the next key
-    3. the next key takes the old one's place
+    3. the next key replaces the old one
 
-A reader between steps 2 and 3, also after a crash, finds the key that belongs to the certificate
-and takes step 3 itself.  Callers that may run side by side hold their own lock around the steps.
+A reader between steps 2 and 3, as after a crash, finds the key that belongs to the certificate and
+performs step 3 itself.  Concurrent callers hold their own lock around the steps.
 """
 
 from __future__ import annotations
@@ -23,36 +23,34 @@ from cipherbox.portable import read_private, sync_directory, write_private
 
 
 class KeyReplacement:
-    """The private key at ``path``, encrypted under ``secret`` (32 bytes), and the next one beside
-    it.
-    """
+    """The private key at ``path``, encrypted under ``secret`` (32 bytes), and its next one."""
 
     def __init__(self, path: Path, secret: bytes) -> None:
         self._path, self._secret = path, secret
         self._next = path.with_name(f"{path.name}.next")
 
     def next_key(self) -> PrivateKey:
-        """Return the key of a replacement that was begun, or begin one (step 1)."""
+        """Return the next key of a replacement in progress, or begin one (step 1)."""
         if self._next.exists():
-            with suppress(ConfigError):  # a key that cannot be read never had an answer
+            with suppress(ConfigError):  # an unreadable key can have no certificate
                 return self._load(self._next)
         return self.begin()
 
     def begin(self) -> PrivateKey:
-        """Make the next key, in place of one that may be there (step 1)."""
+        """Create the next key, replacing an existing one (step 1)."""
         key = new_key()
         write_private(self._next, key_pem(key, self._secret))
         return key
 
     def newest(self) -> PrivateKey:
-        """Return the next key, or the one in place when no replacement is under way."""
+        """Return the next key, or the current one if no replacement is in progress."""
         return self._load(self._next if self._next.exists() else self._path)
 
     def key_of(self, certificate: x509.Certificate, *, settle: bool = True) -> PrivateKey | None:
-        """Return the key that belongs to this certificate, None if neither does.
+        """Return the key that belongs to this certificate; None if neither key does.
 
-        With ``settle`` the next key takes its place if it is the one.  Raise ConfigError for a key
-        that cannot be read.
+        With ``settle`` complete the replacement if it is the next key.  Raise ConfigError for an
+        unreadable key.
         """
         wanted = spki_of(certificate)
         if self._path.exists() or not self._next.exists():

@@ -1,15 +1,14 @@
-"""The profile of certificates, and the one verifier for every chain: of TLS peers, of key bundles,
-of what a CA signed.
+"""The certificate profile, and the only verifier of chains: of TLS peers, key bundles, and what a
+CA signed.
 
-1. Each certificate fits the profile by itself (`check_ca`, `check_leaf`): what it is for, its key,
-   its extensions. The manual page `pki` has the profile as a table.
-2. The chain is in order, leaf first, and every certificate is valid at the time that is asked
-   about.
-3. The path is verified by `cryptography`'s verifier: signatures and their algorithms, path lengths,
-   name constraints.
+1. Each certificate matches the profile (`check_ca`, `check_leaf`): its purpose, its key, its
+   extensions.  The manual page `pki` has the profile as a table.
+2. The chain is in order, leaf first, and all its certificates are valid at the given time.
+3. `cryptography`'s verifier checks the path: signatures and their algorithms, path lengths, name
+   constraints.
 
-TLS verifies peers by OpenSSL with `VERIFY_X509_STRICT` besides; nothing fits here that does not fit
-there.
+For TLS peers OpenSSL verifies with `VERIFY_X509_STRICT` in addition; nothing is accepted here that
+it would refuse.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ SERVER_NAME = "hq.cipherbox.internal"
 CLIENT = ExtendedKeyUsageOID.CLIENT_AUTH
 SERVER = ExtendedKeyUsageOID.SERVER_AUTH
 CERTIFICATES = 4  # of a chain, without the root
-RSA_BITS = 2048  # NIST SP 800-57; what TLS takes at OpenSSL's security level 2
+RSA_BITS = 2048  # NIST SP 800-57; the least at OpenSSL's security level 2
 _CURVES = ("secp256r1", "secp384r1", "secp521r1")
 _ANY = ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE
 _UNDERSTOOD = frozenset(
@@ -44,7 +43,7 @@ _UNDERSTOOD = frozenset(
 _NOT_ISSUED = "the certificate was not issued by this HQ's CA"
 _PURPOSES = {CLIENT: "a client", SERVER: "HQ"}
 HASHES = ("sha256", "sha384", "sha512")
-# of extensions that are not critical; rule 1 has the rest
+# for extensions that are not critical; rule 1 covers the others
 _PERMIT = verification.ExtensionPolicy.permit_all()
 _PERMIT_CA = _PERMIT.require_present(x509.BasicConstraints, verification.Criticality.CRITICAL, None)
 
@@ -55,11 +54,10 @@ def verify_chain(
     at: datetime.datetime | None = None,
     usage: x509.ObjectIdentifier = CLIENT,
 ) -> x509.Certificate:
-    """The leaf of ``chain`` (leaf first, then the CAs up to, without, the root) if it leads to
-    ``root`` and fits.
+    """Return the leaf of ``chain`` (leaf first, then the CAs up to, without, the root); raise
+    BundleNotCertified if the chain does not lead to ``root`` or violates the profile.
 
-    ``at`` None: at a time at which all of it is valid.  BundleNotCertified says in plain words what
-    is wrong.
+    Without ``at`` it is verified for a time at which all of it is valid.
     """
     certificates = [c if isinstance(c, x509.Certificate) else load_der(c) for c in chain]
     if not 1 <= len(certificates) <= CERTIFICATES:
@@ -77,8 +75,8 @@ def verify_chain(
 def verify_issuing(
     chain: Sequence[x509.Certificate], root: x509.Certificate, at: datetime.datetime | None = None
 ) -> None:
-    """BundleNotCertified unless ``chain`` (an issuing CA, then those up to the root) leads to
-    ``root`` and fits.
+    """Raise BundleNotCertified unless ``chain`` (an issuing CA, then those up to the root) leads to
+    ``root`` and matches the profile.
     """
     _check_names(chain, root)
     for depth, ca in enumerate([*chain, root]):
@@ -87,9 +85,7 @@ def verify_issuing(
 
 
 def check_root(root: x509.Certificate, at: datetime.datetime) -> None:
-    """BundleNotCertified unless it can stand above others; one that another CA issued counts by
-    itself.
-    """
+    """Raise BundleNotCertified unless it can be a trust anchor; another CA may have issued it."""
     check_ca(root, 0, anchor=True)
     check_dates([root], at)
     if root.subject == root.issuer:
@@ -97,7 +93,7 @@ def check_root(root: x509.Certificate, at: datetime.datetime) -> None:
 
 
 def check_dates(certificates: Sequence[x509.Certificate], at: datetime.datetime) -> None:
-    """BundleNotCertified if one of them begins later, or has ended."""
+    """Raise BundleNotCertified if one of them is not valid yet, or has expired."""
     for one in certificates:
         first, last = one.not_valid_before_utc, one.not_valid_after_utc
         if at < first:
@@ -107,10 +103,10 @@ def check_dates(certificates: Sequence[x509.Certificate], at: datetime.datetime)
 
 
 def load_der(data: bytes) -> x509.Certificate:
-    """A certificate from DER; BundleNotCertified if it is none."""
+    """Return a certificate from DER; raise BundleNotCertified if it is not one."""
     try:
         return x509.load_der_x509_certificate(data)
-    except Exception:  # the parser's errors are many; each means: no certificate
+    except Exception:  # the parser has many errors, all of which mean: no certificate
         raise BundleNotCertified("this is not a certificate") from None
 
 
@@ -118,9 +114,7 @@ def load_der(data: bytes) -> x509.Certificate:
 
 
 def check_leaf(leaf: x509.Certificate, usage: x509.ObjectIdentifier) -> None:
-    """BundleNotCertified unless the certificate fits what is said of a client's (``usage``
-    CLIENT) or of HQ's.
-    """
+    """Raise BundleNotCertified unless the leaf matches the profile of clients or HQ (``usage``)."""
     found = extensions_of(leaf)
     if (
         not {
@@ -160,8 +154,8 @@ def check_ca(
     *,
     anchor: bool = False,
 ) -> None:
-    """BundleNotCertified unless the CA may sign with ``depth`` CAs below it, for ``usage``
-    (None: for anybody).
+    """Raise BundleNotCertified unless the CA may have ``depth`` CAs below it and certify for
+    ``usage`` (None: for any purpose).
     """
     found = extensions_of(ca)
     basic, signs = found.get(ExtensionOID.BASIC_CONSTRAINTS), found.get(ExtensionOID.KEY_USAGE)
@@ -195,24 +189,24 @@ def check_ca(
             raise BundleNotCertified("a CA in the chain may certify for certain subjects only")
 
 
-Found = dict[x509.ObjectIdentifier, Any]  # extensions by what they are
+Found = dict[x509.ObjectIdentifier, Any]  # extensions by object identifier
 
 
 def signs_lists(ca: x509.Certificate) -> bool:
-    """Whether the CA may sign revocation lists."""
+    """Return whether the CA may sign revocation lists."""
     usage = extensions_of(ca).get(ExtensionOID.KEY_USAGE)
     return usage is not None and bool(usage.value.crl_sign)
 
 
 def extensions_of(certificate: x509.Certificate) -> Found:
-    """The extensions by what they are; BundleNotCertified if one comes twice or cannot be read."""
+    """Return the extensions; raise BundleNotCertified if one is duplicate or unreadable."""
     try:
         return {extension.oid: extension for extension in certificate.extensions}
     except x509.DuplicateExtension as error:
         raise BundleNotCertified(
             f"a certificate has an extension twice: {error.oid.dotted_string}"
         ) from None
-    except Exception:  # a changed certificate fails in many ways; each means the same
+    except Exception:  # a modified certificate fails in many ways, all of which mean the same
         raise BundleNotCertified(_NOT_ISSUED) from None
 
 
@@ -232,7 +226,7 @@ def _check_common(found: Found, what: str, *, anchor: bool) -> None:
 def _key(certificate: x509.Certificate) -> object:
     try:
         return certificate.public_key()
-    except Exception:  # a kind of key that is not known, or a point that is on no curve
+    except Exception:  # an unknown type of key, or a point that is not on its curve
         raise BundleNotCertified(
             "a certificate in the chain has a key of a kind unknown here"
         ) from None
@@ -251,7 +245,7 @@ def _check_key(ca: x509.Certificate) -> None:
 
 
 def dns_names(found: Found) -> list[str]:
-    """The DNS names among the extensions of a certificate."""
+    """Return the DNS names in a certificate's extensions."""
     names = found.get(ExtensionOID.SUBJECT_ALTERNATIVE_NAME)
     return names.value.get_values_for_type(x509.DNSName) if names is not None else []
 
@@ -265,7 +259,7 @@ def _check_names(chain: Sequence[x509.Certificate], root: x509.Certificate) -> N
             child.issuer == parent.subject
             for child, parent in zip(chain, [*chain[1:], root], strict=True)
         )
-    except Exception:  # as for extensions: names are read when they are asked for
+    except Exception:  # as for extensions: names are parsed when they are accessed
         good = False
     if not good:
         raise BundleNotCertified(_NOT_ISSUED)
@@ -300,7 +294,7 @@ def _check_path(
 def _check_signature(one: x509.Certificate) -> None:
     try:
         digest = one.signature_hash_algorithm
-    except Exception:  # an algorithm that is not known
+    except Exception:  # an unknown algorithm
         digest = None
     if digest is None or digest.name not in HASHES:
         raise BundleNotCertified("a certificate in the chain is signed with a weak or unknown hash")

@@ -1,12 +1,12 @@
-"""Revocation lists (X.509 CRLs, RFC 5280): made by our issuing CA, or by an organization's CA, and
+"""Revocation lists (X.509 CRLs, RFC 5280): made by our issuing CA or an organization's CA, and
 checked.
 
-A list belongs to one CA: its issuer's name and key must be that CA's, and the CA may sign lists.
-It has a number that only rises and an end; a stale one is an error, since hiding a newer list hides
-a revocation.
+A list belongs to one CA: its issuer's name and key must be that CA's, and the CA must be allowed to
+sign lists.  It has a number that only rises, and an expiry; a stale list is an error, since hiding
+a newer list hides a revocation.
 
-A list is understood completely or refused: what names only changes (a delta), or only a part of
-what the CA signed, is never taken for the whole.
+A list is either read completely or refused: a delta, or a list for part of a CA's certificates, is
+never taken for a complete one.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def make_crl(
     number: int,
     days: int = CRL_DAYS,
 ) -> bytes:
-    """The revocation list, DER: ``revoked`` holds (serial, when); ``number`` only rises."""
+    """Return a signed list, DER: ``revoked`` has (serial, time), and ``number`` only rises."""
     start = clock.now()
     builder = (
         x509.CertificateRevocationListBuilder()
@@ -64,7 +64,7 @@ def make_crl(
 
 @attrs.frozen
 class RevocationList:
-    """A checked revocation list: its number, its end, and when each serial was revoked (ms since
+    """A checked revocation list: its number, its expiry, and when each serial was revoked (ms since
     1970).
     """
 
@@ -76,10 +76,10 @@ class RevocationList:
 def read_crl(
     data: bytes, ca: x509.Certificate, at: datetime.datetime, ahead: datetime.timedelta = BACKDATED
 ) -> RevocationList:
-    """What a list of this CA says, even one that has ended; CredentialsError if it is none, or not
+    """Return a list of this CA, even an expired one; raise CredentialsError if it is invalid or not
     understood.
 
-    ``ahead``: how far this machine's clock may lag behind that of the list's maker.
+    ``ahead`` is how far this machine's clock may lag behind the CA's.
     """
     crl = _parsed(data)
     try:
@@ -97,7 +97,7 @@ def read_crl(
         raise CredentialsError(
             f"the revocation list has an extension twice: {error.oid.dotted_string}"
         ) from None
-    except Exception:  # parts are read when they are asked for, and fail in many ways
+    except Exception:  # parts are parsed when they are accessed, and fail in many ways
         raise CredentialsError("this is not a revocation list") from None
     if digest is None or digest.name not in HASHES:
         raise CredentialsError("the revocation list is signed with a weak or unknown hash")
@@ -116,17 +116,17 @@ def read_crl(
     number = extensions.get(ExtensionOID.CRL_NUMBER)
     if number is None or not 0 <= number.value.crl_number < _MOST:
         raise CredentialsError("the revocation list has no number (crlNumber)")
-    # a later date is a mistake, and would let the revoked on until then
+    # a later date is a mistake, and would keep the certificate valid until then
     latest = ms(begin + 2 * BACKDATED)
     revoked = {serial: when if when <= latest else ms(begin) for serial, when in revoked.items()}
     return RevocationList(number.value.crl_number, end, revoked)
 
 
 def issuer_of(data: bytes) -> x509.Name:
-    """Whose list it says it is; CredentialsError if it is none."""
+    """Return the issuer that a list names; raise CredentialsError if it is not a list."""
     try:
         return _parsed(data).issuer
-    except Exception:  # names are read when they are asked for
+    except Exception:  # names are parsed when they are accessed
         raise CredentialsError("this is not a revocation list") from None
 
 
@@ -138,9 +138,7 @@ def _parsed(data: bytes) -> x509.CertificateRevocationList:
 
 
 def _check_whole(extensions: Mapping[x509.ObjectIdentifier, Any]) -> None:
-    """CredentialsError unless the list says of every certificate of its CA whether it is
-    revoked.
-    """
+    """Raise CredentialsError unless the list covers all certificates of its CA."""
     if ExtensionOID.DELTA_CRL_INDICATOR in extensions:
         raise CredentialsError(
             "this revocation list is a delta: it names only what changed since another list",
@@ -160,9 +158,7 @@ def _check_whole(extensions: Mapping[x509.ObjectIdentifier, Any]) -> None:
 
 
 def _revoked(crl: x509.CertificateRevocationList) -> dict[str, int]:
-    """When each serial number was revoked, in ms since 1970: the earliest, if one is there
-    twice.
-    """
+    """Return when each serial number was revoked, in ms since 1970; the earliest of duplicates."""
     found: dict[str, int] = {}
     for entry in crl:
         serial, when = f"{entry.serial_number:x}", ms(entry.revocation_date_utc)
@@ -195,7 +191,7 @@ def check_crl(
     least_number: int = 0,
     ahead: datetime.timedelta = BACKDATED,
 ) -> RevocationList:
-    """As `read_crl`.  ListOverdue: it has ended, or is older than ``least_number``."""
+    """Read a list as `read_crl`; raise ListOverdue if it is expired or below ``least_number``."""
     found = read_crl(data, issuing, at, ahead)
     if found.number < least_number:
         raise ListOverdue(
@@ -211,17 +207,17 @@ def check_crl(
 
 
 def lists_in(data: bytes, where: str) -> list[bytes]:
-    """The lists in a file, each as DER: one in DER, or any number in PEM.  CredentialsError
-    names ``where``.
+    """Return the lists in a file, each as DER: one in DER, or any number in PEM; raise
+    CredentialsError, naming ``where``.
     """
     try:
         if b"-----BEGIN" not in data:
             x509.load_der_x509_crl(data)
             return [data]
         found = [x509.load_pem_x509_crl(block) for block in _PEM.findall(data)]
-    except Exception:  # the parser's errors are many
+    except Exception:  # the parser has many errors
         found = []
-    # the last one may be half written
+    # the last one may be incomplete
     if not found or len(found) != data.count(b"-----BEGIN X509 CRL-----"):
         raise CredentialsError(f"{where} holds no whole revocation list")
     return [crl.public_bytes(serialization.Encoding.DER) for crl in found]

@@ -4,25 +4,24 @@ Map, written by `make generate`:
 
     app               The composition root of a running HQ: lock, store, engine, listeners, and a
                       graceful stop.
-    body_cache        The bytes of envelopes between commit and delivery: a bounded cache, and the
-                      store behind it.
+    body_cache        A bounded cache of envelopes' bodies between commit and delivery, in front of
+                      the store.
     ca/               HQ's certification authority: on this machine, offline, or an organization's.
     command_queue     Commands that wait for the engine's next batch, bounded in number and bytes.
     connection/       One peer: its session, what comes in, what goes out, and how much memory it
                       may hold.
     directory/        Who is who: certificates, enrolments, key bundles, prekeys, revocation lists.
     engine            The one task that owns the broker.
-    hq                What one running HQ is made of.
+    hq                HQ: composes the parts of one running HQ.
     live_config       The settings in effect.
-    log_statements    What HQ puts into its signed log beside commits: revocations and an admin's
-                      word, each with its proof kept.
+    log_statements    Statements in HQ's signed log besides commits: revocations and attested
+                      restores, stored with their proofs.
     operations/       Running HQ: set-up, checks, alerts, metrics, reload, drain, backup,
                       maintenance.
-    own_calls         What HQ itself asks of the broker, as connection 0: commands that await their
-                      answer.
+    own_calls         HQ's own commands to the broker, as connection 0, and their answers.
     requests/         Frames from clients, answered: commands for the broker, and what HQ answers
                       without it.
     store_threads     Store calls in worker threads: one at a time, and reads of bodies beside them.
-    transparency_log  Makes HQ's signed log: one entry for each commit, a leaf of one append-only
-                      tree; `envelope.log` has the format.
+    transparency_log  Write HQ's signed log: one entry for each commit, a leaf of one append-only
+                      tree; `envelope.transparency_log` has the format.
 """

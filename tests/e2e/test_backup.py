@@ -91,9 +91,9 @@ def test_what_is_wrong_with_a_backup_is_said(tmp_path: Path) -> None:
         assert shown.code not in (0, 70), shown.err
         assert says in shown.err
 
-    refused("backup", str(directory), "--to", str(backup), says="exists already")
+    refused("backup", str(directory), "--to", str(backup), says="already exists")
     refused("backup", str(tmp_path / "nowhere"), says="cipherbox init")
-    refused("restore", str(tmp_path), str(again), says="no whole backup")
+    refused("restore", str(tmp_path), str(again), says="not a complete backup")
     refused("restore", str(backup), str(directory), says="is not empty")
     for name in ("files/secrets/service.key", "store/cipherbox.sqlite3"):
         file = backup / name
@@ -102,7 +102,7 @@ def test_what_is_wrong_with_a_backup_is_said(tmp_path: Path) -> None:
         file.write_bytes(before[:middle] + bytes([before[middle] ^ 1]) + before[middle + 1 :])
         shown = shell("restore", str(backup), str(again), home=admin)
         if name.startswith("files"):
-            assert "not what was backed up" in shown.err
+            assert "was changed after the backup" in shown.err
         assert shown.code != 70, shown.err
         if shown.code:
             assert not again.exists()

@@ -106,7 +106,7 @@ def test_hq_renews_its_certificate_and_drops_nobody(tmp_path: Path, patient: Pat
 def test_a_certificate_that_ended_is_renewed_at_the_start(tmp_path: Path) -> None:
     directory, admin = make_hq(tmp_path)
     due_in(directory, -240)  # it ended a minute and more ago
-    assert "ended on" in shell("config", "check", str(directory), home=admin).err
+    assert "expired on" in shell("config", "check", str(directory), home=admin).err
     with serving(directory):
         assert shell("ca", home=admin).code == 0
 
@@ -376,10 +376,10 @@ def test_under_an_organizations_root(
     lists.mkdir()
     directory, admin = begin(tmp_path, "--org-ca", str(org / "root.pem"))
     early = shell("serve", str(directory), home=admin)
-    assert (early.code, "organization's answer is missing" in early.err) == (5, True)
+    assert (early.code, "has not signed HQ's requests yet" in early.err) == (5, True)
     for look in ("doctor", "config check"):
         looked = shell(*look.split(), str(directory), home=admin)
-        assert (looked.code, "answer is missing" in looked.out + looked.err) == (5, True)
+        assert (looked.code, "requests yet" in looked.out + looked.err) == (5, True)
         # nor does it name what only comes with the answer
         assert "database" not in looked.out + looked.err
     signer = "between" if between else "root"

@@ -69,7 +69,7 @@ def test_init_again(tmp_path: Path, first: int) -> None:
         killed += 1
         whole = (directory / "cipherbox.toml").exists()
         again = shell("init", str(directory), "--address", f"127.0.0.1:{free_port()}", home=admin)
-        assert (again.code, "holds an HQ already" in again.err) == (
+        assert (again.code, "already has an HQ" in again.err) == (
             (5, True) if whole else (0, False)
         ), again.err
         assert (directory / "notes.txt").read_text() == "mine"
@@ -96,5 +96,5 @@ def test_a_home_that_was_joined_meanwhile_stays(tmp_path: Path) -> None:
         shutil.rmtree(directory)
     before = {path.name: path.read_bytes() for path in admin.iterdir() if path.is_file()}
     refused = shell("init", str(directory), home=admin)
-    assert (refused.code, "belongs to a client already" in refused.err) == (5, True)
+    assert (refused.code, "already belongs to a client" in refused.err) == (5, True)
     assert {path.name: path.read_bytes() for path in admin.iterdir() if path.is_file()} == before

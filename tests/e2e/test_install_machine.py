@@ -121,7 +121,7 @@ def test_a_whole_machine(pyz: Path, tmp_path: Path) -> None:
     assert "restart" not in parts["again"]
     assert "restart cipherbox.socket" in parts["moved"]
     assert (
-        f"cannot listen on 127.0.0.1:{port}: Address already in use; see who has it: ss -ltnp"
+        f"cannot listen on 127.0.0.1:{port}: Address already in use; find the program (ss -ltnp"
         in parts["said"]
     )
     assert "HQ goes on where it listens" in parts["said"]

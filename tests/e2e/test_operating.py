@@ -288,7 +288,7 @@ def test_the_metrics_port_of_a_real_hq(tmp_path: Path) -> None:
         assert refused.code == 5
         assert f"listen on 127.0.0.1:{port}" in refused.err
         assert (
-            f"see who has it: ss -ltnp 'sport = :{port}'; end that, or set another port"
+            f"find the program (ss -ltnp 'sport = :{port}') and stop it, or set another port"
             in refused.err
         )
         assert "ss -ltnp" in shell("config", "check", str(directory), home=admin).err

@@ -166,7 +166,7 @@ def test_init_says_what_is_wrong(tmp_path: Path, postgresql: postgres.Server) ->
     assert "cannot be reached" in checked.err + checked.out
     again = shell("init", str(tmp_path / "other"), "--database", url, home=tmp_path / "admin2")
     assert again.code != 0
-    assert "holds an HQ already" in again.err
+    assert "already contains an HQ" in again.err
 
 
 def test_demo_at_postgresql(tmp_path: Path, postgresql: postgres.Server) -> None:

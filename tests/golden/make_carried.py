@@ -15,7 +15,7 @@ from cipherbox.server.ca.offline import (
     ISSUING_KEY,
     ROOT,
     ROOT_KEY,
-    Vault,
+    OfflineCa,
     sign_offline,
 )
 from cipherbox.server.ca.requests_document import HQ_NAME, HQ_ROLE, request_row, requests_document
@@ -45,7 +45,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as where:
         for name, data in content.items():
             write_private(Path(where, name), data)
-        signed = sign_offline(Vault(Path(where), KEY), requests)
+        signed = sign_offline(OfflineCa(Path(where), KEY), requests)
     files.write(
         "carried",
         {

@@ -17,7 +17,7 @@ from cipherbox.server.ca.offline import (
     CA_KEY,
     ISSUING_KEY,
     ROOT_KEY,
-    Vault,
+    OfflineCa,
     read_requests,
     sign_offline,
 )
@@ -29,13 +29,13 @@ AT = datetime.fromtimestamp(GOLDEN["made_at"] / 1000, UTC)
 
 
 @pytest.fixture
-def vault(tmp_path: Path) -> Vault:
+def vault(tmp_path: Path) -> OfflineCa:
     for name, data in GOLDEN["directory"].items():
         write_private(tmp_path / name, bytes.fromhex(data))
-    return Vault(tmp_path, bytes.fromhex(GOLDEN["ca_key"]))
+    return OfflineCa(tmp_path, bytes.fromhex(GOLDEN["ca_key"]))
 
 
-def test_the_directory_opens_with_its_password(vault: Vault) -> None:
+def test_the_directory_opens_with_its_password(vault: OfflineCa) -> None:
     sealed = (vault.directory / CA_KEY).read_bytes()
     assert len(sealed) == 102
     assert keyfile.decrypt(sealed, password=GOLDEN["password"].encode()) == vault.key
@@ -48,7 +48,7 @@ def test_the_directory_opens_with_its_password(vault: Vault) -> None:
     assert vault.key.hex() not in repr(vault)
 
 
-def test_requests_are_read_and_signed(vault: Vault) -> None:
+def test_requests_are_read_and_signed(vault: OfflineCa) -> None:
     document = GOLDEN["requests.json"].encode()
     found = read_requests(document)
     assert {r.client_id: r.number for r in found} == GOLDEN["numbers"]
@@ -68,7 +68,7 @@ def test_requests_are_read_and_signed(vault: Vault) -> None:
             sign_offline(vault, orjson.dumps(wrong))
 
 
-def test_the_answer_is_read(vault: Vault) -> None:
+def test_the_answer_is_read(vault: OfflineCa) -> None:
     signed = read_signed(GOLDEN["signed.json"].encode())
     chain = issuing_chain(signed, pki.spki_of(vault.chain()[0]), vault.root())
     client, server = signed.leaves

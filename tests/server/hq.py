@@ -27,7 +27,7 @@ from cipherbox.sealing.body import pack, text_message
 from cipherbox.sealing.identity import Identity
 from cipherbox.sealing.seal import Sealed, choose_keys, seal
 from cipherbox.server.app import run
-from cipherbox.server.ca.offline import CA_KEY, Vault
+from cipherbox.server.ca.offline import CA_KEY, OfflineCa
 from cipherbox.server.hq import HQ
 from cipherbox.server.operations.setup import init_hq
 from cipherbox.store.files import Files
@@ -40,9 +40,9 @@ PATIENCE_S = 10.0
 BIG = 1 << 25
 
 
-def open_vault(directory: Path) -> Vault:
+def open_vault(directory: Path) -> OfflineCa:
     """A CA's directory, with a `ca.key` that is under no password."""
-    return Vault(directory, secret_key(directory / CA_KEY))
+    return OfflineCa(directory, secret_key(directory / CA_KEY))
 
 
 def now_ms() -> int:

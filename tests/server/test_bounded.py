@@ -80,9 +80,7 @@ async def test_publishers_wait_while_memory_is_short_and_nothing_is_lost(tmp_pat
         assert 3 * MIB < most < 3 * MIB + many * (size + 2 * MIB)
         assert memory.held == 0
         assert not memory.closed
-        assert "HQ is low on memory; publishers wait" in {
-            text for lab in labs for text in lab.told
-        }
+        assert "HQ is low on memory; publishers wait" in {text for lab in labs for text in lab.told}
         assert r.hq.engine.broker.state.queues["box.CA-RC"].depth == each * many
 
 

@@ -138,7 +138,7 @@ def test_a_chain_that_does_not_lead_to_the_root_is_explained() -> None:
         ([a.certificate], ""),
         ([a.certificate, root.certificate], ""),
         ([], "missing"),
-        ([leaf], "CN=FL-LAB is no CA"),
+        ([leaf], "CN=FL-LAB is not a CA"),
         ([pki.new_issuing("X", pki.new_root("X")).certificate], "was not issued by"),
         ([b.certificate], "CN=B was not issued by CN=Org root"),
         ([a.certificate, b.certificate], "wrong order"),
@@ -202,7 +202,7 @@ async def test_an_answer_that_is_none_changes_nothing(tmp_path: Path) -> None:
             with pytest.raises(InvalidRequest):
                 await r.hq.ca_exchange.take(document)
         leaf = pki.issue_client(r.issuing, pki.new_key().public_key(), "FL-LAB")
-        with pytest.raises(Forbidden, match="signs by itself"):
+        with pytest.raises(Forbidden, match="signs its clients"):
             await r.hq.ca_exchange.take(pki.pem(leaf))
         assert r.hq.config.tls.issuing.read_bytes() == before
         await alive(await r.client("FL-LAB"))

@@ -221,7 +221,9 @@ async def test_a_silent_websocket_is_a_peers_fault_and_not_hqs(
         silent = await r.open(client_context(r.root, lab.chain, lab.key), f"127.0.0.1:{port}")
         with trio.fail_after(PATIENCE_S):
             assert await silent.stream.receive_some() == b""
-    assert "the WebSocket handshake took too long" in [x.__dict__.get("reason") for x in caplog.records]
+    assert "the WebSocket handshake took too long" in [
+        x.__dict__.get("reason") for x in caplog.records
+    ]
     assert "Internal error" not in caplog.text
 
 

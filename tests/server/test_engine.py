@@ -139,7 +139,7 @@ async def test_a_call_of_hq_itself_is_answered_also_when_its_commit_fails(tmp_pa
             await w.engine.call(lambda n: m.RevokeClient(0, "", n, "NOBODY", ""))
 
 
-@pytest.mark.parametrize("call", ["_look", "commit"])
+@pytest.mark.parametrize("call", ["_read_facts", "commit"])
 async def test_a_store_that_is_lost_for_good_ends_the_engine(tmp_path: Path, call: str) -> None:
     async def lose_it() -> None:
         async with world(tmp_path) as w:

@@ -198,7 +198,7 @@ async def test_hq_says_at_its_start_that_no_client_would_accept_its_certificate(
     assert [
         "authorityKeyIdentifier" in text for text in problems(load_server_config(config.directory))
     ] == [True]
-    stops = pytest.RaisesExc(ConfigError, match="nothing that clients accept")
+    stops = pytest.RaisesExc(ConfigError, match="clients do not accept HQ's")
     with pytest.RaisesGroup(stops, flatten_subgroups=True, allow_unwrapped=True):
         async with running(tmp_path / "hq"):
             pass

@@ -217,12 +217,12 @@ async def test_ready_means_ready(tmp_path: Path) -> None:
             r.hq.engine.outage = ""
             r.hq.drain.begin(100, "admin")
             status, text = await get(number, "/readyz")
-            assert (status, "drains" in text) == (503, True)
+            assert (status, "draining" in text) == (503, True)
             r.hq.drain.undo("admin")
             assert (await get(number, "/readyz"))[0] == 200
             r.hq.engine.turned_at -= STUCK_S + 10
             status, text = await get(number, "/healthz")
-            assert (status, "has not moved" in text) == (503, True)
+            assert (status, "stuck" in text) == (503, True)
 
 
 @pytest.mark.parametrize(

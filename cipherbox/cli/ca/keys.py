@@ -16,18 +16,18 @@ import click
 from cipherbox.cli.options import HQ_DIRECTORY, hq_settings, yes_option
 
 if TYPE_CHECKING:
-    from cipherbox.server.ca.offline import Vault
+    from cipherbox.server.ca.offline import OfflineCa
 
 CA_DIRECTORY = click.Path(path_type=Path, exists=True, file_okay=False)
 _SIZE = 32
 
 
-def vault_at(ctx: click.Context, directory: Path) -> Vault:
+def vault_at(ctx: click.Context, directory: Path) -> OfflineCa:
     """A CA's directory, opened; a password is asked for where it needs one."""
     from cipherbox.portable import read_private
-    from cipherbox.server.ca.offline import CA_KEY, Vault
+    from cipherbox.server.ca.offline import CA_KEY, OfflineCa
 
-    return Vault(directory, _open(ctx, directory, read_private(directory / CA_KEY)))
+    return OfflineCa(directory, _open(ctx, directory, read_private(directory / CA_KEY)))
 
 
 def _open(ctx: click.Context, directory: Path, data: bytes, password: bytes | None = None) -> bytes:

@@ -1,12 +1,12 @@
-"""The CA's private keys on HQ's machine: taken off, brought back, used to renew the issuing CA.
+"""The CA's private keys on HQ's machine: take them off, bring them back, renew the issuing CA.
 
-Rules.
-1. A key is removed here only when its copy is on stable storage there, was read back from there,
-   and signs what its certificate verifies.
-2. A root key that is brought back to sign is read where it is, and not copied to HQ.
-3. Settings say that the CA is elsewhere before its key goes, and that it is here after its key
-   came: a crash in between leaves an HQ that starts. HQ may run meanwhile; a reload makes it
-   notice.
+Rules:
+
+1. A key is removed from HQ only after its copy was synced, read back, and used to sign something
+   that its certificate verifies.
+2. A root key used to renew is read from its directory and never copied to HQ.
+3. The settings are set to offline before the key is removed, and to online after it was restored: a
+   crash in between leaves an HQ that starts.  HQ may run meanwhile and needs a reload.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from cipherbox.server.ca.credentials import (
     load_certificate,
     read_material,
 )
-from cipherbox.server.ca.offline import CA_KEY, ISSUING, ISSUING_KEY, ROOT, ROOT_KEY, Vault
+from cipherbox.server.ca.offline import CA_KEY, ISSUING, ISSUING_KEY, ROOT, ROOT_KEY, OfflineCa
 
 OpenKey = Callable[[bytes], bytes]  # what is in a `ca.key` -> the 32 bytes
 _PROBE = b"cipherbox: this key signs"
@@ -48,8 +48,8 @@ _PROBE = b"cipherbox: this key signs"
 def take_off(
     config: ServerConfig, directory: Path, key_file: bytes, open_key: OpenKey, *, whole: bool
 ) -> list[Path]:
-    """Moves the root key, and for ``whole`` the issuing CA's too, into ``directory``; what was
-    removed here.
+    """Move the root key, and with ``whole`` the issuing CA's, into ``directory``; return the
+    removed files.
     """
     service_key = secret_key(config.encryption.service_key_file)
     root, chain = load_certificate(config.tls.root), certificates_in(config.tls.issuing)
@@ -57,12 +57,12 @@ def take_off(
     if not whole:
         moves = moves[:1]
     elif config.ca.organization or not config.ca.root_key.exists():
-        moves = moves[1:]  # the root's key was never here, or is away already
+        moves = moves[1:]  # the root's key was never here, or was taken off before
     keys = []
     for path, name, certificate in moves:
         if not path.exists():
             raise ConfigError(
-                f"{path} is not here: it was taken off before, or has always been elsewhere"
+                f"{path} does not exist: it was taken off before, or was never on this machine"
             )
         key = key_at(path, service_key)
         if not belongs(key, certificate):
@@ -73,16 +73,16 @@ def take_off(
         keys.append((path, name, certificate, key))
     _check_place(directory, root)
     private_dir(directory)
-    vault = Vault(directory, open_key(key_file))
+    vault = OfflineCa(directory, open_key(key_file))
     write_private(directory / CA_KEY, key_file)
     write_atomic(directory / ROOT, pki.pem(root))
     write_atomic(directory / ISSUING, pki.pem(*chain))
     for _, name, _, key in keys:
         write_private(directory / name, pki.key_pem(key, vault.key))
     sync_directory(directory.parent)
-    again = Vault(directory, open_key(read_private(directory / CA_KEY)))
+    copied = OfflineCa(directory, open_key(read_private(directory / CA_KEY)))
     for _, name, certificate, _ in keys:
-        _prove(again.authority(name, certificate))
+        _prove(copied.authority(name, certificate))
     if whole:
         _set_offline(config, True)
     for path, _, _, _ in keys:
@@ -94,16 +94,14 @@ def take_off(
 def _check_place(directory: Path, root: x509.Certificate) -> None:
     there = directory / ROOT
     if there.exists() and load_certificate(there) != root:
-        raise ConfigError(
-            f"{directory} holds another CA already", remedy="choose another directory"
-        )
+        raise ConfigError(f"{directory} already has another CA", remedy="choose another directory")
     if (
         not there.exists()
         and directory.is_dir()
         and any((directory / n).exists() for n in (ROOT_KEY, ISSUING_KEY))
     ):
         raise ConfigError(
-            f"{directory} holds keys of an unknown CA", remedy="choose another directory"
+            f"{directory} has keys of an unknown CA", remedy="choose another directory"
         )
 
 
@@ -114,8 +112,8 @@ def _prove(authority: pki.Authority) -> None:
     key.verify(authority.key.sign(_PROBE, how), _PROBE, how)
 
 
-def bring_back(config: ServerConfig, vault: Vault, *, whole: bool) -> list[Path]:
-    """Copies the root key, and for ``whole`` the issuing CA's too, back to HQ; what is here now."""
+def bring_back(config: ServerConfig, vault: OfflineCa, *, whole: bool) -> list[Path]:
+    """Copy the root key, and with ``whole`` the issuing CA's, back to HQ; return their files."""
     service_key = secret_key(config.encryption.service_key_file)
     root, chain = load_certificate(config.tls.root), certificates_in(config.tls.issuing)
     moves = [(config.ca.root_key, ROOT_KEY, root), (config.ca.issuing_key, ISSUING_KEY, chain[0])]
@@ -135,9 +133,9 @@ def bring_back(config: ServerConfig, vault: Vault, *, whole: bool) -> list[Path]
     return [path for path, _ in found]
 
 
-def renew(config: ServerConfig, vault: Vault | None) -> x509.Certificate:
-    """The issuing CA for another ten years, same name and key; the root's key is in ``vault``
-    or, for None, here.
+def renew(config: ServerConfig, vault: OfflineCa | None) -> x509.Certificate:
+    """Renew the issuing CA for ten years, with the same name and key; the root's key is in
+    ``vault`` or, if that is None, at HQ.
     """
     if config.ca.offline:
         raise ConfigError(
@@ -155,7 +153,7 @@ def renew(config: ServerConfig, vault: Vault | None) -> x509.Certificate:
         root = pki.Authority(material.root, key)
     else:
         raise ConfigError(
-            f"{config.ca.root_key} is not here", remedy="bring the root key back: --root DIRECTORY"
+            f"{config.ca.root_key} does not exist", remedy="name its directory: --root DIRECTORY"
         )
     renewed = pki.renew_issuing(material.authority, root).certificate
     checked_issuing([renewed], material.root, str(config.tls.issuing), clock.now())
@@ -166,7 +164,7 @@ def renew(config: ServerConfig, vault: Vault | None) -> x509.Certificate:
 
 
 def ask_organization(config: ServerConfig) -> Path:
-    """The issuing CA's request, for the organization to sign, once more; where it is."""
+    """Write the issuing CA's request again, for the organization to sign; return its file."""
     key = key_at(config.ca.issuing_key, secret_key(config.encryption.service_key_file))
     path = config.directory / CA_REQUEST
     write_atomic(path, pki.csr_pem(pki.make_ca_csr(key, config.server.name)))
@@ -174,7 +172,7 @@ def ask_organization(config: ServerConfig) -> Path:
 
 
 def _set_offline(config: ServerConfig, offline: bool) -> None:
-    """`[ca] offline` in the settings file, every other line as it was."""
+    """Set `[ca] offline` in the settings file, keeping all other lines."""
     path, word = config.file.resolve(), str(offline).lower()
     head, table, rest = path.read_text("utf-8-sig").partition("[ca]")
     body, next_table, tail = rest.partition("\n[")

@@ -1,8 +1,8 @@
-"""HQ's certificates and private keys, as its files hold them.
+"""HQ's certificates and private keys, in files.
 
-`ca/issuing.crt` holds the issuing CA and, where an organization's root is not directly above it,
-the CAs between, each followed by the one that issued it.  HQ's own certificate is replaced in the
-three steps of `pki.key_replacement`, so that a crash leaves an HQ that starts.
+`ca/issuing.crt` has the issuing CA and any intermediate CAs up to an organization's root, each
+followed by its issuer.  HQ's own certificate is replaced in the three steps of
+`pki.key_replacement`, so that a crash leaves an HQ that starts.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from cipherbox.pki.key_replacement import KeyReplacement
 from cipherbox.pki.profile import check_ca, check_dates, extensions_of, signs_lists, verify_issuing
 from cipherbox.portable import read_private, unreadable, write_atomic
 
-CA_REQUEST = "ca/issuing.csr"  # in HQ's directory: what an organization is asked to sign
+CA_REQUEST = "ca/issuing.csr"  # in HQ's directory: for an organization to sign
 _CAS = 3  # of a chain of four
-_CHAIN_BYTES = 7 * 1024  # a key bundle holds its certificates, and has a bound
+_CHAIN_BYTES = 7 * 1024  # key bundles, which are bounded, contain the chain
 CLOCK = "if it is wrong, set it (timedatectl set-ntp true)"
 
 
 def certificates_in(path: Path) -> list[x509.Certificate]:
-    """All certificates of a PEM file; ConfigError names it."""
+    """Return all certificates of a PEM file; raise ConfigError, naming it."""
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -41,19 +41,19 @@ def certificates_in(path: Path) -> list[x509.Certificate]:
     except CipherBoxError:
         found = []
     if not found or data.count(b"-----BEGIN") != len(found):
-        raise ConfigError(f"{path} holds no certificate, or half a one: is it half written?")
+        raise ConfigError(f"{path} has no certificate, or an incomplete one")
     return found
 
 
 def load_certificate(path: Path) -> x509.Certificate:
-    """The first certificate of a PEM file; ConfigError names it."""
+    """Return the first certificate of a PEM file; raise ConfigError, naming it."""
     return certificates_in(path)[0]
 
 
 @attrs.frozen
 class Credentials:
-    """``chain``: the issuing CA, then the CAs between it and the root.  ``authority`` None: its
-    key is elsewhere.
+    """HQ's certificates and keys.  ``chain`` is the issuing CA and the CAs between it and the root;
+    ``authority`` is None if the issuing CA's key is elsewhere.
     """
 
     root: x509.Certificate
@@ -67,18 +67,16 @@ class Credentials:
         return self.chain[0]
 
     def context(self) -> ssl.SSLContext:
-        """For the listeners."""
+        """Return the TLS context of the listeners."""
         return server_context([self.server, *self.chain], self.server_key, [self.root, *self.chain])
 
     def try_out(self) -> None:
-        """A handshake as a client would make it; NotAccepted or Cut says what the client would
-        see.
-        """
+        """Perform a handshake as a client would; raise the error a client would get."""
         shake_hands(self.context(), client_context(self.root))
 
 
 def read_material(config: ServerConfig, *, settle: bool = True) -> Credentials:
-    """Reads the files that the settings name; ConfigError names the one that is wrong."""
+    """Read the files that the settings name; raise ConfigError, naming an invalid one."""
     check_answered(config)
     service_key = secret_key(config.encryption.service_key_file)
     chain = certificates_in(config.tls.issuing)
@@ -98,10 +96,10 @@ def is_waiting(config: ServerConfig) -> bool:
 
 
 def check_answered(config: ServerConfig) -> None:
-    """ConfigError while it is."""
+    """Raise ConfigError while it is."""
     if is_waiting(config):
         raise ConfigError(
-            "the organization's answer is missing",
+            "the organization has not signed HQ's requests yet",
             remedy=(
                 f"let it sign what `cipherbox init` wrote to {config.directory / 'ca'}, "
                 f"then: cipherbox ca import FILE --hq {config.directory}"
@@ -110,12 +108,12 @@ def check_answered(config: ServerConfig) -> None:
 
 
 def key_at(path: Path, key: bytes) -> pki.PrivateKey:
-    """The private key in a file that only this user can read, encrypted under ``key``."""
+    """Return the private key in a private file, encrypted under ``key``."""
     return pki.load_key(read_private(path), key, str(path))
 
 
 def belongs(key: pki.PrivateKey, certificate: x509.Certificate) -> bool:
-    """Whether the certificate is of this key."""
+    """Return whether a certificate is for this key."""
     return pki.spki(key.public_key()) == pki.spki_of(certificate)
 
 
@@ -125,8 +123,8 @@ def belongs(key: pki.PrivateKey, certificate: x509.Certificate) -> bool:
 def server_key(
     config: ServerConfig, service_key: bytes, certificate: x509.Certificate, *, settle: bool
 ) -> pki.PrivateKey:
-    """Return the key of HQ's certificate, put in its place (``settle``) where a crash left it
-    beside.
+    """Return the key of HQ's certificate; ``settle`` completes a replacement that a crash
+    interrupted.
     """
     key = KeyReplacement(config.tls.key, service_key).key_of(certificate, settle=settle)
     if key is None:
@@ -135,13 +133,13 @@ def server_key(
 
 
 def next_key(config: ServerConfig) -> pki.PrivateKey:
-    """Return the key that HQ's next certificate is for; make it if there is none yet."""
+    """Return the key for HQ's next certificate, creating it if there is none."""
     service_key = secret_key(config.encryption.service_key_file)
     return KeyReplacement(config.tls.key, service_key).next_key()
 
 
 def put_server(config: ServerConfig, certificate: x509.Certificate) -> None:
-    """Replace HQ's certificate by the one for `next_key`; ConfigError if it is for another key."""
+    """Replace HQ's certificate by the one for `next_key`; raise ConfigError for another key."""
     service_key = secret_key(config.encryption.service_key_file)
     server_key(config, service_key, certificate, settle=False)
     write_atomic(config.tls.certificate, pki.pem(certificate))
@@ -157,8 +155,8 @@ def checked_issuing(
     where: str,
     at: datetime.datetime | None = None,
 ) -> list[x509.Certificate]:
-    """The chain from an issuing CA up to, without, the root; ConfigError says what is wrong with
-    it.
+    """Return the chain from an issuing CA up to, without, the root; raise ConfigError if it is
+    invalid.
     """
     chain = [c for c in found if c != root]
     if not chain:
@@ -166,14 +164,13 @@ def checked_issuing(
     first = _text(chain[0])
     if not is_ca(chain[0]):
         raise ConfigError(
-            f"{where}: {first} is no CA: it may not sign others (CA:TRUE and keyCertSign are "
-            "missing)"
+            f"{where}: {first} is not a CA certificate (CA:TRUE and keyCertSign are missing)"
         )
     if len(chain) > _CAS or sum(len(pki.der(c)) for c in chain) > _CHAIN_BYTES:
         raise ConfigError(
             f"{where}: more than {_CAS} CAs below the root, or more than {_CHAIN_BYTES} "
             "bytes of them",
-            remedy="take as root one that is nearer",
+            remedy="use a CA closer to the issuing CA as root",
         )
     try:
         verify_issuing(chain, root, at)
@@ -187,7 +184,7 @@ def checked_issuing(
 def _why(
     chain: list[x509.Certificate], root: x509.Certificate, at: datetime.datetime | None
 ) -> str:
-    """Which certificates of a chain do not belong together, and why."""
+    """Return which certificates of a chain do not belong together, and why."""
     for depth, (child, parent) in enumerate(zip(chain, [*chain[1:], root], strict=True)):
         if not issued(child, parent):
             if any(issued(child, other) for other in (*chain, root)):
@@ -207,7 +204,7 @@ def _why(
 
 
 def is_ca(certificate: x509.Certificate) -> bool:
-    """Whether it may sign other certificates."""
+    """Return whether a certificate may sign others."""
     try:
         found = extensions_of(certificate)
     except BundleNotCertified:
@@ -221,10 +218,10 @@ def is_ca(certificate: x509.Certificate) -> bool:
 
 
 def issued(child: x509.Certificate, parent: x509.Certificate) -> bool:
-    """Whether names and signature say so."""
+    """Return whether ``parent`` issued ``child``, by names and signature."""
     try:
         child.verify_directly_issued_by(parent)
-    except Exception:  # names, keys and signatures fail in many ways; each means no
+    except Exception:  # names, keys and signatures fail in many ways, all of which mean no
         return False
     return True
 
@@ -234,8 +231,8 @@ def _text(certificate: x509.Certificate) -> str:
 
 
 def dates(material: Credentials, at: datetime.datetime) -> list[str]:
-    """What begins later or has ended by this machine's clock, of all that HQ cannot renew by
-    itself.
+    """Return which certificates that HQ cannot renew itself are not valid yet or have expired, by
+    this machine's clock.
     """
     named = [("the root", material.root)]
     named += [

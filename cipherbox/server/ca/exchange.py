@@ -1,10 +1,8 @@
-"""Requests for a CA that is elsewhere, and what comes back: of clients, of HQ itself, of the
-issuing CA.
+"""Exchange with an offline CA: requests of clients, of HQ and of the issuing CA, and its answers.
 
-`export` is the document that is carried there; `take` believes nothing of what comes back before it
-is checked against the root, and then hands each certificate only to the request with the same name
-and the same key.  All is checked, HQ's own in a handshake as a client would make it, before
-anything is taken.
+`export` writes the document for the CA.  `take` verifies its answer against the root and assigns
+each certificate only to the request with the same name and key.  Everything is checked, HQ's own
+certificate in a handshake as a client would perform it, before anything takes effect.
 """
 
 from __future__ import annotations
@@ -38,7 +36,7 @@ log = get_logger(__name__)
 
 
 class CaExchange:
-    """See the module."""
+    """The exchange with an offline CA."""
 
     def __init__(
         self,
@@ -55,8 +53,8 @@ class CaExchange:
         self._revocations = revocations
 
     async def export(self, own: Enrolment | None = None) -> bytes:
-        """The requests that wait for the CA, and what its next revocation list must hold;
-        ``own``: HQ's, if not due.
+        """Return the document with pending requests and the contents of the next revocation list;
+        ``own`` adds HQ's request even if it is not due.
         """
         rows = await self._engine.in_store(self._store.enrolments, (APPROVED,))
         if own is not None:
@@ -71,11 +69,11 @@ class CaExchange:
         )
 
     async def take(self, document: bytes) -> int:
-        """What the CA signed; how many certificates and lists of it were new here."""
+        """Import what the CA signed; return the number of new certificates and lists."""
         signed = read_signed(document)
         if self._trust.authority is not None and (signed.leaves or signed.lists):
             raise Forbidden(
-                "the issuing CA's key is at HQ, which signs by itself; nothing is carried"
+                "the issuing CA's key is at HQ, which signs its clients' requests itself"
             )
         async with self._enrolments.lock:
             return await self._take(signed)
@@ -92,7 +90,7 @@ class CaExchange:
         least = await self._engine.in_store(self._trust.crl_number)
         lists = [(check_crl(der, trust.issuing, clock.now(), least), der) for der in signed.lists]
         rows = await self._engine.in_store(self._store.enrolments, (APPROVED, ENDED, REFUSED))
-        # of two with one key the one that still counts
+        # of two with the same key, the one that is still pending
         rows.sort(key=lambda row: row.state != APPROVED)
         key = secret_key(self._live.now.encryption.service_key_file)
         for leaf in own or [trust.server]:
@@ -121,15 +119,15 @@ class CaExchange:
             for leaf in others
             if (row := _row_of(rows, pki.common_name(leaf), leaf)) is not None
         ]
-        # of two homes of one id the later one
+        # of two homes with the same id, the later one
         for row, leaf in sorted(found, key=lambda one: -one[0].created_at):
             if row.role != HQ_ROLE:
                 count += await self._enrolments.take(
                     row, (pki.der(leaf), *(pki.der(c) for c in above))
                 )
-        for says, der in lists:
-            await self._revocations.apply_list(says, der)
-            count += says.number > least
+        for crl, der in lists:
+            await self._revocations.apply_list(crl, der)
+            count += crl.number > least
         return count
 
     async def _take_own(self, leaf: x509.Certificate, rows: list[Enrolment]) -> bool:
@@ -149,7 +147,7 @@ class CaExchange:
 def _sorted(
     signed: Signed, above: list[x509.Certificate], root: x509.Certificate
 ) -> tuple[list[x509.Certificate], list[x509.Certificate]]:
-    """HQ's own certificates and the others, all proven under the root."""
+    """Return HQ's own certificates and the others, all verified up to the root."""
     own: list[x509.Certificate] = []
     others: list[x509.Certificate] = []
     for leaf in signed.leaves:

@@ -1,10 +1,10 @@
-"""The directory of a CA that is not at HQ: on a USB stick, or on a machine of its own.
+"""The directory of an offline CA: on a USB stick, or on a machine of its own.
 
     root.crt issuing.crt     as at HQ
-    root.key issuing.key     encrypted under ca.key; one of the two where only that was carried away
-    ca.key                   32 random bytes, plain or under a password (as a client's `local.key`)
+    root.key issuing.key     encrypted under ca.key; one of them if the other stayed at HQ
+    ca.key                   32 random bytes, plain or under a password, as a client's `local.key`
 
-Whoever calls opens `ca.key`; nothing here asks for a password.
+The caller opens `ca.key`; nothing here asks for a password.
 """
 
 from __future__ import annotations
@@ -31,9 +31,7 @@ ROOT_KEY, ISSUING_KEY = "root.key", "issuing.key"
 
 @attrs.frozen
 class Request:
-    """A request that was carried to the offline CA; ``hq``: what HQ calls itself, in its own
-    request.
-    """
+    """A request for the offline CA; ``hq`` is HQ's name in its own request, else empty."""
 
     client_id: str
     number: str
@@ -42,8 +40,8 @@ class Request:
 
 
 @attrs.frozen
-class Vault:
-    """The directory, with what `ca.key` stands for."""
+class OfflineCa:
+    """The directory of an offline CA, and the key in its `ca.key`."""
 
     directory: Path
     key: bytes = attrs.field(repr=False)
@@ -52,17 +50,17 @@ class Vault:
         return load_certificate(self.directory / ROOT)
 
     def chain(self) -> list[x509.Certificate]:
-        """The issuing CA, then those between it and the root."""
+        """Return the issuing CA and those between it and the root."""
         return certificates_in(self.directory / ISSUING)
 
     def authority(self, key: str, certificate: x509.Certificate) -> pki.Authority:
-        """`ROOT_KEY` or `ISSUING_KEY` with its certificate; ConfigError if it is not there, or
-        of another CA.
+        """Return `ROOT_KEY` or `ISSUING_KEY` with its certificate; raise ConfigError if the key is
+        missing or of another CA.
         """
         path = self.directory / key
         if not path.exists():
             raise ConfigError(
-                f"{path} is not there: is this the right directory, and is it mounted?"
+                f"{path} does not exist: is this the right directory, and is it mounted?"
             )
         found = key_at(path, self.key)
         if not belongs(found, certificate):
@@ -70,13 +68,13 @@ class Vault:
                 f"{path} is the key of another CA, not of "
                 f"{certificate.subject.rfc4514_string()} with SHA-256 "
                 f"{pki.fingerprint(certificate).hex()}",
-                remedy="bring back the right one",
+                remedy="name the directory with the right key",
             )
         return pki.Authority(certificate, found)
 
     def renew_issuing(self) -> x509.Certificate:
-        """The issuing CA for another ten years, with both keys here; `sign_offline` carries it
-        to HQ.
+        """Renew the issuing CA for ten years, with both keys here; the next `sign_offline` includes
+        it.
         """
         issuing = self.authority(ISSUING_KEY, self.chain()[0])
         renewed = pki.renew_issuing(issuing, self.authority(ROOT_KEY, self.root())).certificate
@@ -85,11 +83,11 @@ class Vault:
 
 
 def read_requests(document: bytes) -> list[Request]:
-    """The requests in a document HQ exported; InvalidRequest if it is none."""
+    """Return the requests in HQ's document; raise InvalidRequest if it is not one."""
     try:
         data = orjson.loads(document)
         if data["format"] != REQUESTS_FORMAT:
-            raise InvalidRequest(f"this file is not of the format {REQUESTS_FORMAT}")
+            raise InvalidRequest(f"this file does not have the format {REQUESTS_FORMAT}")
         return [
             Request(
                 check_client_id(r["client_id"]),
@@ -100,11 +98,11 @@ def read_requests(document: bytes) -> list[Request]:
             for r in data["requests"]
         ]
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise InvalidRequest("this file holds no requests of an HQ") from None
+        raise InvalidRequest("this file contains no requests of an HQ") from None
 
 
-def sign_offline(vault: Vault, document: bytes) -> bytes:
-    """Signs every request of the document, and a new revocation list if it asks for one."""
+def sign_offline(vault: OfflineCa, document: bytes) -> bytes:
+    """Sign all requests of the document and, if it asks for one, a new revocation list."""
     requests, data = read_requests(document), orjson.loads(document)
     chain = vault.chain()
     if data["root"] != pki.fingerprint(vault.root()).hex():

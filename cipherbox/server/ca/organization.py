@@ -1,15 +1,15 @@
-"""HQ under an organization's own CA: `init` asks, the organization signs with its own tools, `ca
-import --hq` finishes.
+"""HQ under an organization's own CA: `init` writes requests, the organization signs them with its
+own tools, `ca import --hq` completes the set-up.
 
-Two ways, as the page `pki` says:
+Two variants, as the manual page `pki` describes:
 
-    --org-ca ROOT.pem       the organization signs our issuing CA; HQ then certifies clients
-    --org-issues CHAIN.pem  the organization certifies HQ, the admin and every client; HQ holds no
-                            CA key
+    --org-ca ROOT.pem       the organization signs HQ's issuing CA; HQ then certifies clients
+    --org-issues CHAIN.pem  the organization certifies HQ, the admin and all clients; HQ has no CA
+                            key
 
-Between the two steps there is everything but certificates: settings, keys, the admin's home, and
-the requests in `ca/`. HQ's certificate is written last, so a crash before it is mended by saying
-the same again.
+Between the two steps everything exists except certificates: settings, keys, the admin's home, and
+the requests in `ca/`.  HQ's certificate is written last, so after a crash the command can be
+repeated.
 """
 
 from __future__ import annotations
@@ -74,10 +74,10 @@ def ask(
     admin_home: Path,
     database: DatabaseSettings | None,
 ) -> list[Path]:
-    """HQ's directory up to the requests; their files, for the organization to sign.
+    """Create HQ's directory with requests for the organization to sign; return their files.
 
-    ``org``: its root in PEM or, where it ``issues`` everything, the issuing CA and those up to the
-    root.
+    ``org`` has its root in PEM or, if it ``issues`` everything, the chain from the issuing CA to
+    the root.
     """
     check_free(directory, admin_id, admin_home)
     root, chain = _given_cas(org, issues)
@@ -118,13 +118,13 @@ def _given_cas(org: Path, issues: bool) -> tuple[x509.Certificate, list[x509.Cer
     if issues:
         if not chain:
             raise ConfigError(
-                f"{org}: name the CA that certifies HQ and its clients first, then those up to "
+                f"{org}: must contain the CA that certifies HQ and its clients, then those up to "
                 "the root"
             )
         checked_issuing(chain, root, str(org), clock.now())
     elif chain:
         raise ConfigError(
-            f"{org}: name one certificate, that of the root; those between come with the answer"
+            f"{org}: must contain only the root; intermediate CAs come with the answer"
         )
     _check_root(root, org)
     return root, chain
@@ -139,8 +139,8 @@ def _check_root(root: x509.Certificate, where: Path) -> None:
 
 
 def finish(config: ServerConfig, admin_home: Path, document: bytes) -> None:
-    """Takes the organization's answer: from here on HQ can be served.  ConfigError or a
-    BundleError: nothing taken.
+    """Import the organization's answer, after which HQ can run; raise ConfigError or a BundleError,
+    changing nothing, if it is invalid.
     """
     signed, root = read_signed(document), certificates_in(config.tls.root)[0]
     admin = load_client_config(admin_home)
@@ -165,7 +165,7 @@ def finish(config: ServerConfig, admin_home: Path, document: bytes) -> None:
 
 
 def _check_admin(admin: ClientConfig, root: x509.Certificate, address: str) -> None:
-    """ConfigError when the home is not the one that `init` made beside this HQ: it would be
+    """Raise ConfigError unless the home is the one `init` made with this HQ: it will be
     overwritten.
     """
     known = admin.home / "ca.crt"
@@ -175,9 +175,9 @@ def _check_admin(admin: ClientConfig, root: x509.Certificate, address: str) -> N
         or (known.exists() and certificates_in(known) != [root])
     ):
         raise ConfigError(
-            f"{admin.home} is the home of {admin.client_id} at {admin.address}, and not "
-            "of the admin that `cipherbox init` made with this HQ",
-            remedy="name that one: cipherbox --home DIRECTORY ca import ...",
+            f"{admin.home} is the home of {admin.client_id} at {admin.address}, not of the admin "
+            "that `cipherbox init` created with this HQ",
+            remedy="name that home: cipherbox --home DIRECTORY ca import ...",
         )
 
 
@@ -193,7 +193,7 @@ def _issuing(
         if leaf is not None:
             checked_issuing([leaf], root, "this file")
         raise ConfigError(
-            f"this file holds no certificate for the key in {config.directory / CA_REQUEST}"
+            f"this file has no certificate for the key in {config.directory / CA_REQUEST}"
         )
     return pki.Authority(chain[0], key), chain
 
@@ -212,8 +212,8 @@ def _both(
     for found, file in ((server, HQ_REQUEST), (person, ADMIN_REQUEST)):
         if found is None:
             raise ConfigError(
-                f"there is no certificate for the key in {file}",
-                remedy="give both, and the revocation list",
+                f"no certificate for the key in {file}",
+                remedy="import both certificates and the revocation list",
             )
     assert server is not None
     assert person is not None
@@ -226,22 +226,20 @@ def _both(
         except BundleNotCertified as error:
             raise ConfigError(f"the answer to {file}: {error}") from None
     if not for_hq(server) or pki.common_name(person) != admin_id:
-        raise ConfigError(f"the common name of the admin's certificate is to be {admin_id}")
+        raise ConfigError(f"the common name of the admin's certificate must be {admin_id}")
     return server, person
 
 
 def _list_of(signed: Signed, issuing: x509.Certificate) -> bytes:
     if len(signed.lists) != 1:
-        raise ConfigError(
-            "give the issuing CA's revocation list (PEM) too: clients do not go without one"
-        )
+        raise ConfigError("the issuing CA's revocation list (PEM) is missing: clients require one")
     check_crl(signed.lists[0], issuing, clock.now())
     return signed.lists[0]
 
 
 def put_by_hand(config: ServerConfig, document: bytes) -> int:
-    """HQ's own certificate, or that of the issuing CA, into the files of an HQ that cannot be
-    reached; how many.
+    """Write HQ's own certificate, or the issuing CA's, into the files of an HQ that cannot be
+    reached; return their number.
     """
     signed, root = read_signed(document), certificates_in(config.tls.root)[0]
     current, key = (
@@ -265,7 +263,7 @@ def put_by_hand(config: ServerConfig, document: bytes) -> int:
 
 
 def own_row(config: ServerConfig) -> Enrolment:
-    """HQ's own request, for its next key."""
+    """Return HQ's own request, for its next key."""
     root = certificates_in(config.tls.root)[0]
     return request_row(
         HQ_NAME, HQ_ROLE, pki.make_csr(next_key(config), config.server.name), pki.fingerprint(root)
@@ -273,7 +271,7 @@ def own_row(config: ServerConfig) -> Enrolment:
 
 
 def own_request(config: ServerConfig) -> bytes:
-    """As `CaExchange.export`, with HQ's own request alone and no list asked for: for an HQ that
+    """Return a document with HQ's own request only, without asking for a list: for an HQ that
     cannot be reached.
     """
     fingerprint = pki.fingerprint(certificates_in(config.tls.root)[0])
@@ -281,7 +279,7 @@ def own_request(config: ServerConfig) -> bytes:
 
 
 def runs(config: ServerConfig) -> bool:
-    """Whether a process serves this directory now."""
+    """Return whether an HQ is running in this directory."""
     try:
         with lock_file(config.directory / LOCK, "HQ's directory"):
             return False

@@ -1,13 +1,13 @@
-"""HQ's own certificate: renewed by itself when two thirds of its life are over, and no connection
-notices.
+"""HQ's own certificate: renewed automatically after two thirds of its life, without dropping
+connections.
 
-While the issuing CA's key is here HQ does it alone.  With the CA elsewhere its request waits among
-those of the clients (`cipherbox ca export`), under a name that no client has.  New connections are
-shown the new certificate; those that are open stay.  What cannot be now (a full disk, a directory
-that cannot be written) is tried again, and the old certificate serves meanwhile.
+If the issuing CA's key is here HQ signs it.  With an offline CA its request waits among those of
+the clients (`cipherbox ca export`), under a name that no client has.  New connections get the new
+certificate; open ones continue.  After a failure (a full disk, a read-only directory) it is
+retried, and the old certificate stays in use.
 
-A certificate that begins later than now is renewed as well: it was made while this machine's clock
-was ahead.  And so is one that the CA's revocation list names.
+A certificate that is not valid yet is renewed, too: it was made while this machine's clock was
+ahead.  So is one that the CA's revocation list names.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ from cipherbox.server.live_config import LiveConfig
 from cipherbox.store.port import Store
 
 log = get_logger(__name__)
-LOOK_S = 3600.0
+CHECK_S = 3600.0
 RETRY_S = 60.0
-# what a new certificate, or a reload, brings into effect; it cannot fail
+# puts a new certificate, or a reload, into effect; it cannot fail
 TakeOver = Callable[[ServerConfig, Credentials, ssl.SSLContext], None]
 
 
 class OwnCertificate:
-    """See the module.  ``trouble``: why it could not be renewed; ``waiting``: its request's
-    number, at the CA.
+    """HQ's own certificate.  ``trouble`` says why it could not be renewed; ``waiting`` is the
+    number of its request at the CA.
     """
 
     def __init__(
@@ -55,8 +55,8 @@ class OwnCertificate:
         self.trouble = self.waiting = ""
 
     async def begin(self) -> None:
-        """Before HQ listens: ConfigError when by this clock its CA cannot be; renews what has
-        ended.
+        """Renew an expired certificate before HQ listens; raise ConfigError if its CA is not valid
+        by this machine's clock.
         """
         trust = self._trust
         if wrong := dates(trust.material, clock.now()):
@@ -64,24 +64,24 @@ class OwnCertificate:
         await self.renew_if_due()
         if self.trouble and trust.server.not_valid_after_utc <= clock.now():
             raise ConfigError(
-                f"HQ's certificate has ended and could not be renewed: {self.trouble}"
+                f"HQ's certificate has expired and could not be renewed: {self.trouble}"
             )
         try:
             pki.verify_chain([trust.server, *trust.material.chain], trust.root, None, pki.SERVER)
         except BundleNotCertified as error:
-            raise ConfigError(f"HQ's certificate is nothing that clients accept: {error}") from None
+            raise ConfigError(f"clients do not accept HQ's certificate: {error}") from None
 
     async def run(self) -> None:
-        """Until cancelled."""
+        """Renew the certificate when it is due, until cancelled."""
         while True:
             due_s = (pki.renew_at(self._trust.server) - clock.now()).total_seconds()
             await trio.sleep(
-                RETRY_S if self.trouble else min(LOOK_S, due_s) if due_s > 0 else LOOK_S
+                RETRY_S if self.trouble else min(CHECK_S, due_s) if due_s > 0 else CHECK_S
             )
             await self.renew_if_due()
 
     async def renew_if_due(self) -> None:
-        """Renews the certificate, or asks for one, if it is time."""
+        """Renew the certificate, or request it from the CA, if it is due."""
         server, now = self._trust.server, clock.now()
         due = (
             pki.is_due(server, now)
@@ -103,7 +103,7 @@ class OwnCertificate:
                 log.error("HQ's certificate could not be renewed", extra={"error": self.trouble})
 
     def adopt(self) -> None:
-        """New connections see what the files hold now."""
+        """Use the certificates in the files for new connections."""
         config = self._live.now
         material = read_material(config)
         material.try_out()
@@ -130,4 +130,4 @@ class OwnCertificate:
         number = row.number
         if number != self.waiting:
             self.waiting = number
-            log.warning("HQ's certificate waits for the CA", extra={"number": number})
+            log.warning("HQ's certificate request waits for the CA", extra={"number": number})

@@ -1,6 +1,4 @@
-"""Requests that wait for a CA that is elsewhere, as rows of the store and as the document that is
-carried there.
-"""
+"""Requests for an offline CA, as rows of the store and as the document for the CA."""
 
 from __future__ import annotations
 
@@ -20,7 +18,7 @@ _YEAR_MS = 365 * 24 * 3600 * 1000
 
 
 def request_row(client_id: str, role: str, csr: bytes, root_fingerprint: bytes) -> Enrolment:
-    """A request that nobody has to let go."""
+    """Return a request that needs no approval."""
     now, number = (
         pki.ms(clock.now()),
         pki.enrol_number(root_fingerprint, pki.spki(pki.key_of_csr(csr))),
@@ -36,7 +34,7 @@ def requests_document(
     revoked: Sequence[tuple[str, datetime]],
     crl_number: int,
 ) -> bytes:
-    """What is carried to the CA; ``crl_number`` 0: no list is asked for."""
+    """Return the document for the CA; with ``crl_number`` 0 it asks for no list."""
     document = {
         "format": REQUESTS_FORMAT,
         "root": root_fingerprint.hex(),

@@ -1,9 +1,8 @@
-"""What comes back from a CA that is elsewhere: our offline CA's document, or plain PEM that other
-tools made.
+"""Answers of an offline CA: our offline CA's document, or plain PEM from other tools.
 
-Either holds certificates in any number: of clients, of HQ, of the issuing CA itself with the CAs
-between it and the root; and revocation lists of the issuing CA.  The document is in the manual page
-`pki`.  Nothing here is believed yet.
+Both contain any number of certificates: of clients, of HQ, of the issuing CA and the CAs between it
+and the root; and revocation lists of the issuing CA.  The manual page `pki` describes the document.
+Nothing is verified here.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ CERTIFICATES_FORMAT, REQUESTS_FORMAT = "cipherbox-certificates-1", "cipherbox-re
 
 
 class Signed(NamedTuple):
-    """``cas`` in the order in which they came."""
+    """The contents of an answer; ``cas`` are in their original order."""
 
     cas: list[x509.Certificate]
     leaves: list[x509.Certificate]
@@ -33,7 +32,7 @@ class Signed(NamedTuple):
 
 
 def read_signed(document: bytes) -> Signed:
-    """InvalidRequest if it is neither."""
+    """Parse an answer; raise InvalidRequest if it is neither of the two."""
     found, lists = _pem(document) if b"-----BEGIN" in document else _document(document)
     once = list(dict.fromkeys(found))
     return Signed([c for c in once if is_ca(c)], [c for c in once if not is_ca(c)], lists)
@@ -47,7 +46,7 @@ def _pem(document: bytes) -> tuple[list[x509.Certificate], list[bytes]]:
         raise InvalidRequest(str(error)) from None
     if document.count(b"-----BEGIN") != len(found) + len(lists):
         raise InvalidRequest(
-            "this file holds something other than whole certificates and revocation lists"
+            "this file contains something other than complete certificates and revocation lists"
         )
     return found, lists
 
@@ -57,11 +56,11 @@ def _document(document: bytes) -> tuple[list[x509.Certificate], list[bytes]]:
         data = orjson.loads(document)
         if data["format"] == REQUESTS_FORMAT:
             raise InvalidRequest(
-                "these are the requests",
-                remedy="carry them to the CA: cipherbox ca sign, then import what it wrote",
+                "this file contains the requests, not the CA's answer",
+                remedy="sign them at the CA (cipherbox ca sign), then import its answer",
             )
         if data["format"] != CERTIFICATES_FORMAT:
-            raise InvalidRequest(f"this file is not of the format {CERTIFICATES_FORMAT}")
+            raise InvalidRequest(f"this file does not have the format {CERTIFICATES_FORMAT}")
         ders = [
             base64.b64decode(c, validate=True)
             for item in data["certificates"]
@@ -73,12 +72,12 @@ def _document(document: bytes) -> tuple[list[x509.Certificate], list[bytes]]:
     except InvalidRequest:
         raise
     except (ValueError, KeyError, TypeError, AttributeError, BundleNotCertified):
-        raise InvalidRequest("this file is neither what the offline CA signed nor PEM") from None
+        raise InvalidRequest("this file is neither an offline CA's answer nor PEM") from None
 
 
 def for_hq(leaf: x509.Certificate) -> bool:
-    """Whether it is HQ's own certificate and no client's; InvalidRequest if no client would know
-    HQ by it.
+    """Return whether it is HQ's certificate rather than a client's; raise InvalidRequest if clients
+    would not recognize HQ by it.
     """
     try:
         found = extensions_of(leaf)
@@ -91,15 +90,15 @@ def for_hq(leaf: x509.Certificate) -> bool:
         return True
     raise InvalidRequest(
         f"HQ's certificate needs the DNS name {pki.SERVER_NAME} (subjectAltName)",
-        remedy="have it signed anew",
+        remedy="have it signed again",
     )
 
 
 def issuing_chain(signed: Signed, key: bytes, root: x509.Certificate) -> list[x509.Certificate]:
-    """The issuing CA with this key (SubjectPublicKeyInfo), and those above it; empty when the file
-    holds none.
+    """Return the issuing CA with this key (SubjectPublicKeyInfo) and those above it; empty if the
+    file has none.
 
-    ConfigError: they do not lead to the root in this order.
+    Raise ConfigError if they do not lead to the root in this order.
     """
     if not any(pki.spki_of(c) == key for c in signed.cas):
         return []

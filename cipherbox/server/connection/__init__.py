@@ -2,20 +2,21 @@
 
 Map, written by `make generate`:
 
-    admission        Who may connect, by certificate; and who is an admin.
+    admission        Admission: identify a connection by its certificate, and decide whether it may
+                     connect.
     backpressure     Back-pressure: memory HQ holds for its peers, by client, with a high and a low
                      water mark.
     budget           What each kind of frame costs, and what a client may spend in a minute.
-    in_flight        What one connection has asked and HQ has not answered yet.
-    incoming         The frame that is coming in on one connection: its bytes are counted as they
-                     come, and its pace is judged.
-    listeners        Listeners: TCP, then TLS within a deadline and a bounded number at once, then
+    in_flight        Requests and publishes of one connection that HQ has not answered yet.
+    incoming         The frame being received on one connection: its bytes are counted as they
+                     arrive, and its rate is checked.
+    listeners        Listeners: TCP, then TLS with a deadline and bounded concurrency, then
                      (WebSocket and) a session.
-    outgoing         What waits to be sent to one peer, in order, and the task that sends it.
-    peer             A connection as the engine sees it, and what all connections are told.
-    registry         The open connections: how many HQ accepts, from whom, and what all of them are
-                     told.
+    outgoing         The send queue of one peer, and the task that sends it, in order.
+    peer             The engine's view of a connection, and the notifications that all connections
+                     get.
+    registry         The registry of open connections: limits by client, and notifications to all of
+                     them.
     session          One connection: a nursery with a reader and a writer; HQ's clock calls `tick`.
-    unauthenticated  Connections that have not said who they are: bounded by address and in all,
-                     before any TLS.
+    unauthenticated  Unauthenticated connections: bounded by address and in total, before any TLS.
 """

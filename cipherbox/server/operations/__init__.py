@@ -2,26 +2,24 @@
 
 Map, written by `make generate`:
 
-    alerts      What an admin should look at now: `cipherbox top` shows it, and the log has it when
-                it begins.
-    backup      Backups: everything an HQ is, in a directory, made beside a running HQ; and restores
-                that prove themselves.
-    check       What `serve` needs besides the settings themselves: keys that are keys, certificates
-                that belong together, places that can be written.
-    counting    What the engine counts: once for each batch, after its commit.
-    drain       Before an upgrade: nothing new is taken, what waits goes out to the consumers that
-                are there, then HQ ends.
-    event_log   What the log says of envelopes: after each commit, in the words the predecessors
-                used.
-    gauges      What HQ is like at this moment, as samples of the table in `ops.metrics`.
+    alerts      Alerts: conditions that an admin should attend to, in `cipherbox top` and in the
+                log.
+    backup      Back up a running HQ into a directory, and restore it with verification.
+    check       Check what `serve` needs besides valid settings: keys, certificates that belong
+                together, writable directories.
+    counting    The engine's counters, updated once per batch after its commit.
+    drain       Drain, before an upgrade: accept nothing new, deliver what waits to connected
+                consumers, then stop.
+    event_log   The event log of envelopes, written after each commit.
+    gauges      The current state of HQ as samples of the metrics in `ops.metrics`, read a few times
+                a minute.
     monitor     The metrics port: /metrics for Prometheus, /healthz and /readyz for a supervisor;
                 plain HTTP on loopback.
-    offline     HQ with its doors closed: what may be done on HQ's own machine while it does not
-                serve.
-    open_store  Opens the store that the configuration names.
-    port_check  Ports that cannot be listened on: why, and what to do.
-    reload      Settings and certificates read again while HQ runs: all or nothing, and no
-                connection notices.
-    setup       `init`: HQ's directory, its CA, its first admin.
-    status      What figures, alerts and lists read of a running HQ.
+    offline     Maintenance on HQ's own machine while HQ is offline.
+    open_store  Open the store that the configuration names.
+    port_check  Check that HQ's ports can be bound, and say why not and what to do.
+    reload      Reload settings and certificates while HQ runs: all or nothing, without dropping
+                connections.
+    setup       `init`: create HQ's directory, its CA and its first admin.
+    status      The interface through which metrics, alerts and lists read a running HQ.
 """

@@ -1,6 +1,6 @@
-"""What an admin should look at now: `cipherbox top` shows it, and the log has it when it begins.
+"""Alerts: conditions that an admin should attend to, in `cipherbox top` and in the log.
 
-The same conditions, with time to wait, are rules for Prometheus in packaging/cipherbox-alerts.yml.
+packaging/cipherbox-alerts.yml has the same conditions as rules for Prometheus.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from cipherbox.server.operations.gauges import certificates
 from cipherbox.server.operations.status import HqStatus
 
 log = get_logger(__name__)
-# HQ renews its certificate and its list long before; what an offline CA makes is carried by hand,
-# and a CA's own certificate needs a root key from a safe.
+# HQ renews its certificate and its list long before; an offline CA's answers are carried by hand,
+# and renewing a CA needs a root key from a safe.
 _SOON_DAYS = {"server": 30, "issuing": 365, "root": 365, "crl": 3, "lists": 3}
 _WHAT = {
     "server": "the server certificate",
@@ -26,54 +26,52 @@ _WHAT = {
     "crl": "the revocation list",
     "lists": "a revocation list of the organization",
 }
-OLD_S = 24 * 3600  # a mailbox nobody empties for a day
-_MOST = 20  # queues named one by one
+OLD_S = 24 * 3600  # a queue that nobody has read for a day
+_MOST = 20  # queues with an alert of their own
 _DAY_S, _DAY_MS = 86_400, 86_400_000
 
 
 def alerts(hq: HqStatus) -> list[Alert]:
-    """The worst first."""
+    """Return the current alerts, critical ones first."""
     found = [*_store(hq), *_certificates(hq), *_queues(hq)]
     if hq.engine.draining:
         found.append(
             Alert(
                 "draining",
                 WARNING,
-                "HQ drains: publishes wait. To take it back: cipherbox drain --undo",
+                "HQ is draining: publishes wait; to cancel: cipherbox drain --undo",
             )
         )
     if hq.memory.closed:
         text = (
-            "HQ is short of memory: publishers wait until slow consumers have taken what is held "
-            "for them"
+            "HQ is low on memory: publishers wait until slow consumers have read what is held for "
+            "them"
         )
         found.append(Alert("memory", WARNING, text))
     return sorted(found, key=lambda a: (a.severity != CRITICAL, a.name))
 
 
 class Watch:
-    """Puts into the log what an admin should look at: when it begins, and once a day while it
-    lasts.
-    """
+    """Logs alerts: when they begin, and once a day while they last."""
 
     def __init__(self, hq: HqStatus) -> None:
         self._hq = hq
-        self._said: dict[tuple[str, str], int] = {}  # (name, severity) -> when
+        self._logged: dict[tuple[str, str], int] = {}  # (name, severity) -> when
 
     def look(self) -> list[Alert]:
-        """Everything that is so now; what is new is in the log."""
+        """Return the current alerts; log new ones."""
         now, found = self._hq.clock_ms(), alerts(self._hq)
         here = Counter((alert.name, alert.severity) for alert in found)
-        for gone in set(self._said) - set(here):
-            del self._said[gone]
+        for gone in set(self._logged) - set(here):
+            del self._logged[gone]
         for alert in found:
             key = (alert.name, alert.severity)
-            if not 0 <= now - self._said.get(key, -_DAY_MS) < _DAY_MS:
-                self._said[key] = now
+            if not 0 <= now - self._logged.get(key, -_DAY_MS) < _DAY_MS:
+                self._logged[key] = now
                 level = logging.ERROR if alert.severity == CRITICAL else logging.WARNING
                 log.log(
                     level,
-                    "To look at: %s",
+                    "Alert: %s",
                     alert.text,
                     extra={"alert": alert.name, "count": here[key]},
                 )
@@ -83,17 +81,13 @@ class Watch:
 def _store(hq: HqStatus) -> list[Alert]:
     found = []
     if hq.engine.outage:
-        found.append(Alert("store", CRITICAL, f"the store does not answer: {hq.engine.outage}"))
+        found.append(Alert("store", CRITICAL, f"the store is not available: {hq.engine.outage}"))
     limits, free = hq.config.limits, free_bytes(hq.config.directory)
     if hq.engine.disk_full:
-        found.append(
-            Alert(
-                "disk", CRITICAL, "the disk is full: publishes are refused, acks go on; make room"
-            )
-        )
+        found.append(Alert("disk", CRITICAL, "the disk is full: publishes are refused; make room"))
     elif free < limits.disk_reserve_bytes + limits.disk_resume_bytes:
         text = (
-            f"{free // 2**20} MiB are free in {hq.config.directory}: publishes are refused soon; "
+            f"only {free // 2**20} MiB are free in {hq.config.directory}: publishes end soon; "
             "make room"
         )
         found.append(Alert("disk", CRITICAL, text))
@@ -105,21 +99,18 @@ def _certificates(hq: HqStatus) -> list[Alert]:
     for name, left_s in certificates(hq).items():
         days = left_s / _DAY_S
         if days < _SOON_DAYS[name]:
-            when = f"ends in {days:.1f} days" if days > 0 else f"ended {-days:.1f} days ago"
+            when = f"expires in {days:.1f} days" if days > 0 else f"expired {-days:.1f} days ago"
             severity = CRITICAL if days < 1 else WARNING
             found.append(
                 Alert(f"certificate-{name}", severity, f"{_WHAT[name]} {when}; {_advice(hq, name)}")
             )
     own, lists = hq.certificate, hq.lists
     if own.trouble:
-        text = (
-            f"HQ's certificate could not be renewed and is tried again every minute: {own.trouble}"
-        )
+        text = f"HQ's certificate could not be renewed; HQ retries every minute: {own.trouble}"
         found.append(Alert("certificate-renewal", WARNING, text))
     if own.waiting:
         text = (
-            f"HQ's own certificate waits for the CA, number {own.waiting}; carry the request: "
-            "cipherbox ca export"
+            f"HQ's own request {own.waiting} waits for the CA; carry it there: cipherbox ca export"
         )
         found.append(Alert("certificate-waiting", WARNING, text))
     if lists.trouble:
@@ -127,19 +118,20 @@ def _certificates(hq: HqStatus) -> list[Alert]:
             Alert(
                 "lists",
                 WARNING,
-                f"a revocation list was refused; what was known stays: {lists.trouble}",
+                f"a revocation list was refused; the previous one stays in effect: {lists.trouble}",
             )
         )
     if lists.chain_revoked:
         what = "hq" if lists.own_is_revoked() else "ca"
-        found.append(Alert(f"revoked-{what}", CRITICAL, f"nobody is let in: {lists.chain_revoked}"))
+        text = f"new connections are refused: {lists.chain_revoked}"
+        found.append(Alert(f"revoked-{what}", CRITICAL, text))
     return found
 
 
 def _advice(hq: HqStatus, name: str) -> str:
     ca = hq.config.ca
     if name == "crl" or (name == "server" and ca.offline):
-        return "carry the requests to the CA, and its answer back: cipherbox ca export"
+        return "carry the requests to the CA and its answer back: cipherbox ca export"
     if name == "lists":
         return f"put a newer one in {ca.revocation_lists}"
     if name == "issuing":
@@ -149,9 +141,9 @@ def _advice(hq: HqStatus, name: str) -> str:
             else "cipherbox ca renew"
         )
     return (
-        "every client must join an HQ with a new root before: cipherbox manual pki"
+        "before that all clients must join an HQ with a new root: cipherbox manual pki"
         if name == "root"
-        else ("HQ renews it by itself; why not, is in its log")
+        else ("HQ renews it automatically; its log says why it has not")
     )
 
 
@@ -162,8 +154,8 @@ def _queues(hq: HqStatus) -> list[Alert]:
             age_s = (now - (oldest(queue) or now)) / 1000
             if age_s > OLD_S:
                 text = (
-                    f"{queue.depth} wait in {queue.name}, the oldest for {age_s / 3600:.0f} hours; "
-                    "nobody reads it"
+                    f"{queue.depth} envelopes wait in {queue.name}, the oldest for "
+                    f"{age_s / 3600:.0f} hours; it has no consumer"
                 )
                 found.append((age_s, Alert("old-queue", WARNING, text, queue.name)))
     found.sort(reverse=True)

@@ -1,18 +1,17 @@
-"""Backups: everything an HQ is, in a directory, made beside a running HQ; and restores that prove
-themselves.
+"""Back up a running HQ into a directory, and restore it with verification.
 
-    manifest.json   what follows: the sum of each table, the newest entry of the signed log, the
-                    hash of each file
-    store/          a SQLite store, whatever database HQ has
+    manifest.json   the sum of each table, the newest entry of the signed log, the hash of each file
+    store/          a SQLite store, whichever database HQ uses
     files/          configuration, certificates and keys
 
-Rules.
-1. A backup gets its name when it is whole and synced; before that its name ends in `.part`.
-2. A restore goes into a new directory and an empty database.  It is done when what it wrote was
-   read back and is what the manifest says, every envelope matches its hash, and the signed log is
-   whole from its first entry on.
-3. A restored store begins a new history, so clients learn that HQ may have lost what it confirmed
-   after the backup.
+Rules:
+
+1. A backup gets its name once it is complete and synced; before that its name ends in `.part`.
+2. A restore needs a new directory and an empty database.  It succeeds only if what it wrote, read
+   back, matches the manifest, every envelope matches its hash, and the signed log is complete from
+   its first entry on.
+3. A restored store begins a new incarnation, so clients learn that HQ may have lost what it
+   confirmed after the backup.
 """
 
 from __future__ import annotations
@@ -57,20 +56,20 @@ _LEFT_OUT = {"lock", RESERVE, SPOOL, "logs"}
 
 @attrs.frozen
 class Summary:
-    """What a backup holds or a restore brought back; ``made_at`` ms since 1970."""
+    """The contents of a backup or a restore; ``made_at`` is in ms since 1970."""
 
     directory: Path
     made_at: int
     tables: dict[str, Sum]
     log_entries: int  # number of the newest
     files: list[str]
-    outside: list[str]  # named by the configuration, and not in HQ's directory
+    outside: list[str]  # files in the configuration that are outside HQ's directory
 
 
 def back_up(config: ServerConfig, to: Path, tell: OnProgress = lambda _, __: None) -> Summary:
-    """Writes the backup ``to``, which must not exist.  HQ may run meanwhile."""
+    """Write a backup to ``to``, which must not exist; HQ may be running."""
     if to.exists():
-        raise ConfigError(f"{to} exists already", remedy="give each backup a name of its own")
+        raise ConfigError(f"{to} already exists", remedy="give each backup a name of its own")
     part = to.with_name(f"{to.name}.{secrets.token_hex(4)}.part")
     private_dir(part)
     try:
@@ -112,9 +111,7 @@ def back_up(config: ServerConfig, to: Path, tell: OnProgress = lambda _, __: Non
 def restore(
     backup: Path, directory: Path, database: DatabaseSettings | None, tell: OnProgress
 ) -> Summary:
-    """Makes an HQ in the new ``directory`` from a backup; ``database`` None: SQLite.  Raises
-    before it says done.
-    """
+    """Restore an HQ into a new ``directory`` and verify it; without ``database`` it uses SQLite."""
     manifest = read_manifest(backup)
     if directory.exists() and any(directory.iterdir()):
         raise ConfigError(f"{directory} is not empty", remedy="restore into a new directory")
@@ -134,7 +131,7 @@ def _restore(
 ) -> Summary:
     for name, digest in manifest["files"].items():
         if _digest(backup / FILES / name) != digest:
-            raise Damaged(f"{backup / FILES / name} is not what was backed up")
+            raise Damaged(f"{backup / FILES / name} was changed after the backup")
         private_dir((directory / name).parent)
         shutil.copy2(backup / FILES / name, directory / name)
     config = load_server_config(directory)
@@ -147,7 +144,7 @@ def _restore(
     ):
         if store.load(1).clients:
             raise ConfigError(
-                "this database holds an HQ already", remedy="restore into another schema"
+                "this database already contains an HQ", remedy="restore into another schema"
             )
         store.put_setting(COPYING, b"restore")
         copy(source, store, tell)
@@ -160,8 +157,7 @@ def _restore(
     wrong = [name for name in wanted if found[name] != wanted[name]]
     if wrong or root_found != manifest["log_root"]:
         raise Damaged(
-            "what was restored differs from the backup in: "
-            f"{', '.join(wrong or ['the signed log'])}"
+            f"the restored HQ differs from the backup in: {', '.join(wrong or ['the signed log'])}"
         )
     with closing(open_store(config)) as store:
         store.put_setting(INCARNATION, os.urandom(16))
@@ -177,13 +173,11 @@ def _restore(
 
 
 def copy_store(config: ServerConfig, to: ServerConfig, tell: OnProgress) -> dict[str, Sum]:
-    """Moves everything to another, empty database, read back and compared.  HQ stands still
-    meanwhile.
-    """
-    with closing(open_store(config)):  # nobody else has it
+    """Copy the store to another, empty database and verify the copy; HQ must not be running."""
+    with closing(open_store(config)):  # so that nobody else opens it
         with closing(open_source(config)) as source, closing(open_store(to, create=True)) as store:
             if store.load(1).clients:
-                raise ConfigError("the database to copy into holds an HQ already")
+                raise ConfigError("the target database already contains an HQ")
             store.put_setting(COPYING, b"copy")
             sums = copy(source, store, tell)
         with closing(open_source(to)) as written:
@@ -200,7 +194,7 @@ def copy_store(config: ServerConfig, to: ServerConfig, tell: OnProgress) -> dict
 
 
 def read_manifest(backup: Path) -> dict[str, Any]:
-    """ConfigError if there is no whole backup."""
+    """Return the manifest; raise ConfigError if there is no complete backup."""
     try:
         manifest: dict[str, Any] = orjson.loads((backup / MANIFEST).read_bytes())
         if manifest["format"] != FORMAT:
@@ -209,19 +203,19 @@ def read_manifest(backup: Path) -> dict[str, Any]:
             )
     except (OSError, ValueError, KeyError, TypeError):
         raise ConfigError(
-            f"{backup} is no whole backup: its {MANIFEST} is missing or unreadable"
+            f"{backup} is not a complete backup: its {MANIFEST} is missing or unreadable"
         ) from None
     return manifest
 
 
 def _root(stored: Stored) -> str:
-    """The root of the signed log's tree."""
+    """Return the root of the signed log's tree."""
     size = stored.last.index if stored.last is not None else 0
     return tree.RightEdge(size, stored.edge).root().hex()
 
 
 def _verify_log(store: Store, key: bytes) -> str:
-    """Every entry of the signed log, in order, and of the log before 0.6; the root of the tree."""
+    """Verify all entries of the signed log and of the one before 0.6; return the tree's root."""
     before: tuple[int, bytes] | None = None
     while old := store.old_log(before[0] if before else 0, 500, 1 << 24):
         for one in old:
@@ -243,8 +237,7 @@ def _verify_log(store: Store, key: bytes) -> str:
                 raise Damaged(f"entry {row.index} of the signed log: {error}") from None
             if b"".join(edge.append(tree.leaf_hash(row.record))) != row.nodes:
                 raise Damaged(
-                    f"entry {row.index} of the signed log: the hashes beside it are not those of "
-                    "its tree"
+                    f"entry {row.index} of the signed log: its stored hashes do not match its tree"
                 )
     return edge.root().hex() if edge is not None else _root(read_stored(store))
 
@@ -255,7 +248,7 @@ def _sqlite(directory: Path, *, create: bool) -> Any:
 
 
 def _own_files(config: ServerConfig) -> Iterator[str]:
-    """Names, relative to HQ's directory, of what is neither database nor log."""
+    """Yield the files in HQ's directory, relative to it, except database and logs."""
     database = config.database.path
     for path in sorted(config.directory.rglob("*")):
         name = path.relative_to(config.directory)

@@ -1,6 +1,5 @@
-"""What `serve` needs besides the settings themselves: keys that are keys, certificates that
-belong together, places that can be written.  Every mistake is found in one go, before anything
-is started.
+"""Check what `serve` needs besides valid settings: keys, certificates that belong together,
+writable directories.  All problems are found in one pass, before anything is started.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ LOCK = "lock"
 def problems(config: ServerConfig) -> list[Problem]:
     """Return what is wrong; empty when HQ could start."""
     try:
-        check_answered(config)  # what comes with the answer is not missing
+        check_answered(config)  # files that come with the answer are not missing yet
     except ConfigError as error:
         return [*error.problems]
     found: list[Problem] = []
@@ -58,7 +57,7 @@ def _tried(*work: Callable[[], object]) -> Iterator[Problem]:
 
 
 def keys(config: ServerConfig) -> Iterator[Problem]:
-    """What is wrong with the secret keys."""
+    """Yield problems of the secret keys."""
     encryption = config.encryption
     yield from _tried(
         lambda: secret_key(encryption.database_key_file),
@@ -67,7 +66,7 @@ def keys(config: ServerConfig) -> Iterator[Problem]:
 
 
 def certificates(config: ServerConfig) -> Iterator[Problem]:
-    """Yield what is wrong with HQ's certificates and their keys, whatever the time is."""
+    """Yield problems of HQ's certificates and their keys, except their dates."""
     tls = config.tls
     yield from _tried(
         lambda: load_certificate(tls.root),
@@ -92,7 +91,7 @@ def _expiry(config: ServerConfig) -> Iterator[Problem]:
     if server.not_valid_after_utc <= clock.now():
         renews = "" if config.ca.offline else "; HQ renews it when it starts"
         yield Problem(
-            f"{config.tls.certificate} ended on {server.not_valid_after_utc:%Y-%m-%d}{renews}"
+            f"{config.tls.certificate} expired on {server.not_valid_after_utc:%Y-%m-%d}{renews}"
         )
 
 
@@ -108,7 +107,7 @@ def _database(config: ServerConfig) -> Iterator[Problem]:
 
 
 def places(config: ServerConfig) -> Iterator[Problem]:
-    """What HQ must write and this user cannot."""
+    """Yield files and directories that HQ must write and this user cannot."""
     directories: list[Path] = [config.directory]
     files: list[Path] = [config.directory / LOCK]
     if config.logging.directory is not None:
@@ -126,7 +125,7 @@ def places(config: ServerConfig) -> Iterator[Problem]:
         why = (
             unwritable(there)
             if there.is_dir()
-            else Problem(f"{there} is no directory", "move it away")
+            else Problem(f"{there} is not a directory", "move it away")
         )
         closed = closed or bool(why)
         yield why
@@ -135,7 +134,7 @@ def places(config: ServerConfig) -> Iterator[Problem]:
 
 
 def require_places(config: ServerConfig) -> None:
-    """StoreError with everything that could not be written, before anything is."""
+    """Raise StoreError, naming everything that is not writable, before anything is written."""
     try:
         wrong = [problem for problem in places(config) if problem]
     except OSError as error:
@@ -153,7 +152,7 @@ def _places(config: ServerConfig) -> Iterator[Problem]:
 
 def _addresses(config: ServerConfig) -> Iterator[Problem]:
     if is_locked(config.directory / LOCK):
-        return  # HQ runs on it: its addresses are taken, by itself
+        return  # HQ is running and uses its addresses itself
     for setting, host, port in wanted(config):
         if why := taken(host, port):
             yield Problem(f"{setting}: {why.what}", why.remedy)

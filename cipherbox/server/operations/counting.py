@@ -1,4 +1,4 @@
-"""What the engine counts: once for each batch, after its commit."""
+"""The engine's counters, updated once per batch after its commit."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _KINDS: dict[type, str] = {
 
 
 def count_batch(counts: Counts, effects: Effects) -> None:
-    """A batch was committed."""
+    """Count a committed batch."""
     changes = effects.changes
     if changes.envelopes:
         counts.published_envelopes += len(changes.envelopes)
@@ -36,17 +36,17 @@ def count_batch(counts: Counts, effects: Effects) -> None:
 
 
 def count_delivered(counts: Counts, entries: Sequence[Entry]) -> None:
-    """These went to one client."""
+    """Count entries delivered to one client."""
     counts.delivered_envelopes += len(entries)
     if entries and (entries[0].attempts > 1 or entries[-1].attempts > 1):
         counts.redelivered_envelopes += sum(entry.attempts > 1 for entry in entries)
 
 
 def count_requests(counts: Counts, batch: Sequence[AnyCommand], times: Sequence[float]) -> None:
-    """A batch is answered; ``times``: when each of its commands came, by `time.perf_counter`."""
+    """Observe the latency of a batch; ``times``: when its commands were queued (`perf_counter`)."""
     now = time.perf_counter()
-    for command, came in zip(batch, times, strict=True):
+    for command, queued_at in zip(batch, times, strict=True):
         if getattr(command, "connection", 0):
             kind = _KINDS.get(type(command), "manage" if isinstance(command, m.Command) else "")
             if kind:
-                counts.requests[kind].observe(now - came)
+                counts.requests[kind].observe(now - queued_at)

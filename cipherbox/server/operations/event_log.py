@@ -1,9 +1,8 @@
-"""What the log says of envelopes: after each commit, in the words the predecessors used.
+"""The event log of envelopes, written after each commit.
 
-The hot path writes no line per message.  A batch of few envelopes, as interactive use makes them,
-gets a line for each; a large batch gets one line in all.  At DEBUG every message has its own.  A
-line has the ids of message, client and connection as fields; one for many messages has the first
-and the last.
+The hot path writes no line per message.  A batch of few envelopes, as in interactive use, gets a
+line for each, a large batch a single line; at DEBUG every message has its own.  A line has the ids
+of message, client and connection as fields; one for many messages has the first and the last id.
 """
 
 from __future__ import annotations
@@ -25,11 +24,11 @@ from cipherbox.ops.logs import get_logger
 
 log = get_logger(__name__)
 FEW = 10  # envelopes or acks of one batch that get a line each
-_REMEMBERED = 10_000  # entries handed out, so that an ack's line can name the message
+_REMEMBERED = 10_000  # delivered entries, so that an ack's line can name the message
 
 
 class EventLog:
-    """See the module."""
+    """Writes the event log of envelopes."""
 
     def __init__(self) -> None:
         # (queue, seq) -> (envelope id, messages)
@@ -37,7 +36,7 @@ class EventLog:
         self._counts: dict[tuple[str, bytes], int] = {}  # (sender, envelope id) -> messages
 
     def committed(self, effects: Effects, batch: Sequence[AnyCommand] = ()) -> None:
-        """One batch is on the disk."""
+        """Log a committed batch."""
         changes = effects.changes
         for dead in changes.dead:
             extra: dict[str, object] = {
@@ -69,7 +68,7 @@ class EventLog:
             self._acked(changes, batch)
 
     def delivered(self, effects: Effects) -> None:
-        """What it holds of envelopes went to clients."""
+        """Remember delivered entries, to name them when they are acknowledged."""
         if not log.isEnabledFor(logging.INFO):
             return
         names = self._names

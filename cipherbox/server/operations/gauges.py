@@ -1,6 +1,4 @@
-"""What HQ is like at this moment, as samples of the table in `ops.metrics`.  Asked for a few
-times a minute.
-"""
+"""The current state of HQ as samples of the metrics in `ops.metrics`, read a few times a minute."""
 
 from __future__ import annotations
 
@@ -17,13 +15,13 @@ from cipherbox.ops.metrics import Sample
 from cipherbox.portable import free_bytes, memory_bytes, open_files
 from cipherbox.server.operations.status import HqStatus
 
-_RECEIPTS = ".sys"  # mailboxes for them end so
+_RECEIPTS = ".sys"  # suffix of the mailboxes for receipts
 ROLES = ("client", "admin", "anonymous")
 _DAY_S = 86_400.0
 
 
 def samples(hq: HqStatus) -> list[Sample]:
-    """Everything that HQ counts and measures."""
+    """Return the samples of all metrics."""
     return [
         *hq.engine.counts.samples(),
         *_people(hq),
@@ -50,12 +48,12 @@ def _people(hq: HqStatus) -> list[Sample]:
 def _queues(hq: HqStatus) -> list[Sample]:
     queues, now = hq.engine.broker.state.queues, hq.clock_ms()
     full = [q for q in queues.values() if q.depth]
-    depth, out = sum(q.depth for q in full), sum(len(q.unacknowledged) for q in full)
+    depth, delivered = sum(q.depth for q in full), sum(len(q.unacknowledged) for q in full)
     ages = {q.name: max(0, now - (oldest(q) or now)) / 1000 for q in full}
     found = [
         Sample("cipherbox_queues", len(queues)),
-        Sample("cipherbox_waiting_envelopes", depth - out),
-        Sample("cipherbox_unacknowledged_envelopes", out),
+        Sample("cipherbox_waiting_envelopes", depth - delivered),
+        Sample("cipherbox_unacknowledged_envelopes", delivered),
         Sample("cipherbox_queued_bytes", sum(q.size for q in full)),
         Sample("cipherbox_oldest_age_seconds", max(ages.values(), default=0.0)),
         Sample(
@@ -107,8 +105,8 @@ def _itself(hq: HqStatus) -> list[Sample]:
 
 
 def certificates(hq: HqStatus) -> dict[str, float]:
-    """Seconds until each of HQ's certificates ends, the revocation list, and the first of an
-    organization's lists.
+    """Return the seconds until HQ's certificates, its revocation list, and the first of an
+    organization's lists expire.
     """
     trust, now = hq.trust, clock.now()
     ends = {
@@ -125,12 +123,12 @@ def certificates(hq: HqStatus) -> dict[str, float]:
 
 @functools.cache
 def started_at() -> float:
-    """When this process began to serve, in seconds since 1970: when this is called first."""
+    """Return when this was first called, the start of this process, in seconds since 1970."""
     return time.time()
 
 
 def process_samples() -> list[Sample]:
-    """Of this process; what the system does not say is left out."""
+    """Return the samples of this process that the system provides."""
     cpu = os.times()
     found = [
         Sample("process_cpu_seconds_total", round(cpu.user + cpu.system, 3)),

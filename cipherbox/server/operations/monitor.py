@@ -1,10 +1,9 @@
 """The metrics port: /metrics for Prometheus, /healthz and /readyz for a supervisor; plain HTTP on
 loopback.
 
-/healthz is about this process: 503 says that starting it again would help.  /readyz is about the
-service: 503, with the reasons, while HQ is a standby, waits for its store, drains or stops;
-starting it again would not help then.  The port is open before the store is, and as long as the
-process lives.
+/healthz is about this process: 503 means that a restart would help.  /readyz is about the service:
+503, with the reasons, while HQ is a standby, waits for its store, drains or stops; a restart would
+not help.  The port is open before the store is, and as long as the process runs.
 """
 
 from __future__ import annotations
@@ -21,10 +20,10 @@ from cipherbox.server.operations.status import HqStatus
 
 STUCK_S = 60.0  # the engine begins a batch at least every second
 _HEAD_BYTES = 8192
-_ASK_S = 2.0  # to say what is wanted; over loopback that takes a millisecond
-_TAKE_S = 5.0  # to take the answer
-_AT_ONCE = 16  # connections; the oldest that has not asked yet makes room for a new one
-_FRESH = 4  # answers of /metrics made anew in a second; each takes milliseconds of HQ's one loop
+_REQUEST_S = 2.0  # to send the request; over loopback that takes a millisecond
+_RESPONSE_S = 5.0  # to read the response
+_AT_ONCE = 16  # connections; the oldest without a request is closed for a new one
+_FRESH = 4  # responses of /metrics per second; each takes milliseconds of HQ's event loop
 _TEXT = "text/plain; charset=utf-8"
 _PHRASES = {
     200: "OK",
@@ -42,8 +41,8 @@ class Reply(NamedTuple):
 
 
 class Monitor:
-    """See the module.  ``hq`` is there once the store is open; until then ``waiting`` says why
-    not.
+    """The metrics port.  ``hq`` is set once the store is open; until then ``waiting``
+    says why not.
     """
 
     def __init__(self) -> None:
@@ -51,20 +50,20 @@ class Monitor:
         self.hq: HqStatus | None = None
         self.waiting = "HQ is starting"
         self._places = UnauthenticatedConnections(_AT_ONCE, _AT_ONCE)
-        # answers of /metrics of this second, by what was accepted
+        # responses of /metrics of this second, by Accept header
         self._made: dict[str, tuple[bytes, str]] = {}
         self._second, self._fresh = 0, 0
 
     def ill(self) -> str:
-        """Why this process should be started again; empty: it should not."""
+        """Return why this process should be restarted; empty if it should not."""
         engine = self.hq.engine if self.hq is not None else None
         if engine is None or engine.outage:
             return ""
         still_s = time.monotonic() - engine.turned_at
-        return f"the engine has not moved for {still_s:.0f} s" if still_s > STUCK_S else ""
+        return f"the engine has been stuck for {still_s:.0f} s" if still_s > STUCK_S else ""
 
     def unready(self) -> list[str]:
-        """Why HQ does not take everything now."""
+        """Return why HQ does not accept everything at present."""
         return self.hq.unready() if self.hq is not None else [self.waiting]
 
     def samples(self) -> list[Sample]:
@@ -73,7 +72,7 @@ class Monitor:
         return [Sample("cipherbox_ready", 0), Sample("cipherbox_store_up", 0), *process_samples()]
 
     def answer(self, method: str, path: str, accept: str) -> Reply:
-        """The answer to one request."""
+        """Return the response to one request."""
         if method not in ("GET", "HEAD"):
             return Reply(405, b"only GET and HEAD\n")
         if path == "/metrics":
@@ -84,10 +83,10 @@ class Monitor:
         if path == "/readyz":
             reasons = self.unready()
             return Reply(503 if reasons else 200, ("\n".join(reasons or ["ready"]) + "\n").encode())
-        return Reply(404, b"there are /metrics, /healthz and /readyz\n")
+        return Reply(404, b"not found: use /metrics, /healthz or /readyz\n")
 
     def _exposition(self, accept: str) -> tuple[bytes, str]:
-        """The figures; whoever asks all the time gets those of this second."""
+        """Return the metrics, at most `_FRESH` times a second newly made."""
         from cipherbox.ops.prometheus import exposition
 
         second = int(time.monotonic())
@@ -102,11 +101,11 @@ class Monitor:
         return self._made[accept]
 
     async def serve(self, listeners: list[trio.SocketListener]) -> None:
-        """Until cancelled."""
+        """Serve until cancelled."""
         await trio.serve_listeners(self._handle, listeners)
 
     async def _handle(self, stream: trio.SocketStream) -> None:
-        """Whatever one peer does, it ends alone, and it keeps nobody out."""
+        """Handle one connection, such that it affects no other."""
         place = self._places.enter("")
         try:
             if place is not None:
@@ -121,7 +120,7 @@ class Monitor:
 
     async def _converse(self, stream: trio.SocketStream, place: Place) -> None:
         head = bytearray()
-        place.scope.deadline = trio.current_time() + _ASK_S
+        place.scope.deadline = trio.current_time() + _REQUEST_S
         while b"\r\n\r\n" not in head:
             data = await stream.receive_some()
             head += data
@@ -129,14 +128,14 @@ class Monitor:
                 return
         lines = bytes(head).partition(b"\r\n\r\n")[0].decode("latin-1").split("\r\n")
         place.silent = False
-        place.scope.deadline = trio.current_time() + _TAKE_S
+        place.scope.deadline = trio.current_time() + _RESPONSE_S
         words = lines[0].split(" ")
         headers = {
             name.strip().lower(): value.strip()
             for name, _, value in (x.partition(":") for x in lines[1:])
         }
         if len(words) != 3 or not words[2].startswith("HTTP/1."):
-            reply, method = Reply(400, b"this is no HTTP request\n"), "GET"
+            reply, method = Reply(400, b"not an HTTP request\n"), "GET"
         else:
             method = words[0]
             reply = self.answer(method, words[1].partition("?")[0], headers.get("accept", ""))

@@ -1,10 +1,9 @@
-"""HQ with its doors closed: what may be done on HQ's own machine while it does not serve.
+"""Maintenance on HQ's own machine while HQ is offline.
 
-Every administrative act is a frame with an admin's certificate.  When the last admin's key is lost
-nobody can send one, so there is one way back, for who can read HQ's directory and its service key:
-HQ is put together as ever, under the directory's lock, listens nowhere, does one thing, and ends.
-What was done goes through the engine, so the signed log has it: this way in cannot be used
-silently.
+Administration needs an admin's certificate.  If the last admin's key is lost, there is one way
+back, for a user who can read HQ's directory and its service key: HQ is started under the
+directory's lock without listening, performs one action, and stops.  The action goes through the
+engine and thus into the signed log: it cannot be used silently.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from cipherbox.server.operations.open_store import check_whole, open_store
 
 @asynccontextmanager
 async def closed(config: ServerConfig) -> AsyncIterator[HQ]:
-    """HQ, listening nowhere.  StoreLocked or StoreLeased while it is served."""
+    """Run HQ without listening; raise StoreLocked or StoreLeased if it is already running."""
     require_places(config)
     check_answered(config)
     with lock_file(config.directory / LOCK, f"HQ's directory {config.directory}"):
@@ -50,29 +49,29 @@ async def closed(config: ServerConfig) -> AsyncIterator[HQ]:
 async def admin_token(
     config: ServerConfig, client_id: str, valid_s: int, replaces: bool = False
 ) -> str:
-    """A token for an admin, without an admin.  Conflict for a client that is there, unless its
-    home is replaced.
+    """Make a token for an admin, without an admin; raise Conflict for an existing client, unless
+    its home is replaced.
     """
     async with closed(config) as hq:
         known = hq.engine.broker.state.rights.clients.get(client_id)
         if known is not None and not known.revoked_at and not replaces:
             raise Conflict(
-                f"{client_id!r} is there, and its lost key would stay good",
+                f"{client_id!r} is enrolled, and its lost key would stay valid",
                 remedy=(
-                    "say --replace, or choose another name and revoke this one when you have "
-                    f"joined: cipherbox revoke {client_id}"
+                    "pass --replace, or choose another name and revoke this one after joining: "
+                    f"cipherbox revoke {client_id}"
                 ),
             )
         token = await hq.enrolments.token(
             client_id, m.ADMIN, approve=False, valid_s=valid_s, replaces=replaces
         )
         await hq.engine.call(lambda n: m.EnrolHere(0, "", n, client_id, m.ADMIN))
-        return token  # said only now: nobody has a token that the log does not name
+        return token  # not before: the log must name every token
 
 
 async def export(config: ServerConfig) -> bytes:
-    """As `CaExchange.export`, with HQ's own request whether it is due or not; that alone while HQ
-    is served.
+    """Export requests as `CaExchange.export`, with HQ's own even if not due; only that one while HQ
+    is running.
     """
     try:
         async with closed(config) as hq:
@@ -82,8 +81,8 @@ async def export(config: ServerConfig) -> bytes:
 
 
 async def take(config: ServerConfig, document: bytes) -> int:
-    """As `CaExchange.take`, for an HQ that cannot be reached: all of it, or what is for HQ itself
-    while it is served.
+    """Import a CA's answer as `CaExchange.take`, for an HQ that cannot be reached: all of it, or
+    only HQ's own part while it is running.
     """
     put = put_by_hand(config, document)
     try:
@@ -94,7 +93,7 @@ async def take(config: ServerConfig, document: bytes) -> int:
         pass
     if not put and any(not for_hq(leaf) for leaf in read_signed(document).leaves):
         raise InvalidRequest(
-            "this file holds nothing new for HQ itself; clients' certificates are taken under way: "
-            "cipherbox ca import FILE"
+            "this file has nothing new for HQ itself; import clients' certificates into the "
+            "running HQ: cipherbox ca import FILE"
         )
     return put

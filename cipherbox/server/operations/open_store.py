@@ -1,4 +1,4 @@
-"""Opens the store that the configuration names."""
+"""Open the store that the configuration names."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from cipherbox.store.sqlite.store import open_store as open_sqlite
 
 
 def target_of(settings: DatabaseSettings) -> Target:
-    """Where PostgreSQL is."""
+    """Return the PostgreSQL database of the settings."""
     password = settings.password_file
 
-    def asked() -> str | None:
+    def read_password() -> str | None:
         return secret(password).decode("utf-8").rstrip("\r\n") if password is not None else None
 
     return Target(
         hosts=parse_hosts(settings.hosts),
         database=settings.name,
         user=settings.user,
-        password=asked,
+        password=read_password,
         tls=settings.tls,
         tls_ca=settings.tls_ca,
         tls_certificate=settings.tls_certificate,
@@ -36,7 +36,7 @@ def target_of(settings: DatabaseSettings) -> Target:
 
 
 def open_source(config: ServerConfig) -> Source:
-    """Everything in the store as it is now, also beside a running HQ."""
+    """Open a snapshot of the store, also while HQ is running."""
     if config.database.kind == "postgresql":
         from cipherbox.store.postgres.copying import PostgresSource
 
@@ -51,8 +51,8 @@ def open_store(
     upgrade: bool = False,
     kind: type[SqliteStore] = SqliteStore,
 ) -> Store:
-    """The caller holds the data directory's lock.  StoreLeased while another HQ writes this
-    database.
+    """Open the store; the caller holds the data directory's lock.  Raise StoreLeased while another
+    HQ has the database's lease.
     """
     if config.database.kind == "postgresql":
         from cipherbox.store.postgres.store import PostgresStore
@@ -66,20 +66,20 @@ def open_store(
 
 
 def reach(config: ServerConfig) -> None:
-    """Whether PostgreSQL is there and holds this HQ; raises what is wrong."""
+    """Check that PostgreSQL is available and contains this HQ; raise an error if not."""
     from cipherbox.store.postgres import schema
     from cipherbox.store.postgres.connect import Connector
 
     target = target_of(config.database)
-    link = Connector(target).writable()
+    connection = Connector(target).writable()
     try:
-        schema.prepare(link, target, create=False, upgrade=False)
+        schema.prepare(connection, target, create=False, upgrade=False)
     finally:
-        link.close()
+        connection.close()
 
 
 def check_whole(store: Store) -> None:
-    """StoreError for the remains of a copy that did not come to its end."""
+    """Raise StoreError if the store is an unfinished copy."""
     if store.get_setting(COPYING):
         raise StoreError(
             "this database is an unfinished copy", remedy="remove it and copy or restore again"

@@ -1,4 +1,4 @@
-"""Ports that cannot be listened on: why, and what to do."""
+"""Check that HQ's ports can be bound, and say why not and what to do."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ def why_not(host: str, port: int, error: OSError) -> Problem:
     text = f"cannot listen on {host}:{port}: {error.strerror or error}"
     if error.errno == errno.EADDRINUSE:
         return Problem(
-            text, f"see who has it: ss -ltnp 'sport = :{port}'; end that, or set another port"
+            text, f"find the program (ss -ltnp 'sport = :{port}') and stop it, or set another port"
         )
     if error.errno == errno.EADDRNOTAVAIL:
-        return Problem(text, "this machine has no such address: ip address shows those it has")
+        return Problem(text, "this machine has no such address; list them: ip address")
     if error.errno == errno.EACCES:
-        return Problem(text, "ports below 1024 are root's, set one above")
+        return Problem(text, "ports below 1024 are reserved to root; set a higher one")
     return Problem(text)
 
 
 def wanted(config: ServerConfig) -> Iterator[tuple[str, str, int]]:
-    """Setting, host and port of everything that HQ listens on."""
+    """Yield setting, host and port of all addresses that HQ listens on."""
     settings = {
         "[server] listen": config.server.listen,
         "[server] websocket_listen": config.server.websocket_listen,
@@ -38,8 +38,8 @@ def wanted(config: ServerConfig) -> Iterator[tuple[str, str, int]]:
 
 
 def taken(host: str, port: int) -> Problem:
-    """Why nobody could listen there now; empty when one could, or when systemd listens there for
-    HQ.
+    """Return why the address cannot be bound; empty if it can, or if systemd listens
+    there for HQ.
     """
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

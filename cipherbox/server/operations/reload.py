@@ -1,8 +1,8 @@
-"""Settings and certificates read again while HQ runs: all or nothing, and no connection notices.
+"""Reload settings and certificates while HQ runs: all or nothing, without dropping connections.
 
-Everything is read and checked first; a half-written file, or a certificate beside another key,
-changes nothing.  New connections see the new certificate, those that are open stay as they are.
-What only a start can change is named.
+Everything is read and checked first; an incomplete file, or a certificate with another key, changes
+nothing.  New connections get the new certificate, open ones continue.  Settings that need a restart
+are named.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _SETTINGS_NOW = frozenset(
 
 
 class Difference(NamedTuple):
-    """One thing that is different, and when that counts."""
+    """One difference, and when it takes effect."""
 
     name: str
     was: object
@@ -48,7 +48,7 @@ class Difference(NamedTuple):
 
 
 class Reloaded(NamedTuple):
-    """What was read, checked as a whole: taking it over cannot fail."""
+    """What was read and checked as a whole: putting it into effect cannot fail."""
 
     config: ServerConfig
     material: Credentials
@@ -61,17 +61,15 @@ class Reloaded(NamedTuple):
 def load_reload(
     current: ServerConfig, tables: frozenset[str], trust: Trust, lists: RevocationLists
 ) -> Reloaded:
-    """Return what counts now; ConfigError says what is wrong, and then nothing has changed."""
+    """Read settings and certificates; raise ConfigError, changing nothing, if one is invalid."""
     try:
-        return _read_again(current, tables, trust, lists)
+        return _read(current, tables, trust, lists)
     except (CipherBoxError, OSError, ValueError) as error:
-        # of a file that cannot be read as what it should be
-        raise ConfigError(
-            f"{error}\nNothing was taken over: HQ goes on with the settings it has"
-        ) from error
+        # a file that cannot be parsed
+        raise ConfigError(f"{error}\nConfiguration unchanged") from error
 
 
-def _read_again(
+def _read(
     current: ServerConfig, tables: frozenset[str], trust: Trust, lists: RevocationLists
 ) -> Reloaded:
     config = load_server_config(current.file)
@@ -81,7 +79,7 @@ def _read_again(
     material = read_material(config)
     if pki.fingerprint(material.root) != trust.root_fingerprint:
         raise ConfigError(
-            f"{config.tls.root} is another root CA: no client would be let in any more, or trust HQ"
+            f"{config.tls.root} is another root CA, which no client of this HQ trusts"
         )
     material.try_out()
     context, found = material.context(), lists.read(config, material)
@@ -94,11 +92,11 @@ def _read_again(
 def log_differences(found: list[Difference]) -> None:
     for one in found:
         extra = {"setting": one.name, "was": one.was, "now": one.now, "effect": one.effect}
-        log.info("Setting read again", extra=extra)
+        log.info("Setting changed", extra=extra)
 
 
 def _live(old: ServerConfig, new: ServerConfig) -> ServerConfig:
-    """The new settings where they count now, the old ones elsewhere."""
+    """Return the new values of settings that take effect now, the old ones of the others."""
     server = attrs.evolve(old.server, name=new.server.name, address=new.server.address)
     metrics = attrs.evolve(old.metrics, queues=new.metrics.queues)
     return attrs.evolve(

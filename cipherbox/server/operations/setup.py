@@ -1,7 +1,6 @@
-"""`init`: HQ's directory, its CA, its first admin.
+"""`init`: create HQ's directory, its CA and its first admin.
 
-The admin gets a certificate and no encryption keys: HQ's machine holds nothing that opens a
-message.
+The admin gets a certificate and no encryption keys: HQ's machine has nothing that opens a message.
 """
 
 from __future__ import annotations
@@ -41,13 +40,13 @@ from cipherbox.server.operations.open_store import open_store
 from cipherbox.server.transparency_log import KEY_FILE, load_key
 from cipherbox.store.port import CertificateRow
 
-# names that were in HQ's directory before; there while `init` is under way
+# lists the names that were in HQ's directory before; exists while `init` is in progress
 UNFINISHED = ".init-unfinished"
 
 
 @attrs.frozen
 class InitReport:
-    """What `init` made; the fingerprint is SHA-256 in hexadecimal."""
+    """The result of `init`; the fingerprint is SHA-256 in hexadecimal."""
 
     directory: Path
     admin_home: Path
@@ -66,8 +65,8 @@ def init_hq(
     admin_home: Path,
     database: DatabaseSettings | None = None,
 ) -> InitReport:
-    """Makes everything HQ needs in ``directory``; refuses a directory that has an HQ, or a home
-    that has a client.
+    """Create everything HQ needs in ``directory``; raise ConfigError if it already has an HQ, or
+    the home a client.
     """
     check_free(directory, admin_id, admin_home)
     settings = ServerSettings(
@@ -98,23 +97,23 @@ def init_hq(
 
 
 def check_free(directory: Path, admin_id: str, admin_home: Path) -> None:
-    """ConfigError when there is an HQ, or a client, where one is to be made; a killed `init` is
-    cleared away.
+    """Raise ConfigError if the directory has an HQ or the home a client; remove the remains of a
+    killed `init`.
     """
     check_client_id(admin_id)
     _clear_unfinished(directory, admin_home)
     if (directory / SERVER_FILE).exists() or (directory / "cipherbox.sqlite3").exists():
         raise ConfigError(
-            f"{directory} holds an HQ already", remedy=f"to run it: cipherbox serve {directory}"
+            f"{directory} already has an HQ", remedy=f"to run it: cipherbox serve {directory}"
         )
     if (admin_home / "client.toml").exists():
         raise ConfigError(
-            f"{admin_home} belongs to a client already", remedy="choose another with --home"
+            f"{admin_home} already belongs to a client", remedy="choose another with --home"
         )
 
 
 def make_directory(config: ServerConfig) -> bytes:
-    """HQ's directory with its secrets, and nothing certified yet; the service key."""
+    """Create HQ's directory with its secrets, without certificates; return the service key."""
     directory = config.directory
     if config.database.kind != "sqlite":
         _try_store(config)  # before anything is made
@@ -151,11 +150,11 @@ def _remove(paths: Iterable[Path]) -> None:
 def whole_or_nothing(
     directory: Path, *others: Path, others_database: bool = False
 ) -> Iterator[None]:
-    """When it fails, what came into the directories meanwhile goes again: half an HQ would be taken
-    for one.
+    """Remove everything new in the directories if the block fails: a partial HQ would look like
+    one.
 
-    A marker in HQ's directory lets the next `init` do that for one that was killed; with settings
-    it is an HQ.
+    A marker in HQ's directory lets the next `init` do the same after a kill; once the settings
+    exist, it is an HQ.
     """
     before = {path: set(path.iterdir()) if path.exists() else None for path in (directory, *others)}
     try:
@@ -208,8 +207,8 @@ def _write_ca(
 
 
 def near_address(settings: ServerSettings) -> str:
-    """Where an admin on HQ's own machine finds it: loopback first, where HQ listens there, then
-    as everybody else.
+    """Return HQ's addresses for an admin on its own machine: loopback first, if HQ listens there,
+    then the public ones.
     """
     found: list[str] = []
     for listen, form in ((settings.listen, "{}:{}"), (settings.websocket_listen, "wss://{}:{}/")):
@@ -227,7 +226,7 @@ def near_address(settings: ServerSettings) -> str:
 
 
 def write_admin(home: Path, admin_id: str, address: str) -> pki.PrivateKey:
-    """The first admin's home but for its certificates; the key they are for."""
+    """Create the first admin's home without certificates; return the key for them."""
     private_dir(home)
     local_key, key = os.urandom(32), pki.new_key()
     write_private(home / "local.key", local_key)
@@ -242,19 +241,19 @@ def write_admin_certificates(
     chain: Sequence[x509.Certificate],
     root: x509.Certificate,
 ) -> None:
-    """What makes the home whole."""
+    """Add the certificates to the admin's home."""
     write_atomic(home / "ca.crt", pki.pem(root))
     write_atomic(home / "issuing.crt", pki.pem(*chain))
     write_atomic(home / "client.crt", pki.pem(certificate, *chain))
 
 
 def _try_store(config: ServerConfig) -> None:
-    """ConfigError when the database holds an HQ already."""
+    """Raise ConfigError if the database already contains an HQ."""
     store = open_store(config, create=True)
     try:
         if store.load(1).clients:
             raise ConfigError(
-                "this database holds an HQ already",
+                "this database already contains an HQ",
                 remedy="choose another schema, or serve its own directory",
             )
     finally:
@@ -264,8 +263,8 @@ def _try_store(config: ServerConfig) -> None:
 def fill_store(
     config: ServerConfig, admin_id: str, certificate: x509.Certificate, crl: bytes, crl_number: int
 ) -> None:
-    """The first commit: the admin, default_exchange, default_queue and default_key, open to
-    every publisher.
+    """Make the first commit: the admin, default_exchange, default_queue and default_key, open to
+    all publishers.
     """
     store = open_store(config, create=True)
     try:

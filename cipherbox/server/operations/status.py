@@ -1,4 +1,4 @@
-"""What figures, alerts and lists read of a running HQ."""
+"""The interface through which metrics, alerts and lists read a running HQ."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from cipherbox.store.port import Store
 
 
 class HqStatus(Protocol):
-    """See the module; `HQ` is one."""
+    """The readable state of an HQ."""
 
     @property
     def config(self) -> ServerConfig: ...

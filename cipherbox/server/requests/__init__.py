@@ -2,13 +2,14 @@
 
 Map, written by `make generate`:
 
-    administration  What an admin asks of a running HQ beside its topology: figures, alerts,
+    administration  Administration of a running HQ, other than its topology: metrics, alerts,
                     connections, reload, drain.
-    answers         What the core answered -> the bytes of frames.
-    dispatch        Frames -> commands for the core, and the requests HQ answers without it.
-    inventory       Everything HQ knows of its certificates, for LIST certificates (`cipherbox ca`);
-                    the page `pki` has the rows.
-    log             What clients ask of HQ's signed log: heads, proofs, cosignatures, and for admins
-                    the entries themselves.
-    services        What requests use of HQ and of the connection that they came on.
+    answers         Encode the broker's answers as frames.
+    dispatch        Dispatch requests: to the broker as commands, or to the parts of HQ that answer
+                    them.
+    inventory       The rows of LIST certificates (`cipherbox ca`), which the manual page `pki`
+                    describes.
+    log             Requests to HQ's signed log: heads, proofs, cosignatures, and for admins its
+                    entries.
+    services        The interfaces that requests use: of HQ, and of the connection they arrived on.
 """
