@@ -96,7 +96,7 @@ async def test_what_is_in_the_way_is_said_and_the_old_one_serves(
             await r.hq.certificate.renew_if_due()
             assert r.hq.certificate.trouble
             found = {a.name: a for a in alerts(r.hq)}
-            assert "tried again" in found["certificate-renewal"].text
+            assert "retries" in found["certificate-renewal"].text
         assert {p: p.read_bytes() for p in files} == files
         assert shown(await r.client("FL-LAB")) == old.serial_number
         await r.hq.certificate.renew_if_due()

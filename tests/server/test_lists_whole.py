@@ -131,7 +131,7 @@ async def test_serial_numbers_of_two_cas_are_not_mixed_up(r: Running) -> None:
     """
     material = r.hq.trust.material
     root = pki.Authority(r.root, r.issuing.key)
-    listed = attrs.make_class("FiledList", ["ca", "says", "file"])
+    listed = attrs.make_class("FiledList", ["ca", "crl", "file"])
     says = attrs.make_class("Says", ["revoked"])
     assert not why_revoked(
         [listed(root.certificate, says({pki.serial(material.server): 1}), "f")], material

@@ -279,7 +279,7 @@ async def test_kicked_is_told_why_and_may_come_back(tmp_path: Path) -> None:
         assert await first.next() is None
         await alive(second)
         assert (await admin.ask(frames.Kick, "FL-LAB", 0, "")).count == 1
-        assert "an admin cut" in (await second.next()).message
+        assert "an admin closed" in (await second.next()).message
         await alive(await r.client("FL-LAB"))
         assert await admin.refused(frames.Kick, "NOBODY", 0, "") == "not-found"
         assert await admin.refused(frames.Kick, "FL-LAB", 999, "") == "not-found"

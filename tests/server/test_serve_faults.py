@@ -224,7 +224,9 @@ async def test_a_store_that_cannot_be_opened_now_is_said_or_waited_for(
         return opened
 
     tries: list[int] = []
-    with pytest.raises(StoreError, match=f"{error}; cipherbox doctor DIRECTORY"):
+    with pytest.raises(
+        StoreError, match=f"{error}; look for the reason: cipherbox doctor DIRECTORY"
+    ):
         await app._open(attempt, said.append, patient=False)
     assert said == []
     assert await app._open(attempt, said.append, patient=True) is opened

@@ -98,7 +98,7 @@ async def test_key_bundles_of_one_client_are_bounded(tmp_path: Path) -> None:
         said = [await lab.ask(frames.Register, bundle.raw) for bundle in bundles]
         assert [type(a) for a in said] == [frames.Ok, frames.Ok, frames.Error]
         assert codec_name(said[2]) == "limit-reached"
-        assert "FL-LAB has 2 key bundles; at most 2" in said[2].message
+        assert "FL-LAB has 2 key bundles, of at most 2" in said[2].message
         boss = await admin(r)
         await boss.ask(frames.LimitClient, "FL-LAB", "bundles", 3)
         assert isinstance(await lab.ask(frames.Register, bundles[2].raw), frames.Ok)
