@@ -35,7 +35,7 @@ def test_from_dead_to_delivered_or_dropped(hq: Hq, tmp_path: Path) -> None:
     assert dead(hq, "short", home=center) == [first, second]
     assert shell("dead", "list", "short", home=lab).code == 1  # not its queue
     everybodys = shell("dead", "list", home=lab)
-    assert (everybodys.code, "name a queue of yours, for example box.FL-LAB" in everybodys.err) == (
+    assert (everybodys.code, "one of your queues, for example box.FL-LAB" in everybodys.err) == (
         1,
         True,
     )
