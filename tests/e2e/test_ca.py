@@ -162,7 +162,7 @@ def test_the_root_key_leaves_and_renews_the_issuing_ca_when_it_is_back(tmp_path:
         assert json.loads(shell("ca", "--json", home=admin).out)[0]["key"] == "taken off"
 
         renew = ("ca", "renew", str(directory))
-        assert "bring the root key back" in shell(*renew, home=admin).err
+        assert "Name its directory" in shell(*renew, home=admin).err
         assert shell(*renew, "--root", str(stick), home=admin).code == 4  # nobody said the password
         write_private(tmp_path / "guess", b"battery staple\n")
         guessed = shell(
