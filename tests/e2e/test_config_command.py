@@ -23,7 +23,7 @@ def swap_certificates(directory: Path) -> None:
 
 
 MISTAKES: list[tuple[Callable[[Path], object], str]] = [
-    (lambda d: replace(d, "level = ", "levle = "), "did you mean 'level'"),
+    (lambda d: replace(d, "level = ", "levle = "), "Did you mean 'level'"),
     (lambda d: replace(d, '"INFO"', '"LOUD"'), "is one of DEBUG, INFO"),
     (
         lambda d: (d / "secrets/database.key").write_bytes(bytes(31)),

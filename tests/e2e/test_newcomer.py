@@ -251,7 +251,7 @@ def test_receive_stops_at_ctrl_c_and_writes_on(hq: Hq) -> None:
 def test_serve_twice_is_refused(hq: Hq) -> None:
     shown = shell("serve", str(hq.directory), home=hq.admin)
     assert shown.code == Exit.STORE
-    assert "Stop the other process" in shown.err
+    assert "End it first" in shown.err
 
 
 def test_hq_is_away(tmp_path: Path) -> None:
@@ -267,7 +267,7 @@ def test_hq_is_away(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "says"), [("[server]\nlisten = 7\n", "listen"), ("[limit]\n", "did you mean 'limits'")]
+    ("text", "says"), [("[server]\nlisten = 7\n", "listen"), ("[limit]\n", "Did you mean 'limits'")]
 )
 def test_a_wrong_configuration_is_named(tmp_path: Path, text: str, says: str) -> None:
     directory, admin = make_hq(tmp_path)

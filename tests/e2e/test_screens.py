@@ -76,7 +76,7 @@ def test_a_day_at_the_terminal(hq: Hq, tmp_path: Path) -> None:
     )
     assert "of type direct" in shell("exchange", "declare", "labs", home=hq.admin).out
     assert (
-        "is of type direct, not topic"
+        "already exists with the type direct, not topic"
         in shell("exchange", "declare", "labs", "--type", "topic", home=hq.admin).err
     )
     assert "no pattern" in shell("binding", "declare", "labs", "q", "lab.*", home=hq.admin).err
@@ -120,7 +120,7 @@ def test_a_token_is_pasted_over_two_lines_and_says_how_long_it_lives(
         terminal.type(token[60:])
         assert terminal.end() == 0, terminal.shown
     assert token[20:60] not in terminal.shown
-    assert "nobody else has joined yet" in terminal.shown
+    assert "no other client has joined yet" in terminal.shown
     assert "CA-RC" not in terminal.shown
     again = shell("enroll", "CA-RC", home=hq.admin)
     second = shell("join", home=tmp_path / "center", stdin=f"{again.out[:50]}\n  {again.out[50:]}")
