@@ -5,7 +5,6 @@ and what is held for one sender is bounded.
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -183,7 +182,7 @@ class Opener:
     def expect(self, deliveries: Sequence[Any]) -> None: ...
 
     def _work(self) -> None:
-        time.sleep(self._takes_s)
+        threading.Event().wait(self._takes_s)  # holds the thread, as opening does
 
     async def open(self, one: Any, *, later: bool) -> None:
         self._work()
