@@ -4,7 +4,7 @@ The names below are imported when they are first used.
 
 Map, written by `make generate`:
 
-    admin              Calls of an admin's client.
+    admin              Calls of an admin's client; HQ refuses them to other clients.
     blocking           The client for programs that do not use trio: the same names, plain calls.
     blocking_calls     The calls of the blocking client; written by `make generate` from those of
                        `Client`.
@@ -12,37 +12,37 @@ Map, written by `make generate`:
     blocking_thread    A client in a thread of its own, for programs that know nothing of trio.
     client             The client: `open_client` and `Client`, all calls of a program behind one
                        object.
-    comeback           Coming back: `join` in a home whose client was revoked, was replaced, or
-                       whose certificate ended.
-    connection/        The connection to HQ: one at a time, reconnected when it ends, with its
-                       window of confirms.
-    enrol              Joining an HQ with a token.
-    events             The lines a client says while it works, as the predecessors said them.
-    file_names         Names of files made from other parties' texts: the only place where that is
-                       done.
-    file_types         Content types of files by their names, as laboratories use them, the same on
-                       every system.
-    home               The files of a client, as `join` (or HQ's `init`, for the first admin) made
-                       them.
-    inbox/             What this home receives: opened, recorded once, acknowledged, signed for.
+    comeback           Rejoin: `join` in a home whose client was revoked, was replaced, or whose
+                       certificate expired.
+    connection/        The connection to HQ: reconnected when it ends, with its window of
+                       unconfirmed publishes.
+    enrol              Join an HQ with a token.
+    events             Progress events of a client, as lines of text in its predecessors' format.
+    file_names         Make safe file names from other parties' texts; nothing else may do so.
+    file_types         Content types of files by name, as laboratories use them, identical on every
+                       system.
+    home               The files of a client's home, created by `join` (or HQ's `init`, for the
+                       first admin).
+    inbox/             Record what this home receives, exactly once, before it is acknowledged and
+                       receipted.
     keys/              This client's keys and certificate, and the keys of others that it trusts.
-    local_database     A client's small databases: SQLite files of this user alone, durable at every
-                       commit, upgraded in a transaction.
+    local_database     A client's SQLite databases: private to its user, durable at every commit,
+                       upgraded in a transaction.
     log/               A client's view of the transparency log: verified heads, proofs,
                        contradictions, cosignatures.
     options            Publish options: the recipients or the route, and how messages are sealed.
     outbox/            What this home sends: kept on its disk, sent until HQ has it, kept until
                        recipients have signed.
-    overview           An overview of a client: what waits here, what is at HQ, what was opened,
-                       refused or parked, and when HQ was last reached.
+    overview           A client's status: messages waiting here or at HQ, opened, refused or parked,
+                       and the last contact with HQ.
     publishing/        From a program's messages to sealed envelopes: routes, keys, batches, files.
     receiving/         From HQ's deliveries to recorded messages: look-ups, opening, refusals,
                        receipts, handlers.
     sessions/          Sessions of this home with other clients, and their prekeys.
-    suggest            Suggestions for a mistyped client id.
-    topology           Calls of a client about exchanges, queues, bindings, and what HQ can show.
-    watch              Watch one home for what a person should look at, and send it as `[alerts]`
-                       says.
+    suggest            Suggest the client id that was meant by an unknown one.
+    topology           Calls of a client for exchanges, queues, bindings, and HQ's listings.
+    watch              Watch one home for conditions that need a person, and send alerts as
+                       `[alerts]` configures.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Calls of an admin's client.  HQ refuses them to everybody else."""
+"""Calls of an admin's client; HQ refuses them to other clients."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class AdminCalls:
         valid_s: int = 0,
         replace: bool = False,
     ) -> str:
-        """Return a one-time token for a client (0: it lives a day).  It is a secret until it is
-        used.
+        """Return a one-time token for a client, which is secret until used. ``valid_s`` 0: valid
+        for a day.
 
-        ``replace``: also for an id that a home has; that home ends when the token is used.
-        Conflict without it.
+        ``replace`` also permits an id that a home has: that home is replaced when the token is
+        used. Raise Conflict without it.
         """
         answer: frames.Token = await self.connection.request(
             frames.Enrol,
@@ -44,30 +44,34 @@ class AdminCalls:
         return answer.token
 
     async def approve(self, client_id: str, accept: bool = True) -> None:
-        """Lets a held enrolment go, or refuses it."""
+        """Approve or refuse a pending enrolment."""
         await self.connection.request(frames.Approve, client_id=client_id, accept=accept)
 
     async def grant(
         self, client_id: str, right: str, resource: str = "", give: bool = True
     ) -> None:
-        """Gives or takes a right: publish, bind, read, declare or admin; ``*`` is every client."""
+        """Grant or withdraw a right: publish, bind, read, declare or admin. The client ``*`` means
+        every client.
+        """
         await self.connection.request(
             frames.Grant, client_id=client_id, right=right, resource=resource, give=give
         )
 
     async def revoke(self, client_id: str, reason: str = "") -> None:
-        """Revokes every certificate of a client and cuts its connections."""
+        """Revoke every certificate of a client and close its connections."""
         await self.connection.request(frames.Revoke, client_id=client_id, reason=reason)
 
     async def kick(self, client_id: str, connection: int = 0, reason: str = "") -> int:
-        """Cuts a client's connections (0: all of them); how many.  It may come back."""
+        """Close a client's connections (0: all) and return the number closed. The client may
+        reconnect.
+        """
         answer: frames.Ok = await self.connection.request(
             frames.Kick, client_id=client_id, connection=connection, reason=reason
         )
         return answer.count
 
     async def limit(self, client_id: str, what: str, most: int | None) -> None:
-        """How much of ``what`` one client may have; None: as HQ's settings say.
+        """Set a limit on ``what`` for one client; None restores the value of HQ's settings.
         `list("totals")` shows it.
         """
         wanted = _AS_SET if most is None else most
@@ -76,27 +80,27 @@ class AdminCalls:
         )
 
     async def reload(self) -> list[dict[str, Any]]:
-        """HQ reads its settings and certificates again; what changed, and when that counts.
-        ConfigError: nothing.
+        """Have HQ reload its settings and certificates; return what changed and when it takes
+        effect. Raise ConfigError if the settings are invalid, changing nothing.
         """
         answer: frames.Listing = await self.connection.request(frames.Reload)
         rows: list[dict[str, Any]] = orjson.loads(answer.rows)
         return rows
 
     async def drain(self, begin: bool = True, most_s: int = 0) -> int:
-        """HQ takes nothing new, lets what waits go out, and ends (or that is taken back); how
-        many may go out.
+        """Have HQ accept nothing new, deliver what is queued, and stop, or cancel that; return the
+        number of envelopes that may be delivered.
         """
         answer: frames.Ok = await self.connection.request(frames.Drain, begin=begin, most_s=most_s)
         return answer.count
 
     async def export_requests(self) -> bytes:
-        """The signing requests that wait for an offline CA, as a document to carry there."""
+        """Return the pending signing requests as a document for the offline CA."""
         answer: frames.Requests = await self.connection.request(frames.ExportRequests)
         return answer.document
 
     async def import_certificates(self, document: bytes) -> int:
-        """Hands HQ what the offline CA signed; how many certificates."""
+        """Import what the offline CA signed into HQ; return the number of certificates."""
         answer: frames.Ok = await self.connection.request(
             frames.ImportCertificates, document=document
         )
@@ -105,8 +109,8 @@ class AdminCalls:
     async def read_log(
         self, after: int = 0, count: int = 1000, *, old: bool = False
     ) -> frames.LogEntries:
-        """A page of HQ's signed log: entries after that one, and the newest head.  ``old``: of
-        the log before 0.6.
+        """Return a page of HQ's signed log: entries after ``after``, and the newest head. ``old``
+        reads the log before 0.6.
         """
         answer: frames.LogEntries = await self.connection.request(
             frames.ReadLog, after=after, count=count, old=old

@@ -173,7 +173,7 @@ class Client(ConsumingCalls, Tracking, AdminCalls):
             self.sealer.seal_again,
             self.directory.revoked,
             self.sessions,
-            home.holds,
+            home.signed_now,
         )
 
     @property

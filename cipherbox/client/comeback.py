@@ -1,13 +1,12 @@
-"""Coming back: `join` in a home whose client was revoked, was replaced, or whose certificate ended.
+"""Rejoin: `join` in a home whose client was revoked, was replaced, or whose certificate expired.
 
-1. What the home holds stays: outbox, inbox, pins, settings and the local key they are encrypted
-   under.
-2. Certificate key, signing keys and encryption keys are new, since somebody may have copied the old
-   ones.  Those go on opening what was sealed to them, and sign nothing any more; nothing more is
-   said in the sessions of before.
-3. Each step is whole on the disk before the next begins, and the same token goes on after a crash:
-   the next certificate key beside the old one; HQ's answer; the new keys and their bundle as
-   upcoming; the certificate; its key in place; the bundle published; the keys in use.
+1. The home's data stays: outbox, inbox, pins, settings and the local key they are encrypted under.
+2. Certificate key, signing keys and encryption keys are new, since the old ones may have been
+   copied. The old encryption keys still open messages sealed to them, and sign nothing; no more
+   messages are sent in the old sessions.
+3. Each step is durable before the next begins, and the same token resumes after a crash: the next
+   certificate key beside the old one; HQ's answer; the new keys and their bundle as upcoming; the
+   certificate; its key in place; the bundle published; the keys in use.
 """
 
 from __future__ import annotations
@@ -45,8 +44,8 @@ TRIES = 3
 
 
 def returning(home: Path, token: Token) -> ClientConfig | None:
-    """Return the settings of the home that comes back; None: a new one.  CredentialsError: it is
-    another client's.
+    """Return the settings of the home that rejoins, or None for a new home. Raise CredentialsError
+    if it belongs to another client.
     """
     if not (home / CLIENT_FILE).exists():
         return None
@@ -67,8 +66,8 @@ def returning(home: Path, token: Token) -> ClientConfig | None:
 
 
 def next_key(home: Path, local_key: bytes, *, begun: bool) -> pki.PrivateKey:
-    """Return the key of this enrolment: of an attempt with the same token that was interrupted,
-    else a new one.
+    """Return the key of this enrolment: that of an interrupted attempt with the same token, or a
+    new one.
     """
     with lock_file(home / LOCK, f"the keys of {home}"):
         replacement = key_replacement(home, local_key)
@@ -84,8 +83,8 @@ async def come_back(
     local_key: bytes,
     timeout_s: float,
 ) -> None:
-    """Puts the new certificate and ``fresh`` keys (None: an admin's home has none) in the place
-    of those before.
+    """Replace certificate and keys by the new certificate and the ``fresh`` keys (None: an admin's
+    home has none).
     """
     home = config.home
     with lock_file(home / LOCK, f"the keys of {home}"):
@@ -110,8 +109,8 @@ async def come_back(
 
 
 def _keys_of(home: Path, fresh: Identity, local_key: bytes) -> Identity:
-    """The home's keys.  Where they are lost there is nothing to go on opening with; a damaged
-    file is kept.
+    """Return the home's keys. If they are lost, old messages cannot be opened; a damaged file is
+    kept.
     """
     path = home / IDENTITY
     if path.exists():
@@ -129,12 +128,12 @@ async def _prepare(
     key: pki.PrivateKey,
     timeout_s: float,
 ) -> None:
-    """The upcoming keys are fresh ones, in a bundle after the newest that HQ has; or those of an
-    earlier attempt.
+    """Set the upcoming keys: ``fresh`` ones in a bundle after HQ's newest, or those of an earlier
+    attempt.
     """
     leaf = pki.der(chain[0])
     if identity.bundle is not None and identity.bundle.chain[0] == leaf:
-        return  # an earlier attempt came as far as that
+        return  # an earlier attempt got this far
     answer: frames.Bundles = await connection.ask(
         frames.GetBundles,
         timeout_s,
@@ -147,7 +146,7 @@ async def _prepare(
     if upcoming is not None and upcoming.bundle is not None and upcoming.bundle.chain[0] == leaf:
         if last is None or last.hash in (upcoming.bundle.hash, upcoming.bundle.previous_hash):
             return
-    elif upcoming is not None:  # of a rotation that was under way: somebody may have sealed to them
+    elif upcoming is not None:  # of an unfinished rotation: others may have sealed to them
         identity.retired = (
             *identity.retired,
             *(attrs.evolve(k, retired_at=clock.now_ms()) for k in upcoming.current),

@@ -1,13 +1,13 @@
-"""Joining an HQ with a token.
+"""Join an HQ with a token.
 
-Two connections.  The first verifies nothing and trusts nothing: it fetches the root certificate,
-whose fingerprint must be the token's.  The second is verified against that root; over it go the
-token's secret and a signing request for the key that was made here.  Then the client's own keys are
-made, and their bundle is registered over a third connection, the first with the new certificate.
+Two connections. The first verifies nothing and trusts nothing: it fetches the root certificate,
+whose fingerprint must match the token's. The second is verified against that root; it carries the
+token's secret and a signing request for the key made here. Then the client's own keys are made, and
+their bundle is registered over a third connection, the first with the new certificate.
 
-Everything is written as it comes, and ``client.toml`` last: a home without it is not finished, and
-joining again with the same token goes on with the same key, as HQ demands.  While an admin must
-approve, or the CA is offline, `join` asks again with pauses until the token ends.
+Each file is written when its content is known, ``client.toml`` last: a home without it is
+unfinished, and joining again with the same token resumes with the same key, as HQ requires. While
+an admin must approve, or the CA is offline, `join` polls until the token expires.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ PENDING = "joining.json"
 ISSUED, WAITS_FOR_APPROVAL, WAITS_FOR_CA = 0, 1, 2
 WAITING = {
     WAITS_FOR_APPROVAL: "waiting until the admin approves it (cipherbox approve)",
-    WAITS_FOR_CA: "waiting until the requests were carried to the offline CA and back",
+    WAITS_FOR_CA: "waiting until the requests are carried to the offline CA and back",
 }
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 2.0, 30.0
 NETWORK_TRIES, NETWORK_PAUSE_S = 3, 0.5
@@ -77,7 +77,7 @@ OnNumber = Callable[..., None]
 
 @attrs.frozen
 class JoinReport:
-    """What came of it."""
+    """The result of `join`."""
 
     client_id: str
     role: str
@@ -86,8 +86,8 @@ class JoinReport:
     address: str
     hq: str
     fingerprint: str  # of the root certificate, hexadecimal
-    other: str = ""  # some client that could be written to; empty: there is none yet
-    # the home was this client's before: it kept what it holds, and has new keys
+    other: str = ""  # some other client with keys, for an example; empty: none yet
+    # the home was this client's before: it kept its data and has new keys
     came_back: bool = False
 
 
@@ -103,20 +103,19 @@ async def join(
     signatures: str | None = None,
     line: LineSettings | None = None,
 ) -> JoinReport:
-    """Enrols this machine: makes keys, gets a certificate, registers the key bundle, writes
-    ``home``.
+    """Enrol this machine: make keys, get a certificate, register the key bundle, write ``home``,
+    and return the result.
 
-    A home of the same client that was revoked or replaced comes back with new keys and keeps what
-    it holds.
+    A home of the same client that was revoked or replaced rejoins with new keys and keeps its data.
 
-    ``signatures``: ed25519 (None: that, or what the home has), or ed25519+mldsa65.  With
-    ``password`` the keys are under it from the first byte on; an attempt that was interrupted goes
-    on only with the one it began with:  WrongPassword or PasswordNeeded otherwise.  ``line``: the
-    proxy to go through, now and from then on; without it the environment's, if it names one.
+    ``signatures`` is ed25519 (None: that, or the home's setting) or ed25519+mldsa65. With
+    ``password`` the keys are encrypted under it from the first write; an interrupted attempt only
+    resumes with the same password: otherwise WrongPassword or PasswordNeeded is raised. ``line`` is
+    the proxy to use now and later; without it the environment's, if any.
 
-    TokenError: the token is damaged, has ended, or belongs to another HQ.  EnrolmentRefused: HQ's
-    answer (used twice, refused by the admin, ...).  NetworkError: HQ was not reached; join again
-    with the same token.
+    Raise TokenError if the token is damaged, has expired, or belongs to another HQ;
+    EnrolmentRefused with HQ's reason; NetworkError if HQ is unreachable: join again with the same
+    token.
     """
     token = decode_token(token_text)
     where, before = _home(Path(home), token)
@@ -171,9 +170,7 @@ def _finish(config: ClientConfig, before: ClientConfig | None, local_key: bytes)
 
 
 async def _other(connection: Connection, client_id: str, timeout_s: float) -> str:
-    """A client with keys besides this one, for an example that works; that there is none stops
-    nothing.
-    """
+    """Return another client that has keys, for an example that works; empty if none is found."""
     try:
         page: frames.Listing = await connection.ask(
             frames.List, timeout_s, what="clients", name="", after=""
@@ -201,17 +198,15 @@ def _check_time(token: Token) -> None:
     if token.expires_at <= time.time() * 1000:
         end = datetime.datetime.fromtimestamp(token.expires_at / 1000, datetime.UTC)
         raise TokenError(
-            f"the token ended on {end:%Y-%m-%d %H:%M} UTC (or this machine's clock is wrong)"
+            f"the token expired on {end:%Y-%m-%d %H:%M} UTC (or this machine's clock is wrong)"
         )
 
 
 def _keys(
     home: Path, token: Token, password: Password | None, before: ClientConfig | None
 ) -> tuple[pki.PrivateKey, bytes]:
-    """The key of this enrolment and the local key: of an interrupted attempt with the same token,
-    else new ones.
-
-    A home that comes back keeps its local key.
+    """Return the key of this enrolment and the local key: those of an interrupted attempt with the
+    same token, or new ones. A home that rejoins keeps its local key.
     """
     if password is not None:
         password = password_bytes(password)
@@ -258,8 +253,8 @@ async def _fetch_root(token: Token, timeout_s: float, line: LineSettings) -> x50
     answer = await _connected(token, tls.first_contact_context(), timeout_s, ask, line)
     if hashlib.sha256(answer.root).digest() != token.root_fingerprint:
         raise TokenError(
-            "the server at this address is not the HQ that made the token: its root certificate "
-            "has another fingerprint"
+            "the server at this address is not the HQ that issued the token: the fingerprint of "
+            "its root certificate differs"
         )
     return pki.load_der(answer.root)
 
@@ -292,13 +287,14 @@ async def _certificate(
         answer = await _connected(token, context, timeout_s, ask, line)
         if answer.number and answer.number != number:
             raise EnrolmentRefused(
-                f"HQ shows the number {answer.number}, this machine {number}: somebody is between"
+                f"HQ shows the number {answer.number}, this machine {number}: possible "
+                "man-in-the-middle"
             )
         if answer.state == ISSUED:
             return checked_chain(answer.chain, root, key, token.client_id)
         if answer.state not in WAITING:
             raise EnrolmentRefused(
-                f"HQ answered with state {answer.state}, which this program does not know"
+                f"HQ answered with the unknown state {answer.state}; update this program"
             )
         if on_number is not None and told != answer.state:
             told = answer.state
@@ -306,7 +302,7 @@ async def _certificate(
         left_s = token.expires_at / 1000 - time.time()
         if left_s <= 0:
             raise TokenError(
-                "the token ended while the enrolment was waiting",
+                "the token expired while the enrolment was waiting",
                 remedy="ask the admin for a new one",
             )
         await trio.sleep(min(backoff.next(), left_s))
@@ -315,19 +311,19 @@ async def _certificate(
 def checked_chain(
     chain: list[bytes], root: x509.Certificate, key: pki.PrivateKey, client_id: str
 ) -> list[x509.Certificate]:
-    """The certificates HQ gave, if the root stands behind them and they are for this client and
-    this key.
+    """Return HQ's certificates if the root certifies them and they are for this client and this
+    key.
     """
     try:
         certificates = [pki.load_der(der) for der in chain]
         leaf = pki.verify_chain(chain, root, clock.now())
     except BundleNotCertified as error:
-        raise CredentialsError(f"HQ gave a certificate that does not hold: {error}") from None
+        raise CredentialsError(f"HQ sent an invalid certificate: {error}") from None
     if len(certificates) < 2:
-        raise CredentialsError("HQ gave a certificate without the CA that issued it")
+        raise CredentialsError("HQ sent a certificate without its issuing CA")
     found: Any = leaf.public_key()
     if pki.common_name(leaf) != client_id or pki.spki(found) != pki.spki(key.public_key()):
-        raise CredentialsError("HQ gave a certificate for another client or another key")
+        raise CredentialsError("HQ sent a certificate for another client or another key")
     return certificates
 
 
@@ -340,9 +336,7 @@ async def _register(
     local_key: bytes,
     timeout_s: float,
 ) -> None:
-    """Registers the bundle of this client's keys.  Keys of an interrupted attempt are used
-    again.
-    """
+    """Register the bundle of this client's keys, reusing the keys of an interrupted attempt."""
     path = home / IDENTITY
     client_id = fresh.client_id
     identity = keyfile.load(path, local_key=local_key) if path.exists() else fresh
@@ -353,7 +347,7 @@ async def _register(
             clients=[frames.BundleQuery(client_id, frames.NEWEST)],
             hashes=[],
         )
-        # of a former enrolment, its keys lost
+        # of a former enrolment whose keys were lost
         before = [decode_bundle(raw) for raw in answer.answers[0].bundles]
         last = max(before, key=lambda b: b.sequence, default=None)
         identity.bundle = identity.make_bundle(key, chain, clock.now_ms(), last)
@@ -368,7 +362,7 @@ async def _connected(
     ask: Callable[[Connection], Any],
     line: LineSettings,
 ) -> Any:
-    """One short connection and one request; tried again when the network fails."""
+    """Run one request over a short connection, retrying network errors."""
 
     async def once() -> Any:
         async with open_connection(

@@ -1,12 +1,11 @@
-"""The lines a client says while it works, as the predecessors said them.
+"""Progress events of a client, as lines of text in its predecessors' format.
 
     [2025-09-08 07:03:00] [SENDER] Server ACK received for message
     0199f0a2-7c31-7d05-9c4e-1b2a00000000
 
-An `Event` is that line as text, and has its parts as attributes.  Nobody listening costs nothing:
-no line is made.  A batch of many messages is one line, so that a busy publisher is not slowed down
-by its log.  Client ids are checked names and message ids are UUIDs; every other text that a line
-repeats is escaped.
+An `Event` is that line as text, with its parts as attributes. Without a listener no line is made. A
+large batch is one line, so that logging does not slow down a busy publisher. Client ids are checked
+names and message ids are UUIDs; all other text is escaped.
 """
 
 from __future__ import annotations
@@ -20,23 +19,23 @@ from cipherbox.envelope.ids import message_id
 from cipherbox.portable import escape_text
 
 SENDER, RECEIVER, LINE, KEYS = "SENDER", "RECEIVER", "LINE", "KEYS"
-ONE_LINE_EACH = 16  # messages of one envelope; more are named as a run
+ONE_LINE_EACH = 16  # messages of one envelope; more are shown as a range
 
 OnEvent = Callable[[Any], None]
 
 
 class EventKind(enum.StrEnum):
-    """What an event tells, for programs: they need not read its text."""
+    """The kind of an event, so that programs need not parse its text."""
 
     STEP = "step"  # of sending, receiving or connecting
-    RECONNECTING = "reconnecting"  # the connection failed; it is tried again after a pause
+    RECONNECTING = "reconnecting"  # the connection failed; it is retried after a pause
     KEY = "key"  # a peer's key was pinned or changed
-    STRANGER = "stranger"  # a peer that this end does not talk to was turned away
+    STRANGER = "stranger"  # a peer that is not permitted here was refused
 
 
 class Event(str):
-    """One line.  ``role`` is its bracketed word, ``text`` what follows; ``mark``: HQ has it
-    durably; ``kind``: what it tells.
+    """One line. ``role`` is its bracketed word, ``text`` the rest, ``kind`` its kind; ``mark``
+    means that HQ has the message durably.
     """
 
     role: str
@@ -53,28 +52,28 @@ class Event(str):
 
 
 class Events:
-    """Where lines go.  Without a listener every method returns at once."""
+    """Sends events to a listener. Without one every method returns immediately."""
 
     def __init__(self, listener: OnEvent | None) -> None:
         self._listener = listener
 
     @property
     def has_listener(self) -> bool:
-        """Whether anybody listens."""
+        """Whether there is a listener."""
         return self._listener is not None
 
     def emit(
         self, role: str, text: str, *, mark: bool = False, kind: EventKind = EventKind.STEP
     ) -> None:
-        """One line."""
+        """Send one event."""
         if self._listener is not None:
             self._listener(Event(role, escape_text(text), mark, kind))
 
     def messages(
         self, role: str, text: str, envelope_id: bytes, count: int, *, mark: bool = False
     ) -> None:
-        """``text`` with ``{}`` replaced by "message ID", a line each, or by the run of ids when
-        there are many.
+        """Send ``text`` with ``{}`` replaced by "message ID" for each message, or by the range of
+        ids if there are many.
         """
         if self._listener is None:
             return

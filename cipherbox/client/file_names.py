@@ -1,4 +1,4 @@
-"""Names of files made from other parties' texts: the only place where that is done."""
+"""Make safe file names from other parties' texts; nothing else may do so."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ _PACKED = frozenset([".gz", ".bgz", ".bz2", ".xz", ".zst", ".lz4", ".zip", ".cbx
 
 
 def safe_name(text: str, most: int = _NAME_BYTES) -> str:
-    """A file name made from another party's text: one plain component, never hidden, never a
-    device, 1 to ``most`` bytes.  The only place where such a name is made.
+    """Return a safe file name made from another party's text: one component, never hidden, never a
+    device, 1 to ``most`` bytes.
 
-    NFC, so that a name typed on a Mac is the same here; one that has to be cut keeps its suffixes.
+    The name is NFC, so that one typed on a Mac is the same here; a name that must be cut keeps its
+    suffixes.
     """
     name = unicodedata.normalize("NFC", text).replace("\\", "/").rsplit("/", 1)[-1]
     name = _UNSAFE.sub("_", "".join(c for c in name if c.isprintable()))
@@ -29,7 +30,7 @@ def safe_name(text: str, most: int = _NAME_BYTES) -> str:
         stem, suffix = split_name(name)
         if len(suffix) * 2 > most:
             stem, suffix = name, ""
-        stem = stem[:most]  # of a text that may have megabytes
+        stem = stem[:most]  # the text may have megabytes
         while len(stem.encode()) + len(suffix) > most:
             stem = stem[:-1]
         name = (stem.rstrip(" .") or "_") + suffix
@@ -37,9 +38,7 @@ def safe_name(text: str, most: int = _NAME_BYTES) -> str:
 
 
 def split_name(name: str) -> tuple[str, str]:
-    """A name as stem and suffix: what says the type of a file, with what says how it is packed
-    (`.vcf.gz`).
-    """
+    """Return stem and suffix; the suffix includes the type of a compressed file (`.vcf.gz`)."""
     stem, dot, last = name.rpartition(".")
     suffix = dot + last
     if not stem or not _SUFFIX.fullmatch(suffix):

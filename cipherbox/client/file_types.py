@@ -1,7 +1,7 @@
-"""Content types of files by their names, as laboratories use them, the same on every system.
+"""Content types of files by name, as laboratories use them, identical on every system.
 
-Python's table is that of the web: there `.vcf` is a business card, and what a file was packed with
-is left out.
+Python's own table is that of the web: there `.vcf` is a business card, and the compression is
+separate from the type.
 """
 
 from __future__ import annotations
@@ -75,8 +75,8 @@ _PACKED_BY_NAME = {
 
 
 def guess_type(path: PurePath) -> str:
-    """The content type by the file's name; what is packed has the type of its packing, what is
-    unknown is binary.
+    """Return the content type for a file's name; a compressed file has its compression's type, an
+    unknown one is binary.
     """
     suffix = path.suffix.lower()
     found = _FIELD.get(suffix) or _PACKED_BY_NAME.get(suffix)

@@ -1,16 +1,16 @@
-"""The files of a client, as `join` (or HQ's `init`, for the first admin) made them.
+"""The files of a client's home, created by `join` (or HQ's `init`, for the first admin).
 
     client.toml                         settings
     ca.crt issuing.crt client.crt       certificates; issuing.crl: the revocation list
-    client.key local.key keys.cbk       secrets; local.key opens the rest
-    certs/ allow.json                   whom it believes, whom it permits
+    client.key local.key keys.cbk       secrets; local.key decrypts the rest
+    certs/ allow.json                   the keys it trusts, the clients it permits
     inbox.sqlite3 data/                 what it received, with its receiving chains
     outbox.sqlite3 outbox/ routes.json  what it sent, with its sending chains
-    lock keys.lock                      taken by its programs in turn
-    replaced.txt                        only where another home has this id now
+    lock keys.lock                      locks of its programs
+    replaced.txt                        only if another home has this id now
 
-Sessions lie with the messages: sending chains in the outbox, the rest and the private prekeys in
-the inbox, under local.key.
+Sessions are stored with the messages: sending chains in the outbox, the rest and the private
+prekeys in the inbox, encrypted under local.key.
 """
 
 from __future__ import annotations
@@ -45,11 +45,13 @@ ROOT, ISSUING, CERTIFICATE, KEY = "ca.crt", "issuing.crt", "client.crt", "client
 IDENTITY, REVOCATIONS, LOCK = "keys.cbk", "issuing.crl", "lock"
 FOLDER = "CipherBox"  # beside a hidden home: ~/CipherBox for ~/.cipherbox
 NEXT_KEY = "client.key.next"  # of a certificate that is being renewed
-REPLACED = "replaced.txt"  # HQ said that another home has this id now; what it said
+REPLACED = "replaced.txt"  # HQ's message that another home has this id now
 
 
-def keyless(text: str = "an admin's machine holds no keys that seal or open messages") -> Forbidden:
-    """The refusal of what an admin's home cannot do."""
+def keyless(
+    text: str = "an admin's machine signed_now no keys that seal or open messages",
+) -> Forbidden:
+    """Return the error for an action that an admin's home cannot do."""
     return Forbidden(
         text,
         remedy="use a client's home (--home DIRECTORY), or enrol one: cipherbox enroll CLIENT_ID",
@@ -58,10 +60,9 @@ def keyless(text: str = "an admin's machine holds no keys that seal or open mess
 
 @attrs.define(eq=False)
 class Home:
-    """A loaded home.  ``identity`` is None for an admin: an admin's machine opens nothing.
+    """A loaded home. ``identity`` is None for an admin, whose machine opens no messages.
 
-    A renewal changes ``chain`` and ``key`` while the client runs, and the next connection uses
-    them.
+    A renewal changes ``chain`` and ``key`` while the client runs; the next connection uses them.
     """
 
     config: ClientConfig
@@ -71,9 +72,9 @@ class Home:
     key: pki.PrivateKey = attrs.field(repr=False)
     identity: Identity | None
     secret_box: LocalSecretBox
-    # None: nothing on the disk is changed
+    # None: the home's files are not changed
     local_key: bytes | None = attrs.field(default=None, repr=False)
-    sealed: bool = False  # its keys are under a password
+    sealed: bool = False  # its keys are encrypted under a password
 
     @property
     def path(self) -> Path:
@@ -81,13 +82,15 @@ class Home:
 
     @property
     def hides(self) -> SecretBox | None:
-        """What content is encrypted with before it is written here; None: it lies readable."""
+        """The box that encrypts content before it is written here, or None if content is stored in
+        clear.
+        """
         return self.secret_box.content_box if self.sealed and not self.config.inbox.plain else None
 
     @property
     def folder(self) -> Path:
-        """The directory that a person works with: the home, or what stands visibly beside a
-        hidden one.
+        """The directory that a person works with: the home, or a visible one beside a hidden
+        home.
         """
         if not self.path.name.startswith("."):
             return self.path
@@ -96,29 +99,28 @@ class Home:
 
     @property
     def incoming(self) -> Path:
-        """Where files arrive, unless a command says otherwise."""
+        """The directory for received files, unless a command overrides it."""
         return self.config.inbox.incoming or self.folder / "incoming"
 
-    def holds(self, raw: bytes) -> bool:
-        """Whether an envelope of this client is signed with the keys it has now.  A client that
-        came back has new ones, and nobody takes what the old ones signed any more.
+    def signed_now(self, raw: bytes) -> bool:
+        """Return whether an envelope of this client is signed with its present keys. A client that
+        rejoined has new ones, and recipients refuse what the old ones signed.
         """
         bundle = self.identity.bundle if self.identity is not None else None
         return bundle is None or is_signed_by(raw, bundle)
 
     def context(self) -> ssl.SSLContext:
-        """A fresh TLS context with this client's certificate."""
+        """Return a new TLS context with this client's certificate."""
         return tls.client_context(self.root, list(self.chain), self.key)
 
 
 def load_home(
     path: Path | str | None = None, *, password: Password | None = None, say: Say | None = None
 ) -> Home:
-    """Reads everything; ConfigError or CredentialsError names the file that is wrong.
+    """Load a home. Raise ConfigError or CredentialsError naming the file at fault.
 
-    ``password``: of keys that are under one; None for what `[client] password_file` or systemd
-    holds ready.  PasswordNeeded and WrongPassword say that it is missing or another.  ``say`` is
-    told what was changed meanwhile.
+    ``password`` opens keys encrypted under one; None uses `[client] password_file` or a systemd
+    credential. Raise PasswordNeeded or WrongPassword. ``say`` reports changes made while loading.
     """
     config = load_client_config(Path(path) if path is not None else None)
     return home_with(config, unlocked(config, password, say))
@@ -127,22 +129,24 @@ def load_home(
 def unlocked(
     config: ClientConfig, password: Password | None = None, say: Say | None = None
 ) -> bytes:
-    """The local key of a home; see `load_home`."""
+    """Return the local key of a home; see `load_home`."""
     if password is None and is_sealed(config.home):
-        held_ready = configured_password(config)
-        password = read_password(held_ready) if held_ready is not None else None
+        file = configured_password(config)
+        password = read_password(file) if file is not None else None
     return open_local_key(config.home, password, say)
 
 
 def home_with(config: ClientConfig, local_key: bytes) -> Home:
-    """As `load_home`, with the local key at hand."""
+    """Load a home as `load_home` does, with a given local key."""
     where = config.home
     chain, key = certificate_of(where, config.client_id, local_key)
     identity = None
     if config.role != "admin":
         identity = keyfile.load(where / IDENTITY, local_key=local_key)
         if identity.client_id != config.client_id:
-            raise CredentialsError(f"{where / IDENTITY} holds the keys of {identity.client_id}")
+            raise CredentialsError(
+                f"{where / IDENTITY} signed_now the keys of {identity.client_id}"
+            )
     return Home(
         config,
         _certificates(where / ROOT)[0],
@@ -157,14 +161,12 @@ def home_with(config: ClientConfig, local_key: bytes) -> Home:
 
 
 def note_replaced(home: Path, failure: CipherBoxError | None, connected: bool) -> None:
-    """Keep what HQ said when it replaced this home, for commands that do not ask HQ; forget it when
-    HQ lets it in.
-
-    A full disk is no further trouble.
+    """Record HQ's message when it replaced this home, for offline commands; delete it once HQ
+    accepts this home. Disk errors are ignored.
     """
     with suppress(OSError):
         if isinstance(failure, Replaced):
-            # it goes to terminals
+            # terminals show it
             text = "".join(c if c.isprintable() else "?" for c in str(failure))
             write_atomic(home / REPLACED, f"{text}\n".encode())
         elif connected:
@@ -172,7 +174,7 @@ def note_replaced(home: Path, failure: CipherBoxError | None, connected: bool) -
 
 
 def replaced(home: Path) -> str:
-    """Return what HQ said when it replaced this home by another; empty: it did not."""
+    """Return HQ's message when it replaced this home, or nothing."""
     try:
         return (home / REPLACED).read_text("utf-8").strip()
     except OSError:
@@ -180,7 +182,7 @@ def replaced(home: Path) -> str:
 
 
 def key_replacement(where: Path, local_key: bytes) -> KeyReplacement:
-    """Return how the key of this home's certificate is replaced."""
+    """Return the key replacement of this home's certificate."""
     return KeyReplacement(where / KEY, local_key)
 
 
@@ -189,7 +191,7 @@ def certificate_of(
 ) -> tuple[tuple[x509.Certificate, ...], pki.PrivateKey]:
     """Return the certificate chain and its key.
 
-    A renewal that was killed before its last step is finished here; one that is under way is read
+    A renewal that was interrupted before its last step is finished here; one in progress is read
     again.
     """
     for _ in range(2):

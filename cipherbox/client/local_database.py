@@ -1,11 +1,11 @@
-"""A client's small databases: SQLite files of this user alone, durable at every commit, upgraded in
-a transaction.
+"""A client's SQLite databases: private to its user, durable at every commit, upgraded in a
+transaction.
 
-A commit is on stable storage when it returns (WAL, synchronous FULL), unless `transaction` was told
-otherwise.  Several processes of one home may have the same file open, and several parts of one;
-each waits for the other's transaction.  Nothing else here may open and close such a file: on Unix
-that ends the locks of the whole process, and who closes the file next elsewhere takes its log away,
-with every commit that is still to come.
+A commit is on stable storage when it returns (WAL, synchronous FULL), unless `transaction` was
+called otherwise. Several processes of one home, and several parts of one, may have the same file
+open; each waits for the other's transaction. Nothing else may open and close such a file: on Unix
+closing it releases the locks of the whole process, and another process that then closes the file
+last deletes its write-ahead log, with every later commit.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ _BUSY_MS = 30_000  # how long a commit waits for another process of this home
 
 
 def open_database(path: Path, steps: Sequence[str], oldest: int = 1) -> sqlite3.Connection:
-    """Opens or makes the database; ``steps[n]`` is the SQL that brings version n to version n + 1.
+    """Open or create the database; ``steps[n]`` is the SQL that upgrades version n to n + 1.
 
-    SchemaTooNew when a newer program wrote it, SchemaTooOld when it is below ``oldest``, Damaged
-    when it is no database any more, StoreError for the rest.
+    Raise SchemaTooNew if a newer program wrote it, SchemaTooOld if it is below ``oldest``, Damaged
+    if it is not a database, StoreError for other errors.
     """
     try:
         private_dir(path.parent)
@@ -35,7 +35,7 @@ def open_database(path: Path, steps: Sequence[str], oldest: int = 1) -> sqlite3.
             raise StoreError(why)
         with suppress(FileExistsError):
             os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | O_BINARY, 0o600))
-            if is_root():  # a look by root must leave no file that the home's own user cannot write
+            if is_root():  # keep the file writable for the home's owner
                 there = path.parent.stat()
                 give_to(path, (there.st_uid, there.st_gid))
         os.chmod(path, 0o600)
@@ -44,12 +44,12 @@ def open_database(path: Path, steps: Sequence[str], oldest: int = 1) -> sqlite3.
         )
     except (OSError, sqlite3.Error) as error:
         text = getattr(error, "strerror", None) or error
-        raise StoreError(f"{path} cannot be opened: {text}") from None
+        raise StoreError(f"cannot open {path}: {text}") from None
     try:
         with translated(path):
             db.execute("PRAGMA journal_mode = WAL")
             db.execute(f"PRAGMA synchronous = {SYNCHRONOUS}")
-            # what is overwritten is zeros, where that costs no more writing
+            # overwrite deleted content with zeros where that costs no extra writes
             db.execute("PRAGMA secure_delete = FAST")
             db.execute("BEGIN IMMEDIATE")
             try:
@@ -71,8 +71,8 @@ def _upgrade(db: sqlite3.Connection, path: Path, steps: Sequence[str], oldest: i
         raise SchemaTooNew(f"{path} was written by a newer program")
     if 0 < version < oldest:
         raise SchemaTooOld(
-            f"{path} was written by a version of CipherBox before 0.5.0, and this one does not "
-            "understand it; nothing was changed"
+            f"{path} was written by a version of CipherBox before 0.5.0, which this version "
+            "cannot read; nothing was changed"
         )
     for step in steps[version:]:
         for statement in step.split(";\n"):
@@ -83,7 +83,7 @@ def _upgrade(db: sqlite3.Connection, path: Path, steps: Sequence[str], oldest: i
 
 @contextmanager
 def translated(path: Path) -> Iterator[None]:
-    """Errors of SQLite and of the disk as ours, with the file's name."""
+    """Raise errors of SQLite and of the disk as ours, with the file's name."""
     try:
         yield
     except sqlite3.DatabaseError as error:
@@ -101,9 +101,9 @@ def translated(path: Path) -> Iterator[None]:
 def transaction(db: sqlite3.Connection, path: Path, *, synced: bool = True) -> Iterator[None]:
     """Commit one transaction at the end of the block; roll it back on any error.
 
-    ``synced`` false: the commit survives the end of this process but not a power cut, which rolls
-    the file back to the last synced commit.  For facts that are met again or may safely be done
-    twice; a sync costs about 5 ms.
+    ``synced`` false: the commit survives the end of this process but not a power failure, which
+    reverts the file to the last synced commit. Use it for facts that are observed again or may
+    safely be repeated; a sync costs about 5 ms.
     """
     with translated(path):
         if not synced:

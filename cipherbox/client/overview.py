@@ -1,7 +1,7 @@
-"""An overview of a client: what waits here, what is at HQ, what was opened, refused or parked, and
-when HQ was last reached.
+"""A client's status: messages waiting here or at HQ, opened, refused or parked, and the last
+contact with HQ.
 
-Everything is read from the home's two databases, so it is the same beside any other program, and
+Everything is read from the home's two databases, so it is the same whatever else runs, and also
 while HQ is unreachable.
 """
 
@@ -30,12 +30,12 @@ class OverviewSource(Protocol):
 
 @attrs.frozen
 class Overview:
-    """Envelopes sent from here by their state, files in transfer, and what was received; times are
-    ms since 1970.
+    """Counts of envelopes by state, of files in progress, and of received messages; times are in
+    ms.
     """
 
     waiting: int  # sealed, and not confirmed by HQ
-    at_hq: int  # confirmed, and not opened by all
+    at_hq: int  # confirmed, and not yet opened by all recipients
     opened: int  # by all their recipients
     refused: int  # by HQ or by a recipient
     files_sending: int
@@ -47,9 +47,13 @@ class Overview:
     last_contact: int
 
 
-async def overview(client: OverviewSource) -> Overview:
-    """Return the overview; raise Forbidden on an admin's machine, which has no mailbox."""
-    sent = await client.outbox().store(_sent, client.outbox().outbox)
+async def overview(client: Client) -> Overview:
+    """Return the client's status. Raise Forbidden on an admin's machine, which sends and receives
+    nothing.
+    """
+    outbox = client.outbox().outbox
+    sent = await client.outbox().store(_sent, outbox)
+    assert isinstance(sent, dict)
     with looking(client.home) as look:
         counts = look.counts()
         newest = look.newest_at()
@@ -71,7 +75,7 @@ async def overview(client: OverviewSource) -> Overview:
 def _sent(outbox: Outbox) -> dict[str, int]:
     db, path = outbox.database
     with translated(path):
-        waiting, at_hq, opened, aside = _one(
+        waiting, at_hq, opened, rejected = _one(
             db,
             "SELECT coalesce(sum(state = 0), 0), coalesce(sum(state = 1 AND owed > 0), 0), "
             "coalesce(sum(state = 1 AND owed <= 0), 0), coalesce(sum(state = 2), 0) FROM "
@@ -89,7 +93,7 @@ def _sent(outbox: Outbox) -> dict[str, int]:
         "waiting": waiting,
         "at_hq": at_hq,
         "opened": opened,
-        "refused": aside + refused,
+        "refused": rejected + refused,
         "files": files,
         "contact": contact,
     }

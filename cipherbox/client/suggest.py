@@ -1,4 +1,4 @@
-"""Suggestions for a mistyped client id."""
+"""Suggest the client id that was meant by an unknown one."""
 
 from __future__ import annotations
 
@@ -16,9 +16,8 @@ class ClientList(Protocol):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Return the known id closest to ``name``, or an empty string if none is close.
-
-    Ids are unique without regard to case.
+    """Return the id that ``name`` may have meant, or nothing if none is similar. Ids are unique
+    regardless of case.
     """
     by_case = {one.casefold(): one for one in known}
     wanted = name.casefold()
@@ -33,9 +32,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 async def with_suggestion(
     client: ClientList, error: CipherBoxError, names: Sequence[str]
 ) -> CipherBoxError:
-    """Return the error, with a suggestion for each of these ids that HQ does not know but for a
-    similar one.
-    """
+    """Return the error, with a suggestion if HQ does not know these ids but knows similar ones."""
     if not isinstance(error, NotFound | UnknownRecipient) or not names:
         return error
     try:

@@ -1,4 +1,4 @@
-"""Calls of a client about exchanges, queues, bindings, and what HQ can show."""
+"""Calls of a client for exchanges, queues, bindings, and HQ's listings."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ class TopologyCalls:
     connection: ReconnectingConnection
 
     async def declare_exchange(self, name: str, type: str = "direct") -> None:
-        """Makes an exchange (direct, fanout or topic), or finds it the same; Conflict if it is
-        another type.
+        """Create an exchange (direct, fanout or topic) unless it exists. Raise Conflict if its type
+        differs.
         """
         if type not in TYPES:
-            raise InvalidRequest(f"an exchange is {', '.join(TYPES)}, not {type!r}")
+            raise InvalidRequest(f"invalid exchange type {type!r}: must be {', '.join(TYPES)}")
         await self.connection.request(frames.DeclareExchange, name=name, type=TYPES[type])
 
     async def delete_exchange(self, name: str) -> None:
-        """Deletes an exchange and its bindings."""
+        """Delete an exchange and its bindings."""
         await self.connection.request(frames.DeleteExchange, name=name)
 
     async def declare_queue(
@@ -46,10 +46,10 @@ class TopologyCalls:
         ttl_s: int | None = None,
         max_length: int | None = None,
     ) -> None:
-        """Makes a queue, or finds it the same.  Only an admin names another owner.
+        """Create a queue unless it exists. Only an admin may name another owner.
 
-        What waits longer than ``ttl_s``, and the oldest above ``max_length``, become dead letters;
-        0: no limit, None:  as it is.
+        Envelopes older than ``ttl_s``, and the oldest above ``max_length``, are dead-lettered; 0:
+        no limit, None: unchanged.
         """
         limits = [frames.KEEP if value is None else value for value in (ttl_s, max_length)]
         await self.connection.request(
@@ -62,8 +62,8 @@ class TopologyCalls:
         )
 
     async def dead_letters(self, queue: str = "", *, settled: bool = False) -> list[dict[str, Any]]:
-        """Dead letters of a queue, oldest first; "" of all, for an admin.  ``settled``: also
-        redriven and dropped.
+        """Return the dead letters of a queue, oldest first; "" is all queues, for an admin.
+        ``settled`` also includes those redriven or discarded.
         """
         rows: list[dict[str, Any]] = []
         after = ""
@@ -77,7 +77,9 @@ class TopologyCalls:
                 return rows
 
     async def settle_dead(self, queue: str, seqs: Sequence[int], *, drop: bool = False) -> int:
-        """Puts dead letters back into their queue, or drops them for good (admin); how many."""
+        """Redrive dead letters into their queue, or discard them permanently (admin); return their
+        number.
+        """
         count = 0
         runs = ranges(seqs)
         for at in range(0, len(runs), LIMITS.ranges_per_frame):
@@ -91,29 +93,29 @@ class TopologyCalls:
         return count
 
     async def delete_queue(self, name: str) -> None:
-        """Deletes an empty queue and its bindings."""
+        """Delete an empty queue and its bindings."""
         await self.connection.request(frames.DeleteQueue, name=name)
 
     async def bind(self, exchange: str, queue: str, routing_key: str) -> None:
-        """Leads a routing key (a pattern, on a topic exchange) into a queue."""
+        """Bind a queue to an exchange with a routing key (a pattern, on a topic exchange)."""
         await self.connection.request(
             frames.Bind, exchange=exchange, queue=queue, routing_key=routing_key
         )
 
     async def unbind(self, exchange: str, queue: str, routing_key: str) -> None:
-        """Ends a binding."""
+        """Delete a binding."""
         await self.connection.request(
             frames.Unbind, exchange=exchange, queue=queue, routing_key=routing_key
         )
 
     async def purge(self, queue: str) -> int:
-        """Moves everything waiting in a queue to the dead letters (admin); how many envelopes."""
+        """Move all envelopes of a queue to the dead letters (admin); return their number."""
         answer: frames.Ok = await self.connection.request(frames.Purge, queue=queue)
         return answer.count
 
     async def list(self, what: str, name: str = "") -> list[dict[str, Any]]:
-        """All rows of exchanges, queues, bindings, clients, grants, connections or requests;
-        ``name``: only that.
+        """Return all rows of exchanges, queues, bindings, clients, grants, connections or requests,
+        or only the one named ``name``.
         """
         rows: list[dict[str, Any]] = []
         after = ""
@@ -127,7 +129,9 @@ class TopologyCalls:
                 return rows
 
     async def status(self, message_id: uuid.UUID | str, sender: str = "") -> frames.StatusReport:
-        """Where a message is; ``found`` False: HQ has no record of it for this client."""
+        """Return the status of a message; ``found`` is False if HQ has no record of it for this
+        client.
+        """
         envelope_id, index = split_message_id(message_id)
         answer: frames.StatusReport = await self.connection.request(
             frames.Status, sender_id=sender, message_id=envelope_id[:14] + index.to_bytes(2, "big")
@@ -135,5 +139,5 @@ class TopologyCalls:
         return answer
 
     async def ping(self) -> None:
-        """Asks HQ for a sign of life; NetworkError if there is none."""
+        """Check that HQ answers. Raise NetworkError if it does not."""
         await self.connection.request(frames.Ping)

@@ -1,7 +1,7 @@
-"""Watch one home for what a person should look at, and send it as `[alerts]` says.
+"""Watch one home for conditions that need a person, and send alerts as `[alerts]` configures.
 
-Several programs may share a home; one of them watches.  Every fact is read where it is recorded:
-the outbox, the inbox, the certificate, the disk.
+Several programs may share a home; one of them watches. Every fact is read where it is recorded: the
+outbox, the inbox, the certificate, the disk.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ from cipherbox.portable import free_bytes, lock_file
 LOCK = "alerts.lock"
 INBOX = "inbox.sqlite3"
 LEAST_BYTES = 256 * 1024 * 1024
-_EACH = 20  # messages that are named one by one
+_EACH = 20  # messages that get an alert of their own
 _DAY_S = 86_400
 
 
 class WatchedClient(Connected, Protocol):
-    """What is watched of a client."""
+    """What the watch needs of a client."""
 
     @property
     def outbox_sender(self) -> OutboxSender | None: ...
 
 
 async def watch(client: WatchedClient, lasting: bool, *, pause_s: float = LOOK_S) -> None:
-    """Look, and send alerts, until cancelled.  Return immediately without `[alerts]`, and unless
-    ``lasting``: a command that ends soon leaves it to others.
+    """Check and send alerts until cancelled. Return immediately without `[alerts]`, or unless
+    ``lasting``: short commands leave it to others.
     """
     config = client.home.config
     if not (lasting and config.alerts.any):
@@ -57,7 +57,7 @@ async def watch(client: WatchedClient, lasting: bool, *, pause_s: float = LOOK_S
     )
 
     async def look() -> None:
-        with suppress(OSError):  # what cannot be read now is read at the next look
+        with suppress(OSError):  # retried at the next check
             await teller.look(await conditions(client))
 
     async def alone() -> None:
@@ -95,8 +95,8 @@ def _disk(client: Connected) -> Iterator[Alert]:
         yield Alert(
             "disk",
             CRITICAL,
-            f"{free // 2**20} MiB are free at {client.home.path}; make room, soon nothing "
-            "can be sent or received",
+            f"{free // 2**20} MiB free at {client.home.path}; free some space before sending "
+            "and receiving stop",
         )
 
 
@@ -148,8 +148,8 @@ def _parked(client: Connected) -> list[Alert]:
 
 
 def _quiet(client: Connected) -> Iterator[Alert]:
-    """Yield an alert for each client that sent nothing for longer than it should; before its first
-    message the time since this machine joined counts.
+    """Yield an alert for each client that sent nothing for longer than expected; before its first
+    message, counting from when this machine joined.
     """
     quiet = client.home.config.alerts.quiet_s
     if not quiet:
@@ -159,12 +159,14 @@ def _quiet(client: Connected) -> Iterator[Alert]:
         last = _last_from(client.home.path / INBOX, sender) or joined_at
         silent_s = time.time() - last
         if silent_s > most_s:
-            text = f"nothing from {sender} for {silent_s / 3600:.0f} hours; ask whether they send"
+            text = (
+                f"nothing from {sender} for {silent_s / 3600:.0f} hours; ask whether it still sends"
+            )
             yield Alert("quiet", WARNING, text, sender)
 
 
 def _last_from(path: Path, sender: str) -> float:
-    """Return when the newest message of a sender was received, in seconds since 1970; 0: never."""
+    """Return when the newest message of a sender was received, in seconds since 1970, or 0."""
     if not path.exists():
         return 0.0
     with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=5.0)) as db:

@@ -270,7 +270,7 @@ def test_a_file_whose_parts_are_gone_is_refused_with_that_reason_and_others_arri
     assert [one.filename for one in completed(inbox)] == ["h"]
     assert list(receipts(inbox).values())[:2] == [(None, 0), (None, 255)]  # part, manifest
     reasons = [reason for (reason,) in inbox._db.execute("SELECT reason FROM transfers")]
-    assert any("gone from this machine" in reason for reason in reasons)
+    assert any("missing on this machine" in reason for reason in reasons)
     inbox.close()
 
 

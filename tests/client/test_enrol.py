@@ -78,7 +78,7 @@ async def test_a_token_works_once(hq: Any) -> None:
 
 async def test_a_token_that_ended(hq: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     token = decode_token(await token_for(hq, "FL-LAB"))
-    with pytest.raises(TokenError, match="ended on"):
+    with pytest.raises(TokenError, match="expired on"):
         await join(hq.home("FL-LAB"), encode_token(attrs.evolve(token, expires_at=1)))
     assert not (hq.home("FL-LAB") / "client.key").exists()
     short = await token_for(hq, "FL-LAB", valid_s=1)
@@ -91,7 +91,7 @@ async def test_a_token_that_ended(hq: Any, monkeypatch: pytest.MonkeyPatch) -> N
 async def test_a_token_of_another_hq(hq: Any, tmp_path: Path) -> None:
     token = decode_token(await token_for(hq, "FL-LAB"))
     other = attrs.evolve(token, root_fingerprint=bytes(32))
-    with pytest.raises(TokenError, match="not the HQ that made the token"):
+    with pytest.raises(TokenError, match="not the HQ that issued the token"):
         await join(hq.home("FL-LAB"), encode_token(other))
     secret = attrs.evolve(token, secret=bytes(16))
     with pytest.raises((EnrolmentRefused, TokenError)):

@@ -1,4 +1,4 @@
-"""The connection to HQ: one at a time, reconnected when it ends, with its window of confirms.
+"""The connection to HQ: reconnected when it ends, with its window of unconfirmed publishes.
 
 Map, written by `make generate`:
 

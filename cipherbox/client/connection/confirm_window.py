@@ -74,8 +74,8 @@ class PendingPublish:
     tries: int = 0
     result: Confirmed | None = None
     error: CipherBoxError | None = None
-    trouble: CipherBoxError | None = None  # why it is not confirmed yet
-    gone: bool = False  # settled, or given up by its owner
+    trouble: CipherBoxError | None = None  # why it is unconfirmed
+    gone: bool = False  # settled, or dropped by its owner
     # for whom the outbox seals it again, when HQ refused only some of its recipients
     others: tuple[str, ...] = ()
 
@@ -132,7 +132,7 @@ class ConfirmWindow:
         self._owner, self._log = owner, log
         # correlation -> of every SEND of this connection that has no answer
         self._leaves: dict[int, bytes] = {}
-        # confirmed, and waiting for witnesses
+        # confirmed, but not yet covered by a quorum of witnesses
         self._uncovered: list[tuple[int, PendingPublish, Confirmed]] = []
         self.unconfirmed: dict[int, PendingPublish] = {}
         self.waiting: list[PendingPublish] = []
@@ -250,7 +250,7 @@ class ConfirmWindow:
             ):
                 item = self._pop(correlation)
                 if item is None:
-                    proven = None  # one that this window does not know: the proof cannot be checked
+                    proven = None  # unknown to this window: the proof cannot be checked
                 elif proven is not None and run.outcome == 0:
                     proven.append(item)
                 if item is not None and not item.gone:

@@ -71,7 +71,7 @@ class Connection:
 
     welcome: frames.Welcome
     certificate: x509.Certificate | None = None  # HQ's, as this connection showed it
-    # of HQ's signed log, certified by the certificate of this connection; empty: HQ shows none
+    # the key of HQ's signed log, certified by this connection's certificate; empty: HQ has no log
     log_key = b""
 
     def __init__(self, stream: trio.abc.Stream, handler: Handler | None, beat_s: float) -> None:
@@ -228,7 +228,7 @@ class Connection:
 
     async def _send_slices(self, batch: list[bytes]) -> None:
         data = memoryview(batch[0] if len(batch) == 1 else b"".join(batch))
-        for at in range(0, len(data), JOIN_BYTES):  # so that it can be seen that a large one moves
+        for at in range(0, len(data), JOIN_BYTES):  # slices show the progress of a large frame
             await self._stream.send_all(data[at : at + JOIN_BYTES])
             self.spoke_at = trio.current_time()
             if at:

@@ -44,21 +44,21 @@ from cipherbox.net import tls
 from cipherbox.wire import frames
 from cipherbox.wire.codec import DeliveredItem
 
-_SYSTEM_BYTES = 4 * 1024 * 1024  # what a system's socket takes at most
+_SYSTEM_BYTES = 4 * 1024 * 1024  # the largest socket buffer of the operating systems
 FIRST_PAUSE_S = 0.1  # a restart of HQ takes a second or two
 REQUEST_PAUSE_S = 0.4  # before a request that HQ could not take is repeated
 _STEP_S = 0.25
 AWAY_S = 5.0
-GOOD_S = 10.0  # a connection that lived so long begins the pauses anew
-# HQ is away, or does not let this client in: what is sent can wait.  Any other trouble with
-# certificates or with the revocation list stops it.
-NOT_LET_IN = (NetworkError, Revoked, Replaced, tls.NotAccepted)
-# no new connection mends these
-_LASTING = (CredentialsError, VersionMismatch, LogMissing, LogContradiction)
+GOOD_S = 10.0  # a connection that lasted this long resets the back-off
+# HQ is unreachable or refuses this client: messages can wait. Any other error of certificates or
+# of the revocation list stops sending.
+HQ_UNAVAILABLE = (NetworkError, Revoked, Replaced, tls.NotAccepted)
+# errors that reconnecting cannot fix
+_PERMANENT = (CredentialsError, VersionMismatch, LogMissing, LogContradiction)
 
 
 class ConnectionObserver:
-    """What the rest of the client does when something happens on the connection; here nothing."""
+    """Callbacks for events of the connection; these do nothing."""
 
     def accept(self, connection: Connection) -> None:
         """Raise CredentialsError if HQ's certificate was revoked."""
@@ -73,7 +73,7 @@ class ConnectionObserver:
         """HQ proved that these envelopes are in its signed log."""
 
     def settled(self, item: PendingPublish) -> None:
-        """An envelope was confirmed or refused."""
+        """An envelope in the outbox was confirmed or refused."""
         item.tell_owner()
 
 
@@ -96,7 +96,9 @@ class LogCheck(ProofCheck, Protocol):
 
 
 class ReconnectingConnection:
-    """See the module.  ``tries`` and ``timeout_s`` bound a request; reconnecting has no bound."""
+    """A connection that reconnects. ``tries`` and ``timeout_s`` bound a request; reconnecting is
+    unbounded.
+    """
 
     def __init__(
         self,
@@ -117,10 +119,10 @@ class ReconnectingConnection:
         self.current: Connection | None = None
         self.failure: CipherBoxError | None = None
         self.trouble: CipherBoxError | None = None
-        self.attempts = 0  # failed ones in a row
+        self.attempts = 0  # consecutive failures
         self.away_since = 0.0  # when the first of them failed, in seconds since 1970
         self._away_from = 0.0  # the same by trio's clock
-        self.opened = 0  # opened so far
+        self.opened = 0  # the number of connections opened so far
         self._address, self._context, self._events = address, context, events
         self._pause_max_s = pause_max_s
         self._settings = settings
@@ -150,9 +152,9 @@ class ReconnectingConnection:
         )
 
     async def run(self, nursery: trio.Nursery, observer: ConnectionObserver | None = None) -> None:
-        """Connect, and reconnect, until cancelled or until an error that no new connection mends.
+        """Connect, and reconnect, until cancelled or until a permanent error.
 
-        ``observer`` is told of what happens; ``nursery`` runs what it does then.
+        ``observer`` is called on events; ``nursery`` runs its tasks.
         """
         self._nursery, self._observer = nursery, observer or self._observer
         backoff = Backoff(
@@ -160,7 +162,7 @@ class ReconnectingConnection:
         )
         while self.failure is None:
             error, away_s = await self._one_connection()
-            if isinstance(error, _LASTING) and not error.retryable:
+            if isinstance(error, _PERMANENT) and not error.retryable:
                 self._fail(error)
                 return
             wait = backoff.next(least_s=away_s)
@@ -237,7 +239,7 @@ class ReconnectingConnection:
         self._changed.notify()
 
     def later(self, seconds: float, act: Callable[[], None]) -> None:
-        """Call ``act`` after a pause, unless the client is closed before."""
+        """Call ``act`` after a pause, unless the client is closed first."""
         assert self._nursery is not None
 
         async def wait() -> None:
@@ -248,16 +250,19 @@ class ReconnectingConnection:
 
     @property
     def away(self) -> bool:
-        """Return whether HQ is unreachable for longer than a restart takes, a second or two."""
+        """Return whether HQ has been unreachable for longer than a restart takes, a second or
+        two.
+        """
         tried = self.current is None and self.attempts >= self.tries
         return tried and trio.current_time() - self._away_from >= min(AWAY_S, self.timeout_s)
 
     # -- asking ------------------------------------------------------------------------------------
 
     async def ready(self, attempts: int | None = None) -> Connection:
-        """Return the open connection, once there is one.
+        """Return the open connection, waiting for one.
 
-        Raise what ended it permanently, or the last error after ``attempts`` failed attempts.
+        Raise the error that ended it permanently, or the last error after ``attempts`` failed
+        attempts.
         """
         while True:
             if self.failure is not None:
@@ -324,7 +329,7 @@ class ReconnectingConnection:
             subscriber.attach(self.current)
 
     def unsubscribe(self, tag: int) -> None:
-        """Forget a consumer; what is still delivered to it is dropped, and HQ requeues it."""
+        """Remove a consumer; HQ requeues what is still delivered to it."""
         self._subscribers.pop(tag, None)
 
     # -- the connection's handler -----------------------------------------------------------------

@@ -1,5 +1,5 @@
-"""Completes files beside the messages: checks what is whole, without the inbox's turn, and gives
-it its name.
+"""Complete files in the background: verify complete ones without holding the inbox, and name
+them.
 """
 
 from __future__ import annotations
@@ -15,24 +15,26 @@ from cipherbox.client.inbox.inbox import Inbox
 from cipherbox.client.inbox.incoming_files import Arrived
 from cipherbox.concurrency import Flag
 
-TIDY_S = 3600.0  # between looks at what is too old to be kept
-AGAIN_S = 1.0  # between looks at files that could not be stored
-STEP_S = 0.1  # of checking, in a thread at once
+TIDY_S = 3600.0  # between deletions of expired data
+AGAIN_S = 1.0  # between retries of files that could not be stored
+STEP_S = 0.1  # of checking, in one call of a thread
 R = TypeVar("R")
 
 
 class Completion:
-    """Of one open inbox.  ``arrived`` is told of files that have their names."""
+    """The completion of files of one open inbox. ``arrived`` is called with files that have their
+    names.
+    """
 
     def __init__(self, inbox: Inbox, arrived: Callable[[list[Arrived]], None]) -> None:
         self._inbox, self._arrived = inbox, arrived
-        self._turn = trio.Lock()  # the inbox takes one call at a time
+        self._lock = trio.Lock()  # serialises calls of the inbox
         self._recorded = Flag()
         self.busy = False
 
     async def on_disk(self, call: Callable[..., R], *arguments: object) -> R:
         """Call one of the inbox's methods in a thread, one at a time."""
-        async with self._turn:
+        async with self._lock:
             return await trio.to_thread.run_sync(call, *arguments)
 
     def notify(self) -> None:
@@ -71,7 +73,7 @@ class Completion:
 
 
 def _step(checks: list[Check]) -> None:
-    """Some time's worth of checking: many small files, or a piece of a large one."""
+    """Check for a short time: many small files, or a piece of a large one."""
     end = time.monotonic() + STEP_S
     for check in checks:
         while not check.done:

@@ -1,5 +1,4 @@
-"""Files that are kept under the home's local key, written out in clear: where a person says, or for
-a handler's call."""
+"""Decrypt stored files to disk: where a person chooses, or for the duration of a handler's call."""
 
 from __future__ import annotations
 
@@ -20,13 +19,13 @@ from cipherbox.portable import O_BINARY, write_all
 from cipherbox.sealing.encrypted_file import EncryptedFile
 from cipherbox.sealing.local_secret_box import SecretBox
 
-OPENED = "data/opened"  # of calls under way
+OPENED = "data/opened"  # for running calls
 _STEP = 4 * 1024 * 1024
 
 
 def write_out(home: Path, box: SecretBox, kept: str, size: int, target: Path) -> None:
-    """Writes what is kept as a new file of this user alone; FileError when the kept file is
-    gone, or the name taken.
+    """Decrypt a stored file into a new private file. Raise FileError if the stored file is missing
+    or the name is taken.
     """
     source = _source(home, box, kept)
     try:
@@ -49,7 +48,7 @@ def write_out(home: Path, box: SecretBox, kept: str, size: int, target: Path) ->
 def write_out_directory(
     home: Path, box: SecretBox, kept: str, files: Sequence[dict[str, Any]], target: Path
 ) -> None:
-    """As `write_out`, a directory that came as one."""
+    """Decrypt a stored directory, as `write_out` does."""
     source = _source(home, box, kept)
     try:
         if os.path.lexists(target):
@@ -66,7 +65,7 @@ def _source(home: Path, box: SecretBox, kept: str) -> EncryptedFile:
         fd = os.open(home / KEPT / kept, os.O_RDONLY | O_BINARY)
     except FileNotFoundError:
         raise FileError(
-            f"{home / KEPT / kept} is gone", remedy="ask the sender to send it again"
+            f"{home / KEPT / kept} is missing", remedy="ask the sender to send it again"
         ) from None
     return EncryptedFile(fd, box, kept_name(*kept.split("/", 1)))
 
@@ -75,7 +74,7 @@ def _source(home: Path, box: SecretBox, kept: str) -> EncryptedFile:
 def opened_file(
     home: Path, box: SecretBox, kept: str, size: int, filename: str, files: Sequence[dict[str, Any]]
 ) -> Iterator[Path]:
-    """The file in clear while the block runs."""
+    """Provide the decrypted file while the block runs."""
     folder = private_dirs(home / OPENED / os.urandom(8).hex())
     path = folder / safe_name(filename)
     try:
@@ -89,6 +88,6 @@ def opened_file(
 
 
 def forget_opened(home: Path) -> None:
-    """What a crash left in clear goes; the caller holds the home's lock."""
+    """Delete decrypted files that a crash left; the caller holds the home's lock."""
     with suppress(OSError):
         shutil.rmtree(home / OPENED)

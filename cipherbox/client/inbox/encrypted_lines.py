@@ -1,9 +1,9 @@
-"""What was received, kept in the inbox's database under the home's local key: the lines of each
-envelope, and of each file when it is whole.
+"""The lines of received messages and files, encrypted in the inbox's database under the home's
+local key.
 
-The readable file is written beside it in the same transaction.  From here it can be listed,
-searched and written again, whatever became of that file, and under a password this is the only
-place.  What is older than ``keep_days`` goes.
+The readable file is written in the same transaction. These rows are used to list, search and export
+messages, whatever happens to that file; under a password they are the only copy. Rows older than
+``keep_days`` are deleted.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ CREATE INDEX lines_by_envelope ON lines (envelope_id);
 CREATE INDEX lines_by_time ON lines (at);
 """  # noqa: E501
 _PAGE = 256  # envelopes
-_MOST = 64 * 1024 * 1024  # of one envelope's lines: a body, and what JSON adds
+_MAX_BYTES = 64 * 1024 * 1024  # of one envelope's lines: a body, and JSON's overhead
 
 
 @attrs.frozen
 class Entry:
-    """One message or file as it was received; times are ms since 1970.
+    """One received message or file; times are ms since 1970.
 
-    ``line`` is its line as bytes.  ``file``: where it lies, or the name of what is kept under the
-    local key.
+    ``line`` is its line as bytes. ``file`` is its path, or ``kept`` the name under which it is
+    stored encrypted.
     """
 
     message_id: str
@@ -56,13 +56,13 @@ class Entry:
 
     @property
     def text(self) -> str | None:
-        """The content of a message; None for a file."""
+        """The text of a message, or None for a file."""
         content = self.document.get("content")
         return content if isinstance(content, str) else None
 
 
 class EncryptedLines:
-    """Writes inside the inbox's transaction."""
+    """Writes encrypted lines within the inbox's transaction."""
 
     def __init__(self, db: sqlite3.Connection, box: SecretBox) -> None:
         self._db, self._box = db, box
@@ -71,9 +71,9 @@ class EncryptedLines:
     def write(
         self, sender: str, envelope_id: bytes, at: int, lines: bytes, types: list[str], suite: int
     ) -> None:
-        """The lines of one envelope, or of one of its files; one type stands for all."""
+        """Write the lines of one envelope or file; a single type applies to all."""
         head = orjson.dumps({"types": types, "suite": suite}, option=orjson.OPT_APPEND_NEWLINE)
-        # joined, both would be there twice
+        # joining them first would double the memory
         stream = self._compressor.compressobj(size=len(head) + len(lines))
         packed = b"".join((stream.compress(head), stream.compress(lines), stream.flush()))
         data = self._box.encrypt(packed, _place(sender, envelope_id))
@@ -83,29 +83,29 @@ class EncryptedLines:
         )
 
     def forget(self, before_ms: int) -> int:
-        """Drops what was received before that time; how many envelopes and files."""
+        """Delete rows received before that time, and return their number."""
         return self._db.execute("DELETE FROM lines WHERE at < ?", (before_ms,)).rowcount
 
 
 class Shelf:
-    """Reads what was kept; ``path`` is the inbox's database, for errors.  Blocks on the disk:
-    StoreError.
+    """Reads encrypted lines. ``path`` is the inbox's database, for errors. Methods block on the
+    disk and raise StoreError.
     """
 
     def __init__(self, db: sqlite3.Connection, path: Path, box: SecretBox) -> None:
         self._db, self._path, self._box = db, path, box
 
     def newest(self, since_ms: int = 0, sender: str = "") -> Iterator[Entry]:
-        """Newest first."""
+        """Yield entries, newest first."""
         return self._entries("DESC", since_ms, sender)
 
     def oldest(self, since_ms: int = 0, sender: str = "") -> Iterator[Entry]:
-        """Oldest first."""
+        """Yield entries, oldest first."""
         return self._entries("ASC", since_ms, sender)
 
     def after(self, place: int) -> tuple[int, list[Entry]]:
-        """What was recorded behind a place (0: the beginning), some at a time; and the place to
-        go on from.
+        """Return a page of entries recorded after a place (0: the start), and the place to continue
+        from.
         """
         with translated(self._path):
             rows = self._db.execute(
@@ -116,15 +116,13 @@ class Shelf:
         return (rows[-1][0] if rows else place), [one for row in rows for one in self._of_row(row)]
 
     def end(self) -> int:
-        """The place behind everything that is recorded now."""
+        """Return the place after the last recorded entry."""
         with translated(self._path):
             (place,) = self._db.execute("SELECT coalesce(max(place), 0) FROM lines").fetchone()
         return int(place)
 
     def find(self, message_id: uuid.UUID) -> list[Entry]:
-        """What came under this id: of several senders in the worst case, since ids are the
-        senders' choice.
-        """
+        """Return the entries with this id; several senders may have chosen the same id."""
         envelope_id, _ = split_message_id(message_id)
         with translated(self._path):
             rows = self._db.execute(
@@ -137,7 +135,7 @@ class Shelf:
         ]
 
     def drop(self, message_id: uuid.UUID, sender: str) -> None:
-        """Forgets the row of one file, which has a row of its own; inside a transaction."""
+        """Delete the row of one file, within a transaction."""
         envelope_id, _ = split_message_id(message_id)
         rows = self._db.execute(
             "SELECT place, sender, envelope_id, at, data FROM lines WHERE envelope_id = ? AND "
@@ -167,7 +165,7 @@ class Shelf:
     def _of_row(self, row: tuple[int, str, bytes, int, bytes]) -> Iterator[Entry]:
         _, sender, envelope_id, at, data = row
         packed = self._box.decrypt(data, _place(sender, envelope_id))
-        raw = zstandard.ZstdDecompressor().decompress(packed, max_output_size=_MOST)
+        raw = zstandard.ZstdDecompressor().decompress(packed, max_output_size=_MAX_BYTES)
         head, _, lines = raw.partition(b"\n")
         about = orjson.loads(head)
         types, suite = about["types"], about["suite"]
@@ -196,7 +194,7 @@ def _entry(line: bytes, at: int, content_type: str, suite: int) -> Entry:
 
 
 def matches(entry: Entry, wanted: str) -> bool:
-    """Whether a text, a header or a file's name holds ``wanted``, whatever its case."""
+    """Return whether text, headers or file name contain ``wanted``, ignoring case."""
     needle = wanted.casefold()
     places = [entry.text or "", entry.filename, entry.message_id, entry.sender_id]
     places += [str(value) for value in entry.document.get("headers", {}).values()]
@@ -204,7 +202,7 @@ def matches(entry: Entry, wanted: str) -> bool:
 
 
 def readable(entry: Entry) -> bool:
-    """Whether its content can be shown on a screen."""
+    """Return whether the content can be shown on a terminal."""
     return entry.text is not None or is_text(entry.content_type)
 
 

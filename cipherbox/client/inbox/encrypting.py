@@ -1,8 +1,8 @@
-"""Encrypts what lies readable in a home that is under a password now: lines, files, and what waits
-for a handler.
+"""Encrypt data that is stored in clear in a home that has a password now: lines, files, and
+contents that wait for a handler.
 
-In an order in which nothing is lost, whenever the machine dies: first the encrypted copy, synced
-and read back; then the row that names it; only then the readable one goes.  Run again, it goes on.
+The order loses nothing in a crash: first the encrypted copy, synced and read back; then the row
+that names it; only then is the clear copy deleted. Running it again resumes.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _OLD_PLACES = ("data/files", "data/incoming")  # of versions before 0.6.0
 
 @attrs.define
 class Locked:
-    """What was done; ``left``: what is still readable, and why."""
+    """The result; ``left`` lists what is still in clear, and why."""
 
     lines: int = 0
     files: int = 0
@@ -45,7 +45,7 @@ class Locked:
 
 
 def lock_all(home: Home) -> Locked:
-    """See the module; StoreLocked while something receives."""
+    """Encrypt everything and return the result. Raise StoreLocked while a receiver runs."""
     done = Locked()
     with lock_file(home.path / LOCK, f"the inbox in {home.path}"):
         db = open_database(home.path / DATABASE, STEPS, OLDEST)
@@ -59,11 +59,13 @@ def lock_all(home: Home) -> Locked:
     for place in _OLD_PLACES:
         if any(path.is_file() for path in (home.path / place).rglob("*")):
             done.left.append(
-                f"{home.path / place} still holds files that no line names; remove them yourself"
+                f"{home.path / place} still has files that no line names; remove them manually"
             )
     copies = home.path / "outbox" / "copies"
     if copies.is_dir() and any(copies.iterdir()):
-        done.left.append(f"{copies} holds copies of files under way; they go when these are opened")
+        done.left.append(
+            f"{copies} has copies of files in transit, deleted once recipients have opened them"
+        )
     return done
 
 
@@ -74,7 +76,7 @@ class _Locking:
         self._kept, self._shelf = EncryptedLines(db, box), Shelf(db, self._path, box)
 
     def lines(self) -> None:
-        """Every line of the readable files, and the files they name."""
+        """Encrypt every line of the readable files, and the files they name."""
         for path in sorted((self._home / LINES).parent.glob("received_messages*.jsonl")):
             try:
                 for line in _lines(path):
@@ -87,7 +89,7 @@ class _Locking:
                 TypeError,
                 AttributeError,
             ) as error:
-                self._done.left.append(f"{path} stays as it is: {type(error).__name__}: {error}")
+                self._done.left.append(f"{path} is unchanged: {type(error).__name__}: {error}")
                 continue
             path.unlink()
             sync_directory(path.parent)
@@ -106,7 +108,7 @@ class _Locking:
             and content.get("files")
             and Path(str(content.get("file", ""))).is_dir()
         ):
-            self._done.left.append(f"{content['file']} is a directory; it stays as it is")
+            self._done.left.append(f"{content['file']} is a directory and stays in clear")
         if known is None or (readable is not None and not known.kept):
             types = (
                 [content.get("content_type", "")] if isinstance(content, dict) else ["text/plain"]
@@ -128,14 +130,16 @@ class _Locking:
             self._done.files += 1
 
     def _readable(self, content: dict[str, Any]) -> Path | None:
-        """The file a line names, as long as it lies where it was put: relative before 0.6.0."""
+        """Return the file that a line names, if it is still there; lines before 0.6.0 have relative
+        paths.
+        """
         named = content.get("file")
-        path = self._home / "data" / str(named)  # which is the path itself when that is absolute
+        path = self._home / "data" / str(named)  # an absolute path replaces the prefix
         return path if named and path.is_file() and not path.is_symlink() else None
 
     def _file(self, sender: str, message: uuid.UUID, source: Path) -> str:
-        """Encrypts a file and reads it back; the name it is kept under."""
-        name = f"{message.hex}6d"  # as of one that came as a message
+        """Encrypt a file, verify it by reading it back, and return its stored name."""
+        name = f"{message.hex}6d"  # as for a file that arrived as a message
         path = self._home / KEPT / sender / name
         with suppress(FileNotFoundError):
             path.unlink()
@@ -155,7 +159,7 @@ class _Locking:
             locked.close()
         sync_directory(path.parent)
         if before.digest() != after.digest():
-            raise StoreError(f"{path} does not read back as it was written")
+            raise StoreError(f"{path} differs from what was written")
         return f"{sender}/{name}"
 
 

@@ -1,10 +1,10 @@
-"""Whether a file is what its manifest says: every part is hashed as it lies on the disk, before the
-file gets its name.
+"""Verify a file against its manifest: every part is hashed as read back from disk, before the file
+gets its name.
 
-That is the only check that counts.  What was hashed when it came may have been written over since,
-by a part of another size, by this disk.  The whole file's own SHA-256 comes out beside, for its
-line.  Hashing needs neither the database nor the inbox's turn, so other senders' messages do not
-wait for it.
+This is the only check that counts: a part that was hashed on arrival may have been overwritten
+since, by a part of another size or by a disk error. It also computes the whole file's SHA-256, for
+its line. Hashing needs neither the database nor the inbox's lock, so it does not delay other
+senders' messages.
 """
 
 from __future__ import annotations
@@ -20,16 +20,15 @@ from cipherbox.client.publishing.parts import Manifest
 from cipherbox.errors import DecryptionFailed
 from cipherbox.sealing.encrypted_file import RandomAccessFile
 
-STEP_S = 0.5  # of unpacking, likewise
-SYNCS = 8  # files side by side: the disk makes many durable in the time of one
-STEP_BYTES = 32 * 1024 * 1024  # hashed in one go: a cancelled receiver waits for no more
+STEP_S = 0.5  # of unpacking in one step
+SYNCS = 8  # concurrent syncs: a disk makes many files durable in the time of one
+STEP_BYTES = 32 * 1024 * 1024  # hashed in one step, which delays a cancelled receiver
 Opens = Callable[[], RandomAccessFile]
 
 
 class Check:
-    """One file to be checked; call `step` until `done`.  ``reason`` says afterwards why it is
-    not whole, ``trouble`` what came up meanwhile, and whose fault that is decides `faults`: the
-    disk's is looked at again.
+    """The check of one file; call `step` until `done`. Afterwards ``reason`` says why the file is
+    invalid, and ``trouble`` is any other error: one of the disk is retried (`faults`).
     """
 
     def __init__(
@@ -44,9 +43,8 @@ class Check:
         at: int = 0,
         copy: Opens | None = None,
     ) -> None:
-        """``hidden``: where a directory is unpacked, once it was found to be whole.  ``at``:
-        where it begins in what is stored, ``copy``: then it is copied to there, and `sync_all`
-        has to follow.
+        """Check ``stored``; ``hidden`` is the directory to unpack to once it is valid. ``at`` is
+        the offset in what is stored; with ``copy`` it is copied there, and `sync_all` must follow.
         """
         self.sender, self.transfer, self.manifest = sender, transfer, manifest
         self.reason = ""
@@ -62,16 +60,16 @@ class Check:
 
     @property
     def copied(self) -> bool:
-        """Whether there is a copy that `sync` has not seen."""
+        """Whether there is a copy that is not synced."""
         return self._copy is not None
 
     @property
     def sha256(self) -> bytes:
-        """Of the whole file."""
+        """The SHA-256 of the whole file."""
         return self._whole.digest()
 
     def step(self) -> None:
-        """Hashes some more."""
+        """Hash the next piece."""
         manifest = self.manifest
         room = STEP_BYTES
         try:
@@ -112,7 +110,7 @@ class Check:
         self._end()
 
     def sync(self) -> None:
-        """Puts the copy on stable storage."""
+        """Sync the copy."""
         copy, self._copy = self._copy, None
         if copy is None:
             return
@@ -125,7 +123,7 @@ class Check:
             copy.close()
 
     def close(self) -> None:
-        """Whatever is known by now."""
+        """End the check in its present state."""
         self._end()
         copy, self._copy = self._copy, None
         if copy is not None:
@@ -139,9 +137,7 @@ class Check:
 
 
 def sync_all(checks: Sequence[Check]) -> None:
-    """Puts all copies on stable storage, several at a time; what fails is the trouble of its
-    file.
-    """
+    """Sync all copies, several concurrently; an error becomes the ``trouble`` of its file."""
     copied = [check for check in checks if check.copied]
     with ThreadPoolExecutor(SYNCS) as pool:
         for _ in pool.map(Check.sync, copied):

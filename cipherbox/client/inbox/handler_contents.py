@@ -1,8 +1,7 @@
-"""Contents that wait for a handler: kept in the inbox's database, encrypted under the home's local
-key.
+"""Contents that wait for a handler, encrypted in the inbox's database under the home's local key.
 
-A row is an envelope; a byte of its ``states`` is a message.  A message that is a file waits until
-it is whole.
+A row is an envelope; a byte of its ``states`` is a message. A message that is a file waits until
+the file is complete.
 """
 
 from __future__ import annotations
@@ -22,17 +21,17 @@ STEP = """
 ALTER TABLE contents ADD COLUMN locked INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE contents ADD COLUMN files TEXT NOT NULL DEFAULT '';
 """
-_MOST = (1 << 62) - 1  # of a time that a sender's clock says: SQLite takes no more
+_MAX_TIME = (1 << 62) - 1  # senders' clocks are untrusted, and SQLite's integers are limited
 
 
 class Contents:
-    """Writes inside the inbox's transaction."""
+    """Writes contents within the inbox's transaction."""
 
     def __init__(self, db: sqlite3.Connection, box: SecretBox | None) -> None:
         self._db, self._box = db, box
 
     def keep(self, number: int, received: Received, files: Collection[int]) -> None:
-        """All messages of an envelope; ``files``: those that are not whole yet."""
+        """Store all messages of an envelope; ``files`` are those that are incomplete."""
         states = bytes(
             NOT_WHOLE if index in files else WAITING for index in range(len(received.messages))
         )
@@ -47,14 +46,16 @@ class Contents:
         envelope_id: bytes,
         whole: Sequence[tuple[str, int, str, int, dict[str, Any]]],
     ) -> None:
-        """Files of one envelope are whole: they wait for the handler now.  Of each its sender,
-        its message, its content type, when it was sent, and what the handler is told.
+        """Mark files of one envelope as complete, so that they wait for the handler.
+
+        ``whole`` has sender, message, content type, time of sending and the handler's description
+        of each.
         """
         row = self._db.execute(
             "SELECT states, files FROM contents WHERE number = ?", (number,)
         ).fetchone()
         if row is None and (len(whole) > 1 or whole[0][1]):
-            return  # its messages came when there was no handler
+            return  # its messages arrived while no handler was configured
         if row is None:
             ((sender, _, content_type, sent_at, about),) = whole
             plain = pack([Message(b"", content_type)])
@@ -70,7 +71,7 @@ class Contents:
         )
 
     def drop(self, number: int, index: int) -> None:
-        """A file will not become whole: no handler waits for it."""
+        """Record that a file will not become complete, so no handler waits for it."""
         row = self._db.execute("SELECT states FROM contents WHERE number = ?", (number,)).fetchone()
         if row is None:
             return
@@ -99,12 +100,12 @@ class Contents:
         self._db.execute(
             "INSERT INTO contents (number, sealed_at, plain, states, locked, files) VALUES (?, "
             "?, ?, ?, ?, ?)",
-            (number, min(sealed_at, _MOST), plain, states, locked, files),
+            (number, min(sealed_at, _MAX_TIME), plain, states, locked, files),
         )
 
 
 def lock_contents(db: sqlite3.Connection, box: SecretBox) -> None:
-    """Encrypts what versions before 0.6.0 kept readable; inside a transaction."""
+    """Encrypt contents that versions before 0.6.0 stored in clear, within a transaction."""
     rows = db.execute(
         "SELECT c.number, e.sender, e.envelope_id, c.plain FROM contents c JOIN envelopes e ON "
         "e.number = c.number WHERE NOT c.locked"
@@ -123,7 +124,7 @@ def opened(
     count: int,
     sealed_at: int,
 ) -> Messages:
-    """The messages of a row."""
+    """Return the messages of a row."""
     if locked:
         plain = box.decrypt(plain, _place(sender, envelope_id))
     return unpack(plain, count, sealed_at)

@@ -1,9 +1,8 @@
-"""Hidden files: where the bytes of files lie until these get their names, and under the local key
-for ever.
+"""Hidden files: storage of files' bytes until they get their names, or permanently under the local
+key.
 
-Each file has one, named by its transfer, in the hidden directory of its sender.  Small files of one
-batch share one (`SHARED`) until each is copied to its own: so that is made durable once for all of
-them.
+Each file has one, named by its transfer, in its sender's hidden directory. Small files of one batch
+share one (`SHARED`) until each is copied to its own, so that one sync makes all of them durable.
 """
 
 from __future__ import annotations
@@ -27,21 +26,23 @@ from cipherbox.sealing.encrypted_file import ClearFile, EncryptedFile, RandomAcc
 from cipherbox.sealing.local_secret_box import SecretBox
 
 PARTIAL, KEPT = ".partial", "data/kept"
-# of a file in parts; one that came as a message has the message's id and a letter
+# of a file in parts; one that arrived as a message has the message's id and a letter
 TRANSFER_BYTES = 16
-# larger ones have a hidden file of their own from the start
+# larger files have a hidden file of their own from the start
 SHARED, SHARED_BYTES = ".shared", 256 * 1024
 ALONE = -1
-_PIECE = 1024 * 1024  # of what is shared, written in one step
+_PIECE = 1024 * 1024  # of a shared file, written in one step
 
 
 def kept_name(sender: str, name: str) -> bytes:
-    """The id of a file that is kept under the local key."""
+    """Return the id of a file that is stored under the local key."""
     return f"{sender}/{name}".encode()
 
 
 class Shared:
-    """Written from its beginning to its end; ``opens`` opens it when the first bytes come."""
+    """A hidden file that several files share, written sequentially; ``opens`` opens it on the first
+    write.
+    """
 
     def __init__(self, name: str, opens: Callable[[], RandomAccessFile]) -> None:
         self.name, self._opens = name, opens
@@ -51,7 +52,7 @@ class Shared:
         self._written = 0
 
     def add(self, data: bytes) -> int:
-        """Puts it to the end; where it begins."""
+        """Append data and return its offset."""
         at = self.size
         self._pending.append(data)
         self.size += len(data)
@@ -60,7 +61,7 @@ class Shared:
         return at
 
     def sync(self) -> None:
-        """Puts what was added on stable storage."""
+        """Sync the appended data."""
         if self._pending:
             self._write()
         if self._stored is not None:
@@ -79,7 +80,7 @@ class Shared:
 
 
 class Hidden:
-    """Of one inbox; see the module.  ``locked``: new ones are kept under the local key, in
+    """The hidden files of one inbox. ``locked``: new ones are stored under the local key, in
     ``home``.
     """
 
@@ -87,14 +88,14 @@ class Hidden:
         self._home, self._incoming, self._box, self._locked = home, incoming, box, locked
 
     def new(self, sender: str, transfer: bytes) -> Row:
-        """A file of which nothing has come."""
+        """Return the row of a file of which nothing has arrived."""
         hidden = self._incoming / PARTIAL / sender / transfer.hex()
         return Row(
             sender, transfer, partial="" if self._locked else str(hidden), locked=self._locked
         )
 
     def place(self, row: Row) -> Path:
-        """Where its bytes lie; rows of before 0.6.0 do not say."""
+        """Return the path of a file's bytes; rows from before 0.6.0 do not have it."""
         if row.locked:
             return self._home / KEPT / row.sender / row.transfer.hex()
         if row.partial:
@@ -102,11 +103,13 @@ class Hidden:
         tops = (self._incoming, self._home / "data/incoming", self._home / "incoming")
         places = [top / PARTIAL / row.sender / row.transfer.hex() for top in tops]
         if row.file:
-            places.append(self._home / "data" / row.file)  # it had its name when the machine died
+            places.append(
+                self._home / "data" / row.file
+            )  # it had its name when the machine crashed
         return next((place for place in places if place.exists()), places[0])
 
     def open(self, row: Row) -> RandomAccessFile:
-        """Opens it for reading and writing; made if it is missing."""
+        """Open it for reading and writing, creating it if missing."""
         fd = open_new(self.place(row))
         if not row.locked:
             return ClearFile(fd)
@@ -114,7 +117,9 @@ class Hidden:
         return EncryptedFile(fd, self._box, kept_name(row.sender, row.transfer.hex()))
 
     def write_messages(self, batch: Sequence[tuple[Received, Sequence[int]]]) -> list[Beside]:
-        """The files among the messages of a batch (their numbers), written and synced."""
+        """Write and sync the messages of a batch that are files, given by index; return their
+        rows.
+        """
         found: list[Beside] = []
         many = sum(len(indexes) for _, indexes in batch) > 1
         new = self.new(SHARED, os.urandom(TRANSFER_BYTES))
@@ -135,7 +140,7 @@ class Hidden:
         return found
 
     def _write(self, received: Received, index: int) -> int:
-        """A hidden file of its own."""
+        """Write a hidden file of its own."""
         content = received.messages[index].content
         stored = self.open(self.row(received, index))
         try:
@@ -146,7 +151,7 @@ class Hidden:
         return ALONE
 
     def row(self, received: Received, index: int) -> Row:
-        """The file that is a message of an envelope."""
+        """Return the row of a message that is a file."""
         message = received.messages[index]
         headers = message.headers
         path = [one for one in headers.get(FILENAME, "").split("/") if one not in ("", ".", "..")]
@@ -172,8 +177,8 @@ class Hidden:
 
 @attrs.frozen
 class Beside:
-    """The files of one envelope that were written beside: their rows, for `Transfers.add`, each
-    made when it is looked at.  ``places``: where each lies in the file they share, or `ALONE`.
+    """The files of one envelope that were written to hidden files: rows for `Transfers.add`, each
+    created on access. ``places`` has the offset of each in their shared file, or `ALONE`.
     """
 
     hidden: Hidden
@@ -192,16 +197,16 @@ class Beside:
 
 
 def shared_of(row: Row) -> Row:
-    """The file that it shares with others."""
+    """Return the row of the hidden file that it shares with others."""
     place = str(Path(row.partial).parents[1] / SHARED / row.shared) if row.partial else ""
     return Row(SHARED, bytes.fromhex(row.shared), partial=place, locked=row.locked)
 
 
 def message_transfer(envelope_id: bytes, index: int) -> bytes:
-    """Names a file that came as a message."""
+    """Return the transfer id of a file that arrived as a message."""
     return envelope_id[:14] + index.to_bytes(2, "big") + b"m"
 
 
 def as_message(row: Row) -> bool:
-    """Whether it came as a message, whole."""
+    """Return whether the file arrived as a message."""
     return len(row.transfer) > TRANSFER_BYTES

@@ -1,17 +1,16 @@
-"""The inbox: which envelopes this home has recorded, and the readable file of their messages, in
-one step.
+"""The inbox: record received envelopes and append their messages to the readable file, atomically.
 
-A batch is recorded so: what is a file is written beside and synced; then in one transaction the ids
-are inserted, the lines kept under the local key and appended to the JSONL file, the file synced,
-its new length recorded, and all committed.  Only then is anything acknowledged.  After a crash in
-between, the file may be longer than the recorded length: opening cuts it back, HQ delivers again,
-and no line is there twice or missing.  The database is the truth; the file follows it.  Files get
-their names and their lines afterwards (`arriving`).
+A batch is recorded thus: files are written to hidden files and synced; then in one transaction the
+ids are inserted, the lines are stored encrypted and appended to the JSONL file, the file is synced,
+its new length recorded, and all committed. Only then is anything acknowledged. After a crash in
+between, the file may be longer than the recorded length: opening truncates it, HQ redelivers, and
+no line is duplicated or missing. The database is authoritative; the file follows it. Files get
+their names and lines afterwards (`incoming_files`).
 
-What identifies an envelope is (sender, envelope id), never the id alone; one row per envelope, not
-per message.  The highest id of each sender is kept beside, since ids rise: only lower ones need a
-lookup.  Rows are dropped when they are older than HQ could still deliver; ids from before that
-*watermark* are refused as too old, never taken by mistake.
+An envelope is identified by (sender, envelope id), never by the id alone; there is one row for each
+envelope, not for each message. Each sender's highest id is stored too: ids increase, so only lower
+ones need a lookup. Rows are deleted once they are older than HQ could still deliver; ids below that
+*watermark* are refused as too old, never accepted by mistake.
 """
 
 from __future__ import annotations
@@ -52,11 +51,11 @@ _DAY_MS = 24 * 3600 * 1000
 
 @attrs.frozen
 class Storing:
-    """How an inbox keeps what it receives.
+    """How an inbox stores what it receives.
 
-    ``incoming``: where files get their names.  ``box`` opens what is kept; None: nothing is kept
-    to be shown again.  ``plain``: lines and files are readable on the disk, as they are without a
-    password.  ``rotate``: (bytes, days).
+    ``incoming`` is the directory for complete files. ``box`` encrypts what is stored; None: nothing
+    is stored to be shown later. ``plain``: lines and files are in clear on disk, as without a
+    password. ``rotate`` is (bytes, days).
     """
 
     incoming: Path
@@ -68,23 +67,23 @@ class Storing:
 
     @classmethod
     def of(cls, home: Home, incoming: Path | None = None) -> Storing:
-        """As the home's settings and its password say."""
-        said = home.config.inbox
+        """Return the storage that the home's settings and password determine."""
+        settings = home.config.inbox
         return cls(
             incoming or home.incoming,
             home.secret_box.content_box,
             home.hides is None,
-            said.keep_days,
-            said.partial_days,
-            (said.rotate_bytes, said.rotate_days),
+            settings.keep_days,
+            settings.partial_days,
+            (settings.rotate_bytes, settings.rotate_days),
         )
 
 
 class Inbox:
-    """The inbox of one home; the caller holds the home's lock.  Methods block on the disk.
+    """The inbox of one home; the caller holds the home's lock. Methods block on the disk.
 
-    ``on_cut`` is told how many bytes of an interrupted step were cut off the lines, ``say`` what
-    else a person should know.
+    ``on_cut`` is called with the number of bytes of an interrupted step that were truncated;
+    ``say`` reports anything else to the user.
     """
 
     def __init__(
@@ -99,16 +98,16 @@ class Inbox:
     ) -> None:
         self._sessions = sessions
         self._storing = storing = storing or Storing(home / "incoming")
-        self._unsure = False
+        self._unknown_state = False
         self._watermark = 0
         self._highest: dict[str, bytes] = {}
         self._file: LinesFile | None = None
-        # of the last batch: messages that are files
+        # messages of the last batch that are files
         self.file_counts: dict[tuple[str, bytes], int] = {}
         try:
             private_dir(home / "data")
             self._db = open_database(home / DATABASE, STEPS, OLDEST)
-            # sessions and contents outgrow their pages
+            # sessions and contents have overflow pages
             self._db.execute("PRAGMA secure_delete = ON")
             state = dict(self._db.execute("SELECT name, value FROM state"))
             self._prepare(state["watermark"])
@@ -130,26 +129,26 @@ class Inbox:
 
     @property
     def watermark(self) -> int:
-        """Envelope ids of an earlier time (ms since 1970) are too old to be taken."""
+        """Envelope ids from before this time (ms since 1970) are too old to be accepted."""
         return self._watermark
 
     def too_old(self, envelope_id: bytes) -> bool:
-        """Whether this inbox no longer knows if it had that envelope."""
+        """Return whether the inbox can no longer tell if it has recorded this envelope."""
         return id_time_ms(envelope_id) < self._watermark
 
     def surely_new(self, sender: str, envelope_id: bytes) -> bool:
-        """Whether the envelope cannot be recorded, since no later one of that sender is; the
-        database is not asked.
+        """Return whether the envelope is certainly new, since the sender's highest id is lower;
+        this does not query the database.
         """
         return envelope_id > self._highest.get(sender, b"")
 
     def knows(self, sender: str, envelope_id: bytes) -> bool:
-        """Whether the envelope is recorded."""
+        """Return whether the envelope is recorded."""
         return self.commitment(sender, envelope_id) is not None
 
     def commitment(self, sender: str, envelope_id: bytes) -> bytes | None:
-        """The commitment to the plaintext under which an envelope is recorded; empty: none was
-        known; None: unknown.
+        """Return the plaintext commitment of a recorded envelope (empty if it had none), or None if
+        it is not recorded.
         """
         if self.surely_new(sender, envelope_id):
             return None
@@ -159,12 +158,11 @@ class Inbox:
         ).fetchone()
         return bytes(found[0]) if found is not None else None
 
-    def record(self, batch: Sequence[Received], heard: ReceivedSteps | None = None) -> list[bytes]:
-        """Records envelopes that `knows` says are new; returns the lines of each.  StoreError:
+    def record(self, batch: Sequence[Received], steps: ReceivedSteps | None = None) -> list[bytes]:
+        """Record envelopes that `knows` reports as new, and return the lines of each. On StoreError
         nothing is recorded.
 
-        ``heard``: what opening them has changed in sessions.  Files get their lines from
-        `complete`.
+        ``steps`` has the session steps of opening them. Files get their lines from `complete`.
         """
         with self._failing(recording=True):
             kinds = [(one, recording_of(one)) for one in batch]
@@ -183,8 +181,8 @@ class Inbox:
                         self._transfers.add(
                             files, self._transfers.number(one.sender, one.envelope_id)
                         )
-                if heard is not None and self._sessions is not None:
-                    self._sessions.receiving.write(self._db, heard)
+                if steps is not None and self._sessions is not None:
+                    self._sessions.receiving.write(self._db, steps)
 
             lines = [one.data for _, one in made if one.data]
             self.file_counts = {
@@ -199,7 +197,9 @@ class Inbox:
         return lines
 
     def _keep(self, made: Sequence[tuple[Received, MessageLines]]) -> None:
-        """To be shown later; and for a handler, which decides what the receipt says."""
+        """Store lines to be shown later, and contents for a handler, which determines the
+        receipt.
+        """
         now = clock.now_ms()
         for one, lines in made:
             if self._kept is not None and lines.data:
@@ -214,24 +214,24 @@ class Inbox:
                 )
 
     def ready(self) -> list[Check]:
-        """Files of which everything came: each `Check` is to be run to its end, then `complete`
-        is called.
+        """Return checks of files of which everything has arrived; run each to its end, then call
+        `complete`.
         """
         with self._failing():
             return self._arriving.ready()
 
     def complete(self, checks: Sequence[Check]) -> list[Arrived]:
-        """Gives their names to files that were checked; those that have them now."""
+        """Give checked files their names, and return those that have them now."""
         with self._failing():
             return self._arriving.settle(checks)
 
     @property
     def waits(self) -> bool:
-        """Whether a file could not be stored and is to be tried again: call `ready` later."""
+        """Whether a file could not be stored and will be retried: call `ready` later."""
         return self._arriving.waits
 
     def tidy(self) -> None:
-        """Drops what is older than the settings say: kept lines, files that came in part."""
+        """Delete stored lines and incomplete files that are older than the settings allow."""
         now = clock.now_ms()
         with self._failing():
             if self._kept is not None:
@@ -250,14 +250,14 @@ class Inbox:
             ) from None
 
     def _step(self, work: Callable[[sqlite3.Connection], None], lines: Sequence[bytes]) -> None:
-        """One transaction: what ``work`` writes and the lines, all or nothing."""
-        if self._unsure:
+        """Run one transaction: what ``work`` writes and the lines, all or nothing."""
+        if self._unknown_state:
             raise StoreError(
-                "the inbox must be opened again: the end of its last step is not known"
+                "the inbox must be reopened: its last transaction may or may not be committed"
             )
         file = self._file
         if file is not None and lines and file.look():
-            # before a line is there that only the end of this step would record
+            # before a line is written that only the end of this step would record
             self._record_at(file.at)
         self._db.execute("BEGIN IMMEDIATE")
         ending = False
@@ -278,7 +278,9 @@ class Inbox:
         self._db.executemany("UPDATE state SET value = ? WHERE name = ?", values)
 
     def forget(self, before_ms: int) -> int:
-        """Drops rows of ids from before that time and raises the watermark to it; how many."""
+        """Delete rows of ids from before that time, raise the watermark to it, and return their
+        number.
+        """
         if before_ms <= self._watermark:
             return 0
         least = before_ms.to_bytes(6, "big")
@@ -290,13 +292,13 @@ class Inbox:
         return dropped
 
     def close(self) -> None:
-        """Closes both files."""
+        """Close database and file."""
         with suppress(sqlite3.Error):
             self._db.close()
         if self._file is not None:
             self._file.close()
 
-    # -- inside ------------------------------------------------------------------------------------
+    # -- internals ---------------------------------------------------------------------------------
 
     def _prepare(self, watermark: int) -> None:
         db = self._db
@@ -346,11 +348,10 @@ class Inbox:
         self._db.execute("COMMIT")
 
     def _undo(self, ending: bool) -> None:
-        """Takes a failed step back.  One that failed at its very end may have reached the disk:
-        then the lines stay as they are until the database is asked, by whoever opens the inbox
-        next.
+        """Roll back a failed step. A failed COMMIT may have reached the disk: then the lines stay
+        until the inbox is reopened, which consults the database.
         """
-        self._unsure = ending
+        self._unknown_state = ending
         with suppress(sqlite3.Error):
             self._db.execute("ROLLBACK")
         if not ending and self._file is not None:

@@ -1,17 +1,16 @@
-"""Files on their way in: what came is written to its place, checked as it lies there, and given its
-name.
+"""Receive files: write arriving data to hidden files, verify it there, and give complete files
+their names.
 
-A file comes as a message that names it, or as parts and a manifest.  Either way its bytes are
-written into a hidden file and synced before the transaction that records it: small ones of a batch
-into one that they share, since others' mail waits for the disk meanwhile.  When all of it is
-recorded it is hashed from the disk (`checking`), and copied to a hidden file of its own if it has
-none; then the name is chosen and recorded, then the file gets it, then the transfer is done: its
-line is written, a handler gets it, and the envelope owes its receipt.  After a crash in between, it
-goes on from what is recorded.  What goes wrong with one file is told and tried again, and keeps
-nothing else from arriving.
+A file arrives as a message that names it, or as parts and a manifest. Its bytes are written to a
+hidden file and synced before the transaction that records it; small files of a batch share one,
+since other messages wait for the disk meanwhile. A completely recorded file is hashed from disk
+(`file_check`), and copied to a hidden file of its own if it has none; then its name is chosen and
+recorded, the file gets it, and the transfer is completed: its line is written, a handler gets it,
+and a receipt becomes due for the envelope. After a crash in between, it resumes from what is
+recorded. An error of one file is reported and retried, and delays no other file.
 
-A file that cannot become what its manifest says is refused, and the receipt says so.  What the
-sender calls a file only ever names something below the sender's own directory (`places`).
+A file that does not match its manifest is refused, and the receipt says so. A sender's file name
+only ever names something below that sender's own directory (`places`).
 """
 
 from __future__ import annotations
@@ -59,19 +58,19 @@ from cipherbox.errors import MalformedEnvelope
 from cipherbox.sealing.encrypted_file import RandomAccessFile, sync_and_close
 from cipherbox.sealing.local_secret_box import SecretBox
 
-OPEN_FILES = 32  # of parts that are being written
+OPEN_FILES = 32  # files whose parts are being written
 CHECK_BYTES = 64 * 1024 * 1024  # files checked before the first of them gets its name
-# of one sender, remembered as whole; more are asked of the database when these are done
+# complete files of one sender in memory; more are read from the database later
 MOST_TOUCHED = 8192
-CHECK_FILES = 128  # and their number: others' mail is recorded in between
-AGAIN_MS, AGAIN_MOST_MS = 1000, 300_000  # after trouble with one file
+CHECK_FILES = 128  # and their number: other messages are recorded in between
+AGAIN_MS, AGAIN_MOST_MS = 1000, 300_000  # back-off after an error of one file
 _IMPOSSIBLE = frozenset([errno.EFBIG, errno.EINVAL, errno.EOVERFLOW])
 Key = tuple[str, bytes]  # sender, transfer
 
 
 class Taken(NamedTuple):
-    """What one envelope of a file brought: a part that is on the disk, a manifest, or neither
-    (it was malformed).
+    """What one envelope of a file brought: a part that is stored, a manifest, or neither if it was
+    malformed.
     """
 
     received: Received
@@ -82,10 +81,10 @@ class Taken(NamedTuple):
 
 @attrs.frozen
 class Arrived:
-    """A file that got its name: ``file`` is where it lies; empty when it is kept under the local
+    """A file that got its name: ``file`` is its path, or empty when it is stored under the local
     key.
 
-    ``whole``: it came whole, as a message.
+    ``whole``: it arrived as a message.
     """
 
     sender: str
@@ -97,11 +96,10 @@ class Arrived:
 
 
 class IncomingFiles:
-    """Files of one inbox.  Methods block on the disk: OSError.
+    """The files of one inbox. Methods block on the disk and raise OSError.
 
-    ``incoming`` is where they get their names; ``box``: they are kept under the local key
-    instead, in ``home``.  ``keep_contents``: a handler gets them.  ``say`` tells a person about
-    trouble with one of them.
+    Complete files get their names in ``incoming``; if ``locked``, they are stored under the local
+    key in ``home`` instead. ``say`` reports errors of a file to the user.
     """
 
     def __init__(
@@ -119,15 +117,13 @@ class IncomingFiles:
         self._transfers = transfers
         self._say, self._step = say, step
         self._touched: dict[str, dict[bytes, None]] = {}
-        self._more = True  # the database may know of others that are whole
-        self._later: dict[Key, tuple[int, int]] = {}  # after trouble: (not before, pause), ms
+        self._more = True  # the database may have other complete files
+        self._later: dict[Key, tuple[int, int]] = {}  # after an error: (not before, pause), ms
 
     # -- recording ---------------------------------------------------------------------------------
 
     def take(self, batch: Sequence[Received]) -> list[Taken]:
-        """Writes the parts of a batch to their places, and syncs them; one expanded part is in
-        memory at a time.
-        """
+        """Write and sync the parts of a batch, with one expanded part in memory at a time."""
         taken: list[Taken] = []
         files: dict[Key, RandomAccessFile | None] = {}
         try:
@@ -153,7 +149,7 @@ class IncomingFiles:
         name = received.sender, part.transfer
         if name not in files:
             row = self._transfers.find(*name)
-            # else it is being checked, has its name, or was refused
+            # otherwise it is being checked, has its name, or was refused
             writable = row is None or row.state == OPEN
             files[name] = self.hidden.open(row or self.hidden.new(*name)) if writable else None
         stored = files[name]
@@ -161,13 +157,13 @@ class IncomingFiles:
             try:
                 stored.write(part.data, part.number * part.part_bytes)
             except OSError as error:
-                if error.errno in _IMPOSSIBLE:  # further than a file can reach here
+                if error.errno in _IMPOSSIBLE:  # beyond the maximum file size here
                     return Taken(received)
                 raise
         return Taken(received, part.transfer, part.number)
 
     def record(self, taken: Sequence[Taken]) -> None:
-        """Inside the inbox's transaction, after its rows of the envelopes."""
+        """Record parts and manifests within the inbox's transaction, after the envelopes' rows."""
         for one in taken:
             sender, transfers = one.received.sender, self._transfers
             if one.part >= 0:
@@ -187,7 +183,7 @@ class IncomingFiles:
             self._touch(sender, manifest.transfer)
 
     def touch(self, files: Beside) -> None:
-        """They are whole: `ready` looks at them."""
+        """Mark files as complete, so that `ready` checks them."""
         for index in files.indexes:
             self._touch(files.received.sender, message_transfer(files.received.envelope_id, index))
 
@@ -205,7 +201,7 @@ class IncomingFiles:
             self._touched.pop(sender, None)
 
     def _look(self) -> None:
-        """What the database knows to be whole."""
+        """Load complete files from the database."""
         found = self._transfers.pending(MOST_TOUCHED)
         self._more = len(found) == MOST_TOUCHED
         for name in found:
@@ -214,9 +210,7 @@ class IncomingFiles:
     # -- completing --------------------------------------------------------------------------------
 
     def ready(self) -> list[Check]:
-        """Files of which everything came, to be checked; some at a time, and of each sender in
-        turn.
-        """
+        """Return checks of complete files, a limited number, taking turns among senders."""
         checks = self._ready()
         if not checks and self._more:
             self._look()
@@ -244,12 +238,12 @@ class IncomingFiles:
             if row.state == OPEN:
                 whole.append(row)
             size += checks[-1].manifest.size
-        self._transfers.check(whole)  # from here on no part of them is written any more
+        self._transfers.check(whole)  # from here on, no part of them is written
         return checks
 
     @property
     def waits(self) -> bool:
-        """Whether a file is to be tried again later."""
+        """Whether a file will be retried later."""
         return any(transfer in self._touched.get(sender, {}) for sender, transfer in self._later)
 
     def _check(self, row: Row) -> Check:
@@ -259,7 +253,9 @@ class IncomingFiles:
         if row.state == NAMING or (manifest.hashes and not stored.exists()):
             check = Check(row.sender, row.transfer, manifest, partial(self.hidden.open, row))
             check.reason = (
-                "" if row.state == NAMING else "its parts are gone from this machine; send it again"
+                ""
+                if row.state == NAMING
+                else "its parts are missing on this machine; send it again"
             )
             check.close()
             return check
@@ -284,9 +280,7 @@ class IncomingFiles:
         )
 
     def settle(self, checks: Sequence[Check]) -> list[Arrived]:
-        """Gives their names to files that were checked, and refuses those that are not what they
-        should be.
-        """
+        """Give checked files their names, and refuse invalid ones."""
         sync_all(checks)
         good: list[Row] = []
         manifests = {(check.sender, check.transfer): check.manifest for check in checks}
@@ -329,17 +323,17 @@ class IncomingFiles:
     def _is_kept(self, row: Row, error: OSError | None) -> bool:
         name = row.sender, row.transfer
         if error is not None:
-            self._again(name, error)
+            self._retry_later(name, error)
             return False
         self._later.pop(name, None)
         self._untouch(*name)
         return True
 
     def give_up(self, before_ms: int) -> int:
-        """Drops what came in part and had no news since that time; how many files."""
+        """Refuse incomplete files without progress since that time, and return their number."""
         old = self._transfers.stale(before_ms)
         for row in old:
-            self._refuse(row, "given up here: the rest of it did not come")
+            self._refuse(row, "timed out: the rest of it did not arrive")
         for folder in (self._incoming / PARTIAL, self._home / KEPT):
             sweep(folder, before_ms, self._knows)
         return len(old)
@@ -350,27 +344,27 @@ class IncomingFiles:
         return self._transfers.find(sender, name) is not None
 
     def _failed(self, name: Key, error: Exception) -> None:
-        """It ends with this file: what the disk says is tried again, what its sender caused
-        refuses it; ours raises.
+        """Handle an error of one file: retry disk errors, refuse files at their sender's fault,
+        raise others.
         """
         row = self._transfers.find(*name)
         if isinstance(error, OSError):
-            self._again(name, error)
+            self._retry_later(name, error)
         elif fault_of(error) is not Fault.SENDER:
             raise error
         elif row is not None:
             self._refuse(row, str(refusal(error)))
 
-    def _again(self, name: Key, error: OSError) -> None:
+    def _retry_later(self, name: Key, error: OSError) -> None:
         pause = min(self._later.get(name, (0, AGAIN_MS // 2))[1] * 2, AGAIN_MOST_MS)
         self._later[name] = clock.now_ms() + pause, pause
         self._say(
             f"a file from {name[0]} cannot be stored: {error.strerror or error} "
-            f"({error.filename}); tried again in {pause / 1000:.0f} s"
+            f"({error.filename}); retrying in {pause / 1000:.0f} s"
         )
 
     def _place(self, row: Row, manifest: Manifest, taken: set[str]) -> Row:
-        """Moves a file to its name; the row with the name it got."""
+        """Move a file to its name, and return the row with that name."""
         if row.locked:
             return row
         hidden = hidden_of(self.hidden.place(row)) if manifest.entries else self.hidden.place(row)
@@ -380,7 +374,7 @@ class IncomingFiles:
                 with suppress(OSError, OverflowError, ValueError):
                     os.utime(hidden, (manifest.modified_at / 1000, manifest.modified_at / 1000))
             try:
-                # Without the hidden one it has its name since before a crash.
+                # Without a hidden file, it got its name before a crash.
                 if not hidden.exists() or (move_directory if manifest.entries else move)(
                     hidden, path
                 ):
@@ -428,7 +422,7 @@ class IncomingFiles:
         self._drop_shared([row])
 
     def _drop_shared(self, rows: Sequence[Row]) -> None:
-        """These have their end: what they shared goes with the last of them."""
+        """Delete shared hidden files once their last file is complete."""
         for shared in {shared_of(row) for row in rows if row.shared}:
             if not self._transfers.shares(shared.transfer.hex()):
                 with suppress(OSError):

@@ -1,6 +1,4 @@
-"""Looks into a home's inbox, whatever else runs: what was received, what was refused and why,
-what waits.
-"""
+"""Inspect a home's inbox while other programs use it: received, refused and waiting messages."""
 
 from __future__ import annotations
 
@@ -26,8 +24,8 @@ from cipherbox.envelope.outcomes import outcome_code
 from cipherbox.errors import FileError
 from cipherbox.portable import write_private
 
-# Not what was refused at first and came after all, for example once its sender's keys were
-# compared.
+# Except envelopes that were refused at first and recorded later, for example once their sender's
+# keys were compared.
 _STANDS = (
     "NOT EXISTS (SELECT 1 FROM envelopes e WHERE e.sender = r.sender AND e.envelope_id = "
     "r.envelope_id AND e.received_at >= r.refused_at)"
@@ -36,7 +34,7 @@ _STANDS = (
 
 @attrs.frozen
 class RefusedEntry:
-    """An envelope, or a file, that was not taken; ``at`` is ms since 1970."""
+    """An envelope or file that was refused; ``at`` is ms since 1970."""
 
     message_id: str
     sender_id: str
@@ -47,7 +45,7 @@ class RefusedEntry:
 
 @attrs.frozen
 class ParkedEntry:
-    """A message that waits for a person: its handler failed for good."""
+    """A message that waits for a person, because its handler failed permanently."""
 
     message_id: str
     sender_id: str
@@ -56,7 +54,9 @@ class ParkedEntry:
 
 
 class InboxInspection:
-    """One look; has a connection of its own.  Blocks on the disk: StoreError."""
+    """One inspection, with a database connection of its own. Methods block on the disk and raise
+    StoreError.
+    """
 
     def __init__(self, home: Home) -> None:
         self._home = home
@@ -68,7 +68,7 @@ class InboxInspection:
         self._db.close()
 
     def refused(self, most: int) -> list[RefusedEntry]:
-        """The newest, oldest of them first."""
+        """Return the newest refusals, oldest first."""
         with translated(self._path):
             rows = self._db.execute(
                 "SELECT envelope_id, sender, refused_at, outcome, reason FROM refusals r WHERE "
@@ -83,7 +83,7 @@ class InboxInspection:
         ]
 
     def parked(self) -> list[ParkedEntry]:
-        """Oldest first."""
+        """Return parked messages, oldest first."""
         with translated(self._path):
             rows = self._db.execute(
                 "SELECT e.envelope_id, f.message, e.sender, f.attempts, f.reason, c.states FROM "
@@ -97,8 +97,8 @@ class InboxInspection:
         ]
 
     def counts(self) -> dict[str, int]:
-        """What is here: messages and files received, refused, for handlers, files of which only
-        a part came.
+        """Return counts of envelopes and files: received, refused, waiting for handlers,
+        incomplete.
         """
         with translated(self._path):
             states = [row[0] for row in self._db.execute("SELECT states FROM contents")]
@@ -124,7 +124,7 @@ class InboxInspection:
         }
 
     def newest_at(self) -> int:
-        """When the newest envelope came, ms since 1970; 0 for none."""
+        """Return when the newest envelope was received, in ms since 1970, or 0."""
         with translated(self._path):
             (newest,) = self._db.execute(
                 "SELECT coalesce(max(received_at), 0) FROM envelopes"
@@ -132,8 +132,8 @@ class InboxInspection:
         return int(newest)
 
     def save(self, entry: Entry, target: Path) -> Path:
-        """Writes a message's text, or a file, as a new file: into a directory, or under the name
-        that is given.
+        """Write a message's text or a file to a new file, in a directory or under the given name;
+        return its path.
         """
         name = safe_name(entry.filename) if entry.filename else f"{entry.message_id}.txt"
         path = free_name(target, name) if target.is_dir() else target
@@ -160,15 +160,13 @@ class InboxInspection:
             with open(entry.file, "rb") as source, open(open_exclusive(path), "wb") as target_file:
                 shutil.copyfileobj(source, target_file, 1 << 20)
         except OSError as error:
-            raise FileError(
-                f"{entry.file} cannot be copied: {error.strerror}; was it moved away?"
-            ) from None
+            raise FileError(f"cannot copy {entry.file}: {error.strerror}") from None
         return path
 
 
 @contextmanager
 def looking(home: Home) -> Iterator[InboxInspection]:
-    """A look into the inbox of a home."""
+    """Provide an inspection of a home's inbox."""
     look = InboxInspection(home)
     try:
         yield look
@@ -177,5 +175,5 @@ def looking(home: Home) -> Iterator[InboxInspection]:
 
 
 def find(look: InboxInspection, wanted: uuid.UUID, sender: str = "") -> Entry | None:
-    """The message or file with this id."""
+    """Return the message or file with this id, or None."""
     return next((one for one in look.shelf.find(wanted) if sender in ("", one.sender_id)), None)

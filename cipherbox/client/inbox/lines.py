@@ -1,11 +1,11 @@
-"""The readable lines of received messages, as JSON: ``message_id, sender_id, sent_timestamp,
-content``, and ``headers`` when there are any.  What was sent as a file, and content that is no
-text, becomes a file; its line is made when it is whole, and names it.
+"""Format received messages as readable JSON lines: ``message_id, sender_id, sent_timestamp,
+content``, and ``headers`` if any. A message sent as a file, or with content that is not text,
+becomes a file instead; its line is written when it is complete, and names it.
 
-A batch has thousands of messages of one type without headers, and this is what costs a receiver
-most.  So such a batch is not taken apart into messages: its contents are made JSON in one step, and
-where that changed nothing, which is usual, each line is put together from what the lines have in
-common, its number and its piece of the contents.
+A batch has thousands of messages of one type without headers, and formatting them is a receiver's
+largest cost. Such a batch is not split into messages: its contents are encoded as JSON in one step,
+and if that changed nothing, which is usual, each line is assembled from the common parts, its
+number and its slice of the contents.
 """
 
 from __future__ import annotations
@@ -38,18 +38,18 @@ _TEXT_TYPES = frozenset(
 )
 _TEXT_ENDINGS = ("+json", "+xml", "+yaml")
 _YEAR_10000 = 253_402_300_800_000
-_numbers: list[bytes] = []  # b"0000", b"0001", ... as far as they were needed
+_numbers: list[bytes] = []  # b"0000", b"0001", ... made on first use
 
-# of many texts, made JSON in one step: they may become six times as long
+# of many texts encoded in one step, which may become six times as long
 _AT_ONCE = 2 * LIMITS.batch_bytes
-# of one envelope: texts twice as long as JSON, and 64 KiB lines; more is refused
+# of one envelope: twice the texts' size, and 64 KiB for lines; more is refused
 LINES_BYTES = 48 * 1024 * 1024
-_PIECE = 256 * 1024  # of a text, made JSON in one step: all of it at once would be there four times
+_PIECE = 256 * 1024  # of a text encoded in one step: the whole would be in memory four times
 FILENAME = "filename"  # the header that makes a message a file
 
 
 class Received(NamedTuple):
-    """One opened envelope, to be recorded.  ``sealed_at`` and ``accepted_at`` are ms since 1970."""
+    """One opened envelope to be recorded. ``sealed_at`` and ``accepted_at`` are ms since 1970."""
 
     sender: str
     envelope_id: bytes
@@ -61,12 +61,12 @@ class Received(NamedTuple):
     envelope_hash: bytes = bytes(32)
     commitment: bytes = b""  # to the plaintext; empty in envelopes of version 1
     suite: int = 0  # of the signature that was verified
-    log_entry: int = 0  # of HQ's log, that says it was accepted, as HQ named it
+    log_entry: int = 0  # the entry of HQ's log that names its acceptance, as HQ stated
 
 
 class MessageLines(NamedTuple):
-    """What the messages of an envelope become: the lines of its texts, each with its end, their
-    types, and the numbers of those that are files.  One type stands for all.
+    """The lines of an envelope's texts, each with its line end, their types, and the indexes of
+    messages that are files. A single type applies to all.
     """
 
     data: bytes
@@ -75,15 +75,15 @@ class MessageLines(NamedTuple):
 
 
 def lines_of(received: Received) -> MessageLines:
-    """The lines of an envelope's texts; see `MessageLines`.  MalformedEnvelope when control
-    characters make them too long.
+    """Return the lines of an envelope's texts; see `MessageLines`. Raise MalformedEnvelope if
+    control characters make them too long.
     """
     messages = received.messages
     if isinstance(messages, Messages) and len(messages) > 1:
         made = _of_one_type(received, messages)
         if made is not None:
             return MessageLines(made, [messages.same_type or ""], [])
-    # as JSON a text may be six times as large: it is not joined from pieces
+    # JSON may be six times the text's size, so it is not joined from pieces
     lines, types, files = io.BytesIO(), [], []
     sealed = timestamp(received.sealed_at)
     for index, message in enumerate(messages):
@@ -108,18 +108,18 @@ def lines_of(received: Received) -> MessageLines:
             files.append(index)
         if lines.tell() > LINES_BYTES:
             lines.close()  # the error's traceback would keep it
-            raise MalformedEnvelope(f"as lines it would take more than {LINES_BYTES >> 20} MiB")
+            raise MalformedEnvelope(f"its lines would take more than {LINES_BYTES >> 20} MiB")
     if len(set(types)) == 1:
         del types[1:]
     return MessageLines(lines.getvalue(), types, files)
 
 
 def _write(out: io.BytesIO, line: dict[str, Any], content: bytes) -> bool:
-    """Writes the line with the content as its text; False, and nothing is written, when the content
-    is no text.
+    """Write the line with the content as its text. Return False, writing nothing, if the content is
+    not text.
 
-    That is when it is not UTF-8, or long and full of control characters, of which each takes six
-    bytes as JSON.
+    That is: not UTF-8, or long and full of control characters, each of which takes six bytes in
+    JSON.
     """
     start = out.tell()
     try:
@@ -152,7 +152,7 @@ def file_line(
     content: dict[str, Any],
     headers: dict[str, str] | None = None,
 ) -> bytes:
-    """The line of a file that arrived whole."""
+    """Return the line of a complete file."""
     line = {
         "message_id": message_id,
         "sender_id": sender,
@@ -165,7 +165,7 @@ def file_line(
 
 
 def line_id(envelope_id: bytes, index: int) -> str:
-    """A message's id as a line has it."""
+    """Return a message's id as used in lines."""
     return f"{_stem(envelope_id)}{index:04x}"
 
 
@@ -207,13 +207,13 @@ def _stem(envelope_id: bytes) -> str:
 
 
 def is_text(content_type: str) -> bool:
-    """Whether content of this type is put into the line."""
+    """Return whether content of this type is included in the line."""
     kind = content_type.partition(";")[0].strip().lower()
     return kind.startswith("text/") or kind in _TEXT_TYPES or kind.endswith(_TEXT_ENDINGS)
 
 
 def timestamp(ms: int) -> str:
-    """ISO 8601 in UTC with milliseconds: 2025-10-08T07:03:00.123Z."""
+    """Return a time as ISO 8601 in UTC with milliseconds: 2025-10-08T07:03:00.123Z."""
     if ms >= _YEAR_10000:
-        return f"{ms} ms"  # a sender's clock can say anything
+        return f"{ms} ms"  # a sender's clock is untrusted
     return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(ms // 1000))}.{ms % 1000:03d}Z"

@@ -1,10 +1,10 @@
-"""``received_messages.jsonl``: appended to and synced within the inbox's transaction, whatever
-becomes of the file.
+"""The file ``received_messages.jsonl``: appended to and synced within the inbox's transaction, even
+if others move or change it.
 
-Before each write the inbox looks at what the path names.  Moved away, removed or rotated: a new
-file is begun, and that is recorded before its first line is written.  Shortened: it goes on at its
-end.  What somebody else wrote behind the lines stays.  So a line is only ever written to a file
-that a person finds under this name, or has moved themselves.
+Before each write the inbox checks the file at its path. If it was moved, removed or rotated, a new
+file is started, and that is recorded before its first line is written. If it was shortened, writing
+continues at its end. Data that others appended stays. So a line is only ever written to the file
+under this name, or to one that a person has moved.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from cipherbox.portable import O_BINARY, sync_directory
 
 _LARGE = 64 * 1024
 _DAY_MS = 24 * 3600 * 1000
-NOT_YET = -1  # no inbox has looked at the lines
+NOT_YET = -1  # no inbox has opened the lines yet
 Say = Callable[[str], None]
 
 
 class At(NamedTuple):
-    """Which file it is and how long, as the inbox records it; ``begun`` is ms since 1970."""
+    """The file's identity and length as the inbox records it; ``begun`` is ms since 1970."""
 
     length: int
     inode: int
@@ -34,23 +34,24 @@ class At(NamedTuple):
 
 
 class LinesFile:
-    """See the module.  Methods block on the disk: OSError.  ``rotate``: (bytes, days), 0 for
-    never.
+    """The lines' file. Methods block on the disk and raise OSError. ``rotate`` is (bytes, days), 0
+    for never.
     """
 
     def __init__(self, path: Path, at: At, say: Say, rotate: tuple[int, int] = (0, 0)) -> None:
         self.path, self._say, self._rotate = path, say, rotate
         self._fd = _opened(path)
         self._added = 0
-        self._left_over = False  # a failed step's bytes stand behind the length
+        self._left_over = False  # bytes of a failed step follow the recorded length
         self.at = at
         self.cut = self._cut_back()
 
     def _cut_back(self) -> int:
-        """Makes the file as long as recorded; how many bytes of an interrupted step were beyond it.
+        """Truncate the file to its recorded length; return the number of bytes of an interrupted
+        step that were removed.
 
-        When it is another one than recorded, or shorter, or no inbox knew it, it goes on from what
-        is there.
+        If it is a different or shorter file, or no inbox has opened it, writing continues at its
+        end.
         """
         stat = os.fstat(self._fd)
         size, inode = stat.st_size, _inode(stat)
@@ -65,19 +66,19 @@ class LinesFile:
         return size - self.at.length
 
     def look(self) -> bool:
-        """Whether the next line goes to another place than was recorded: record `at` before it
-        is written.
+        """Return whether the next line goes to another file or offset than recorded: then record
+        `at` first.
         """
         before = self.at
         try:
             named = os.stat(self.path)
         except FileNotFoundError:
-            self._begin("is gone")
+            self._begin("was removed")
             return True
         if _inode(named) != self.at.inode:
-            self._begin("is another file than before")
+            self._begin("was replaced")
         elif self._due(named.st_size):
-            self.close()  # Windows renames no file that is open
+            self.close()  # Windows cannot rename an open file
             rotated = rotate(self.path)
             self._begin(f"was rotated to {rotated.name if rotated is not None else 'another name'}")
         elif named.st_size < self.at.length:
@@ -92,7 +93,7 @@ class LinesFile:
         return self.at != before
 
     def append(self, lines: Sequence[bytes]) -> At:
-        """Writes and syncs the lines; what is to be recorded with them."""
+        """Write and sync the lines, and return the position to record with them."""
         self._added = sum(map(len, lines))
         at = self.at.length
         for data in joined(lines):
@@ -106,12 +107,12 @@ class LinesFile:
         return self.at._replace(length=at)
 
     def committed(self) -> None:
-        """What was appended is recorded."""
+        """Report that what was appended is recorded."""
         self.at = self.at._replace(length=self.at.length + self._added)
         self._added = 0
 
     def undo(self) -> None:
-        """Takes back what was appended."""
+        """Truncate what was appended."""
         self._added = 0
         self._left_over = True
         with suppress(OSError):
@@ -128,7 +129,7 @@ class LinesFile:
         self._fd = _opened(self.path)
         stat = os.fstat(self._fd)
         self.at = At(self._end(stat.st_size), _inode(stat), clock.now_ms())
-        self._say(f"{self.path.name} {why}; lines go to a new one from here on")
+        self._say(f"{self.path.name} {why}; new lines go to a new file")
 
     def _due(self, size: int) -> bool:
         most, days = self._rotate
@@ -137,7 +138,7 @@ class LinesFile:
         )
 
     def _end(self, size: int) -> int:
-        """The length at which a new line can begin."""
+        """Return the offset at which a new line can begin."""
         if size:
             os.lseek(self._fd, size - 1, os.SEEK_SET)
             if os.read(self._fd, 1) != b"\n":
@@ -146,8 +147,8 @@ class LinesFile:
 
 
 def rotate(path: Path) -> Path | None:
-    """Gives the file another name, with the time in it; None when there is none.  A receiver
-    begins a new one.
+    """Rename the file to include the time, and return the new path, or None if it does not exist. A
+    receiver starts a new one.
     """
     stem = f"{path.stem}-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}"
     number = 1
@@ -165,7 +166,7 @@ def rotate(path: Path) -> Path | None:
 
 
 def joined(lines: Sequence[bytes]) -> Iterator[bytes]:
-    """Many small pieces as few; large ones as they are, since joining would copy them."""
+    """Join small pieces; yield large ones unchanged, since joining would copy them."""
     small: list[bytes] = []
     for data in lines:
         if len(data) < _LARGE:

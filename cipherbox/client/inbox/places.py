@@ -1,10 +1,10 @@
-"""Where what was received lies on this machine: names that cannot lead elsewhere, and files that
+"""Places of received files on this machine: names that stay below their directory, and files that
 never replace others.
 
-A name from a sender goes through `names.safe_name`, name by name, and nothing else makes one.
-Whether a place is free is asked of the file system itself, so two names that it holds for the same
-(by case, by Unicode form) get numbers.  A directory is only entered when it is one: a file or a
-link of that name gets a neighbour with a number.
+Every component of a sender's path goes through `file_names.safe_name`; nothing else makes names.
+The file system itself decides whether a place is free, so two names that it treats as the same (by
+case, by Unicode form) get numbers. Only a real directory is entered: for a file or link of that
+name, a numbered directory is made instead.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from pathlib import Path
 from cipherbox.client.file_names import safe_name, split_name
 from cipherbox.portable import O_BINARY, WINDOWS, copy_file, private_dir, sync_directory
 
-# of a path below the directory of incoming files; systems end at 260 and 4096
+# of a path below the directory of incoming files; systems allow 260 and 4096
 PLACE_BYTES = 150 if WINDOWS else 1000
 MANY = 100
-_LEAST_BYTES = 40  # of a name that makes room for others
+_LEAST_BYTES = 40  # to which a long name is shortened
 _NO_NAME = frozenset(
     [errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ, errno.ENOTDIR, errno.ELOOP, errno.EISDIR]
 )
@@ -32,7 +32,9 @@ _NO_LINK = frozenset(
 
 
 def safe_place(sender: str, names: Sequence[str]) -> Path:
-    """The sender's path made safe: below its own directory, and never longer than systems take."""
+    """Return the sender's path made safe: below its own directory, and within the systems' length
+    limits.
+    """
     *folders, last = [safe_name(name) for name in names]
     while folders and len(os.fsencode(Path(sender, *folders, last))) > PLACE_BYTES:
         folders.pop()
@@ -42,11 +44,11 @@ def safe_place(sender: str, names: Sequence[str]) -> Path:
 
 
 def free_place(top: Path, place: Path, taken: Container[str] = ()) -> Path:
-    """``place`` below ``top``, with numbers where something else has the name; ``taken``: `key` of
-    what will be there.
+    """Return ``place`` below ``top``, numbered where the name is taken; ``taken`` has the `key` of
+    planned paths.
 
-    The first name is the sender's id: its directory may be a link, which only the owner of this
-    machine can make.
+    The first component is the sender's id: its directory may be a link, which only this machine's
+    owner can make.
     """
     sender, *folders, last = place.parts
     here = top / sender
@@ -56,14 +58,14 @@ def free_place(top: Path, place: Path, taken: Container[str] = ()) -> Path:
 
 
 def free_name(where: Path, name: str, taken: Container[str] = (), *, folder: bool = False) -> Path:
-    """``name`` in a directory, with a number if it is taken; ``folder``: a directory of that
-    name is what is wanted.
+    """Return ``name`` in a directory, numbered if taken; with ``folder`` an existing directory is
+    used.
     """
     stem, suffix = split_name(name)
     number = 1
     while True:
-        # After so many of one name, one by chance is free at once: the next number would take ever
-        # longer to find.
+        # After this many of one name use a random suffix: finding the next number would take
+        # ever longer.
         mark = number if number <= MANY else os.urandom(4).hex()
         path = where / (name if number == 1 else f"{stem} ({mark}){suffix}")
         if folder and path.is_dir() and not path.is_symlink():
@@ -74,15 +76,15 @@ def free_name(where: Path, name: str, taken: Container[str] = (), *, folder: boo
 
 
 def key(path: Path) -> str:
-    """The same for paths that some file systems hold for the same."""
+    """Return the same key for paths that some file systems treat as the same."""
     return unicodedata.normalize("NFC", str(path)).casefold()
 
 
 def move(source: Path, target: Path) -> bool:
-    """Gives a synced file its name without replacing anything: False when the name is taken.
+    """Give a synced file its name without replacing anything; return False if the name is taken.
 
-    Durable only after `keep`.  Until then, and after a crash in between, ``source`` and ``target``
-    are one file.
+    It is durable only after `keep`. Until then, and after a crash in between, ``source`` and
+    ``target`` are the same file.
     """
     private_dirs(target.parent)
     try:
@@ -99,10 +101,8 @@ def move(source: Path, target: Path) -> bool:
 
 
 def keep(moved: Mapping[Path, Path]) -> dict[Path, OSError]:
-    """Makes names durable, with one sync for each directory, and drops the hidden names; which
-    names failed, and why.
-
-    ``moved``: name -> hidden name.
+    """Make names durable, with one sync for each directory, and delete the hidden names; return the
+    names that failed, with the error. ``moved`` maps names to hidden names.
     """
     failed: dict[Path, OSError] = {}
     for folder in {target.parent for target in moved}:
@@ -119,7 +119,7 @@ def keep(moved: Mapping[Path, Path]) -> dict[Path, OSError]:
 
 
 def sweep(folder: Path, before_ms: int, known: Callable[[str, bytes], bool]) -> None:
-    """Drops old hidden files that nobody knows: a step failed or was killed before it recorded
+    """Delete old hidden files that are not recorded: a step failed or was killed before recording
     them.
     """
     for sender in _entries(folder):
@@ -139,7 +139,7 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
 
 
 def _moved(source: Path, target: Path) -> bool:
-    """Without links: a rename, or a copy where the target is on another file system."""
+    """Rename without links, or copy if the target is on another file system."""
     if os.path.lexists(target):
         return False
     try:
@@ -152,7 +152,7 @@ def _moved(source: Path, target: Path) -> bool:
 
 
 def private_dirs(path: Path) -> Path:
-    """Makes what is missing of the directory and those above it, each for this user alone."""
+    """Create the directory and missing parents, each private to this user."""
     if path.is_dir():
         return path
     missing = [folder for folder in (path, *path.parents) if not folder.exists()]
@@ -162,16 +162,16 @@ def private_dirs(path: Path) -> Path:
 
 
 def open_exclusive(path: Path) -> int:
-    """A new file for this user alone, for writing; FileExistsError when the name is taken."""
+    """Open a new private file for writing. Raise FileExistsError if the name is taken."""
     return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | O_BINARY, 0o600)
 
 
 def is_about_the_name(error: OSError) -> bool:
-    """Whether another name may help."""
+    """Return whether another name may help."""
     return error.errno in _NO_NAME
 
 
 def open_new(path: Path) -> int:
-    """A file for this user alone, made if it is missing, for reading and writing."""
+    """Open a private file for reading and writing, creating it if missing."""
     private_dirs(path.parent)
     return os.open(path, os.O_RDWR | os.O_CREAT | O_BINARY | getattr(os, "O_NOFOLLOW", 0), 0o600)

@@ -1,7 +1,7 @@
-"""The inbox's database: its name, and the steps that make its tables, oldest first.
+"""The inbox's database: its file name, and the migrations that create its tables, oldest first.
 
-Sessions keep their receiving chains in it, so that an envelope and the step of its ratchet are one
-transaction; so the schema stands below both.  A step that was released never changes.
+Sessions store their receiving chains in it, so that an envelope and its ratchet step are one
+transaction; so the schema is below both. A released migration never changes.
 """
 
 from cipherbox.client.inbox.encrypted_lines import STEP as KEPT

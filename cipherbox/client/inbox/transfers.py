@@ -1,6 +1,6 @@
-"""The inbox's rows of files on their way in; `arriving` has the rules.
+"""The inbox's rows of incoming files; `incoming_files` has the rules.
 
-Calls are made one at a time, in the thread that has the inbox's turn.
+Calls are serialised, in the thread that holds the inbox's lock.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from cipherbox.client.publishing.parts import Manifest, read_manifest
 from cipherbox.envelope.outcomes import Outcome
 
 OPEN, NAMING, DONE, REFUSED, CHECKING = range(5)
-HELD = -1  # the receipt of an envelope whose files are not whole yet, or that a handler has
+HELD = -1  # the receipt of an envelope whose files are incomplete, or that a handler has
 FIRST_STEP = """
 CREATE TABLE transfers (
   sender TEXT NOT NULL, id BLOB NOT NULL, state INTEGER NOT NULL DEFAULT 0, manifest BLOB, envelope INTEGER,
@@ -72,7 +72,7 @@ CREATE INDEX transfers_shared ON transfers (shared) WHERE state IN (0, 1, 4);
 DELETE FROM manifests WHERE NOT EXISTS (SELECT 1 FROM transfers t
   WHERE t.sender = manifests.sender AND t.id = manifests.id AND t.state IN (0, 1, 4));
 """
-MOST = (1 << 62) - 1  # of a time that a sender's or HQ's clock says: SQLite takes no more
+MOST = (1 << 62) - 1  # of a time stated by others, whose clocks are untrusted: SQLite's limit
 _COLUMNS = (
     "sender, id, state, coalesce(manifest, x''), coalesce(envelope, 0), file, partial, locked, "
     "have, needs, sha256, message, headers, sent_at, shared, at"
@@ -82,9 +82,9 @@ Step = Callable[[Callable[[sqlite3.Connection], None], Sequence[bytes]], None]
 
 @attrs.frozen
 class Row:
-    """One file; ``have``: how many of its parts are on the disk, ``needs``: how many it has, -1:
-    nobody counted; ``envelope``: the number of the one that names it; ``shared``: the hidden
-    file that it shares, ``at``: its place.
+    """One file. ``have`` and ``needs`` count its stored and required parts (-1: not counted);
+    ``envelope`` is the number of the envelope that names it; ``shared`` is the hidden file it
+    shares, and ``at`` its offset there.
     """
 
     sender: str
@@ -110,7 +110,7 @@ class Row:
 
     @property
     def whole(self) -> bool:
-        """Whether everything came that its manifest needs."""
+        """Whether everything that its manifest requires has arrived."""
         if not self.manifest or self.state != OPEN:
             return bool(self.manifest)
         return self.have >= (
@@ -119,7 +119,7 @@ class Row:
 
 
 class Transfers:
-    """See the module."""
+    """Reads and writes the rows of incoming files."""
 
     def __init__(
         self, db: sqlite3.Connection, contents: Contents | None, kept: EncryptedLines | None
@@ -133,7 +133,7 @@ class Transfers:
         return Row(*row) if row is not None else None
 
     def pending(self, most: int) -> list[tuple[str, bytes]]:
-        """What is whole and has not its end yet, at most so many."""
+        """Return complete files that are not finished yet, at most this many."""
         return self._db.execute(
             "SELECT sender, id FROM transfers WHERE manifest IS NOT NULL AND state IN (0, 1, 4)"
             " AND (state <> 0 OR needs < 0 OR have >= needs) LIMIT ?",
@@ -141,22 +141,22 @@ class Transfers:
         ).fetchall()
 
     def named(self) -> list[Row]:
-        """What has its name recorded and may not have it yet."""
+        """Return files whose name is recorded, but which may not have it yet."""
         return self._rows("state = 1", ())
 
     def stale(self, before_ms: int) -> list[Row]:
-        """What had no news since that time and is not whole."""
+        """Return incomplete files without progress since that time."""
         return self._rows("state = 0 AND changed_at < ?", (before_ms,))
 
     def shares(self, shared: str) -> bool:
-        """Whether a file that has not its end yet lies in that hidden file."""
+        """Return whether an unfinished file is stored in that hidden file."""
         found = self._db.execute(
             "SELECT 1 FROM transfers WHERE shared = ? AND state IN (0, 1, 4) LIMIT 1", (shared,)
         ).fetchone()
         return found is not None
 
     def number(self, sender: str, envelope_id: bytes) -> int:
-        """The envelope's row."""
+        """Return the number of an envelope's row."""
         found = self._db.execute(
             "SELECT number FROM envelopes WHERE sender = ? AND envelope_id = ?",
             (sender, envelope_id),
@@ -164,7 +164,7 @@ class Transfers:
         return int(found[0])
 
     def envelope_id(self, row: Row) -> bytes:
-        """Of the envelope that names the file."""
+        """Return the id of the envelope that names the file."""
         found = self._db.execute(
             "SELECT envelope_id FROM envelopes WHERE number = ?", (row.envelope,)
         ).fetchone()
@@ -173,7 +173,7 @@ class Transfers:
     # -- inside the inbox's transaction ------------------------------------------------------------
 
     def part(self, row: Row, part: int) -> None:
-        """A part is on the disk."""
+        """Record that a part is stored."""
         self._begin(row)
         name = row.sender, row.transfer
         new = self._db.execute(
@@ -187,8 +187,8 @@ class Transfers:
         )
 
     def manifest(self, row: Row, number: int, raw: bytes, manifest: Manifest) -> None:
-        """A file's manifest came in envelope ``number``.  The first counts; one that says
-        something else is refused.
+        """Record a file's manifest from envelope ``number``. The first one counts; a different one
+        is refused.
         """
         before = self.find(row.sender, row.transfer)
         if before is not None and before.manifest and before.state != REFUSED:
@@ -216,7 +216,7 @@ class Transfers:
         self._hold([row.name], number)
 
     def add(self, rows: Iterable[Row], number: int) -> None:
-        """Files of one envelope that came as messages, whole."""
+        """Record files of one envelope that arrived as messages."""
         now = clock.now_ms()
         names: list[tuple[str, bytes]] = []
 
@@ -248,14 +248,14 @@ class Transfers:
         self._hold(names, number)
 
     def malformed(self, number: int) -> None:
-        """What the envelope holds is neither part nor manifest."""
+        """Record that the envelope has neither a valid part nor a valid manifest."""
         self._db.execute(
             "UPDATE envelopes SET outcome = ? WHERE number = ?", (Outcome.MALFORMED, number)
         )
 
     def done(self, found: Sequence[tuple[Row, Manifest, bytes]], now: int) -> None:
-        """Files have their names: their lines are kept, a handler may have them, their receipts
-        are owed.
+        """Record that files have their names: their lines are stored, a handler may get them, and
+        receipts become due.
         """
         self._db.executemany(
             "UPDATE transfers SET state = ?, file = ? WHERE sender = ? AND id = ?",
@@ -290,7 +290,7 @@ class Transfers:
         self._release([row for row, _, _ in found])
 
     def refuse(self, row: Row, reason: str) -> None:
-        """The file will not become whole; its receipt says so."""
+        """Record that the file will not become complete; its receipt says so."""
         name = row.sender, row.transfer
         self._db.execute(
             "UPDATE transfers SET state = ?, reason = ?, have = 0 WHERE sender = ? AND id = ?",
@@ -307,15 +307,15 @@ class Transfers:
         self._release([row])
 
     def _hold(self, names: Sequence[tuple[str, bytes]], number: int) -> None:
-        """The envelope owes its receipt when the files are whole."""
+        """Hold back the envelope's receipt until the files are complete."""
         self._db.execute("UPDATE envelopes SET receipt = ? WHERE number = ?", (HELD, number))
         self._db.executemany(
             "INSERT OR IGNORE INTO manifests VALUES (?, ?, ?)", [(*name, number) for name in names]
         )
 
     def _release(self, rows: Sequence[Row]) -> None:
-        """Owes the receipts of envelopes that name the files, unless another of theirs is under
-        way or a handler's.
+        """Make the receipts of envelopes that name the files due, unless another of their files is
+        incomplete or a handler has them.
         """
         numbers: set[int] = set()
         for row in rows:
@@ -336,14 +336,14 @@ class Transfers:
     # -- transactions of their own -----------------------------------------------------------------
 
     def check(self, rows: Sequence[Row]) -> None:
-        """Records that everything of these came: from here on no part of them is written any
-        more.
+        """Record that everything of these files arrived: no part of them is written from here
+        on.
         """
         values = [(CHECKING, *row.name) for row in rows]
         self._each("UPDATE transfers SET state = ? WHERE sender = ? AND id = ?", values)
 
     def name(self, rows: Sequence[Row]) -> None:
-        """Records the names that these get now."""
+        """Record the names that these files get now."""
         self._each(
             "UPDATE transfers SET state = ?, file = ?, sha256 = ? WHERE sender = ? AND id = ?",
             [(NAMING, row.file, row.sha256, *row.name) for row in rows],
@@ -361,7 +361,7 @@ class Transfers:
                 self._db.execute("ROLLBACK")
             raise
 
-    # -- inside ------------------------------------------------------------------------------------
+    # -- internals ---------------------------------------------------------------------------------
 
     def _begin(self, row: Row) -> None:
         self._db.execute(
@@ -384,7 +384,7 @@ class Transfers:
 
 
 def _about(row: Row, manifest: Manifest) -> dict[str, Any]:
-    """What a handler is told of a file."""
+    """Return the description of a file for a handler."""
     about: dict[str, Any] = {
         "file": row.file,
         "filename": "/".join(manifest.path),
@@ -400,7 +400,9 @@ def _about(row: Row, manifest: Manifest) -> dict[str, Any]:
 
 
 def in_turn(touched: dict[str, dict[bytes, None]]) -> Iterator[tuple[str, bytes]]:
-    """One of each sender, the next one of each, ...: many files of one hold up nobody else's."""
+    """Yield one file of each sender, then the next of each: many files of one sender delay no
+    other's.
+    """
     for row in zip_longest(
         *([(sender, transfer) for transfer in own] for sender, own in touched.items())
     ):

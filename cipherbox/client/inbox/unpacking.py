@@ -1,9 +1,8 @@
-"""A directory that came as one: its files are taken out of what came, into a hidden directory that
-then gets its name.
+"""Unpack a directory that arrived as one file into a hidden directory, which then gets its name.
 
-Every name goes through `places`, as those of single files do; two names that this file system holds
-for one get numbers.  All is synced before the directory can get its name.  Done anew from the start
-after a crash.
+Every name goes through `places`, as those of single files do; two names that this file system
+treats as the same get numbers. Everything is synced before the directory can get its name. After a
+crash it starts again.
 """
 
 from __future__ import annotations
@@ -24,9 +23,7 @@ FILES_OF_A_STEP = 256
 
 
 def unpack(stored: RandomAccessFile, entries: Sequence[Entry], hidden: Path) -> Iterator[None]:
-    """Yields between steps, so that a receiver that is stopped need not wait for all of it.
-    OSError.
-    """
+    """Unpack, yielding between steps so that a receiver can be stopped. Raise OSError."""
     shutil.rmtree(hidden, ignore_errors=True)
     folders = {private_dirs(hidden): None}
     at = 0
@@ -56,12 +53,12 @@ def unpack(stored: RandomAccessFile, entries: Sequence[Entry], hidden: Path) -> 
 
 
 def hidden_of(partial: Path) -> Path:
-    """Where a directory is unpacked before it gets its name."""
+    """Return the path where a directory is unpacked before it gets its name."""
     return partial.with_name(f"{partial.name}.d")
 
 
 def move_directory(hidden: Path, target: Path) -> bool:
-    """Gives an unpacked directory its name, durably: False when the name is taken."""
+    """Give an unpacked directory its name durably; return False if the name is taken."""
     private_dirs(target.parent)
     if os.path.lexists(target):
         return False

@@ -15,7 +15,7 @@ import trio
 from cryptography import x509
 
 from cipherbox import clock, pki
-from cipherbox.client.connection.reconnecting import NOT_LET_IN, ReconnectingConnection
+from cipherbox.client.connection.reconnecting import HQ_UNAVAILABLE, ReconnectingConnection
 from cipherbox.client.events import SENDER, EventKind, Events
 from cipherbox.client.keys.changes import day, discontinuity_error
 from cipherbox.client.keys.pins import FIRST_USE, SUCCESSION, Pin, Pins
@@ -88,7 +88,7 @@ class Directory(Senders):
         """
         try:
             await self._renew(client_ids)
-        except NOT_LET_IN:
+        except HQ_UNAVAILABLE:
             if not self._revocations.valid or not all(self.pins.get(name) for name in client_ids):
                 raise
         return [self._usable(name) for name in client_ids]

@@ -13,7 +13,7 @@ import attrs
 
 from cipherbox import clock
 from cipherbox.client.connection.confirm_window import OnOutcome, PendingPublish
-from cipherbox.client.connection.reconnecting import NOT_LET_IN, ReconnectingConnection
+from cipherbox.client.connection.reconnecting import HQ_UNAVAILABLE, ReconnectingConnection
 from cipherbox.client.events import SENDER, Events
 from cipherbox.client.home import keyless
 from cipherbox.client.keys.directory import Directory
@@ -97,7 +97,7 @@ class Sealer:
     async def _resolved(self, where: tuple[str, str]) -> frames.Route:
         try:
             route = await self.resolve(*where)
-        except NOT_LET_IN:
+        except HQ_UNAVAILABLE:
             kept = self._kept_routes.get(where)
             if kept is None:
                 raise
