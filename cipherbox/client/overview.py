@@ -47,13 +47,11 @@ class Overview:
     last_contact: int
 
 
-async def overview(client: Client) -> Overview:
+async def overview(client: OverviewSource) -> Overview:
     """Return the client's status. Raise Forbidden on an admin's machine, which sends and receives
     nothing.
     """
-    outbox = client.outbox().outbox
-    sent = await client.outbox().store(_sent, outbox)
-    assert isinstance(sent, dict)
+    sent = await client.outbox().store(_sent, client.outbox().outbox)
     with looking(client.home) as look:
         counts = look.counts()
         newest = look.newest_at()
