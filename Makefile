@@ -26,7 +26,7 @@ demo: $(PYZ) ## Build the one file and play the labs scenario with it
 
 test: $(STAMP) $(PYZ) ## Run all tests in JOBS=3 processes; COLD=1: without warm starts
 	@$(RUN) -m compileall -q cipherbox tests
-	$(RUN) -m pytest -n $(JOBS)
+	$(RUN) -m pytest -rs -n $(JOBS) --dist worksteal
 
 check: $(STAMP) ## Check style, types and the rules of tests/test_layers.py
 	$(RUN) -m ruff check .
@@ -67,7 +67,7 @@ sim: $(STAMP) ## Run the simulation alone; SEEDS=first:count
 	CIPHERBOX_SEEDS=$(SEEDS) $(RUN) -m pytest -n $(JOBS) tests/sim
 
 soak: $(STAMP) $(PYZ) ## Run the long tests, as before a release: all seeds, storms of kills
-	$(RUN) -m pytest --soak -n $(JOBS)
+	$(RUN) -m pytest -rs --soak -n $(JOBS)
 
 fuzz: $(STAMP) ## Fuzz the parsers for MINUTES=10, guided by coverage if atheris is installed; TARGETS=
 	$(RUN) -m tests.fuzz.run --minutes $(MINUTES) $(TARGETS)

@@ -32,6 +32,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", "soak: there is more of it in `make soak`; see tests/soak.py"
     )
+    config.addinivalue_line("markers", "joined: `hq` of end-to-end tests has two clients already")
     soak.ON = config.getoption("--soak")
     use_memory()
 

@@ -2,6 +2,8 @@
 not used.
 """
 
+import ast
+import functools
 import re
 import subprocess
 import sys
@@ -25,6 +27,7 @@ def tracked() -> list[Path]:
     return [ROOT / name for name in names if (ROOT / name).is_file()]
 
 
+@functools.cache
 def texts() -> list[tuple[Path, str]]:
     return [(path, path.read_text("utf-8")) for path in tracked() if path.suffix in TEXT]
 
@@ -120,6 +123,75 @@ def test_what_is_not_in_the_project(pattern: str) -> None:
         if re.search(pattern, line)
     ]
     assert found == []
+
+
+# Private names of the package that tests still use, and what for; what is seen from outside is
+# tested from outside.  Never add to it: give the package a public name, or test its behaviour.
+PRIVATE = {
+    # a crash, a refusal or a lie at one step in the middle of a call
+    *("_transaction", "_insert", "_commit", "_put", "_finish", "_publish", "_put_certificate"),
+    *("_register", "_check_time", "_send", "_confirm", "_renew", "_consistency", "_proof", "_open"),
+    *("_start", "_first", "_write"),
+    # the rows behind an object, to age, damage or count them, and what it remembers
+    *(
+        "_db",
+        "_fact",
+        "_newest",
+        "_rows",
+        "_of",
+        "_spent",
+        "_held",
+        "_unproven",
+        "_note_number",
+        "_put_fact",
+    ),
+    *("_pending", "_cache", "_made", "_due", "_waited", "_in_flight", "_out"),
+    *("_buckets", "_arriving", "_touched"),
+    *("_files", "_path", "_deadline_s", "_aead", "_post", "_name"),
+    # PostgreSQL's connections, to cut them
+    *("_writer", "_connection", "_sock"),
+    # the two ends of a pipe
+    *("_began", "_failure", "_their_break"),
+    # constants and functions of one module, and the simulation's chance
+    *(
+        "_MOST",
+        "_LOOK_S",
+        "_NAMES",
+        "_ENTRY",
+        "_place",
+        "_store",
+        "_certificates",
+        "_compare",
+        "_note",
+    ),
+    *("_replace_client", "_holds", "_cosigned", "_pieces", "_random"),
+}
+OF_RECORDS = {"_replace", "_asdict", "_fields", "_make"}  # public, of named tuples
+
+
+def private_names(path: Path, own: set[str]) -> set[str]:
+    """Return the private names of the package that a file of the tests uses: as attributes of
+    anything but ``self``, imported, or patched by their name.
+    """
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Attribute):
+            if not (isinstance(node.value, ast.Name) and node.value.id in ("self", "cls", "os")):
+                found.add(node.attr)
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("cipherbox"):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("setattr", "getattr")):
+            found |= {a.value for a in node.args if isinstance(a, ast.Constant)}  # type: ignore[misc]
+    return {name for name in found if re.match(r"_[A-Za-z]", str(name))} & own
+
+
+def test_private_names_that_tests_use_become_fewer() -> None:
+    own = set[str]()
+    for path in (ROOT / "cipherbox").rglob("*.py"):
+        own |= set(re.findall(r"\b_[A-Za-z]\w*", path.read_text("utf-8")))
+    used = set().union(*(private_names(p, own) for p in (ROOT / "tests").rglob("*.py")))
+    assert used - OF_RECORDS - PRIVATE == set()
+    assert PRIVATE - used == set(), "no longer used: take it off the list"
 
 
 def test_no_path_of_a_machine() -> None:

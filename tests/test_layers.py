@@ -3,6 +3,7 @@ outside, no import cycles, the length of classes and functions, maps that are tr
 """
 
 import ast
+import functools
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -77,6 +78,17 @@ IMPURE = {
 UNIX_OR_WINDOWS = {"fcntl", "msvcrt", "signal", "pwd", "grp", "winreg", "resource"}
 
 
+@functools.cache
+def tree_of(path: Path) -> ast.Module:
+    """Return the syntax tree of a file; each is parsed once for all rules."""
+    return ast.parse(path.read_text("utf-8"), str(path))
+
+
+@functools.cache
+def nodes_of(path: Path) -> list[ast.AST]:
+    return [*ast.walk(tree_of(path))]
+
+
 def modules() -> Iterator[tuple[str, Path]]:
     for path in sorted(PACKAGE.rglob("*.py")):
         parts = path.relative_to(PACKAGE).with_suffix("").parts
@@ -88,14 +100,13 @@ def imported(path: Path, typing: bool = False) -> Iterator[tuple[str, int]]:
     """Yield every module a file imports, anywhere in it; what only the type checker reads counts
     with ``typing``.
     """
-    tree = ast.parse(path.read_text("utf-8"), str(path))
     skipped = {
         id(inner)
-        for node in ast.walk(tree)
+        for node in nodes_of(path)
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
         for inner in ast.walk(node)
     }
-    for node in ast.walk(tree):
+    for node in nodes_of(path):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -242,7 +253,7 @@ def test_only_the_command_line_prints() -> None:
         for name, line in imported(path):
             if name.split(".")[0] in CLI_ONLY:
                 wrong.append(f"{path}:{line} imports {name}")
-        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        for node in nodes_of(path):
             if (
                 isinstance(node, ast.Call)
                 and isinstance(node.func, ast.Name)
@@ -267,7 +278,7 @@ def test_packages_import_nothing_and_have_a_map(path: Path) -> None:
     assert [
         name for name, _ in imported(path) if name.split(".")[0] not in sys.stdlib_module_names
     ] == []
-    assert ast.get_docstring(ast.parse(path.read_text("utf-8")))
+    assert ast.get_docstring(tree_of(path))
 
 
 @pytest.mark.parametrize("path", maps.packages(), ids=lambda p: p.parent.name)
@@ -282,7 +293,7 @@ MOST_OF_A_CLASS, MOST_OF_A_FUNCTION = 350, 60
 def test_classes_and_functions_are_split_by_idea() -> None:
     long = set()
     for _, path in modules():
-        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        for node in nodes_of(path):
             if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
                 most = MOST_OF_A_CLASS if isinstance(node, ast.ClassDef) else MOST_OF_A_FUNCTION
                 if (node.end_lineno or 0) - node.lineno + 1 > most:

@@ -8,15 +8,16 @@ import attrs
 
 from cipherbox.client.home import load_home
 from cipherbox.envelope.bundle import decode_bundle
+from cipherbox.limits import LIMITS
 from cipherbox.wire import frames
 from tests.client.real_hq import real_hq
 from tests.server.hq import codec_name, running
 
 
 async def test_an_upload_with_a_bad_signature_is_refused_and_not_kept(tmp_path: Path) -> None:
-    async with running(tmp_path / "hq") as r:
+    limits = attrs.evolve(LIMITS, key_requests_per_minute=10_000)
+    async with running(tmp_path / "hq", limits=limits) as r:
         lab = await r.client("FL-LAB")
-        r.hq.key_requests._per_minute = 10_000
         bundle = r.people["FL-LAB"].identity.bundle
         assert bundle is not None
         at = bundle.raw.index(bundle.certificate_signature)

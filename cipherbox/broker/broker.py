@@ -76,7 +76,7 @@ def _replace_client(state: BrokerState, c: m.ReplaceClient) -> m.Done:
     return _note(state, c)
 
 
-_HANDLERS: dict[type, Callable[[Any, Any], Answer | None]] = {
+HANDLERS: dict[type, Callable[[Any, Any], Answer | None]] = {
     m.Consume: consume.consume,
     m.Cancel: consume.cancel,
     m.Fetch: consume.fetch,
@@ -103,7 +103,7 @@ _HANDLERS: dict[type, Callable[[Any, Any], Answer | None]] = {
 }
 
 # Commands that get a line in the signed log if they changed something.
-_ACTS = frozenset(
+ACTS = frozenset(
     [
         m.DeclareExchange,
         m.DeleteExchange,
@@ -254,10 +254,10 @@ class Broker:
                     self.state.effects.acts.append(m.Act(c.client, "SettleDead", _detail(c)))
             else:
                 before = self._change_counts()
-                answer = _HANDLERS[type(c)](self.state, c)
+                answer = HANDLERS[type(c)](self.state, c)
                 if answer is not None:
                     answers.append(answer)
-                if type(c) in _ACTS and self._change_counts() != before:
+                if type(c) in ACTS and self._change_counts() != before:
                     self.state.effects.acts.append(m.Act(c.client, type(c).__name__, _detail(c)))
         except CipherBoxError as error:
             answers.append(Failed(c.correlation, error))

@@ -30,7 +30,7 @@ MAILBOX_KEYS = {"": "", ".bulk": ".bulk", ".sys": ".sys"}
 Route = tuple[tuple[str, tuple[str, ...]], ...]  # (queue, readers), sorted by name
 # cached targets, and the most recipients of each: together they bound the memory
 _CACHED_TARGETS = 4096
-_CACHED_RECIPIENTS = 16
+CACHED_RECIPIENTS = 16
 
 
 @attrs.define
@@ -47,7 +47,7 @@ def find_targets(state: BrokerState, connection: int, item: Incoming) -> Targets
     if refused:
         queues, unrouted = _without_refusing(item, queues, kept, unrouted)
     targets = (tuple(queues), tuple(q.name for q in queues), unrouted)
-    if not unrouted and not refused and len(item.recipients) <= _CACHED_RECIPIENTS:
+    if not unrouted and not refused and len(item.recipients) <= CACHED_RECIPIENTS:
         if len(state.targets) >= _CACHED_TARGETS:
             state.targets.clear()
         state.targets[(item.sender, item.exchange, item.routing_key, item.recipients)] = targets

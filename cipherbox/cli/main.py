@@ -21,7 +21,7 @@ DEBUG_VARIABLE = "CIPHERBOX_DEBUG"
 _DIRECTORY = click.Path(path_type=Path, file_okay=False, readable=False)
 _LINES = 20  # of an error; a file with more mistakes than that is another file
 
-_FLAT = {name: entry for section in COMMANDS.values() for name, entry in section.items()}
+FLAT = {name: entry for section in COMMANDS.values() for name, entry in section.items()}
 
 
 class LazyGroup(click.Group):
@@ -30,12 +30,12 @@ class LazyGroup(click.Group):
     context_class = Context
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(_FLAT)
+        return list(FLAT)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in _FLAT:
+        if cmd_name not in FLAT:
             return None
-        module, attribute, _ = _FLAT[cmd_name]
+        module, attribute, _ = FLAT[cmd_name]
         found: click.Command = getattr(
             importlib.import_module(f"cipherbox.cli.{module}"), attribute
         )
@@ -45,10 +45,10 @@ class LazyGroup(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args and args[0] not in _FLAT and not args[0].startswith("-"):
+        if args and args[0] not in FLAT and not args[0].startswith("-"):
             import difflib
 
-            near = difflib.get_close_matches(args[0], list(_FLAT), n=1)
+            near = difflib.get_close_matches(args[0], list(FLAT), n=1)
             hint = f" Did you mean {near[0]!r}?" if near else ""
             raise click.UsageError(
                 f"There is no command {args[0]!r}.{hint} See: cipherbox --help", ctx
@@ -170,12 +170,12 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     if sys.stderr is None:
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     guard_output(closed)
-    code = _unprinted(_run(arguments))
+    code = _unprinted(run(arguments))
     drop_unread_errors()
     sys.exit(code)
 
 
-def _run(arguments: list[str] | None) -> int:
+def run(arguments: list[str] | None) -> int:
     try:
         result = cli.main(
             arguments, prog_name="cipherbox", complete_var=COMPLETE_VARIABLE, standalone_mode=False

@@ -98,14 +98,14 @@ def _tell(head: str, text: str, colour: str | None = None, *, err: bool = True) 
     """Lines of which the first stands behind ``head`` and the others under it; on a terminal
     they fit its width.
     """
-    width = _width_of(sys.stderr if err else sys.stdout)
+    width = width_of(sys.stderr if err else sys.stdout)
     for number, line in enumerate(text.split("\n")):
         indent = " " * len(head)
         pieces = map(as_called, pieces_of(line))
         click.secho(wrap(pieces, width, indent if number else head, indent), err=err, fg=colour)
 
 
-def _width_of(stream: TextIO) -> int:
+def width_of(stream: TextIO) -> int:
     """The columns of a terminal; what is no terminal has no width."""
     if not stream.isatty():
         return sys.maxsize

@@ -124,7 +124,7 @@ async def join(
     number = pki.enrol_number(token.root_fingerprint, pki.spki(key.public_key()))
     line = line or (before.line if before is not None else LineSettings())
     signatures = signatures or (before.signatures if before is not None else SIGNATURES[0])
-    root = await _fetch_root(token, timeout_s, line)
+    root = await fetch_root(token, timeout_s, line)
     if on_number is not None:
         on_number(number)
     chain = await _certificate(token, root, key, number, on_number, timeout_s, pause_s, line)
@@ -245,7 +245,7 @@ def _keys(
     return key, local_key
 
 
-async def _fetch_root(token: Token, timeout_s: float, line: LineSettings) -> x509.Certificate:
+async def fetch_root(token: Token, timeout_s: float, line: LineSettings) -> x509.Certificate:
     async def ask(connection: Connection) -> frames.Root:
         answer: frames.Root = await connection.ask(frames.GetRoot, timeout_s)
         return answer

@@ -328,7 +328,7 @@ def check_bundle(
     if ended_is_error:
         pki.check_dates([*chain, root], _moment(now_ms))
     for entry in bundle.encrypt_keys:
-        _check_usable(entry)
+        check_usable(entry)
     return leaf
 
 
@@ -345,7 +345,7 @@ def _check_own_signature(bundle: KeyBundle) -> None:
         ) from None
 
 
-def _check_usable(entry: BundleKey) -> None:
+def check_usable(entry: BundleKey) -> None:
     """Raise BundleMalformed for a key of a known type that nobody could seal for.
 
     Such a key would stop every sender of a route, so it is refused before the bundle is believed.

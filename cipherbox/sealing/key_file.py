@@ -89,7 +89,7 @@ def encrypt(
             raise PasswordError("an empty password protects nothing")
         salt = nacl.utils.random(16)
         head = _HEAD.pack(MAGIC, VERSION, PASSWORD) + _ARGON.pack(MEMORY_KIB, PASSES, salt)
-        key = _stretch(password, salt, MEMORY_KIB, PASSES)
+        key = stretch(password, salt, MEMORY_KIB, PASSES)
     nonce = nacl.utils.random(_NONCE)
     return head + nonce + crypto_aead_xchacha20poly1305_ietf_encrypt(plain, head, nonce, key)
 
@@ -124,7 +124,7 @@ def decrypt(data: bytes, *, local_key: bytes | None = None, password: bytes | No
             raise CredentialsError(
                 "the key file's memory or passes exceed the limits of this program"
             )
-        key = _stretch(password, salt, memory, passes)
+        key = stretch(password, salt, memory, passes)
     try:
         return crypto_aead_xchacha20poly1305_ietf_decrypt(
             data[at + _NONCE :], data[:at], data[at : at + _NONCE], key
@@ -135,7 +135,7 @@ def decrypt(data: bytes, *, local_key: bytes | None = None, password: bytes | No
         raise CredentialsError("the key is wrong") from None
 
 
-def _stretch(password: bytes, salt: bytes, memory_kib: int, passes: int) -> bytes:
+def stretch(password: bytes, salt: bytes, memory_kib: int, passes: int) -> bytes:
     try:
         return nacl.pwhash.argon2id.kdf(
             _KEY, password, salt, opslimit=passes, memlimit=memory_kib * 1024

@@ -36,7 +36,7 @@ PASSWORD_BYTES = 1024
 _PEM = b"-----BEGIN "
 _SECRET = 32
 _NONCE = bytes(12)  # each key is used once
-_OAEP = padding.OAEP(padding.MGF1(hashes.SHA256()), hashes.SHA256(), None)
+OAEP = padding.OAEP(padding.MGF1(hashes.SHA256()), hashes.SHA256(), None)
 
 
 class RsaOaep:
@@ -47,14 +47,14 @@ class RsaOaep:
         derived from the secret and ``info``.
         """
         secret = os.urandom(_SECRET)
-        return public_key.encrypt(secret, _OAEP) + AESGCM(hkdf(secret, info, 32)).encrypt(
+        return public_key.encrypt(secret, OAEP) + AESGCM(hkdf(secret, info, 32)).encrypt(
             _NONCE, plaintext, None
         )
 
     def decrypt(self, ciphertext: bytes, private_key: RSAPrivateKey, info: bytes) -> bytes:
         """Return the plaintext. Raise ValueError or InvalidTag if it does not decrypt."""
         at = private_key.key_size // 8
-        secret = private_key.decrypt(ciphertext[:at], _OAEP)
+        secret = private_key.decrypt(ciphertext[:at], OAEP)
         if len(secret) != _SECRET:
             raise ValueError("the secret has the wrong length")
         return AESGCM(hkdf(secret, info, 32)).decrypt(_NONCE, ciphertext[at:], None)

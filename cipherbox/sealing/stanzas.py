@@ -53,7 +53,7 @@ def _hybrid_generate() -> bytes:
     )
 
 
-def _hybrid_parts(seed: bytes) -> tuple[MLKEM768PrivateKey, X25519PrivateKey]:
+def hybrid_parts(seed: bytes) -> tuple[MLKEM768PrivateKey, X25519PrivateKey]:
     return (
         MLKEM768PrivateKey.from_seed_bytes(seed[:MLKEM_SEED]),
         X25519PrivateKey.from_private_bytes(seed[MLKEM_SEED:]),
@@ -61,7 +61,7 @@ def _hybrid_parts(seed: bytes) -> tuple[MLKEM768PrivateKey, X25519PrivateKey]:
 
 
 def _hybrid_public(seed: bytes) -> bytes:
-    mlkem, x25519 = _hybrid_parts(seed)
+    mlkem, x25519 = hybrid_parts(seed)
     return mlkem.public_key().public_bytes_raw() + x25519.public_key().public_bytes_raw()
 
 
@@ -78,7 +78,7 @@ SCHEMES: dict[int, Scheme] = {
         _hybrid_generate,
         _hybrid_public,
         _hybrid_load_public,
-        lambda seed: MLKEM768X25519PrivateKey(*_hybrid_parts(seed)),
+        lambda seed: MLKEM768X25519PrivateKey(*hybrid_parts(seed)),
         Suite(KEM.MLKEM768_X25519, KDF.HKDF_SHA256, AEAD.AES_256_GCM),
     ),
     StanzaType.HPKE_X25519: Scheme(

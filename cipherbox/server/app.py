@@ -42,7 +42,7 @@ _CRL_CHECK_S = 3600.0
 _WATCH_S = 60.0
 _RETENTION_S, _DAY_MS = 3600.0, 86_400_000
 STANDBY_S = 1.0  # period at which a standby tries to take the lease
-_RENEW_S = 2.0
+RENEW_S = 2.0
 _TICK_S = 0.5  # a heartbeat is 1 s or more
 _LATE_S = 3.0
 _STATUS_S = 10.0  # period of what `systemctl status` shows
@@ -190,11 +190,11 @@ async def _serve_until(hq: HQ, stop: trio.Event, task_status: trio.TaskStatus[Se
             handlers.start_soon(hq.certificate.run)
             handlers.start_soon(hq.revocations.run)
             handlers.start_soon(_keep_crl, hq)
-            handlers.start_soon(_tick, hq)
+            handlers.start_soon(tick, hq)
             handlers.start_soon(keep_retention, hq)
             handlers.start_soon(_keep_watch, hq)
             handlers.start_soon(_keep_writing, hq)
-            handlers.start_soon(_tell_systemd, hq)
+            handlers.start_soon(tell_systemd, hq)
             acceptor = ConnectionAcceptor(hq, handlers)
             async with trio.open_nursery() as accepting:
                 for listener in plain:
@@ -230,7 +230,7 @@ async def _wind_down(hq: HQ) -> None:
         await hq.engine.idle()
 
 
-async def _tick(hq: HQ) -> None:
+async def tick(hq: HQ) -> None:
     """Call `tick` of all sessions; a task for each would be a tenth of an idle
     connection's cost.
     """
@@ -248,7 +248,7 @@ async def _tick(hq: HQ) -> None:
         settle_floods()
 
 
-async def _tell_systemd(hq: HQ) -> None:
+async def tell_systemd(hq: HQ) -> None:
     """Notify systemd's watchdog while the engine's task makes progress, and of HQ's status."""
     turns, shown = -1, ""
     pause_s = min(_STATUS_S, systemd.watchdog_s() / 3 or _STATUS_S)
@@ -265,9 +265,9 @@ async def _tell_systemd(hq: HQ) -> None:
 
 async def _keep_writing(hq: HQ) -> None:
     """Renew the store's lease; end HQ if another one has taken over."""
-    await trio.sleep(_RENEW_S)
+    await trio.sleep(RENEW_S)
     # commits report a store that is not available
-    await repeat(lambda: hq.engine.in_store(hq.store.renew), _RENEW_S, transient=only(Busy))
+    await repeat(lambda: hq.engine.in_store(hq.store.renew), RENEW_S, transient=only(Busy))
 
 
 async def keep_retention(hq: HQ) -> None:

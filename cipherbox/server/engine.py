@@ -92,7 +92,7 @@ class Engine:
         self.audit = audit
         self._proofs = NO_PROOFS  # of the newest commit
         self._limits = limits
-        self._clock_ms = clock_ms
+        self.clock_ms = clock_ms
         self._threads = StoreThreads(store, runner)
         self._queue = CommandQueue(limits)
         self._idle = Flag()
@@ -162,7 +162,7 @@ class Engine:
 
     def log_head(self) -> bytes:
         """Return the newest head of the signed log, signed now; empty without a log."""
-        return self.audit.head(self._clock_ms()) if self.audit is not None else b""
+        return self.audit.head(self.clock_ms()) if self.audit is not None else b""
 
     async def note(self, kind: int, payload: bytes) -> bytes:
         """Add a group to the signed log and return its proof, empty without a log."""
@@ -264,7 +264,7 @@ class Engine:
             publishes = [c for c in batch if isinstance(c, m.Publish)]
             self._refuse(publishes, Draining() if self.draining else DiskFull())
             batch = [c for c in batch if not isinstance(c, m.Publish)]
-        effects = self.broker.handle(batch, facts, self._clock_ms())
+        effects = self.broker.handle(batch, facts, self.clock_ms())
         self._proofs = NO_PROOFS
         if effects.changes:
             self._store_since = trio.current_time()
@@ -277,7 +277,7 @@ class Engine:
         """Commit with an entry in the signed log, in the store's thread; return the proofs."""
         proofs = NO_PROOFS
         if self.audit is not None:
-            effects.changes.log, proofs = self.audit.entry(effects, self._clock_ms())
+            effects.changes.log, proofs = self.audit.entry(effects, self.clock_ms())
         self._timed_commit(effects)
         if self.audit is not None:
             self.audit.committed()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import ssl
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -66,8 +67,13 @@ class HQ:
     """The parts of one HQ, created in the order of their dependencies."""
 
     def __init__(
-        self, config: ServerConfig, store: Store, clock_ms: Callable[[], int] = clock.now_ms
+        self,
+        config: ServerConfig,
+        store: Store,
+        clock_ms: Callable[[], int] = clock.now_ms,
+        clock_s: Callable[[], float] = time.monotonic,
     ) -> None:
+        """``clock_ms`` gives ms since 1970; ``clock_s`` never goes back and measures budgets."""
         limits = config.limits
         self.live = LiveConfig(config)
         self.store = store
@@ -93,7 +99,7 @@ class HQ:
             limits, self.engine, self.memory
         )
         self._make_certificates()
-        self._make_requests()
+        self._make_requests(clock_s)
         self.drain = Drain(self.engine)
         self._tables = tables_of(config.file)  # to detect an incomplete file
         self.stopping = False
@@ -123,15 +129,17 @@ class HQ:
             revocations=self.revocations,
         )
 
-    def _make_requests(self) -> None:
+    def _make_requests(self, clock_s: Callable[[], float]) -> None:
         """Create what handles requests, their rates, and what all connections share."""
         limits = self.config.limits
         self.key_requests = Rate(
-            limits.key_requests_per_minute, "requests for keys and certificates"
+            limits.key_requests_per_minute, "requests for keys and certificates", clock_s
         )
-        self.enrol_attempts = Rate(limits.enrol_attempts_per_minute, "enrolment attempts")
-        self.prekey_requests = Rate(limits.prekey_requests_per_minute, "requests for prekeys")
-        of_one = Rate(limits.prekeys_of_one_per_minute, "one-time prekeys of one client")
+        self.enrol_attempts = Rate(limits.enrol_attempts_per_minute, "enrolment attempts", clock_s)
+        self.prekey_requests = Rate(
+            limits.prekey_requests_per_minute, "requests for prekeys", clock_s
+        )
+        of_one = Rate(limits.prekeys_of_one_per_minute, "one-time prekeys of one client", clock_s)
         self.prekeys = PrekeyService(
             self.store,
             self.directory,

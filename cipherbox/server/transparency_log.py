@@ -96,7 +96,7 @@ class TransparencyLog:
     """HQ's signed log."""
 
     def __init__(self, key: nacl.signing.SigningKey) -> None:
-        self._key = key
+        self.signing_key = key
         self.public = bytes(key.verify_key)
         self.load(Stored(None, (), (0, b"")), bytes(16))
 
@@ -189,7 +189,7 @@ class TransparencyLog:
         self._state, self._next = self._next, None
 
     def _checkpoint(self, size: int, root: bytes, at: int) -> bytes:
-        return sign_checkpoint(Checkpoint(self.origin, size, root, at), self._key)
+        return sign_checkpoint(Checkpoint(self.origin, size, root, at), self.signing_key)
 
     def _begun(self, state: _State) -> format.Group:
         """Return the first statement of an incarnation: its id, and what it continues."""

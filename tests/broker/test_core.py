@@ -369,13 +369,3 @@ def test_a_long_queue_keeps_its_head_in_memory_alone_and_pages() -> None:
     got = seqs(consumer(w, "B", "box.B", envelopes=100))
     got += [e.seq for h in w.settle() for e in h.entries]
     assert got == list(range(1, 22))
-
-
-def test_a_duplicate_is_confirmed_with_a_proof_and_not_accepted_again() -> None:
-    w = World(LIMITS, "A", "B")
-    item, publisher = w.item("A", ("B",)), w.connection_of["A"]
-    first, second = (w.run(m.Publish(publisher, "A", [item])) for _ in range(2))
-    assert (first.confirmed, first.accepted) == ({publisher: [item]}, {publisher: [item]})
-    assert (second.confirmed, second.accepted) == ({publisher: [item]}, {publisher: []})
-    assert (first.changes.noted, second.changes.noted) == (0, 1)
-    assert w.store.waiting("box.B") == [1]

@@ -8,7 +8,7 @@ import pytest
 
 from cipherbox.broker import model as m
 from cipherbox.broker.model import Acked, Confirmed, Done, ExchangeType
-from cipherbox.broker.routes import _CACHED_RECIPIENTS
+from cipherbox.broker.routes import CACHED_RECIPIENTS
 from cipherbox.limits import LIMITS
 from tests.broker.world import BIG, HQ, World, bound
 
@@ -124,4 +124,4 @@ def test_the_most_recipients() -> None:
         answer = w.publish(w.item("C000", tuple(clients)))
         assert isinstance(answer, Confirmed)
         assert len(answer.queues) == LIMITS.recipients
-    assert all(len(key[3]) <= _CACHED_RECIPIENTS for key in w.broker.state.targets)
+    assert all(len(key[3]) <= CACHED_RECIPIENTS for key in w.broker.state.targets)

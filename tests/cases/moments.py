@@ -90,7 +90,7 @@ class Scene:
 
         def run() -> None:
             with contextlib.redirect_stderr(shown), contextlib.redirect_stdout(shown):
-                cli._run(["--home", str(self.hq.home("FL-LAB")), *words])
+                cli.run(["--home", str(self.hq.home("FL-LAB")), *words])
 
         await trio.to_thread.run_sync(run)
         return " ".join(shown.getvalue().split())

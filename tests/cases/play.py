@@ -132,7 +132,7 @@ async def _send(hq: RealHq, folder: Path, files: Sequence[File], outcome: Outcom
         def send(file: Path = file, said: io.StringIO = said) -> int:
             words = ["--home", str(hq.home("FL-LAB")), "send", "--to", "SF-RC", "--file", str(file)]
             with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
-                return cli._run(words)
+                return cli.run(words)
 
         if file.is_file() and os.access(file, os.R_OK):
             played.content = (played.content or b"") + b"\0both\0" + file.read_bytes()

@@ -14,7 +14,7 @@ from cipherbox.cli.audit_lines import ACTS, events, lines
 from cipherbox.envelope import transparency_log as log
 
 _NOTED = (core._note, core._replace_client)
-LOGGED = {*core._ACTS, *(kind for kind, handler in core._HANDLERS.items() if handler in _NOTED)}
+LOGGED = {*core.ACTS, *(kind for kind, handler in core.HANDLERS.items() if handler in _NOTED)}
 BY_HAND = {"SettleDead", "Retain", "TellContacts"}  # where the broker writes the act itself
 VALUES: dict[str, Any] = {
     "type": m.ExchangeType.TOPIC,

@@ -26,12 +26,12 @@ def test_version(cipherbox: Run) -> None:
 
 def test_help_lists_every_command_once(cipherbox: Run) -> None:
     shown = cipherbox("--help")
-    for name in main_module._FLAT:
+    for name in main_module.FLAT:
         assert shown.out.count(f"\n  {name} ") == 1, name
     assert "cipherbox manual quickstart" in shown.out
 
 
-@pytest.mark.parametrize("name", sorted(main_module._FLAT))
+@pytest.mark.parametrize("name", sorted(main_module.FLAT))
 def test_every_command_explains_itself(cipherbox: Run, name: str) -> None:
     shown = cipherbox(name, "--help")
     assert shown.code == 0

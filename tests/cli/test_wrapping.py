@@ -45,17 +45,17 @@ Shown = Callable[[], str]
 @pytest.fixture
 def screen(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Shown:
     """What stands on the screen."""
-    monkeypatch.setattr(output, "_width_of", lambda stream: WIDTH)
+    monkeypatch.setattr(output, "width_of", lambda stream: WIDTH)
     monkeypatch.setattr(sys, "argv", ["cipherbox"])
     return lambda: click.unstyle(capsys.readouterr().err)
 
 
 def test_the_width_of_what_lines_are_written_to(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "61")
-    assert output._width_of(Screen()) == 61
-    assert output._width_of(io.StringIO()) == sys.maxsize
+    assert output.width_of(Screen()) == 61
+    assert output.width_of(io.StringIO()) == sys.maxsize
     monkeypatch.setenv("COLUMNS", "0")
-    assert output._width_of(Screen()) == 80
+    assert output.width_of(Screen()) == 80
 
 
 @pytest.mark.parametrize("tell", [output.fail, output.keep, output.warn, output.next_step])
@@ -78,7 +78,7 @@ def test_long_lines_break_between_words(screen: Shown, tell: Callable[[str], Non
 def test_what_doctor_finds_breaks_between_words(
     cipherbox: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(output, "_width_of", lambda stream: WIDTH)
+    monkeypatch.setattr(output, "width_of", lambda stream: WIDTH)
     home = (
         tmp_path
         / "a-home-whose-name-is-so-long-that-no-line-holds-it"
@@ -111,9 +111,9 @@ def test_what_is_no_terminal_gets_lines_as_they_are(cipherbox: Run) -> None:
 
 
 def test_the_usage_of_a_command_is_an_error_as_any_other(screen: Shown) -> None:
-    from cipherbox.cli.main import _run
+    from cipherbox.cli.main import run
 
-    assert _run(["send", "--to", "x" * 200, "text"]) == 2
+    assert run(["send", "--to", "x" * 200, "text"]) == 2
     shown = screen()
     usage = (
         "Usage: cipherbox send [OPTIONS] [CONTENT]\nTry 'cipherbox send --help' for "

@@ -145,8 +145,8 @@ class RealHq:
         return [orjson.loads(line) for line in whole.splitlines()]
 
 
-def _copy(source: Path, path: Path, address: str) -> None:
-    """All but where it is."""
+def copy_hq(source: Path, path: Path, address: str) -> None:
+    """Copy an HQ that does not run, its admin and its clients, to a place with another address."""
     ignored = shutil.ignore_patterns("reserve", "lock")
     shutil.copytree(source, path, ignore=ignored, dirs_exist_ok=True)
     for settings in (
@@ -154,9 +154,8 @@ def _copy(source: Path, path: Path, address: str) -> None:
         *path.glob("*/client.toml"),
         *path.glob("homes/*/client.toml"),
     ):
-        text = re.sub(
-            r'(?m)^address = "[^"]*"', f'address = "{address}"', settings.read_text("utf-8")
-        )
+        text = settings.read_text("utf-8")
+        text = re.sub(r'(?m)^(address|listen) = "[^"]*:[1-9]\d*"', rf'\1 = "{address}"', text)
         settings.write_text(text, "utf-8")
 
 
@@ -176,7 +175,7 @@ async def real_hq(
         await gate.start()
         directory, admin_home = path / "hq", path / "admin"
         if like is not None:
-            _copy(like, path, gate.address)
+            copy_hq(like, path, gate.address)
         else:
             init_hq(
                 directory,
@@ -201,4 +200,4 @@ async def real_hq(
             nursery.cancel_scope.cancel()
 
 
-__all__ = ["Client", "Gate", "RealHq", "real_hq"]
+__all__ = ["Client", "Gate", "RealHq", "copy_hq", "real_hq"]

@@ -401,7 +401,7 @@ async def test_a_message_that_waits_and_one_that_was_refused(
 
     home = load_home(hq.home("FL-LAB"))
     home.config = attrs.evolve(home.config, alerts=AlertSettings(command="true", stuck_minutes=1))
-    async with open_client(home, renew=False, tries=1, timeout_s=0.5, keep_trying=True) as lab:
+    async with open_client(home, renew=False, tries=1, timeout_s=2.0, keep_trying=True) as lab:
         await lab.publish("first", to="CA-RC")
         await hq.stop()
         waits = await lab.publish("later", to="CA-RC", wait=False)

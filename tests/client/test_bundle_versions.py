@@ -51,7 +51,7 @@ async def test_hq_with_its_ca_cannot_put_its_own_keys_beside_a_real_signing_key(
             evil = with_other_keys(center, signed, center.bundle if met else None, anew=anew)
             assert evil.sign_keys == center.bundle.sign_keys
             scripted.offers["CA-RC"] = [center.bundle.raw, evil.raw] if met else [evil.raw]
-            client.directory._asked.clear()
+            client.directory.refresh("CA-RC")
             with pytest.raises(BundleNotSigned, match="put other keys beside those of CA-RC"):
                 await client.publish("secret", to="CA-RC")
             with pytest.raises(BundleNotSigned):
@@ -79,7 +79,7 @@ async def test_after_a_break_no_digits_of_before_agree(
         )
         assert evil.begins_anew
         scripted.offers["CA-RC"] = [center.bundle.raw, evil.raw]
-        client.directory._asked.clear()
+        client.directory.refresh("CA-RC")
         with pytest.raises(BundleDiscontinuous, match="says that it begins anew"):
             await client.publish("secret", to="CA-RC")
         assert fingerprint(await client.directory.offered("CA-RC")) != spoken

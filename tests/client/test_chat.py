@@ -36,7 +36,7 @@ from tests.client.waiting import until
 
 @pytest.fixture
 async def hq(hq: RealHq, monkeypatch: pytest.MonkeyPatch) -> RealHq:
-    monkeypatch.setattr(module, "_OTHER_S", 0.1)
+    monkeypatch.setattr(module, "OTHER_S", 0.1)
     await hq.join("NY-RC")
     return hq
 
@@ -215,8 +215,8 @@ def texts(found: list[ReceivedLine]) -> list[str]:
 def test_the_last_lines_and_the_new_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int
 ) -> None:
-    monkeypatch.setattr(chat_lines, "_BLOCK", max(block, 7))
-    monkeypatch.setattr(chat_lines, "_LOOK_BACK", 1 << 20)
+    monkeypatch.setattr(chat_lines, "BLOCK", max(block, 7))
+    monkeypatch.setattr(chat_lines, "LOOK_BACK", 1 << 20)
     assert ChatLines(tmp_path, None).last() == ChatLines(tmp_path, None).new() == []
     file = File(tmp_path)
     for number in range(30):
@@ -266,7 +266,7 @@ def test_a_file_that_is_cut_back_moved_or_full_of_other_things(
     assert lines.new() == []
     file.add(6)
     assert texts(lines.new()) == ["line 6"]
-    monkeypatch.setattr(chat_lines, "_BLOCK", 1000)
+    monkeypatch.setattr(chat_lines, "BLOCK", 1000)
     file.add(7, text="x" * 5000)
     file.add(8)
     found = [text for _ in range(20) for text in texts(lines.new())]

@@ -273,7 +273,7 @@ async def test_revocation_cuts_and_is_never_tried_again(hq: Any) -> None:
         opened = lab.connection.opened
         await trio.sleep(0.3)
         assert lab.connection.opened == opened
-        center.directory._asked.clear()
+        center.directory.refresh("FL-LAB")
         with pytest.raises(RecipientRevoked, match="revoked"):
             await center.publish("x", to="FL-LAB")
     with pytest.raises(CredentialsError):

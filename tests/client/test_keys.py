@@ -54,7 +54,7 @@ async def test_keys_that_the_old_ones_signed_are_taken_and_shown(
         center.rotate()
         center.rotate()
         scripted.offer(center)
-        client.directory._asked.clear()
+        client.directory.refresh("CA-RC")
         await client.publish("y", to="CA-RC")
     pin = Pins(tmp_path).get("CA-RC")
     assert pin is not None
@@ -73,7 +73,7 @@ async def test_a_swapped_bundle_stops_the_sender_until_a_person_compared(
         await client.publish("x", to="CA-RC")
         center.rotate(signed_by_the_old=False)  # certified by HQ's own CA, and yet
         scripted.offer(center)
-        client.directory._asked.clear()
+        client.directory.refresh("CA-RC")
         for _ in range(2):
             with pytest.raises(BundleDiscontinuous, match="compare fingerprints"):
                 await client.publish("secret", to="CA-RC")
@@ -116,7 +116,7 @@ async def test_a_malicious_directory_is_refused(
         assert not Pins(tmp_path).entries()
         scripted.offer(center)
         await client.publish("x", to="CA-RC")
-        client.directory._asked.clear()
+        client.directory.refresh("CA-RC")
         # number 2 is pinned; number 1 is shown again
         scripted.offers["CA-RC"] = [b"", b"", center.bundles[0].raw]
         with pytest.raises(BundleRolledBack):
@@ -136,11 +136,11 @@ async def test_a_revoked_recipient_is_not_sealed_for(
     async with client_on(scripted, lab, tmp_path, monkeypatch) as client:
         await client.publish("x", to="CA-RC")
         scripted.crl = make_crl(authority.issuing, revoked, 2)
-        client.revocations._asked_at = float("-inf")
+        client.revocations.refresh()
         with pytest.raises(RecipientRevoked):
             await client.publish("x", to="CA-RC")
         scripted.crl = make_crl(authority.issuing, [], 1)  # HQ shows the list of yesterday
-        client.revocations._asked_at = float("-inf")
+        client.revocations.refresh()
         with pytest.raises(CredentialsError, match="number 2 was seen before"):
             await client.publish("x", to="CA-RC")
         scripted.crl = make_crl(authority.issuing, [], 3, days=0)
@@ -196,7 +196,7 @@ async def test_a_sender_must_have_been_valid_when_hq_accepted(
                 await sender("FL-LAB", bundle.hash, accepted_at)
         when = datetime.datetime.fromtimestamp(bundle.created_at // 1000 + 100, datetime.UTC)
         scripted.crl = make_crl(authority.issuing, [(pki.serial(lab.chain[0]), when)], 2)
-        client.revocations._asked_at = float("-inf")
+        client.revocations.refresh()
         assert client.directory.known_sender("FL-LAB", bundle.hash, now_ms()) is None
         await sender("FL-LAB", bundle.hash, pki.ms(when) + 999)  # a list's times are whole seconds
         with pytest.raises(SenderNotValid, match="was revoked"):

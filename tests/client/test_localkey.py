@@ -381,7 +381,7 @@ async def test_an_interrupted_join_goes_on_with_the_same_password(
         raise NetworkError("cut")
 
     with monkeypatch.context() as patch:
-        patch.setattr(enrol, "_fetch_root", cut)
+        patch.setattr(enrol, "fetch_root", cut)
         with pytest.raises(NetworkError):
             await join(home, token, password="an open sesame")
         key = (home / "client.key").read_bytes()
@@ -407,7 +407,7 @@ async def test_a_join_that_began_without_a_password_ends_with_one(
         raise NetworkError("cut")
 
     with monkeypatch.context() as patch:
-        patch.setattr(enrol, "_fetch_root", cut)
+        patch.setattr(enrol, "fetch_root", cut)
         with pytest.raises(NetworkError):
             await join(hq.home("FL-LAB"), token)
     await join(hq.home("FL-LAB"), token, password="an open sesame")

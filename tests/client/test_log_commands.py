@@ -41,7 +41,7 @@ async def contradict(hq: Any) -> Path:
         await lab.log.check(lab.connection)
         newest, audit = lab.log.newest.checkpoint, hq_audit(lab)
         other = Checkpoint(audit.origin, newest.size, tree.leaf_hash(b"another log"), newest.at)
-        lab.log.observe(sign_checkpoint(other, audit._key))
+        lab.log.observe(sign_checkpoint(other, audit.signing_key))
         with pytest.raises(LogContradiction):
             await lab.log.check(lab.connection)
     (file,) = hq.home("FL-LAB").glob("log-evidence-*.json")
@@ -119,14 +119,14 @@ async def test_clients_that_are_no_witnesses_keep_no_place_from_one(hq: Any) -> 
     store = open_store(hq.directory)
     try:
         for number in range(2 * logrequests.MOST_WITNESSES):
-            logrequests._keep_cosigned(store, f"X-{number}", f"X-{number}".encode())
+            logrequests.keep_cosigned(store, f"X-{number}", f"X-{number}".encode())
             if number % 16 == 0:
-                logrequests._keep_cosigned(store, "WIT-1", b"WIT-1")
+                logrequests.keep_cosigned(store, "WIT-1", b"WIT-1")
             assert "WIT-1" in names(store)
         found = names(store)
         assert len(found) == len(set(found)) == logrequests.MOST_WITNESSES
         for _ in range(2 * logrequests.MOST_WITNESSES):  # one client alone takes nobody's place
-            logrequests._keep_cosigned(store, "X-127", b"X-127")
+            logrequests.keep_cosigned(store, "X-127", b"X-127")
         assert set(names(store)) == set(found)
     finally:
         store.close()

@@ -199,7 +199,7 @@ async def test_a_fork_shows_in_a_receipt(hq: Any) -> None:
         newest = lab.log.newest.checkpoint
         other = sign_checkpoint(
             Checkpoint(audit.origin, newest.size, tree.leaf_hash(b"another log"), newest.at),
-            audit._key,
+            audit.signing_key,
         )
         lab.log.observe(other)
         with pytest.raises(LogContradiction, match="HQ signed two logs"):
@@ -235,7 +235,8 @@ async def test_heads_that_hq_does_not_prove_take_bounded_memory(
         audit, newest = hq_audit(lab), lab.log.newest.checkpoint
         met = [
             sign_checkpoint(
-                Checkpoint(audit.origin, newest.size + n, bytes([n]) * 32, newest.at), audit._key
+                Checkpoint(audit.origin, newest.size + n, bytes([n]) * 32, newest.at),
+                audit.signing_key,
             )
             for n in range(1, 10)
         ]
@@ -327,7 +328,7 @@ async def test_a_witness_never_cosigns_a_contradiction(hq: Any) -> None:
         audit = hq_audit(client)
         other = Checkpoint(audit.origin, head.checkpoint.size, bytes(32), head.checkpoint.at)
         client.log.heads.keep_cosigned(
-            head, head._replace(checkpoint=other, note=sign_checkpoint(other, audit._key))
+            head, head._replace(checkpoint=other, note=sign_checkpoint(other, audit.signing_key))
         )
         with pytest.raises(LogContradiction, match="is not consistent with"):
             await acting.once()

@@ -32,7 +32,7 @@ def forked(client: Any, more: int = 0) -> bytes:
     audit, newest = hq_audit(client), client.log.newest.checkpoint
     root = tree.leaf_hash(b"another log")
     return sign_checkpoint(
-        Checkpoint(audit.origin, newest.size + more, root, newest.at + 1), audit._key
+        Checkpoint(audit.origin, newest.size + more, root, newest.at + 1), audit.signing_key
     )
 
 
@@ -226,7 +226,7 @@ async def test_heads_in_one_clients_receipts_cost_one_proof_at_a_time(hq: Any) -
         audit = hq_audit(lab)
         for size in range(1, 200):
             lab.log.observe(
-                sign_checkpoint(Checkpoint(audit.origin, size, bytes(32), size), audit._key),
+                sign_checkpoint(Checkpoint(audit.origin, size, bytes(32), size), audit.signing_key),
                 "MI-LAB",
             )
         assert len(lab.log._unproven) == 1

@@ -118,7 +118,7 @@ async def test_a_bundle_that_hq_does_not_prove_is_not_believed(
                 log.Group(kind, payload if other is not None else payload[:-32] + bytes(32))
             )
             record = log.Record(1, 1, root, 1).encode()
-            key = other or self.audit._key  # type: ignore[union-attr]
+            key = other or self.audit.signing_key  # type: ignore[union-attr]
             origin = origin_of(bytes(key.verify_key), self.incarnation)
             head = sign_checkpoint(Checkpoint(origin, 1, tree.leaf_hash(record), 1), key)
             return log.make_proof(record, [root], 0, (), head)

@@ -21,6 +21,7 @@ from cipherbox.client.inbox.lines import Received
 from cipherbox.client.receiving.receiver import Receiver
 from cipherbox.limits import LIMITS
 from cipherbox.sealing.body import Message, pack, unpack
+from tests import soak
 from tests.client.memory import MOST_BYTES, Memory
 from tests.client.parties import now_ms
 from tests.client.real_hq import real_hq
@@ -153,7 +154,7 @@ def test_more_files_than_are_remembered_are_completed(
     inbox.close()
 
 
-@pytest.mark.parametrize("plain", [True, False])
+@pytest.mark.parametrize("plain", [pytest.param(True, marks=soak.only), False])
 def test_the_most_files_of_an_envelope_cost_little_memory(tmp_path: Path, plain: bool) -> None:
     inbox = Inbox(tmp_path, storing=Storing(tmp_path / "incoming", BOX, plain=plain))
     count = LIMITS.messages - 1

@@ -29,7 +29,7 @@ COMMANDS = (
 async def test_a_client_id_in_lower_case(hq: Any) -> None:
     def run(words: list[str], shown: io.StringIO) -> int:
         with contextlib.redirect_stderr(shown), contextlib.redirect_stdout(shown):
-            return cli._run(["--home", str(hq.home("FL-LAB")), *words])
+            return cli.run(["--home", str(hq.home("FL-LAB")), *words])
 
     with trio.fail_after(60):
         for words in COMMANDS:

@@ -1,10 +1,14 @@
 """Real processes: an HQ on loopback, and commands as a user types them."""
 
+import atexit
 import fcntl
+import functools
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,6 +19,7 @@ import attrs
 import pytest
 
 from cipherbox.harness.stage import free_port
+from tests.client.real_hq import copy_hq
 
 LIMIT_S = 90.0
 PROJECT = Path(__file__).resolve().parent.parent.parent
@@ -122,10 +127,12 @@ class Hq:
     process: subprocess.Popen[bytes]
 
     def join(self, client_id: str, *, replace: bool = False) -> Path:
-        """Enrols a client by token; its home.  ``replace``: in place of the home that has this
-        id.
+        """Enrol a client by token, unless it was copied with its HQ; return its home.
+        ``replace``: in place of the home that has this id.
         """
         home = self.directory.parent / client_id
+        if home.exists() and not replace:
+            return home
         token = shell("enroll", client_id, *(["--replace"] if replace else []), home=self.admin)
         assert token.code == 0, token.err
         joined = shell("join", home=home, stdin=token.out)
@@ -133,8 +140,33 @@ class Hq:
         return home
 
 
-def make_hq(base: Path) -> tuple[Path, Path]:
-    """`cipherbox init` on a free port; data directory and admin's home."""
+def make_hq(base: Path, *, joined: bool = False) -> tuple[Path, Path]:
+    """Return the data directory and the admin's home of an HQ on a free port: a copy of one that
+    this process made with `cipherbox init`.  ``joined``: FL-LAB and CA-RC are enrolled there.
+    """
+    copy_hq(_made_once(joined), base, f"127.0.0.1:{free_port()}")
+    return base / "hq", base / "admin"
+
+
+@functools.cache
+def _made_once(joined: bool) -> Path:
+    base = Path(tempfile.mkdtemp(prefix="cipherbox-hq-"))
+    atexit.register(shutil.rmtree, base, ignore_errors=True)
+    umask = os.umask(0o022)
+    try:
+        directory, admin = init_hq(base)
+        if joined:
+            with serving(directory) as process:
+                for client_id in ("FL-LAB", "CA-RC"):
+                    Hq(directory, admin, process).join(client_id)
+            (base / "serve.log").unlink()
+    finally:
+        os.umask(umask)
+    return base
+
+
+def init_hq(base: Path) -> tuple[Path, Path]:
+    """Run `cipherbox init` on a free port; return the data directory and the admin's home."""
     directory, admin = base / "hq", base / "admin"
     made = shell("init", str(directory), "--address", f"127.0.0.1:{free_port()}", home=admin)
     assert made.code == 0, made.err
@@ -142,8 +174,10 @@ def make_hq(base: Path) -> tuple[Path, Path]:
 
 
 @pytest.fixture
-def hq(tmp_path: Path) -> Iterator[Hq]:
-    directory, admin = make_hq(tmp_path)
+def hq(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Hq]:
+    """An HQ that serves; with the mark `joined`, FL-LAB and CA-RC are its clients already."""
+    joined = request.node.get_closest_marker("joined") is not None
+    directory, admin = make_hq(tmp_path, joined=joined)
     with serving(directory) as process:
         yield Hq(directory, admin, process)
 
@@ -174,14 +208,30 @@ def builder() -> ModuleType:
     return module
 
 
+def _up_to_date(file: Path) -> bool:
+    """Ask `make` whether it would build this file again."""
+    if not file.exists() or shutil.which("make") is None:
+        return False
+    command = ["make", "-q", "-C", str(PROJECT), str(file.relative_to(PROJECT))]
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("MAKE")}
+    return subprocess.run(command, env=environment, check=False).returncode == 0
+
+
 @pytest.fixture(scope="session")
 def pyz(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The file, built once for all workers of this run."""
+    """Return the one file: what `make` built, or, where that is older than its sources, one that
+    is built once for all workers of this run.
+    """
+    made = PROJECT / "dist" / "cipherbox.pyz"
     own = tmp_path_factory.getbasetemp()
     shared = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
     target = shared / "built" / "cipherbox.pyz"
     with (shared / "build.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not target.exists():
+        if not target.exists() and _up_to_date(made):
+            target.parent.mkdir()
+            shutil.copyfile(made.with_name(f"{made.name}.cdx.json"), f"{target}.cdx.json")
+            shutil.copyfile(made, target)
+        elif not target.exists():
             builder().build(target)
     return target

@@ -5,9 +5,12 @@ import os
 import subprocess
 from pathlib import Path
 
+import pytest
+
 from .conftest import ENVIRONMENT, PROGRAM, Hq, shell
 
 
+@pytest.mark.joined
 def test_topology_from_declare_to_delete(hq: Hq, tmp_path: Path) -> None:
     lab = hq.join("FL-LAB")
     hq.join("CA-RC")
@@ -92,6 +95,7 @@ def test_the_last_admin_stays(hq: Hq) -> None:
     assert shell("status", home=hq.admin).code == 0
 
 
+@pytest.mark.joined
 def test_keys_handed_over_in_person_are_pinned_as_compared(hq: Hq, tmp_path: Path) -> None:
     lab, center = hq.join("FL-LAB"), hq.join("CA-RC")
     file = str(tmp_path / "center.keys")
@@ -144,6 +148,7 @@ def full_disk(arguments: list[str], home: Path) -> "subprocess.CompletedProcess[
         )
 
 
+@pytest.mark.joined
 def test_a_result_that_cannot_be_printed_has_its_own_code_and_the_work_is_done(
     hq: Hq, tmp_path: Path
 ) -> None:

@@ -27,7 +27,7 @@ from cipherbox.client.local_database import open_database
 from cipherbox.errors import StoreError
 from cipherbox.portable import as_user, give_to, ids_of, is_root, owner_of
 
-from .conftest import ENVIRONMENT, LIMIT_S, PROGRAM, Shown, make_hq, serving, shell
+from .conftest import ENVIRONMENT, LIMIT_S, PROGRAM, Shown, init_hq, make_hq, serving, shell
 
 assert importlib.readers
 assert cipherbox.server.app
@@ -42,7 +42,7 @@ def directory() -> Iterator[Path]:
     base = Path(tempfile.mkdtemp(prefix="cipherbox-places-"))
     base.chmod(0o755)
     try:
-        made, _ = make_hq(base)
+        made, _ = init_hq(base)
         for path in [made, *made.rglob("*")] if is_root() else ():
             give_to(path, ids_of("nobody") or (0, 0))
         yield made
@@ -54,7 +54,7 @@ def directory() -> Iterator[Path]:
 def in_process(*arguments: str) -> Shown:
     out, err = io.StringIO(), io.StringIO()
     with redirect_stdout(out), redirect_stderr(err):
-        code = main._run(list(arguments))
+        code = main.run(list(arguments))
     return Shown(int(code), out.getvalue(), err.getvalue())
 
 

@@ -8,7 +8,7 @@ from .conftest import Hq, make_hq, serving, shell
 
 
 def test_serve_never_loads_sealing(tmp_path: Path) -> None:
-    directory, admin = make_hq(tmp_path)
+    directory, admin = make_hq(tmp_path, joined=True)
     modules = tmp_path / "modules"
     with serving(directory, modules) as process:
         hq = Hq(directory, admin, process)

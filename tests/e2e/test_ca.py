@@ -22,7 +22,7 @@ from cipherbox.harness.stage import free_port
 from cipherbox.pki.revocation_lists import make_crl
 from cipherbox.portable import write_private
 
-from .conftest import ENVIRONMENT, PROGRAM, Hq, line_with, make_hq, serving, shell
+from .conftest import ENVIRONMENT, PROGRAM, Hq, init_hq, line_with, make_hq, serving, shell
 
 OPENSSL = shutil.which("openssl")
 Patient = Callable[[Callable[[], bool]], None]
@@ -65,7 +65,7 @@ def contents(home: Path) -> list[str]:
 
 
 def test_hq_renews_its_certificate_and_drops_nobody(tmp_path: Path, patient: Patient) -> None:
-    directory, admin = make_hq(tmp_path)
+    directory, admin = make_hq(tmp_path, joined=True)
     with serving(directory) as process:
         hq = Hq(directory, admin, process)
         lab, center = hq.join("FL-LAB"), hq.join("CA-RC")
@@ -112,7 +112,7 @@ def test_a_certificate_that_ended_is_renewed_at_the_start(tmp_path: Path) -> Non
 
 
 def test_the_root_key_leaves_and_renews_the_issuing_ca_when_it_is_back(tmp_path: Path) -> None:
-    directory, admin = make_hq(tmp_path)
+    directory, admin = make_hq(tmp_path, joined=True)
     stick, password = tmp_path / "stick", tmp_path / "password"
     write_private(password, b"correct horse\n")
     with serving(directory) as process:
@@ -172,7 +172,7 @@ def test_the_root_key_leaves_and_renews_the_issuing_ca_when_it_is_back(tmp_path:
             4,
             True,
         ), guessed.err
-        foreign = make_hq(tmp_path / "foreign")[0]
+        foreign = init_hq(tmp_path / "foreign")[0]
         assert (
             shell("ca", "take-off", str(foreign), str(tmp_path / "wrong"), "--yes", home=admin).code
             == 0

@@ -7,6 +7,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from cipherbox.cli.exits import Exit
 
 from .conftest import ENVIRONMENT, LIMIT_S, PROGRAM, Hq, shell
@@ -23,6 +25,7 @@ def inbox(home: Path) -> list[dict[str, Any]]:
     )
 
 
+@pytest.mark.joined
 def test_two_terminals(hq: Hq) -> None:
     lab, center = hq.join("FL-LAB"), hq.join("CA-RC")
     with on_terminal("chat", "CA-RC", home=lab) as here:
@@ -44,6 +47,7 @@ def test_two_terminals(hq: Hq) -> None:
     assert [line["content"] for line in inbox(center)] == ["hello \x1b[31mred"]
 
 
+@pytest.mark.joined
 def test_from_a_script_with_an_agent_beside(hq: Hq, patient: Wait) -> None:
     lab, center = hq.join("FL-LAB"), hq.join("CA-RC")
     with ExitStack() as stack:
@@ -80,6 +84,7 @@ def test_from_a_script_with_an_agent_beside(hq: Hq, patient: Wait) -> None:
     assert len({line["message_id"] for line in inbox(center)}) == 3
 
 
+@pytest.mark.joined
 def test_to_all_and_what_cannot_be_sent(hq: Hq) -> None:
     lab, center, other = hq.join("FL-LAB"), hq.join("CA-RC"), hq.join("NY-RC")
     sent = shell("chat", "--all", home=lab, stdin="to everybody\n" + "x" * 70_000 + "\nand this\n")
@@ -98,6 +103,7 @@ def test_to_all_and_what_cannot_be_sent(hq: Hq) -> None:
     )
 
 
+@pytest.mark.joined
 def test_lines_that_hq_did_not_confirm_wait(hq: Hq) -> None:
     lab, center = hq.join("FL-LAB"), hq.join("CA-RC")
     assert shell("chat", "CA-RC", home=lab, stdin="first\n").code == 0

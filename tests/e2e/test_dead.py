@@ -5,6 +5,8 @@ admin alone.
 import json
 from pathlib import Path
 
+import pytest
+
 from .conftest import Hq, shell
 
 
@@ -15,6 +17,7 @@ def dead(hq: Hq, *arguments: str, home: Path | None = None) -> list[dict[str, ob
     return found
 
 
+@pytest.mark.joined
 def test_from_dead_to_delivered_or_dropped(hq: Hq, tmp_path: Path) -> None:
     lab, center = hq.join("FL-LAB"), hq.join("CA-RC")
     declare = ("queue", "declare", "short", "--owner", "CA-RC", "--max-length")

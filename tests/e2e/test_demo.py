@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,20 +13,22 @@ from cipherbox.cli.demo import hostile as hostile_module
 from cipherbox.cli.demo.blind import blocks, search
 from cipherbox.cli.demo.items import BINDINGS, QUEUES, make_items
 from cipherbox.cli.demo.report import show_scenes
+from cipherbox.ops.unpack import CACHE_VARIABLE
 
 from .conftest import ENVIRONMENT, PROGRAM
 
 
-def test_the_scenario(tmp_path: Path) -> None:
-    """Nine deliveries by nine processes; run from the installed package here, from the built
-    file in test_pyz.
-    """
-    command = [*PROGRAM, "demo", "--json", "--directory", str(tmp_path / "demo")]
-    done = subprocess.run(command, capture_output=True, env=ENVIRONMENT, timeout=150, check=False)
+def test_the_scenario(pyz: Path, tmp_path: Path) -> None:
+    """Nine deliveries by nine processes, each a start of the built file."""
+    command = [sys.executable, "-I", str(pyz), "demo", "--json"]
+    command += ["--directory", str(tmp_path / "demo")]
+    environment = {**ENVIRONMENT, CACHE_VARIABLE: str(tmp_path / "root")}
+    done = subprocess.run(command, capture_output=True, env=environment, timeout=150, check=False)
     assert done.returncode == 0, done.stderr.decode() + done.stdout.decode()
     report = json.loads(done.stdout)
     assert report["differences"] == []
     found = {(d["item"], d["recipient"]) for d in report["deliveries"]}
+    assert len(report["deliveries"]) == 9
     assert found == {
         ("FL-LAB_DAT_20251008_001", "CA-RC"),
         ("FL-LAB_DAT_20251008_001", "SF-RC"),
@@ -42,6 +45,8 @@ def test_the_scenario(tmp_path: Path) -> None:
         assert delivery["sent_time"] <= delivery["delivered_time"] <= delivery["acknowledged_time"]
     assert report["searched_bytes"] > 3_000_000, "the sealed bodies were there to be searched"
     assert all(Path(file).stat().st_size for file in report["received_files"])
+    log = (tmp_path / "demo" / "output" / "DC-HQ.log").read_text("utf-8")
+    assert "Traceback" not in log
 
 
 def test_the_bindings_lead_to_the_recipients_of_the_items() -> None:

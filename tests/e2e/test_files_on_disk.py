@@ -16,6 +16,7 @@ from cipherbox.cli.manual import manual_pages
 from cipherbox.ops.unpack import CACHE_VARIABLE
 
 from .conftest import ENVIRONMENT, LIMIT_S, PROGRAM, Hq, first_line, shell
+from .test_install import WARM
 
 PAGE = manual_pages()["files-on-disk"]
 
@@ -170,7 +171,7 @@ def test_what_an_offline_ca_is(tmp_path: Path) -> None:
 
 def test_what_is_installed(pyz: Path, tmp_path: Path) -> None:
     root, cache = tmp_path / "root", {CACHE_VARIABLE: str(tmp_path / "cache")}
-    start = [sys.executable, "-I", str(pyz)]
+    start = [sys.executable, "-c", WARM, str(pyz)]
     for arguments in (
         ["install", "--root", str(root)],
         ["--home", str(tmp_path / "admin"), "init", str(root / "var/lib/cipherbox")],

@@ -24,6 +24,7 @@ from cipherbox.cli.install.schemas import schema_of
 from cipherbox.ops.unpack import CACHE_VARIABLE
 from cipherbox.store.postgres import schema
 from tests import postgres
+from tests.warm import FORKED
 
 from .conftest import ENVIRONMENT, Shown, children_s, shell
 
@@ -37,6 +38,20 @@ sys.argv[0] = sys.argv[1]
 main(sys.argv[2:])
 """
 
+# The commands of a file as the file runs them, in a fork of a warm process; and nothing is
+# compiled, which is most of an installation's time.  Both are done for real where the program is
+# installed first (`once_installed`), and in the tests whose subject they are.
+WARM = (
+    FORKED
+    + """
+import compileall, sys
+compileall.compile_dir = lambda *_, **__: True
+from cipherbox.cli.main import main
+sys.argv[0] = sys.argv[1]
+main(sys.argv[2:])
+"""
+)
+
 
 @attrs.frozen
 class Machine:
@@ -44,9 +59,12 @@ class Machine:
 
     root: Path
     pyz: Path
+    real: bool = False  # the built file itself runs
 
     def run(self, *arguments: str, pyz: Path | None = None, **environment: str) -> Shown:
-        command = [sys.executable, "-I", str(pyz or self.pyz), *arguments, "--root", str(self.root)]
+        start = ["-I"] if self.real else ["-c", WARM]
+        command = [sys.executable, *start, str(pyz or self.pyz), *arguments]
+        command += ["--root", str(self.root)]
         environment = {**ENVIRONMENT, CACHE_VARIABLE: str(self.pyz.parent / "cache"), **environment}
         done = subprocess.run(
             command, capture_output=True, text=True, env=environment, timeout=120, check=False
@@ -82,7 +100,7 @@ def machine(pyz: Path, tmp_path: Path) -> Machine:
 
 @pytest.fixture(scope="session")
 def once_installed(pyz: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    machine = Machine(tmp_path_factory.mktemp("installed") / "root", pyz)
+    machine = Machine(tmp_path_factory.mktemp("installed") / "root", pyz, real=True)
     assert machine.run("install").code == 0
     return machine.root
 
@@ -110,6 +128,7 @@ OUTSIDE = {
 def test_everything_comes_into_its_place_and_a_second_time_nothing_is_done(
     machine: Machine,
 ) -> None:
+    machine = attrs.evolve(machine, real=True)
     dry = machine.run("install", "--dry-run")
     assert dry.code == 0, dry.err
     assert not machine.root.exists()
@@ -327,7 +346,7 @@ def test_a_client_without_root(pyz: Path, tmp_path: Path) -> None:
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         environment = {**ENVIRONMENT, "HOME": str(home)}
-        command = [sys.executable, "-c", NOBODY, str(pyz), *arguments]
+        command = [sys.executable, "-c", FORKED + NOBODY + WARM, str(pyz), *arguments]
         return subprocess.run(
             command, capture_output=True, text=True, env=environment, timeout=120, check=False
         )

@@ -6,6 +6,8 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import pytest
+
 from cipherbox import pki
 from cipherbox.client.home import load_home
 from cipherbox.config.settings import secret_key
@@ -18,6 +20,7 @@ def contents(home: Path) -> list[str]:
     return [json.loads(line)["content"] for line in lines]
 
 
+@pytest.mark.joined
 def test_keys_rotate_while_a_backlog_waits(hq: Hq) -> None:
     lab, center = hq.join("FL-LAB"), hq.join("CA-RC")
     assert shell("send", "--to", "CA-RC", "to the old keys", home=lab).code == 0
@@ -45,6 +48,7 @@ def test_keys_rotate_while_a_backlog_waits(hq: Hq) -> None:
     assert shell("audit", "verify", home=hq.admin).code == 0
 
 
+@pytest.mark.joined
 def test_a_certificate_is_renewed_by_hand(hq: Hq) -> None:
     lab, center = hq.join("FL-LAB"), hq.join("CA-RC")
     before = (center / "client.crt").read_bytes(), (center / "client.key").read_bytes()
@@ -82,6 +86,7 @@ def test_a_short_command_says_when_the_certificate_is_due(hq: Hq) -> None:
         assert ("keys renew" in shown.err) == (said == "ends on")
 
 
+@pytest.mark.joined
 def test_two_people_compare_and_a_swap_is_explained(hq: Hq) -> None:
     lab, center = hq.join("FL-LAB"), hq.join("CA-RC")
     number = shell("keys", "fingerprint", home=center).out.strip()
@@ -126,6 +131,7 @@ def test_two_people_compare_and_a_swap_is_explained(hq: Hq) -> None:
     assert "keys verify CLIENT_ID" in stopped.err
 
 
+@pytest.mark.joined
 def test_lost_keys_are_compared_and_all_is_sealed_again(hq: Hq) -> None:
     lab, center = hq.join("FL-LAB"), hq.join("CA-RC")
     for text in ("one", "two"):
@@ -148,6 +154,7 @@ def test_lost_keys_are_compared_and_all_is_sealed_again(hq: Hq) -> None:
     assert "Nothing was sealed again" in shell("outbox", "reseal", home=lab).out
 
 
+@pytest.mark.joined
 def test_a_revoked_client_is_cut_off_while_it_receives(hq: Hq) -> None:
     lab, center, other = hq.join("FL-LAB"), hq.join("CA-RC"), hq.join("SF-RC")
     assert shell("send", "--to", "CA-RC", "--to", "SF-RC", "for both", home=lab).code == 0

@@ -109,6 +109,7 @@ def test_from_nothing_to_a_received_message(tmp_path: Path) -> None:
         assert "0 message(s) received" in shown.out
 
 
+@pytest.mark.joined
 def test_files_headers_types_and_standard_input(hq: Hq, tmp_path: Path) -> None:
     lab, center = hq.join("FL-LAB"), hq.join("CA-RC")
     binary, table = tmp_path / "scan.pdf", tmp_path / "results.csv"
@@ -137,6 +138,7 @@ def test_files_headers_types_and_standard_input(hq: Hq, tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.joined
 def test_by_route(hq: Hq) -> None:
     lab, center = hq.join("FL-LAB"), hq.join("CA-RC")
     for arguments in (
@@ -172,6 +174,7 @@ def test_by_route(hq: Hq) -> None:
     assert "cipherbox route resolve" in shown.err
 
 
+@pytest.mark.joined
 def test_keys_are_compared_by_a_person(hq: Hq) -> None:
     lab, center = hq.join("FL-LAB"), hq.join("CA-RC")
     assert "no key is pinned yet" in shell("keys", "list", home=lab).out
@@ -226,6 +229,7 @@ def test_revocation_is_said_plainly(hq: Hq) -> None:
     assert "Traceback" not in shown.err
 
 
+@pytest.mark.joined
 def test_receive_stops_at_ctrl_c_and_writes_on(hq: Hq) -> None:
     lab, center = hq.join("FL-LAB"), hq.join("CA-RC")
     command = [*PROGRAM, "--home", str(center), "receive"]

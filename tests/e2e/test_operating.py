@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
 from cipherbox.harness.stage import free_port
 from tests import postgres
 
@@ -52,6 +54,7 @@ def receiving(home: Path, patient: Patient) -> Iterator[subprocess.Popen[bytes]]
         process.wait(LIMIT_S)
 
 
+@pytest.mark.joined
 def test_top_shows_what_is_so(hq: Hq) -> None:
     lab = hq.join("FL-LAB")
     hq.join("CA-RC")
@@ -124,6 +127,7 @@ def test_top_fits_on_any_terminal(hq: Hq) -> None:
         assert terminal.end() == 0
 
 
+@pytest.mark.joined
 def test_a_kicked_client_comes_back_and_roles_change(hq: Hq, patient: Patient) -> None:
     lab, center = hq.join("FL-LAB"), hq.join("CA-RC")
     with receiving(center, patient) as process:
@@ -161,6 +165,7 @@ def test_a_kicked_client_comes_back_and_roles_change(hq: Hq, patient: Patient) -
     )
 
 
+@pytest.mark.joined
 def test_reload_by_frame_and_by_signal_drops_nobody(hq: Hq, patient: Patient) -> None:
     lab, center = hq.join("FL-LAB"), hq.join("CA-RC")
     with receiving(center, patient):
@@ -208,7 +213,7 @@ def test_reload_by_frame_and_by_signal_drops_nobody(hq: Hq, patient: Patient) ->
 def test_a_drain_ends_hq_in_order_and_senders_go_on_afterwards(
     tmp_path: Path, patient: Patient
 ) -> None:
-    directory, admin = make_hq(tmp_path)
+    directory, admin = make_hq(tmp_path, joined=True)
     with serving(directory) as process:
         hq = Hq(directory, admin, process)
         lab, center = hq.join("FL-LAB"), hq.join("CA-RC")
@@ -382,6 +387,7 @@ def test_doctor_finds_what_is_wrong_and_says_what_to_do(tmp_path: Path) -> None:
     assert any(row["about"] == "store" for row in found["wrong"])
 
 
+@pytest.mark.joined
 def test_top_on_a_terminal_is_live_and_ends_with_ctrl_c(hq: Hq) -> None:
     lab = hq.join("FL-LAB")
     hq.join("CA-RC")
@@ -446,6 +452,7 @@ def test_doctor_looks_at_postgresql(tmp_path: Path, postgresql: postgres.Server)
         assert todo in store()[-1]["todo"]
 
 
+@pytest.mark.joined
 def test_a_purge_asks_with_the_number_first(hq: Hq) -> None:
     lab = hq.join("FL-LAB")
     hq.join("CA-RC")

@@ -49,6 +49,9 @@ def error(process: "subprocess.Popen[bytes]") -> str:
     return process.stderr.read().decode()
 
 
+pytestmark = pytest.mark.joined
+
+
 @pytest.fixture
 def homes(hq: Hq) -> tuple[Path, Path]:
     return hq.join("FL-LAB"), hq.join("CA-RC")
@@ -99,7 +102,7 @@ def test_talk_in_turns(homes: tuple[Path, Path]) -> None:
 
 
 def test_hq_killed_in_the_middle(tmp_path: Path, patient: Wait) -> None:
-    directory, admin = make_hq(tmp_path)
+    directory, admin = make_hq(tmp_path, joined=True)
     given = random.Random(2).randbytes(20_000_000)
     (tmp_path / "given").write_bytes(given)
     got = tmp_path / "got"

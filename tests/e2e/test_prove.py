@@ -44,10 +44,10 @@ async def test_a_process_that_ends_by_itself_is_named(tmp_path: Path, name: str)
     trial = Trial(
         tmp_path, senders=1, receivers=1, rounds=1, seconds=0, seed=1, broken=False, say=print
     )
-    trial._stage.output(name).write_text("the last thing it said")
-    trial._processes[name] = await _ended(3)
+    trial.stage.output(name).write_text("the last thing it said")
+    trial.processes[name] = await _ended(3)
     with pytest.raises(StageFailed, match=rf"{name} ended with 3:\nthe last thing it said"):
-        await trial._look_after()
+        await trial.look_after()
 
 
 async def test_an_hq_that_another_one_took_over_is_started_again(
@@ -65,21 +65,21 @@ async def test_an_hq_that_another_one_took_over_is_started_again(
         say=print,
         database=database,
     )
-    trial._processes = {"HQ": await _ended(6), "HQ2": await _ended(0)}
+    trial.processes = {"HQ": await _ended(6), "HQ2": await _ended(0)}
     started: list[str] = []
 
     async def start(name: str) -> None:
         started.append(name)
 
     monkeypatch.setattr(trial, "_start", start)
-    await trial._look_after()
+    await trial.look_after()
     assert started == ["HQ"]
-    trial._processes["R1"] = await _ended(0)
+    trial.processes["R1"] = await _ended(0)
     with pytest.raises(StageFailed, match="R1 ended unexpectedly"):
-        await trial._look_after()
-    trial._processes["R1"] = await _ended(6)
+        await trial.look_after()
+    trial.processes["R1"] = await _ended(6)
     with pytest.raises(StageFailed, match="R1 ended with 6"):
-        await trial._look_after()
+        await trial.look_after()
 
 
 async def _ended(code: int) -> trio.Process:

@@ -86,18 +86,6 @@ def test_it_starts_on_its_own(pyz: Path, tmp_path: Path) -> None:
     assert done.stdout.startswith("# Quickstart")
 
 
-def test_it_plays_the_demo_in_time(pyz: Path, tmp_path: Path) -> None:
-    done = run(
-        pyz, tmp_path / "root", "demo", "--json", "--directory", str(tmp_path / "demo"), limit_s=150
-    )
-    assert done.returncode == 0, done.stderr + done.stdout
-    report = json.loads(done.stdout)
-    assert report["differences"] == []
-    assert len(report["deliveries"]) == 9
-    modules = (tmp_path / "demo" / "output" / "DC-HQ.log").read_text()
-    assert "Traceback" not in modules
-
-
 def test_it_refuses_a_folder_that_others_may_write(pyz: Path, tmp_path: Path) -> None:
     root = tmp_path / "root"
     root.mkdir()

@@ -63,6 +63,7 @@ def fetched(center: Path) -> list[Any]:
     return [json.loads(line)["content"] for line in done.out.splitlines()]
 
 
+@pytest.mark.joined
 def test_from_generate_to_a_received_message(hq: Hq, tmp_path: Path) -> None:
     lab, center = hq.join("FL-LAB"), hq.join("CA-RC")
     fingerprint = shell("keys", "fingerprint", home=center).out
@@ -114,6 +115,7 @@ def test_from_generate_to_a_received_message(hq: Hq, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "form", [PrivateFormat.TraditionalOpenSSL, PrivateFormat.PKCS8], ids=["PKCS1", "PKCS8"]
 )
+@pytest.mark.joined
 def test_a_key_from_openssl_opens_what_is_sealed_to_it(
     hq: Hq, tmp_path: Path, form: PrivateFormat
 ) -> None:
@@ -220,6 +222,7 @@ def test_the_password_is_asked_on_the_terminal_and_not_shown(hq: Hq, tmp_path: P
         assert PASSWORD not in terminal.shown
 
 
+@pytest.mark.joined
 def test_a_home_under_a_password_takes_a_new_key_too(hq: Hq, tmp_path: Path) -> None:
     lab, center = hq.join("FL-LAB"), hq.join("CA-RC")
     secret = tmp_path / "password"

@@ -8,6 +8,8 @@ import subprocess
 import threading
 from pathlib import Path
 
+import pytest
+
 from .conftest import ENVIRONMENT, PROGRAM, Hq, shell
 
 PAUSE = threading.Event()  # never set
@@ -22,6 +24,7 @@ def texts(home: Path) -> list[str]:
     )
 
 
+@pytest.mark.joined
 def test_first_contact_replies_and_a_second_reader(hq: Hq) -> None:
     lab, center = hq.join("FL-LAB"), hq.join("CA-RC")
     early = shell("send", "--to", "CA-RC", "--wrap", "ratchet", "too early", home=lab)
@@ -49,6 +52,7 @@ def test_first_contact_replies_and_a_second_reader(hq: Hq) -> None:
     assert shell("send", "--to", "CA-RC", "--wrap", "letter", "x", home=lab).code == 2
 
 
+@pytest.mark.joined
 def test_a_receiver_that_is_killed_loses_nothing(hq: Hq) -> None:
     lab, center = hq.join("FL-LAB"), hq.join("CA-RC")
     assert shell("fetch", home=center).code == 0

@@ -11,6 +11,8 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from cipherbox.envelope import layout as layouts
 from cipherbox.sealing.ratchet import session
 from tests import soak
@@ -85,6 +87,7 @@ def ask(home: Path, question: str) -> list[tuple[object, ...]]:
 
 
 @soak.more
+@pytest.mark.joined
 def test_everything_is_killed_and_nothing_lost_or_doubled(hq: Hq, tmp_path: Path) -> None:
     lab, center = hq.join("FL-LAB"), hq.join("CA-RC")
     for home in (lab, center):

@@ -1,5 +1,6 @@
 """The tutorials, played as a reader plays them: HQ's, the center's and the lab's against each
-other, with the one file.
+other.  HQ's runs the one file; the others, and the variants, are forks of a warm process, which
+cost no start each.
 
 How a page is read.  A block `sh` is run; the block `text` after it is what it prints: each line is
 there, in this order, `...` stands for anything, other lines may stand between.  A command that
@@ -24,7 +25,8 @@ from cipherbox.cli.manual import manual_pages
 from cipherbox.harness.stage import free_port
 from cipherbox.ops.unpack import CACHE_VARIABLE
 
-from .conftest import ENVIRONMENT, LIMIT_S
+from .conftest import ENVIRONMENT, LIMIT_S, PROGRAM
+from .forwarded import Forwarder
 
 ADDRESS, PORT = "192.0.2.10:7443", ":7443"
 STAYS = re.compile(r"cipherbox (serve|agent|receive(?!.*--idle))\b")
@@ -38,11 +40,21 @@ Patient = Callable[[Callable[[], bool]], None]
 class Reader:
     """One page, one machine: a folder that is home too, and the file in it."""
 
-    def __init__(self, page: str, folder: Path, pyz: Path, address: str, patient: Patient) -> None:
+    def __init__(
+        self,
+        page: str,
+        folder: Path,
+        pyz: Path,
+        address: str,
+        patient: Patient,
+        forwarder: Forwarder | None,
+    ) -> None:
         text = manual_pages()[page]
         found = re.finditer(r"^## [^\n]*|```(sh|text)\n(.*?)```", text, re.MULTILINE | re.DOTALL)
         self.steps = [(match[1] or "section", match[2] or match[0]) for match in found]
         self.folder, self.address, self.patient = folder, address, patient
+        python = folder.parent / f"{folder.name}-bin" / "python3"
+        self.program = PROGRAM if forwarder else [str(python), "cipherbox.pyz"]
         self.at = 0
         self.printed = ""  # of the newest command that ended
         self.answer = ""  # to what `keys verify` asks
@@ -52,11 +64,10 @@ class Reader:
         self._log = folder.with_suffix(".log")
         folder.mkdir()
         (folder / "cipherbox.pyz").symlink_to(pyz)
-        python = folder.parent / "bin" / "python3"
-        if not python.exists():
-            python.parent.mkdir()
-            python.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -I "$@"\n')
-            python.chmod(python.stat().st_mode | stat.S_IXUSR)
+        python.parent.mkdir()
+        started = forwarder.command if forwarder else [sys.executable, "-I"]
+        python.write_text(f'#!/bin/sh\nexec {shlex.join(started)} "$@"\n')
+        python.chmod(python.stat().st_mode | stat.S_IXUSR)
         path, cache = f"{python.parent}:{os.environ['PATH']}", str(pyz.parent / "cache")
         self.environment = ENVIRONMENT | {"HOME": str(folder), "PATH": path, CACHE_VARIABLE: cache}
 
@@ -75,14 +86,9 @@ class Reader:
     def run(self, block: str) -> None:
         block = block.replace(ADDRESS, self.address).replace("MESSAGE_ID", self._id)
         if STAYS.match(block):
-            command = [
-                str(self.folder.parent / "bin/python3"),
-                "cipherbox.pyz",
-                *shlex.split(block)[1:],
-            ]
             with self._log.open("wb") as log:
                 self._staying = subprocess.Popen(
-                    command,
+                    [*self.program, *shlex.split(block)[1:]],
                     stdout=log,
                     stderr=log,
                     cwd=self.folder,
@@ -165,17 +171,19 @@ def readers(
     request: pytest.FixtureRequest, pyz: Path, tmp_path: Path, patient: Patient
 ) -> Iterator[dict[str, Reader]]:
     address = f"127.0.0.1:{free_port()}"
-    names = ("hq", "lab", "center")
     pages = getattr(request, "param", {})
-    found = {
-        name: Reader(f"tutorial-{pages.get(name, name)}", tmp_path / name, pyz, address, patient)
-        for name in names
-    }
+    forwarder = Forwarder(tmp_path / "forwarder")
+    found = {}
+    for name in ("hq", "lab", "center"):
+        page = f"tutorial-{pages.get(name, name)}"
+        forked = forwarder if pages or name != "hq" else None
+        found[name] = Reader(page, tmp_path / name, pyz, address, patient, forked)
     try:
         yield found
     finally:
         for reader in found.values():
             reader.end()
+        forwarder.close()
 
 
 def test_three_people_play_the_tutorials(readers: dict[str, Reader]) -> None:

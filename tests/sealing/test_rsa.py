@@ -158,7 +158,7 @@ def test_the_secret_is_not_taken_for_another_label_or_type() -> None:
 def test_a_secret_and_a_content_key_have_32_bytes(length: int) -> None:
     info = stanzas.SCHEMES[3].info + b"h" * 32 + bytes(2)
     secret = os.urandom(length)
-    short = KEY.public_key().encrypt(secret, rsa._OAEP)
+    short = KEY.public_key().encrypt(secret, rsa.OAEP)
     sealed_key = AESGCM(rsa.hkdf(secret, info, 32)).encrypt(bytes(12), bytes(32), None)
     with pytest.raises(DecryptionFailed):
         stanzas.unwrap(3, KEY, short + sealed_key, b"h" * 32, 0)

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives import hashes, hpke
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 
-from cipherbox.envelope.bundle import BundleKey, _check_usable
+from cipherbox.envelope.bundle import BundleKey, check_usable
 from cipherbox.envelope.stanza_types import StanzaType
 from cipherbox.envelope.suites import KeyUsage
 from cipherbox.errors import BundleMalformed, DecryptionFailed
@@ -182,7 +182,7 @@ def test_points_of_small_order_are_no_keys(u: int) -> None:
         BundleKey(KeyUsage.ENCRYPT, X_WING, hybrid),
     ):
         with pytest.raises(BundleMalformed):
-            _check_usable(entry)
+            check_usable(entry)
 
 
 def mlkem_seed(row: Row) -> bytes:
@@ -195,11 +195,11 @@ def test_ml_kem_768_against_its_published_vectors() -> None:
     """
     found = rows(MLKEM)
     for row in found:
-        private, _ = stanzas._hybrid_parts(mlkem_seed(row))
+        private, _ = stanzas.hybrid_parts(mlkem_seed(row))
         assert private.public_key().public_bytes_raw() == row.raw("pk")
         assert private.decapsulate(row.raw("ct")) == row.raw("ss")
         assert private.decapsulate(row.raw("ct_n")) == row.raw("ss_n")
-    private, _ = stanzas._hybrid_parts(mlkem_seed(found[0]))
+    private, _ = stanzas.hybrid_parts(mlkem_seed(found[0]))
     for size in (0, 1087, 1089):
         with pytest.raises(ValueError, match=r"(?i)ciphertext|length"):
             private.decapsulate(bytes(size))
@@ -213,11 +213,11 @@ def test_ml_kem_768_keys_are_checked() -> None:
     for row in rows(MLKEM)[:50]:
         key = row.raw("pk") + x25519
         assert key == stanzas.SCHEMES[X_WING].public(mlkem_seed(row))
-        _check_usable(BundleKey(KeyUsage.ENCRYPT, X_WING, key))
+        check_usable(BundleKey(KeyUsage.ENCRYPT, X_WING, key))
         assert len(stanzas.wrap(X_WING, key, CONTENT_KEY, PREFIX_HASH, INDEX)) == 1120 + 48
         for at in (0, 381, 1149):  # each three bytes hold two numbers
             large = key[:at] + b"\xff\xff\xff" + key[at + 3 :]
             with pytest.raises(BundleMalformed):
                 stanzas.wrap(X_WING, large, CONTENT_KEY, PREFIX_HASH, INDEX)
             with pytest.raises(BundleMalformed):
-                _check_usable(BundleKey(KeyUsage.ENCRYPT, X_WING, large))
+                check_usable(BundleKey(KeyUsage.ENCRYPT, X_WING, large))

@@ -230,7 +230,7 @@ def test_argon2id_against_rfc_9106() -> None:
         ):
             salt = os.urandom(16)
             second = Argon2id(salt=salt, length=32, iterations=passes, lanes=1, memory_cost=memory)
-            assert keyfile._stretch(password, salt, memory, passes) == second.derive(password)
+            assert keyfile.stretch(password, salt, memory, passes) == second.derive(password)
 
 
 def test_a_key_file_under_a_password_is_argon2id_and_xchacha20_poly1305() -> None:

@@ -204,8 +204,9 @@ async def running(
     limits: Limits | None = None,
     files: Files | None = None,
     opener: Callable[[ServerConfig], Store] | None = None,
+    clock_s: Callable[[], float] = time.monotonic,
 ) -> AsyncIterator[Running]:
-    """Serves ``directory`` (made when it is new) while the block runs; ends it gracefully."""
+    """Serve ``directory`` (made when it is new) while the block runs; end it gracefully."""
     config = configured(directory)
     if limits is not None:
         config = attrs.evolve(config, limits=limits)
@@ -214,7 +215,7 @@ async def running(
         if opener
         else open_store(config.directory, files=files, limits=config.limits)
     )
-    hq = HQ(config, store)
+    hq = HQ(config, store, clock_s=clock_s)
     assert hq.trust.authority is not None
     stopped = trio.Event()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 
@@ -58,10 +57,8 @@ class Somebody:
     client, role, address = "FL-LAB", "client", "192.0.2.1"
 
 
-async def test_the_flow_waits_and_is_never_refused(autojump_clock: Any, monkeypatch: Any) -> None:
-    monkeypatch.setattr(time, "monotonic", trio.current_time)
-    budgets = Budgets(attrs.evolve(LIMITS, flow_per_minute=600))
-    budgets._flow._clock_s = trio.current_time
+async def test_the_flow_waits_and_is_never_refused(autojump_clock: Any) -> None:
+    budgets = Budgets(attrs.evolve(LIMITS, flow_per_minute=600), trio.current_time)
     who: Any = Somebody()
     began = trio.current_time()
     for _ in range(60):
@@ -113,11 +110,9 @@ async def test_proofs_cost_by_what_they_are_of(tmp_path: Path) -> None:
     """5,000 points would otherwise keep the store busy for minutes: an entry is read whole for
     each envelope.
     """
-    async with running(
-        tmp_path / "hq", limits=attrs.evolve(LIMITS, requests_per_minute=1_000)
-    ) as r:
-        # all of it in one minute, however busy the machine is
-        r.hq.budgets._requests._clock_s = lambda: 0.0
+    limits = attrs.evolve(LIMITS, requests_per_minute=1_000)
+    # all of it in one minute, however busy the machine is
+    async with running(tmp_path / "hq", limits=limits, clock_s=lambda: 0.0) as r:
         evil, lab = await r.client("EVIL"), await r.client("FL-LAB")
         names = [frames.EnvelopeName("EVIL", n.to_bytes(16, "big")) for n in range(180)]
         assert isinstance(await evil.ask(frames.Prove, names, [], False), frames.Proven)

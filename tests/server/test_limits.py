@@ -92,8 +92,7 @@ def test_a_rate_is_a_bucket_that_fills_evenly() -> None:
 
 async def test_sixty_key_requests_a_minute_and_a_batch_counts_once(tmp_path: Path) -> None:
     assert LIMITS.key_requests_per_minute == 60
-    async with running(tmp_path / "hq") as r:
-        r.hq.key_requests._clock_s = lambda: 0.0
+    async with running(tmp_path / "hq", clock_s=lambda: 0.0) as r:
         lab, other = await r.client("FL-LAB"), await r.client("CA-RC")
         many = [frames.BundleQuery(f"C{i}", 0) for i in range(LIMITS.names_per_frame)]
         for number in range(60):
@@ -122,8 +121,7 @@ async def test_key_requests_are_a_setting(tmp_path: Path) -> None:
     prepare(directory)
     file = directory / "cipherbox.toml"
     file.write_text(file.read_text().replace("[limits]", "[limits]\nkey_requests_per_minute = 2"))
-    async with running(directory) as r:
-        r.hq.key_requests._clock_s = lambda: 0.0
+    async with running(directory, clock_s=lambda: 0.0) as r:
         lab = await r.client("FL-LAB")
         answers = [await lab.ask(frames.GetBundles, [], []) for _ in range(3)]
         assert [type(a) for a in answers] == [frames.Bundles, frames.Bundles, frames.Error]

@@ -126,8 +126,8 @@ async def test_a_full_disk_of_the_database_ends_no_hq(
     tmp_path: Path, own: postgres.Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Neither when it says that it lives, nor when it makes the tables of the months ahead."""
-    monkeypatch.setattr(app, "_RENEW_S", 0.05)
-    monkeypatch.setattr(store, "_MONTHS_S", 0.0)
+    monkeypatch.setattr(app, "RENEW_S", 0.05)
+    monkeypatch.setattr(store, "MONTHS_S", 0.0)
     async with running(tmp_path / "hq", opener=at(own)) as here:
         lab, center = await here.person("LAB"), await here.person("CENTER")
         sender = await here.dial(lab)

@@ -32,7 +32,7 @@ async def test_alive_while_the_engine_turns(
     engine = SimpleNamespace(turns=0)
     hq: Any = SimpleNamespace(engine=engine, connections={1})
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(app._tell_systemd, hq)
+        nursery.start_soon(app.tell_systemd, hq)
         await trio.sleep(0.5)
         for _ in range(10):
             engine.turns += 1

@@ -38,7 +38,7 @@ from cipherbox.config.settings import ClientConfig, load_server_config
 from cipherbox.errors import CipherBoxError, DiskFull, NetworkError, StoreUnavailable
 from cipherbox.net import connecting as transport
 from cipherbox.sealing.local_secret_box import LocalSecretBox
-from cipherbox.server.app import _tick as tick
+from cipherbox.server.app import tick
 from cipherbox.server.hq import HQ
 from cipherbox.store.copying import copy
 from cipherbox.store.postgres.store import PostgresStore
@@ -194,7 +194,12 @@ class World:
                     FaultyStore, open_store(self.path / "hq", limits=limits, kind=FaultyStore)
                 )
             store.world = self
-            hq = HQ(config, store, clock_ms=lambda: self.now_ms() + self.clock_offset_ms)
+            hq = HQ(
+                config,
+                store,
+                clock_ms=lambda: self.now_ms() + self.clock_offset_ms,
+                clock_s=trio.current_time,
+            )
             try:
                 with trio.CancelScope() as self.hq_scope:
                     async with trio.open_nursery() as nursery:
@@ -387,7 +392,7 @@ def virtual(world: World, seed: int, monkeypatch: Any) -> Iterator[None]:
     monkeypatch.setattr(access, "in_thread", inline)
     monkeypatch.setattr(concurrency, "_random", random.Random(seed))
     monkeypatch.setattr(Inbox, "_commit", faulty_commit)
-    monkeypatch.setattr(database, "_SETTINGS", (*database._SETTINGS, "synchronous = OFF"))
+    monkeypatch.setattr(database, "SETTINGS", (*database.SETTINGS, "synchronous = OFF"))
     monkeypatch.setattr(localdb, "SYNCHRONOUS", "OFF")
     monkeypatch.setattr(time, "time", lambda: BASE_S + trio.current_time())
     import trio._core._run as core

@@ -359,7 +359,7 @@ def test_it_opens_where_there_is_no_room_for_the_months_ahead(
 def test_somebody_who_reads_a_month_delays_only_its_end(
     opening: Opener, postgresql: postgres.Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(retention, "_LOCK_MS", 50)
+    monkeypatch.setattr(retention, "LOCK_MS", 50)
     target = postgres.target(postgresql, postgres.schema())
     store = opening(target)
     past = 1_700_000_000_000

@@ -180,7 +180,7 @@ def test_waiting_entries_are_found_from_where_they_begin(tmp_path: Path) -> None
     for query, values in (
         (queries._ENTRY + "AND d.seq >= ? ORDER BY d.seq LIMIT ?", (1, 5, 10)),
         (queries._ENTRY + "AND d.seq BETWEEN ? AND ?", (1, 5, 10)),
-        (queries._BY_ID, (b"", "A", 1)),
+        (queries.BY_ID, (b"", "A", 1)),
     ):
         plan = " ".join(r[3] for r in store.db.execute(f"EXPLAIN QUERY PLAN {query}", values))
         assert "SCAN" not in plan

@@ -41,7 +41,7 @@ LINE_BYTES = 64 * 1024
 SEALED, AT_HQ, OPENED, REFUSED = "sealed", "with HQ", "opened", "refused"
 _NAMED = 32  # recipients named in the header
 _LOOK_S = 0.3
-_OTHER_S = 1.0  # between looks whether another receiver of this home has ended
+OTHER_S = 1.0  # between looks whether another receiver of this home has ended
 _PAUSE_S = 5.0
 _AT_MOST = 500  # lines under way to HQ; then writing waits
 _WATCHED = 2000  # lines that HQ has and not everybody opened; older ones are watched no more
@@ -197,7 +197,7 @@ class Chat:
         async def unless_locked() -> None:
             await retry(
                 lambda: self._consume(receiver),
-                Backoff(_OTHER_S, _OTHER_S),
+                Backoff(OTHER_S, OTHER_S),
                 transient=only(StoreLocked),
             )
 

@@ -22,8 +22,8 @@ from cipherbox.client.inbox.inspect import InboxInspection
 from cipherbox.client.inbox.schema import LINES
 
 LAST = 20
-_BLOCK = 1024 * 1024
-_LOOK_BACK = 64 * _BLOCK
+BLOCK = 1024 * 1024
+LOOK_BACK = 64 * BLOCK
 _KEPT_IDS = 4096
 _MARK = b'"headers":'
 
@@ -105,11 +105,11 @@ class ChatLines:
                     self._file_id, self._at = file_id, 0
                 self._at = min(self._at, size)
                 file.seek(self._at)
-                data = file.read(_BLOCK)
+                data = file.read(BLOCK)
         except FileNotFoundError:
             return []
         end = data.rfind(b"\n") + 1
-        if not end and len(data) == _BLOCK:  # too long to have been typed
+        if not end and len(data) == BLOCK:  # too long to have been typed
             self._skipping = True
             self._at += len(data)
             return []
@@ -126,8 +126,8 @@ class ChatLines:
         found: list[ReceivedLine] = []
         rest = b""
         start = size
-        while start > 0 and size - start < _LOOK_BACK and len(found) < most:
-            begin = max(0, start - _BLOCK)
+        while start > 0 and size - start < LOOK_BACK and len(found) < most:
+            begin = max(0, start - BLOCK)
             file.seek(begin)
             data = file.read(start - begin) + rest
             if start == size:  # an incomplete line is being written

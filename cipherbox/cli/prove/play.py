@@ -73,7 +73,7 @@ class Trial:
         say: Say,
         database: Database | None = None,
     ) -> None:
-        self._stage = Stage(directory)
+        self.stage = Stage(directory)
         self._directory, self._say, self._broken = directory, say, broken
         self._senders = [f"S{n + 1}" for n in range(senders)]
         self._receivers = [f"R{n + 1}" for n in range(receivers)]
@@ -85,7 +85,7 @@ class Trial:
         self._ports = {name: free_port() for name in self._hqs}
         self._proxy_ports = {name: free_port() for name in self._hqs}
         self._proxies = [FaultProxy(self._ports[name]) for name in self._hqs]
-        self._processes: dict[str, trio.Process] = {}
+        self.processes: dict[str, trio.Process] = {}
         self.proof = Proof(seed=seed)
 
     async def run(self) -> Proof:
@@ -99,7 +99,7 @@ class Trial:
                 await self._settle()
             finally:
                 with trio.CancelScope(shield=True):
-                    for process in self._processes.values():
+                    for process in self.processes.values():
                         await kill(process)
             nursery.cancel_scope.cancel()
         self.proof.seconds = round(time.monotonic() - began, 1)
@@ -109,7 +109,7 @@ class Trial:
     # -- processes ---------------------------------------------------------------------------------
 
     async def _begin(self) -> None:
-        stage, directory = self._stage, self._directory
+        stage, directory = self.stage, self._directory
         self._say("enrolling")
         hq, admin = str(directory / "HQ"), str(directory / "admin")
         address = ",".join(f"127.0.0.1:{port}" for port in self._proxy_ports.values())
@@ -126,12 +126,12 @@ class Trial:
             await self._start(name)
 
     async def _start(self, name: str) -> None:
-        stage, home = self._stage, ("--home", str(self._directory / name))
+        stage, home = self.stage, ("--home", str(self._directory / name))
         if name in self._hqs:
             broken = ["--broken-store"] if self._broken else []
             for attempt in range(3):
                 try:
-                    self._processes[name], _ = await stage.start(
+                    self.processes[name], _ = await stage.start(
                         name, "serve", str(self._directory / name), *broken
                     )
                     return
@@ -141,7 +141,7 @@ class Trial:
                     await trio.sleep(0.5)
         arguments = ["prove", "--worker"] if name in self._senders else ["receive", "--json"]
         process = await stage.open(name, *home, *arguments)
-        self._processes[name] = process
+        self.processes[name] = process
         if name in self._senders:
             assert process.stdin is not None
             task = {"recipients": self._receivers, "seed": self._chance.random()}
@@ -170,7 +170,7 @@ class Trial:
                 victims += self._database.faults
             victim = chance.choice(victims)
             self._say(
-                f"round {proof.rounds}: {'killing ' if victim in self._processes else ''}{victim}"
+                f"round {proof.rounds}: {'killing ' if victim in self.processes else ''}{victim}"
             )
             if victim == "cut":
                 await self._each_proxy(FaultProxy.cut)
@@ -189,7 +189,7 @@ class Trial:
                 )
                 proof.database_faults += 1
             else:
-                await kill(self._processes[victim])
+                await kill(self.processes[victim])
                 proof.kills += 1
                 await trio.sleep(chance.uniform(*_DOWN_S))
                 await self._start(victim)
@@ -203,7 +203,7 @@ class Trial:
         known = [log.stat().st_size if log.exists() else 0 for log in logs]
         with trio.move_on_after(SETTLE_S):
             while True:
-                await self._look_after()
+                await self.look_after()
                 for log, size in zip(logs, known, strict=True):
                     if log.exists() and CONFIRMED in log.read_bytes()[size:]:
                         return
@@ -219,35 +219,35 @@ class Trial:
         limit_s = BROKEN_SETTLE_S if self._broken else SETTLE_S
         with trio.move_on_after(limit_s) as scope:
             for name in self._senders:
-                process = self._processes[name]
+                process = self.processes[name]
                 assert process.stdin is not None
                 await process.stdin.aclose()
-            while any(self._processes[name].poll() is None for name in self._senders):
-                await self._look_after()
+            while any(self.processes[name].poll() is None for name in self._senders):
+                await self.look_after()
                 await trio.sleep(_LOOK_S)
-            await self._look_after()
+            await self.look_after()
             await self._drained()
         if scope.cancelled_caught:
             self.proof.examples.append(
                 f"after {limit_s:.0f} s without faults not everything had arrived"
             )
         for name in self._receivers:
-            await self._stage.stop(self._processes[name])
-        await self._stage.run("HQ", "--home", str(self._directory / "admin"), "audit", "verify")
+            await self.stage.stop(self.processes[name])
+        await self.stage.run("HQ", "--home", str(self._directory / "admin"), "audit", "verify")
         for name in self._hqs:
-            await self._stage.stop(self._processes[name])
+            await self.stage.stop(self.processes[name])
 
-    async def _look_after(self) -> None:
+    async def look_after(self) -> None:
         """No process may end by itself, whatever HQ and the network went through; but an HQ that
         another one has taken over does, and is started again, as systemd does.
         """
-        for name, process in list(self._processes.items()):
+        for name, process in list(self.processes.items()):
             if len(self._hqs) > 1 and name in self._hqs and process.poll() == Exit.STORE:
                 await self._start(name)
             elif name in self._receivers and process.poll() == Exit.OK:
                 raise StageFailed(f"{name} ended unexpectedly")
             else:
-                self._stage.check(name, process)
+                self.stage.check(name, process)
 
     async def _drained(self) -> None:
         from cipherbox.client.client import open_client
@@ -262,7 +262,7 @@ class Trial:
                 except CipherBoxError as error:
                     if not error.retryable:  # the last fault may not be over yet
                         raise
-                await self._look_after()
+                await self.look_after()
                 await trio.sleep(_LOOK_S)
 
     # -- the comparison ----------------------------------------------------------------------------

@@ -58,6 +58,10 @@ class Revocations:
             and time.time() < self._ends_s
         )
 
+    def refresh(self) -> None:
+        """Ask HQ for the list again before it is used next."""
+        self._asked_at = float("-inf")
+
     async def ensure(self, number: int = 0) -> None:
         """Make the list fresh and at least of this number. Raise ListOverdue if HQ only has an
         expired list.

@@ -171,10 +171,10 @@ class Spender(Protocol):
 class Budgets:
     """The budgets of all peers."""
 
-    def __init__(self, limits: Limits) -> None:
-        self._flow = Rate(limits.flow_per_minute, "points of frames")
+    def __init__(self, limits: Limits, clock_s: Callable[[], float] = time.monotonic) -> None:
+        self._flow = Rate(limits.flow_per_minute, "points of frames", clock_s)
         self._requests = Rate(
-            limits.requests_per_minute, "points of requests (cipherbox manual broker)"
+            limits.requests_per_minute, "points of requests (cipherbox manual broker)", clock_s
         )
         self.throttled = 0  # requests refused
 

@@ -86,11 +86,11 @@ async def _cosign(hq: Services, s: Requester, x: f.Cosign) -> object:
         )
     if signed.origin != audit.origin or signed.size > audit.size:
         raise InvalidRequest("this head is not of this incarnation of HQ's store")
-    await hq.engine.in_store(_keep_cosigned, store, s.client, x.note)
+    await hq.engine.in_store(keep_cosigned, store, s.client, x.note)
     return f.Ok(x.correlation, 1)
 
 
-def _keep_cosigned(store: Store, client: str, note: bytes) -> None:
+def keep_cosigned(store: Store, client: str, note: bytes) -> None:
     """Keep one cosigned checkpoint per client, of the clients that cosigned most recently: clients
     that nobody uses as a witness cannot displace one that continues to cosign.
     """

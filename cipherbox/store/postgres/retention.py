@@ -19,7 +19,7 @@ from cipherbox.store.registry import upsert
 
 MOST = 5000
 BY = "retention"
-_LOCK_MS = 1500  # longer than PostgreSQL waits before it calls off its own vacuuming
+LOCK_MS = 1500  # longer than PostgreSQL waits before it calls off its own vacuuming
 OLD_DEAD = (
     "SELECT queue_no, seq, number FROM dead_letters WHERE settled = '' AND at < ? ORDER BY "
     "queue_no, seq LIMIT ?"
@@ -91,7 +91,7 @@ def _locked(connection: PostgresConnection) -> bool:
     connection.script("SAVEPOINT months")
     try:
         connection.script(
-            f"SET LOCAL lock_timeout = {_LOCK_MS}; LOCK TABLE {', '.join(PARTITIONED)}"
+            f"SET LOCAL lock_timeout = {LOCK_MS}; LOCK TABLE {', '.join(PARTITIONED)}"
         )
     except StoreUnavailable:
         if connection.broken:

@@ -40,7 +40,7 @@ from cipherbox.store.spool import NAME, Place, Spool
 SPOOL, SPOOL_ID = "spool", "spool_id"
 ANSWER_S = 8.0  # to find out the outcome of a commit without an answer
 _PAUSE_S = 0.2
-_MONTHS_S = 3600.0  # period of creating partitions ahead
+MONTHS_S = 3600.0  # period of creating partitions ahead
 _DAY_MS = 86_400_000
 _SKIP_S = 600.0  # pause of retention after it did not get its locks
 T = TypeVar("T")
@@ -381,7 +381,7 @@ class PostgresStore(Registry):
         """Create the partitions of this and the next month; if that fails, rows go to the partition
         `other`.
         """
-        self._months_at = time.monotonic() + _MONTHS_S
+        self._months_at = time.monotonic() + MONTHS_S
         now = time.time_ns() // 1_000_000
         have = set(schema.months(connection))
         for month in {schema.month_of(now), schema.month_of(now + 31 * _DAY_MS)} - have:

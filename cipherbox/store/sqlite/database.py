@@ -30,7 +30,7 @@ from cipherbox.store.sqlite.shape import check_shape
 APPLICATION_ID = 0x43425831  # "CBX1"
 _ROWS = 50  # rows of one INSERT: more gains nothing
 _PAGES_BACK = 1024  # 16 MB, some 50 ms
-_SETTINGS = (
+SETTINGS = (
     "journal_mode = WAL",
     "synchronous = FULL",
     "temp_store = MEMORY",
@@ -125,7 +125,7 @@ def _prepare(db: Connection, path: Path, files: Files) -> None:
         )
     if version:
         check_age(db, path, version)
-    for setting in _SETTINGS:
+    for setting in SETTINGS:
         db.execute(f"PRAGMA {setting}")
     if version < len(steps):
         if version:

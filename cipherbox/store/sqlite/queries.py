@@ -62,7 +62,7 @@ _KEPT = (
     "SELECT DISTINCT q.name FROM entries d JOIN dead_letters x ON x.queue_no = d.queue_no AND "
     "x.seq = d.seq JOIN queues q ON q.queue_no = d.queue_no WHERE d.number = ? AND x.settled = ''"
 )
-_BY_ID = (
+BY_ID = (
     f"SELECT {_COLUMNS} FROM envelopes e CROSS JOIN entries d ON d.number = e.number "
     "WHERE e.envelope_id = ? AND e.sender = ? AND d.queue_no = ? AND d.state < 2"
 )
@@ -128,7 +128,7 @@ def facts(db: Connection, numbers: QueueNumbers, wanted: RequiredFacts, page: in
             found.entries.setdefault(queue, {}).update({row[0]: Entry(*row) for row in rows})
     for queue, sender, envelope_id in wanted.envelopes:
         if queue in numbers.of:
-            rows = db.execute(_BY_ID, (envelope_id, sender, numbers.of[queue]))
+            rows = db.execute(BY_ID, (envelope_id, sender, numbers.of[queue]))
             found.entries.setdefault(queue, {}).update({row[0]: Entry(*row) for row in rows})
     for queue, first, count in wanted.dead:
         if queue in numbers.of and first <= MOST:
