@@ -37,7 +37,7 @@ from cipherbox import __version__  # noqa: E402
 from cipherbox.ops.unpack import ANY, BUILD_NAME, NATIVE, SITE, platform_name  # noqa: E402
 
 LARGEST = 60_000_000
-OWN_FILES = frozenset([".py", ".md", ".sql", ".typed", ".service", ".socket", ".conf"])
+OWN_FILES = frozenset([".py", ".md", ".sql", ".typed"])
 NOTES = frozenset(
     [
         "RECORD",
@@ -133,13 +133,13 @@ def without_debugging(data: bytes) -> bytes:
 
 
 def own() -> Contents:
-    """The package itself."""
-    files = (
-        path
-        for path in (PROJECT / "cipherbox").rglob("*")
-        if path.suffix in OWN_FILES and path.is_file()
-    )
-    return {path.relative_to(PROJECT).as_posix(): path.read_bytes() for path in files}
+    """Return the package itself, with systemd's units inside, as in a wheel."""
+    package = PROJECT / "cipherbox"
+    files = [path for path in package.rglob("*") if path.suffix in OWN_FILES]
+    files += (package / "units").iterdir()  # a link to systemd/, which rglob does not enter
+    return {
+        path.relative_to(PROJECT).as_posix(): path.read_bytes() for path in files if path.is_file()
+    }
 
 
 def arranged(parts: dict[Target, Contents]) -> Contents:

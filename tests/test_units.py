@@ -16,7 +16,7 @@ from cipherbox.cli.install.places import SERVER, SOCKETS, system_places
 from cipherbox.limits import LIMITS
 from cipherbox.ops import systemd
 
-FOLDER = Path(__file__).resolve().parent.parent / "cipherbox" / "units"
+FOLDER = Path(__file__).resolve().parent.parent / "systemd"
 ALL = sorted(path.name for path in FOLDER.iterdir() if path.suffix != ".conf")  # drop-ins aside
 ANALYZE = shutil.which("systemd-analyze")
 SECTIONS = {"Unit", "Service", "Socket", "Install"}
