@@ -8,19 +8,18 @@ Map, written by `make generate`:
     agent             `agent`: the folder service of a lab or center machine.
     alerts            `alerts`: test the notification channels and list the alerts.
     audit             `audit`: HQ's signed log, verified entry by entry, or read.
-    audit_lines       What an entry of HQ's signed log says: as lines for people, and as events for
-                      machines.
+    audit_lines       Entries of HQ's signed log, as lines for people and as events for programs.
     bench/            `bench`: this machine's speed at the whole job.
     ca/               `ca`: HQ's certificates and keys.
     chat              `chat`: write to one, several or all, line by line, and read what they write.
-    chat_screen       What a conversation shows, and the lines that are typed.
+    chat_screen       The screen of a conversation, and the lines typed into it.
     clients           `clients`: the enrolled and connected clients, their rights and limits; cut a
                       connection.
-    commands          The table of commands, and what the parts of the command line call the same.
-    completion_texts  `version` and `completion`: what needs neither a network nor a home.
+    commands          The table of commands, and names shared across the command line.
+    completion_texts  `version` and `completion`, which need neither a network nor a home.
     config            `config`: the settings in force, and whether HQ could start with them.
     contacts          `contacts`: the senders this client accepts mail from.
-    dead_letters      `dead`: what could not be delivered, why, and what becomes of it.
+    dead_letters      `dead`: list, show, redrive and drop dead letters.
     demo/             `demo`: the labs scenario with real processes.
     doctor/           `doctor`: what is wrong on this machine, and what to do about it.
     document          The parts of the manual that are generated from code: commands, settings, exit

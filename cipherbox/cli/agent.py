@@ -95,5 +95,5 @@ def _end(service: Agent) -> None:
 
 
 def _folder(home: Home) -> Path:
-    """Where the folders are: as before 0.6.0, where they are used already."""
+    """Return the folder to watch; homes set up before 0.6.0 keep theirs."""
     return home.path if (home.path / "outgoing").is_dir() else home.folder

@@ -80,13 +80,13 @@ def alerts_list(ctx: click.Context, hq: Path | None, as_json: bool) -> None:
             )
             for row in rows
         ],
-        empty="nothing to look at was seen",
+        empty="no alerts",
         drop=("told", "since"),
     )
 
 
 def _of(ctx: click.Context, hq: Path | None) -> tuple[str, Path, AlertSettings]:
-    """Who, where the state is, and the settings."""
+    """Return the name of HQ or of this client, its directory, and its alert settings."""
     from cipherbox.config.settings import load_client_config
 
     if hq is not None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from cipherbox.client.client import Client
     from cipherbox.wire.frames import LogEntry
 
-_WHOLE = 4000  # characters of a line: a statement that an admin signed is not cut
+_WHOLE = 4000  # characters of a line: an admin's signed statement is shown whole
 Entries = AsyncIterator[tuple["LogEntry", int]]
 
 
@@ -51,8 +51,8 @@ def audit_verify(ctx: click.Context, key: str | None, as_json: bool) -> int:
             log_key = bytes.fromhex(key) if key else client.log.key
         except ValueError:
             raise InvalidRequest("a log key is 64 hexadecimal digits") from None
-        with _progress(as_json) as tell:
-            return await verify_log(client, log_key, tell)
+        with _progress(as_json) as report:
+            return await verify_log(client, log_key, report)
 
     found = with_admin(ctx, work)
     if as_json:
@@ -69,8 +69,8 @@ def audit_verify(ctx: click.Context, key: str | None, as_json: bool) -> int:
                 say(f"{found.remembered} of them were read here before, and are the same.")
             if found.old_entries:
                 say(
-                    f"Before them {found.old_entries} entries of the log as it was before 0.6, "
-                    "whole as well."
+                    f"Before them, {found.old_entries} entries in the format used before 0.6, "
+                    "complete as well."
                 )
             say(f"Log key: {found.key}")
             say(f"Root: {found.root}")
@@ -157,16 +157,16 @@ def audit_evidence(ctx: click.Context, file: BinaryIO, as_json: bool) -> int:
             f"{name}: {head.size} entries, root {head.root.hex()}, signed {time_text(head.at)}, "
             f"{head.origin}"
         )
-    say(f"Both are signed with the log key that the certificate of {found.hq} stands behind.")
+    say(f"Both are signed with the log key that the certificate of {found.hq} certifies.")
     if found.kind in (FORK, ROLLBACK):
         say(f"Proven ({found.kind}): {found.words}.")
         return Exit.OK
-    todo = (
+    remedy = (
         ""
         if found.kind == CONSISTENT
         else "HQ has not proved that one extends the other; ask its admin for the proof."
     )
-    fail(f"Not proven by this file alone ({found.kind}): {found.words}.", todo)
+    fail(f"Not proven by this file alone ({found.kind}): {found.words}.", remedy)
     return Exit.REFUSED
 
 
@@ -187,9 +187,7 @@ def audit_restored(ctx: click.Context, yes: bool) -> None:
         sure("Sign that?", yes)
 
     run(attest_restored, load_here(ctx), ask)
-    next_step(
-        "clients that stopped go on with their next start; see: cipherbox audit show --last 5"
-    )
+    next_step("stopped clients continue at their next start; see: cipherbox audit show --last 5")
 
 
 @audit.command("accept")
@@ -210,8 +208,8 @@ def audit_accept(ctx: click.Context, yes: bool) -> None:
         if known is None:
             say("No contradiction of HQ's log is known here.")
             return
-        say(f"{known[0]}. Evidence: {known[1] or 'HQ told it to this client alone'}")
-        sure("Go on with this HQ, and forget the heads of its log that were seen here?", yes)
+        say(f"{known[0]}. Evidence: {known[1] or 'none; HQ sent it to this client only'}")
+        sure("Continue with this HQ, and forget the log heads seen here?", yes)
         heads.forget()
     say("Forgotten. The next head that HQ shows counts as the first.")
 
@@ -232,7 +230,7 @@ def _number(entry: LogEntry) -> int:
 
     try:
         return decode_record(entry.record).index
-    except EnvelopeError:  # a damaged record: go on behind it
+    except EnvelopeError:  # a damaged record: continue after it
         return 0
 
 
@@ -251,9 +249,9 @@ def _progress(quiet: bool) -> Any:
         with Progress(console=Console(stderr=True)) as shown:
             task = shown.add_task("Verifying", total=None)
 
-            def tell(number: int, newest: int) -> None:
+            def report(number: int, newest: int) -> None:
                 shown.update(task, completed=number, total=newest)
 
-            yield tell
+            yield report
 
     return bar()

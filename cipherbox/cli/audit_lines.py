@@ -1,4 +1,4 @@
-"""What an entry of HQ's signed log says: as lines for people, and as events for machines."""
+"""Entries of HQ's signed log, as lines for people and as events for programs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _KEYS = {
 
 
 def events(group: Group) -> list[dict[str, Any]]:
-    """Each thing that happened, with the fields of the page `log`; ``what`` is the group's kind."""
+    """Return the group's events, with the fields of the page `log`; ``what`` is its kind."""
     name = log.KIND_NAMES[group.kind]
     if group.kind in (log.BEGUN, log.RESTORED, log.REVOKED):
         return [{"what": name, **orjson.loads(group.payload)}]
@@ -61,12 +61,12 @@ def events(group: Group) -> list[dict[str, Any]]:
 
 
 def _detail(detail: dict[str, Any]) -> dict[str, Any]:
-    """An act's details, whose names must not be those of every event."""
+    """Return an act's details, renamed where they would collide with an event's own fields."""
     return {"limit" if key == "what" else key: value for key, value in detail.items()}
 
 
 def lines(group: Group) -> list[tuple[str, str]]:
-    """(Who, did what) for each thing that happened; what was sent in one go is one line."""
+    """Return (actor, action) for each event; a batch of envelopes is one line."""
     found = events(group)
     if group.kind in (log.ACCEPTED, log.AGAIN):
         return [_sent(found)]
@@ -90,8 +90,8 @@ def _act(event: dict[str, Any]) -> tuple[str, str]:
 
 
 def _restored(event: dict[str, Any]) -> tuple[str, str]:
-    said = " / ".join(str(event["statement"]).splitlines()[1:])
-    return HQ, f"was restored from a backup, as an admin signed: {said}"
+    statement = " / ".join(str(event["statement"]).splitlines()[1:])
+    return HQ, f"was restored from a backup, as an admin signed: {statement}"
 
 
 def _numbers(first: int, last: int) -> str:
@@ -124,13 +124,13 @@ _LINES: dict[int, Callable[[dict[str, Any]], tuple[str, str]]] = {
 
 
 def _declared_queue(e: dict[str, Any]) -> str:
-    said = [f"read by {', '.join(e['readers'])}"] if e["readers"] else []
-    said += [
+    parts = [f"read by {', '.join(e['readers'])}"] if e["readers"] else []
+    parts += [
         f"{name} {e[key]}"
         for name, key in (("ttl s", "ttl_s"), ("max length", "max_length"))
         if e[key] != KEEP
     ]
-    return ", ".join([f"declared queue {e['name']} of {e['owner'] or e['by']}", *said])
+    return ", ".join([f"declared queue {e['name']} of {e['owner'] or e['by']}", *parts])
 
 
 def _settled(e: dict[str, Any]) -> str:
@@ -150,11 +150,11 @@ def _retained(e: dict[str, Any]) -> str:
         ("dead letters", "dead_letters"),
         ("the log", "log"),
     )
-    said = [f"{name} before {time_text(e[key])}" for name, key in kinds if e.get(key)]
-    return f"dropped what is too old: {', '.join(said) or 'nothing'}"
+    dropped = [f"{name} before {time_text(e[key])}" for name, key in kinds if e.get(key)]
+    return f"dropped what is too old: {', '.join(dropped) or 'nothing'}"
 
 
-# What an act's name means; a test compares it with the commands that the broker logs.
+# The line for each act; a test compares the names with the commands that the broker logs.
 ACTS: dict[str, str | Callable[[dict[str, Any]], str]] = {
     "DeclareExchange": lambda e: (
         f"declared exchange {e['name']}, {ExchangeType(e['type']).name.lower()}"

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from cipherbox.client.client import Client
 
 LAST = 20
-LEAVE_S = 5.0  # for the last line to reach HQ, when somebody waits for the prompt
+LEAVE_S = 5.0  # for the last line to reach HQ, while a user waits for the prompt
 
 
 @click.command()
@@ -110,7 +110,7 @@ async def _everybody(client: Client) -> list[str]:
     for name, error in reasons.items():
         warn(f"Left out: {name}: {safe(str(error))}")
     if not found:
-        raise UnknownRecipient("there is nobody to write to")
+        raise UnknownRecipient("no other client can be written to")
     return found
 
 
@@ -125,8 +125,8 @@ async def _talk(
 
     lines = open_lines(talk.client.home, senders)
     before = lines.last(max(1, last))
-    for said in before if last else ():
-        screen.said(said, history=True)
+    for received in before if last else ():
+        screen.received(received, history=True)
     screen.begin(talk.client.client_id, talk.others)
     async with background() as nursery:
         nursery.start_soon(talk.watch)
@@ -142,7 +142,7 @@ async def _talk(
 
 
 async def _say(talk: Chat, screen: Screen, text: str | None) -> int:
-    """Sends a line; the exit code of one that could not be sent."""
+    """Send a line.  Return 0, or the exit code if it could not be sent."""
     from cipherbox.apps.chat.conversation import LINE_BYTES
     from cipherbox.errors import CipherBoxError, CredentialsError, StoreError
 

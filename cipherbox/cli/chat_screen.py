@@ -1,4 +1,4 @@
-"""What a conversation shows, and the lines that are typed."""
+"""The screen of a conversation, and the lines typed into it."""
 
 from __future__ import annotations
 
@@ -30,35 +30,35 @@ _NAMES = 4
 
 
 class Screen:
-    """See the module.  ``interactive``: somebody types on a terminal."""
+    """Prints a conversation.  ``interactive``: lines are typed on a terminal."""
 
     def __init__(self, *, as_json: bool, interactive: bool) -> None:
         self._as_json, self._interactive = as_json, interactive
         self._newest: ChatLine | None = None
         self._changed = Flag()
-        self._away = False
+        self._unreachable = False
 
     def begin(self, me: str, others: Sequence[str]) -> None:
-        """Says who is in it."""
+        """Print the participants."""
         if self._interactive:
-            self._dim(f"{me} with {_names(others)}; each line is sent at once, Ctrl-D ends")
+            self._dim(f"{me} with {_names(others)}; each line is sent immediately, Ctrl-D ends")
 
-    def said(self, said: ReceivedLine, *, history: bool = False) -> None:
-        """A line of somebody else."""
+    def received(self, line: ReceivedLine, *, history: bool = False) -> None:
+        """Print a line of another client."""
         if self._as_json:
-            print_json({"event": "said", **attrs.asdict(said), "history": history})
+            print_json({"event": "said", **attrs.asdict(line), "history": history})
         else:
-            also = f" (to {safe(said.to)})" if "," in said.to or " " in said.to else ""
+            also = f" (to {safe(line.to)})" if "," in line.to or " " in line.to else ""
             text = (
-                f"{_clock(said.sent_timestamp)} {safe(said.sender_id)}{also}: "
-                f"{safe(said.text, _SHOWN)}"
+                f"{_clock(line.sent_timestamp)} {safe(line.sender_id)}{also}: "
+                f"{safe(line.text, _SHOWN)}"
             )
             say(f"{_CLEAR if self._interactive and sys.stdout.isatty() else ''}{text}")
         if output_failure() is not None:
-            raise BrokenPipeError  # nobody reads any more; what was received is in the inbox
+            raise BrokenPipeError  # the reader is gone; what was received is in the inbox
 
     def state(self, line: ChatLine) -> None:
-        """A line of one's own is somewhere else now."""
+        """Show the new state of a line that was sent."""
         if self._as_json:
             refused = [{"by": by, "reason": reason} for by, reason in line.refused]
             print_json(
@@ -77,26 +77,26 @@ class Screen:
             self._changed.set()
 
     def note(self, text: str) -> None:
-        """Something that must be seen, beside the lines."""
+        """Print a note that must be seen, between the lines."""
         self._dim(safe(text, _SHOWN), fg="yellow")
 
     def event(self, event: Event) -> None:
-        """What the client says: keys, and once that HQ is away or back."""
+        """Print events about keys, and once each that HQ is unreachable or reachable again."""
         if event.role == "LINE":
-            away = event.kind == "reconnecting"
-            if not away or not self._away:
+            unreachable = event.kind == "reconnecting"
+            if not unreachable or not self._unreachable:
                 self.note(
                     "HQ cannot be reached; lines are kept here and sent later"
-                    if away
+                    if unreachable
                     else event.text
                 )
-            self._away = away
+            self._unreachable = unreachable
         elif event.role == "KEYS" or event.kind == "key":
             self.note(event.text)
 
     async def notes(self) -> None:
-        """On a terminal: how far the newest line is, in as few notes as can be."""
-        told: tuple[int, str] = (0, "")
+        """Show the state of the newest line on a terminal, in as few notes as possible."""
+        shown: tuple[int, str] = (0, "")
         while self._interactive:
             await self._changed.wait()
             self._changed.clear()
@@ -106,15 +106,15 @@ class Screen:
                     await self._changed.wait()
                     continue
             line = self._newest
-            if line is not None and told != (told := (line.number, _progress(line))):
-                self._dim(told[1])
+            if line is not None and shown != (shown := (line.number, _progress(line))):
+                self._dim(shown[1])
 
     async def follow(self, lines: ChatLines | EncryptedChatLines) -> None:
-        """Shows what the others add."""
+        """Show new lines of the others as they arrive."""
         while True:
             found = lines.new()
-            for said in found:
-                self.said(said)
+            for line in found:
+                self.received(line)
             await trio.sleep(0 if found else FOLLOW_S)
 
     def _dim(self, text: str, **style: str) -> None:
@@ -123,7 +123,7 @@ class Screen:
 
 
 async def lines_of_input() -> AsyncIterator[str | None]:
-    """ChatLines of standard input as they come; None for one that is too long or no text."""
+    """Yield lines of standard input as they arrive; None for one that is too long or not UTF-8."""
     rest = b""
     dropping = False
     while True:

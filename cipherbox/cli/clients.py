@@ -18,9 +18,7 @@ WHAT = ("bytes", "envelopes", "queues", "bundles", "certificates", "prekeys")
 
 
 class Clients(click.Group):
-    """`clients` alone lists, and `clients FL-LAB` shows one, as if `list` and `show` had been
-    said.
-    """
+    """Run `list` for `clients` alone, and `show` for `clients FL-LAB`."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         words = [word for word in args if not word.startswith("-")]
@@ -70,7 +68,7 @@ def clients_list(ctx: click.Context, pending: bool, connected: bool, as_json: bo
 
 
 async def _listed(client: Client, what: str, as_json: bool) -> list[dict[str, Any]]:
-    """The rows; an admin's of clients with all totals, which the table has no room for."""
+    """Return the rows; for an admin's JSON with all totals, which do not fit the table."""
     rows = await client.list(what)
     if as_json and what == "clients" and rows and "role" in rows[0]:
         totals = {row["name"]: row for row in await client.list("totals")}
@@ -99,7 +97,7 @@ def clients_show(ctx: click.Context, client_id: str, as_json: bool) -> None:
             if client_id == q["owner"] or client_id in q["readers"]
         ]
         parts = {"rights": rights, "queues": queues}
-        if "role" in row:  # an admin asks
+        if "role" in row:  # only admins get it
             (totals,) = await client.list("totals", client_id)
             has = {what: totals[what] for what in WHAT}
             row |= {what: count for what, count in has.items() if what not in row}
@@ -187,10 +185,10 @@ def clients_limit(
     from cipherbox.cli.output import say
 
     if (most is None) != default:
-        raise click.UsageError("Say how much, or --default.")
+        raise click.UsageError("Specify MOST or --default.")
     with_admin(ctx, lambda client: client.limit(client_id, what, most))
-    told = "what HQ's settings say" if most is None else f"{most} {what}"
-    say(f"{client_id} may have {told}, from now on.")
+    limit = "the default of HQ's settings" if most is None else f"{most} {what}"
+    say(f"Limit for {client_id}: {limit}.")
 
 
 @clients.command("kick")

@@ -1,8 +1,8 @@
-"""The table of commands, and what the parts of the command line call the same."""
+"""The table of commands, and names shared across the command line."""
 
 from __future__ import annotations
 
-PASSWORD_FILE = "cipherbox.password_file"  # noqa: S105 - where a context's meta has the option
+PASSWORD_FILE = "cipherbox.password_file"  # noqa: S105 - the key of the option in a context's meta
 COMPLETE_VARIABLE = "_CIPHERBOX_COMPLETE"  # set by the shell's completion script
 
 # section -> command -> (module below cipherbox.cli, attribute, one line)

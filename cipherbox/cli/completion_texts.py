@@ -1,4 +1,4 @@
-"""`version` and `completion`: what needs neither a network nor a home."""
+"""`version` and `completion`, which need neither a network nor a home."""
 
 from __future__ import annotations
 

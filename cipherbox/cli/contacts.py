@@ -68,13 +68,15 @@ def contacts_list(ctx: click.Context, as_json: bool) -> None:
 def _say(lists: ContactLists) -> None:
     from cipherbox.cli.output import say
 
-    only = f"{', '.join(lists.allowed)}; everybody else is refused (--everybody takes it back)"
+    only = f"{', '.join(lists.allowed)}; everybody else is refused (undo with --everybody)"
     say(f"allowed: {only if lists.allowed else 'everybody who is not blocked'}")
     say(f"blocked: {', '.join(lists.blocked) or 'nobody'}")
 
 
 def _changed(ctx: click.Context, lists: ContactLists, named: tuple[str, ...]) -> None:
-    """The lists count here already; HQ gets to know them now, or with the next connection."""
+    """Print the lists, which are in force here already, and send them to HQ now or on the next
+    connection.
+    """
     from cipherbox.cli.home import load_here
     from cipherbox.cli.output import say, warn
     from cipherbox.cli.running import run
@@ -91,21 +93,22 @@ def _changed(ctx: click.Context, lists: ContactLists, named: tuple[str, ...]) ->
         for name in named:
             if name not in known:
                 near = nearest(name, known)
-                warn(f"HQ knows no client {name} yet{f'; did you mean {near}?' if near else '.'}")
+                hint = f"; did you mean {near}?" if near else "."
+                warn(f"HQ does not know a client {name} yet{hint}")
 
     _say(lists)
     try:
         home = load_here(ctx)
         run(main)
     except CipherBoxError as error:
-        warn(f"It counts here from now on. HQ will be told with the next connection: {error}")
+        warn(f"In force here. The lists are sent to HQ on the next connection: {error}")
         return
     if not home.config.contacts.tell_hq:
-        say("HQ knows nothing of it ([contacts] tell_hq).")
+        say("HQ does not get these lists ([contacts] tell_hq).")
     elif len(lists) > LIMITS.names_per_frame:
         say(
-            f"HQ knows nothing of it: it keeps at most {LIMITS.names_per_frame:,} names of one "
+            f"HQ does not get these lists: it keeps at most {LIMITS.names_per_frame:,} names per "
             "client."
         )
     else:
-        say("HQ knows it too, and refuses for you.")
+        say("HQ has these lists, and refuses mail on your behalf.")

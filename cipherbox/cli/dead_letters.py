@@ -1,4 +1,4 @@
-"""`dead`: what could not be delivered, why, and what becomes of it."""
+"""`dead`: list, show, redrive and drop dead letters."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Where = tuple[str, int]
 
 
 class Letter(click.ParamType[Where]):
-    """QUEUE/SEQ, as `dead list` prints it."""
+    """A dead letter as QUEUE/SEQ, as `dead list` prints it."""
 
     name = "queue/seq"
 
@@ -27,8 +27,8 @@ class Letter(click.ParamType[Where]):
         queue, slash, seq = str(value).rpartition("/")
         if not slash or not seq.isdigit():
             self.fail(
-                f"{value!r} is no dead letter; it looks like box.CA-RC/17, see: cipherbox dead "
-                "list",
+                f"invalid dead letter {value!r}: use for example box.CA-RC/17; list them with: "
+                "cipherbox dead list",
                 param,
                 ctx,
             )
@@ -92,7 +92,7 @@ def dead_show(ctx: click.Context, letter: Where, as_json: bool) -> None:
         for row in await client.dead_letters(letter[0], settled=True):
             if row["seq"] == letter[1]:
                 return row
-        raise NotFound(f"there is no dead letter {letter[0]}/{letter[1]} that you may see")
+        raise NotFound(f"no dead letter {letter[0]}/{letter[1]} that you may see")
 
     row = with_client(ctx, work)
     if as_json:
@@ -126,14 +126,14 @@ def dead_drop(ctx: click.Context, letters: tuple[Where, ...], queue: str | None,
     if letters or queue:
         sure(f"Permanently delete {what}? Nobody has received them.", yes)
     count = with_client(ctx, lambda client: _settle(client, letters, queue, drop=True))
-    say(f"{count} dead letter(s) dropped; HQ's log says who did it.")
+    say(f"{count} dead letter(s) dropped; HQ's log records by whom.")
 
 
 async def _settle(
     client: Client, letters: tuple[Where, ...], queue: str | None, *, drop: bool
 ) -> int:
     if bool(letters) == bool(queue):
-        raise click.UsageError("Name the dead letters (QUEUE/SEQ), or say --queue.")
+        raise click.UsageError("Specify dead letters (QUEUE/SEQ) or --queue.")
     wanted: dict[str, list[int]] = {}
     if queue:
         wanted[queue] = [row["seq"] for row in await client.dead_letters(queue)]
@@ -144,7 +144,7 @@ async def _settle(
         count += await client.settle_dead(name, seqs, drop=drop)
     if letters and count < len(letters):
         raise NotFound(
-            f"{len(letters) - count} of them are no dead letters, or settled already; {count} "
+            f"{len(letters) - count} of them do not exist or are settled already; {count} "
             "were settled"
         )
     return count

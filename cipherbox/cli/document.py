@@ -176,7 +176,7 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]
 
 
 def main() -> None:
-    """Write the pages anew."""
+    """Regenerate the pages."""
     for name, make in PAGES.items():
         file = MANUAL / f"{name}.md"
         file.write_text(renewed(file.read_text("utf-8"), make()), encoding="utf-8")

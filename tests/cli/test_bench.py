@@ -86,8 +86,8 @@ def test_a_table_for_people() -> None:
         (["--size", "big"], "invalid size"),
         (["--batch", "0"], "auto, or 1 to 65536"),
         (["--receivers", "3", "--recipients", "2"], "multiple of --recipients"),
-        (["--presealed", "--rate", "5"], "does not go with --rate"),
-        (["--files", "--rate", "5"], "does not go with --presealed, --rate"),
+        (["--presealed", "--rate", "5"], "cannot be combined with --rate"),
+        (["--files", "--rate", "5"], "cannot be combined with --presealed, --rate"),
     ],
 )
 def test_what_cannot_be_measured(arguments: list[str], words: str) -> None:

@@ -282,7 +282,7 @@ async def test_the_command_tells_hq_and_says_what_hq_knows(hq: RealHq) -> None:
         assert done.exit_code == 0, done.output
         return str(done.output)
 
-    assert "HQ knows it too" in await said("block", "FL-LAB")
+    assert "HQ has these lists" in await said("block", "FL-LAB")
     assert (await at_hq(hq, "CA-RC")).blocked == ("FL-LAB",)
     assert "blocked: FL-LAB" in await said("list")
     lab = await trio.to_thread.run_sync(
@@ -294,9 +294,9 @@ async def test_the_command_tells_hq_and_says_what_hq_knows(hq: RealHq) -> None:
     (home / "client.toml").write_text(
         (home / "client.toml").read_text().replace("tell_hq = true", "tell_hq = false")
     )
-    assert "HQ knows nothing of it" in await said("block", "MA-LAB")
+    assert "HQ does not get these lists" in await said("block", "MA-LAB")
     assert await at_hq(hq, "CA-RC") == ContactLists()
     await hq.stop()
     told = await said("allow", "--everybody")
-    assert "counts here from now on" in told
+    assert "In force here" in told
     assert "with the next connection" in told

@@ -34,7 +34,7 @@ def test_topology_from_declare_to_delete(hq: Hq, tmp_path: Path) -> None:
     assert {r["resource"] for r in json.loads(admin("clients", "FL-LAB", "--json"))["rights"]} == {
         "labs"
     }
-    assert "FL-LAB may have 3 queues" in admin("clients", "limit", "FL-LAB", "queues", "3")
+    assert "Limit for FL-LAB: 3 queues" in admin("clients", "limit", "FL-LAB", "queues", "3")
     lab_row = json.loads(admin("clients", "FL-LAB", "--json"))
     totals = {row["what"]: (row["has"], row["at_most"]) for row in lab_row["totals"]}
     assert totals["queues"] == (0, 3)

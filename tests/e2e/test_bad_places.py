@@ -101,7 +101,7 @@ def test_a_directory_that_nobody_may_look_into(directory: Path) -> None:
         assert "mode 0000, run: chmod u+rwX" in refused.err
     ((about, text, todo),) = findings(directory)
     assert about == "rights"
-    assert "may not look into it" in text
+    assert "may not read it" in text
     assert "run this as that user" in todo
 
 
@@ -228,7 +228,7 @@ def test_a_clients_home_that_cannot_be_used(directory: Path) -> None:
     ((about, text, todo),) = found()
     assert (about, text) == (
         "rights",
-        f"{home} belongs to {owner_of(home)}, and this user may not look into it",
+        f"{home} belongs to {owner_of(home)}, and this user may not read it",
     )
     home.chmod(0o700)
     (home / "client.toml").write_text("[client]\nrotatoin = 1\n")

@@ -168,7 +168,7 @@ def test_the_root_key_leaves_and_renews_the_issuing_ca_when_it_is_back(tmp_path:
         guessed = shell(
             "--password-file", str(tmp_path / "guess"), *renew, "--root", str(stick), home=admin
         )
-        assert (guessed.code, f"not the password of {stick / 'ca.key'}" in guessed.err) == (
+        assert (guessed.code, f"wrong password for {stick / 'ca.key'}" in guessed.err) == (
             4,
             True,
         ), guessed.err
@@ -233,13 +233,13 @@ def test_a_ca_goes_offline_signs_for_hq_too_and_comes_back(tmp_path: Path) -> No
         before = shown(directory, admin)
         taken = shell("ca", "import", str(signed), home=admin)
         assert taken.code == 0, taken.err
-        assert "HQ took 3" in taken.out  # the issuing CA, HQ's certificate, the list
+        assert "HQ imported 3" in taken.out  # the issuing CA, HQ's certificate, the list
         assert shown(directory, admin) != before
         rows = {row["name"]: row for row in json.loads(shell("ca", "--json", home=admin).out)}
         assert rows["requests"]["count"] == 0
         assert rows["revocations"]["days"] > 30
         assert shell("ca", "import", str(signed), home=admin).out.startswith(
-            "HQ had all of it already"
+            "HQ already had all of it"
         )
         back = shell("ca", "bring-back", str(directory), str(vault), "--all", home=admin)
         assert back.code == 0, back.err
@@ -426,7 +426,7 @@ def test_under_an_organizations_root(
         assert "issuing.csr" in again.out
         sign(org, directory / "ca" / "issuing.csr", signer, "issuing", "issuing2.pem")
         taken = shell("ca", "import", str(org / "issuing2.pem"), *whole[1:], home=admin)
-        assert (taken.code, "HQ took 1" in taken.out) == (0, True), taken.err
+        assert (taken.code, "HQ imported 1" in taken.out) == (0, True), taken.err
         assert shell("send", "--to", "CA-RC", "still", home=lab).code == 0
         # the organization revokes our CA
         (org / "index.txt").write_text("")

@@ -29,7 +29,7 @@ def inbox(home: Path) -> list[dict[str, Any]]:
 def test_two_terminals(hq: Hq) -> None:
     lab, center = hq.join("FL-LAB"), hq.join("CA-RC")
     with on_terminal("chat", "CA-RC", home=lab) as here:
-        here.expect("FL-LAB with CA-RC; each line is sent at once, Ctrl-D ends")
+        here.expect("FL-LAB with CA-RC; each line is sent immediately, Ctrl-D ends")
         here.type("hello \x1b[31mred")
         here.expect("· with HQ")
         with on_terminal("chat", "FL-LAB", home=center) as there:

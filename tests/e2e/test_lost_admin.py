@@ -131,9 +131,9 @@ def test_with_the_ca_elsewhere(tmp_path: Path) -> None:
     )
     taken = shell("ca", "import", str(signed), "--hq", str(directory), home=admin)
     # its own, the admin's, the list
-    assert (taken.code, "HQ took 3" in taken.out) == (0, True), taken.err
+    assert (taken.code, "HQ imported 3" in taken.out) == (0, True), taken.err
     again = shell("ca", "import", str(signed), "--hq", str(directory), home=admin)
-    assert (again.code, "HQ had all of it already" in again.out) == (0, True), again.err
+    assert (again.code, "HQ already had all of it" in again.out) == (0, True), again.err
     with serving(directory):
         assert shell("join", home=anew, stdin=made.out).code == 0
         rows = {row["name"]: row for row in json.loads(shell("ca", "--json", home=anew).out)}

@@ -1,10 +1,10 @@
-"""`bench`: how fast this machine is at the whole job, measured from first publish to last confirmed
+"""`bench`: this machine's speed end to end, from the first publish to the last confirmed
 acknowledgement.
 
 Sender, HQ and receiver are processes of this same program; everything is durable, sealed, signed
 and over mutual TLS, and the receiver writes its messages to disk before it acknowledges.  This file
-is the command and its table; `work` is what is measured, `play` the measurement, `worker` and
-`files` what the measured processes do.
+is the command and its table; `work` describes a measurement, `play` runs it, and `worker` and
+`files` run in the measured processes.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class Size(click.ParamType[int]):
-    """``100``, ``1KiB``, ``64k`` or ``1MiB``, as bytes."""
+    """A size such as ``100``, ``1KiB``, ``64k`` or ``1MiB``, converted to bytes."""
 
     name = "size"
 
@@ -42,13 +42,13 @@ class Size(click.ParamType[int]):
         size = int(found[1]) * {"k": 1024, "m": 1024**2}.get(found[2] or "", 1)
         if not 1 <= size <= LARGEST:
             self.fail(
-                f"a message of this measurement has 1 byte to {size_words(LARGEST)}", param, ctx
+                f"invalid size {value!r}: must be from 1 byte to {size_words(LARGEST)}", param, ctx
             )
         return size
 
 
 class Batch(click.ParamType[int]):
-    """``auto``, or how many messages go into one envelope."""
+    """The number of messages per envelope, or ``auto``, which is converted to 0."""
 
     name = "batch"
 
@@ -58,13 +58,13 @@ class Batch(click.ParamType[int]):
         if str(value) == "auto":
             return 0
         if not str(value).isdigit() or not 1 <= int(str(value)) <= 65_536:
-            self.fail("a batch is auto, or 1 to 65536 messages", param, ctx)
+            self.fail(f"invalid batch {value!r}: must be auto, or 1 to 65536", param, ctx)
         return int(str(value))
 
 
 @attrs.frozen
 class BenchOptions:
-    """What `bench` was told; None and False: not given."""
+    """The options of `bench`; None and False: not given."""
 
     size: int | None
     messages: int | None
@@ -83,13 +83,13 @@ class BenchOptions:
 
     @property
     def names_one(self) -> bool:
-        """Whether one measurement was asked for, instead of the standard ones."""
+        """Return whether one measurement was requested, instead of the standard ones."""
         counts = (self.size, self.messages, self.batch, self.senders, self.receivers)
         given = (*counts, self.recipients, self.rate, self.wrap)
         return self.presealed or self.files or any(value is not None for value in given)
 
     def work(self) -> Work:
-        """Return the one measurement; UsageError when its options contradict each other."""
+        """Return the one measurement.  Raise UsageError if its options contradict each other."""
         batch = self.batch
         if batch is None:
             batch = 1 if self.presealed or self.rate else 0
@@ -101,18 +101,20 @@ class BenchOptions:
             )
         if self.presealed and self.rate:
             raise click.UsageError(
-                "--presealed measures how much HQ can take; it does not go with --rate."
+                "--presealed measures HQ's capacity; it cannot be combined with --rate."
             )
         if self.presealed and self.wrap:
             raise click.UsageError(
-                "--presealed measures HQ, which sees no difference; it does not go with --wrap."
+                "--presealed measures HQ, which sees no difference; it cannot be combined with "
+                "--wrap."
             )
         if self.files and (self.presealed or self.rate or batch or self.wrap):
             raise click.UsageError(
-                "--files measures agents: it does not go with --presealed, --rate, --batch, --wrap."
+                "--files measures agents; it cannot be combined with --presealed, --rate, --batch "
+                "or --wrap."
             )
         if self.files and recipients > 1:
-            raise click.UsageError("--files goes with --recipients 1: each file is for one center.")
+            raise click.UsageError("--files requires --recipients 1: each file is for one center.")
         return Work(
             size=self.size or 100,
             messages=self.messages or 0,

@@ -1,4 +1,4 @@
-"""`bench --files`: an agent sends what lies in its folder, a receiver has it as files again."""
+"""`bench --files`: an agent sends the files in its folder, and a receiver writes them to disk."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ _TELL_S = 0.2
 
 
 def settings(do: str) -> dict[str, Any]:
-    """Of the client that does it: what lies in the folder is whole."""
+    """Return the settings of the measured client: files in its folder are complete, so the agent
+    does not wait for them to settle.
+    """
     from cipherbox.config.toml_file import AgentSettings
 
     return {"agent": AgentSettings(settle_s=0.0)} if do == "send-files" else {}
 
 
 async def send(client: Client, task: dict[str, Any]) -> None:
-    """Puts the files into the folders of their centers, then lets the agent send them until they
-    are in `sent`.
-    """
+    """Place the files in the folders of their centers, then run the agent until all are sent."""
     from cipherbox.apps.agent.agent import Agent
     from cipherbox.apps.agent.file_mover import OUTGOING
     from cipherbox.cli.bench.measured import measured, shares, tell
@@ -50,7 +50,7 @@ async def send(client: Client, task: dict[str, Any]) -> None:
 
 
 async def receive(client: Client, task: dict[str, Any]) -> None:
-    """Receives until all files have their names."""
+    """Receive until all files are complete."""
     from cipherbox.cli.bench.measured import measured, tell
     from cipherbox.client.receiving.receiver import Receiver
 

@@ -1,4 +1,4 @@
-"""What measured processes share: reports as lines of JSON, and the timed piece of work."""
+"""Shared by the measured processes: reports as lines of JSON, and the timed part of the work."""
 
 from __future__ import annotations
 

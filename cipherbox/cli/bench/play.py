@@ -1,5 +1,5 @@
-"""One measurement: HQ, senders and receivers are started, told to go together, and asked what
-they saw.
+"""Run one measurement: start HQ, senders and receivers, release them together, collect their
+reports.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 @attrs.frozen
 class Result:
-    """What was measured.  MB are 10^6 bytes of messages; CPU in seconds for a million messages;
-    None: not known.
+    """The result of a measurement.  MB are 10^6 bytes of messages; CPU in seconds per million
+    messages; None: not known.
     """
 
     work: Work
@@ -38,7 +38,7 @@ class Result:
     cpu_s_per_million: dict[str, float | None]
 
     def as_json(self) -> dict[str, object]:
-        """For `--json`."""
+        """Return the fields that `--json` prints."""
         return {
             **attrs.asdict(self, recurse=False),
             "work": self.work.title,
@@ -47,7 +47,7 @@ class Result:
 
 
 async def play(directory: Path, work: Work, database: list[str]) -> Result:
-    """Measures ``work`` in an empty directory; ``database`` are arguments for `init`."""
+    """Measure ``work`` in an empty directory; ``database`` are arguments for `init`."""
     stage = Stage(directory)
     names = [f"S{n + 1}" for n in range(work.senders)], [f"R{n + 1}" for n in range(work.receivers)]
     progress = Progress(work)
@@ -178,7 +178,7 @@ def _result(
 
 
 class Progress:
-    """A line on the terminal that says how far it is; silent elsewhere."""
+    """A progress line on a terminal; prints nothing elsewhere."""
 
     def __init__(self, work: Work) -> None:
         self._title, self._total = work.title, work.count * work.recipients

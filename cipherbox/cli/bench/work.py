@@ -1,4 +1,4 @@
-"""What one measurement measures, in options and in words."""
+"""The parameters of a measurement, and its title."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ SECONDS = 5  # about what one measurement lasts without --messages
 
 @attrs.frozen
 class Work:
-    """One measurement.  ``batch`` 0: automatic; ``rate`` 0: as fast as it goes; sizes in bytes,
-    counts a run.
+    """The parameters of one measurement.  ``batch`` 0: automatic; ``rate`` 0: as fast as possible;
+    sizes in bytes, counts per run.
     """
 
     size: int = 100
@@ -23,11 +23,11 @@ class Work:
     presealed: bool = False
     rate: float = 0.0
     wrap: str = ""  # how the content key is wrapped; "": as each recipient prefers
-    files: bool = False  # put into an agent's folder, and there as files again
+    files: bool = False  # from an agent's folder to files at the receiver
 
     @property
     def title(self) -> str:
-        """What it is, in words."""
+        """Return a description of the measurement."""
         size = size_words(self.size)
         how = (
             "sealed beforehand, never opened" if self.presealed else f"{self.batch} in an envelope"
@@ -49,8 +49,8 @@ class Work:
 
     @property
     def count(self) -> int:
-        """Messages of the run, all senders together: as asked, or what a usual machine does in a
-        few seconds.
+        """Return the number of messages of all senders together: as given, or as many as an
+        ordinary machine handles in a few seconds.
         """
         if self.messages:
             return self.messages

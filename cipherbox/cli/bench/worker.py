@@ -1,9 +1,8 @@
-"""What a measured process does: it gets its task as one line of JSON, says that it is ready, waits
-for the word, works, and says in one line of JSON when it began, when it ended, and what CPU time
-that took.
+"""A measured process: reads its task as one line of JSON, reports that it is ready, waits for the
+signal, works, and reports in one line of JSON its start, its end, and the CPU time used.
 
 A message begins with the time it was published, in nanoseconds of the machine's monotonic clock,
-which all its processes share; that is how the receiver knows how long it was under way.
+which all its processes share; the receiver computes the latency from it.
 """
 
 from __future__ import annotations
@@ -26,14 +25,14 @@ if TYPE_CHECKING:
     from cipherbox.client.client import Client
 
 STAMP = 20  # digits of a time
-_RESTAMP = 64  # messages that share one stamp when they are sent as fast as it goes
+_RESTAMP = 64  # messages that share one timestamp when they are sent as fast as possible
 _TELL_S = 0.2
 _MARK = b'"content":"'
 SAMPLES = 20_000
 
 
 async def work(home: Path | None) -> int:
-    """Reads the task from standard input and does it."""
+    """Read the task from standard input and perform it."""
     from cipherbox.client.client import open_client
 
     task: dict[str, Any] = orjson.loads(await trio.to_thread.run_sync(sys.stdin.buffer.readline))
@@ -154,23 +153,23 @@ async def _receive(client: Client, task: dict[str, Any]) -> None:
     from cipherbox.client.receiving.receiver import Receiver
 
     took: list[float] = []
-    told = 0.0
+    reported = 0.0
     stamped, every = task["size"] >= STAMP, bool(task["rate"])
 
-    def lines_came(lines: list[bytes]) -> None:
-        nonlocal told
+    def on_lines(lines: list[bytes]) -> None:
+        nonlocal reported
         now = time.monotonic_ns()
         if stamped and len(took) < SAMPLES:
             for line in b"".join(lines).splitlines() if every else lines[-1:]:
                 at = line.rindex(_MARK) + len(_MARK)
                 took.append((now - int(line[at : at + STAMP])) / 1e6)
-        if now - told > _TELL_S * 1e9:
-            told = now
+        if now - reported > _TELL_S * 1e9:
+            reported = now
             tell(received=receiver.received)
 
     if task["wrap"] == "ratchet":
         await client.offer_prekeys()
-    receiver = Receiver(client, on_lines=lines_came)
+    receiver = Receiver(client, on_lines=on_lines)
 
     async def body() -> None:
         await receiver.run([client.mailbox], count=task["messages"])
@@ -180,20 +179,20 @@ async def _receive(client: Client, task: dict[str, Any]) -> None:
 
 
 async def _take(client: Client, task: dict[str, Any]) -> None:
-    """Acknowledges what comes, unopened: what HQ alone can do."""
-    took = 0
-    told = 0.0
+    """Acknowledge deliveries without opening them, to measure HQ alone."""
+    taken = 0
+    reported = 0.0
 
     async def body() -> None:
-        nonlocal took, told
+        nonlocal taken, reported
         async with client.consume_unopened() as consumer, trio.open_nursery() as acks:
-            while took < task["messages"]:
+            while taken < task["messages"]:
                 batch = await consumer.batch()
-                took += len(batch) * (task["batch"] or 1)
+                taken += len(batch) * (task["batch"] or 1)
                 acks.start_soon(client.ack, batch)
-                if time.monotonic() - told > _TELL_S:
-                    told = time.monotonic()
-                    tell(received=took)
+                if time.monotonic() - reported > _TELL_S:
+                    reported = time.monotonic()
+                    tell(received=taken)
 
     result = await measured(body)
-    tell(**result, took_ms=[], received=took)
+    tell(**result, took_ms=[], received=taken)

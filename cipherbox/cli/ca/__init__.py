@@ -2,8 +2,7 @@
 
 Map, written by `make generate`:
 
-    command  `ca`: what HQ's certificates are, and what is carried to a CA that is elsewhere, and
-             back.
+    command  `ca`: HQ's certificates, and the exchange of requests and responses with an offline CA.
     keys     `ca take-off`, `ca bring-back`, `ca renew`: the CA's private keys, on HQ's machine and
              off it.
 """

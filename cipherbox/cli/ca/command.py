@@ -1,5 +1,6 @@
-"""`ca`: what HQ's certificates are, and what is carried to a CA that is elsewhere, and back.
-See also `ca_keys`.
+"""`ca`: HQ's certificates, and the exchange of requests and responses with an offline CA.
+
+See also `keys`.
 """
 
 from __future__ import annotations
@@ -72,8 +73,8 @@ def ca_show(ctx: click.Context, as_json: bool) -> None:
         say()
     if any(row["name"] == "requests" and row["count"] for row in rows):
         next_step(
-            "let go what waits for you: cipherbox approve; what waits for the CA: cipherbox ca "
-            "export FILE"
+            "approve requests that wait for an admin: cipherbox approve; export those that wait "
+            "for the CA: cipherbox ca export FILE"
         )
 
 
@@ -122,7 +123,7 @@ def ca_export(ctx: click.Context, file: Path, pem: bool, hq: Path | None) -> Non
         )
         return
     write_atomic(file, document)
-    say(f"The waiting requests are in {file}.")
+    say(f"The pending requests are in {file}.")
     next_step(
         f"carry it to the CA's machine and there: cipherbox ca sign {file.name} signed.json --ca "
         "DIRECTORY"
@@ -198,15 +199,15 @@ def ca_import(ctx: click.Context, files: tuple[Path, ...], hq: Path | None) -> N
     parts = [file.read_bytes() for file in files]
     if len(parts) > 1 and not all(b"-----BEGIN" in part for part in parts):
         raise click.UsageError(
-            "Several files at once are in PEM; an offline CA's answer comes alone."
+            "Several files must all be PEM; import an offline CA's response separately."
         )
     document = b"\n".join(parts)
     if hq is None:
         count = with_admin(ctx, lambda client: client.import_certificates(document))
         say(
-            f"HQ took {count} of them; clients that wait get theirs now."
+            f"HQ imported {count} of them; waiting clients now get theirs."
             if count
-            else "HQ had all of it already."
+            else "HQ already had all of it."
         )
         return
     from cipherbox.server.ca import organization
@@ -224,9 +225,9 @@ def ca_import(ctx: click.Context, files: tuple[Path, ...], hq: Path | None) -> N
         return
     count = run(closed.take, config, document)
     say(
-        f"HQ took {count} of them, into {config.directory}."
+        f"HQ imported {count} of them into {config.directory}."
         if count
-        else "HQ had all of it already."
+        else "HQ already had all of it."
     )
     if organization.runs(config):
         next_step(

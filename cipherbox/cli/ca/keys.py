@@ -1,8 +1,8 @@
 """`ca take-off`, `ca bring-back`, `ca renew`: the CA's private keys, on HQ's machine and off it.
 
 These work on HQ's directory, as the user HQ runs as; HQ may run meanwhile.  The keys in the other
-directory are under `ca.key`, which may be under a password: typed, or in the file --password-file
-names.
+directory are encrypted with `ca.key`, which may itself be encrypted under a password: typed, or
+read from the file given with --password-file.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _SIZE = 32
 
 
 def vault_at(ctx: click.Context, directory: Path) -> OfflineCa:
-    """A CA's directory, opened; a password is asked for where it needs one."""
+    """Open a CA's directory, and ask for its password if it has one."""
     from cipherbox.portable import read_private
     from cipherbox.server.ca.offline import CA_KEY, OfflineCa
 
@@ -31,7 +31,7 @@ def vault_at(ctx: click.Context, directory: Path) -> OfflineCa:
 
 
 def _open(ctx: click.Context, directory: Path, data: bytes, password: bytes | None = None) -> bytes:
-    """The 32 bytes that a `ca.key` stands for."""
+    """Return the 32-byte key of a `ca.key`, decrypted if it is under a password."""
     from cipherbox.cli.password import ask, named_password
     from cipherbox.client.keys.local_key import password_bytes
     from cipherbox.errors import ConfigError, CredentialsError, PasswordNeeded, WrongPassword
@@ -42,21 +42,21 @@ def _open(ctx: click.Context, directory: Path, data: bytes, password: bytes | No
     path = directory / "ca.key"
     if not keyfile.is_key_file(data):
         raise ConfigError(
-            f"{path} is no key: it has {len(data)} bytes",
-            remedy="take your second copy of this directory",
+            f"{path} is not a key: it has {len(data)} bytes",
+            remedy="use your second copy of this directory",
         )
     given = password or named_password(ctx)
     if given is None:
-        nobody = PasswordNeeded(f"{path} is under a password, and none was given")
-        given = password_bytes(ask(f"Password of the CA in {directory}", nobody))
+        missing = PasswordNeeded(f"{path} is encrypted under a password, and none was given")
+        given = password_bytes(ask(f"Password of the CA in {directory}", missing))
     try:
         key = keyfile.decrypt(data, password=given)
     except WrongPassword:
-        raise WrongPassword(f"this is not the password of {path}") from None
+        raise WrongPassword(f"wrong password for {path}") from None
     except CredentialsError as error:
         raise ConfigError(f"{path}: {error}") from None
     if len(key) != _SIZE:
-        raise ConfigError(f"{path} holds something else than a CA's key")
+        raise ConfigError(f"{path} does not hold a CA's key")
     return key
 
 
@@ -101,8 +101,8 @@ def take_off(
         raise click.UsageError(
             f"{directory} is in HQ's own directory: choose one that can be carried away."
         )
-    what = "The CA's private keys go" if whole else "The root's private key goes"
-    sure(f"{what} to {directory} and from this machine. Go on?", yes)
+    what = "the CA's private keys" if whole else "the root's private key"
+    sure(f"Move {what} to {directory} and remove them from this machine?", yes)
     if (directory / "ca.key").exists():
         key_file = read_private(directory / "ca.key")
         if protect and len(key_file) == _SIZE:
@@ -122,16 +122,16 @@ def take_off(
     def open_key(data: bytes) -> bytes:
         return keys[data] if data in keys else _open(ctx, directory, data, password)
 
-    gone = authority.take_off(config, directory, key_file, open_key, whole=whole)
-    for path in gone:
-        say(f"{path}: its copy in {directory} was read back and signs; it is removed here.")
+    removed = authority.take_off(config, directory, key_file, open_key, whole=whole)
+    for path in removed:
+        say(f"{path}: removed here; its copy in {directory} was read back and tested.")
     warn(f"Keep {directory} safe, and a second copy of it elsewhere: nothing can replace it.")
     if len(key_file) == _SIZE:
-        warn("Its keys are under no password: who has the directory has the CA.")
+        warn("Its keys have no password: anyone holding the directory controls the CA.")
     if whole:
         next_step(
             "make HQ notice: cipherbox reload",
-            "a revocation list for the time to come, within 3 days: cipherbox ca export "
+            "within 3 days, sign a new revocation list: cipherbox ca export "
             f"requests.json; cipherbox ca sign requests.json signed.json --ca {directory}; "
             "cipherbox ca import signed.json",
         )
@@ -157,7 +157,7 @@ def bring_back(ctx: click.Context, hq: Path, directory: Path, whole: bool) -> No
 
     config = hq_settings(hq)
     for path in authority.bring_back(config, vault_at(ctx, directory.absolute()), whole=whole):
-        say(f"{path} is here again; what is in {directory} stays there.")
+        say(f"{path} is restored; the copy in {directory} stays there.")
     if whole:
         next_step("make HQ notice: cipherbox reload")
 
@@ -181,9 +181,9 @@ def renew(ctx: click.Context, directory: Path, root: Path | None) -> None:
 
     if os.path.exists(directory / CA_KEY):  # not Path.exists, which fails where it may not look
         if root is not None:
-            raise click.UsageError("An offline CA has its root's key with it: leave --root out.")
+            raise click.UsageError("An offline CA's directory holds its root key; omit --root.")
         renewed = vault_at(ctx, directory.absolute()).renew_issuing()
-        step = "HQ gets it with the next answer: cipherbox ca export, ca sign, ca import"
+        step = "HQ gets it with the next response: cipherbox ca export, ca sign, ca import"
     else:
         config = hq_settings(directory)
         if config.ca.organization:

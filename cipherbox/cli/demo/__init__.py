@@ -2,12 +2,10 @@
 
 Map, written by `make generate`:
 
-    blind    Has HQ any plaintext?
-    command  `demo`: the labs scenario with real processes over mutual TLS, and a check of
-             everything that was promised.
-    hostile  `demo --hostile-hq`: an HQ that breaks its word in front of the user, and the commands
-             that notice.
-    items    The labs scenario: who takes part, what is sent to whom, and the four files that the
-             demo makes.
-    report   What the demo found, and how it is shown.
+    blind    Search every file of HQ's directory for runs of bytes of known plaintexts.
+    command  `demo`: the labs scenario with real processes over mutual TLS, and a check of every
+             guarantee.
+    hostile  `demo --hostile-hq`: a dishonest HQ, and the commands that detect it.
+    items    The labs scenario: participants, routes, and the four files that the demo creates.
+    report   The demo's report, and how it is printed.
 """

@@ -1,4 +1,4 @@
-"""Has HQ any plaintext?  Searches every file of a directory for runs of bytes of known plaintexts.
+"""Search every file of HQ's directory for runs of bytes of known plaintexts.
 
 Every plaintext is cut into blocks of 16 bytes at 16-byte steps.  A run of 31 or more plaintext
 bytes anywhere in a file holds at least one whole block, whatever its position there; so a file is
@@ -22,7 +22,7 @@ _STEP = struct.Struct(f"{BLOCK}s")
 
 
 class Searched(NamedTuple):
-    """What a search looked at, and what it found."""
+    """The result of a search: the files and bytes covered, and the matches."""
 
     files: int
     size: int  # bytes, empty pages not counted
@@ -30,13 +30,13 @@ class Searched(NamedTuple):
 
 
 def blocks(plaintext: bytes) -> set[tuple[bytes]]:
-    """All whole blocks of a plaintext that could not be anywhere by chance."""
+    """Return the whole blocks of a plaintext, without those that may occur by chance."""
     whole = len(plaintext) - len(plaintext) % BLOCK
     return {piece for piece in _STEP.iter_unpack(plaintext[:whole]) if len(set(piece[0])) > 2}
 
 
 def search(directory: Path, plaintexts: Iterable[tuple[str, bytes]]) -> Searched:
-    """Looks for the named plaintexts in every file below ``directory``, whatever its kind."""
+    """Search every file below ``directory``, whatever its kind, for the named plaintexts."""
     wanted: dict[tuple[bytes], str] = {}
     for name, plaintext in plaintexts:
         wanted.update(dict.fromkeys(blocks(plaintext), name))

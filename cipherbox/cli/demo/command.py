@@ -1,10 +1,9 @@
-"""`demo`: the labs scenario with real processes over mutual TLS, and a check of everything that was
-promised.
+"""`demo`: the labs scenario with real processes over mutual TLS, and a check of every guarantee.
 
 Four labs, three research centers and HQ, each a process of its own running this same program in a
-home of its own.  The labs send before the centers are there, so that everything is searched for
-plaintext while it waits at HQ, and once more at the end.  What differs from what it should be is
-listed, and the exit code is 1.
+home of its own.  The labs send before the centers connect, so that everything is searched for
+plaintext while it waits at HQ, and once more at the end.  Every difference from the expected
+outcome is listed, and the exit code is then 1.
 """
 
 from __future__ import annotations
@@ -66,9 +65,7 @@ def demo(keep: bool, directory: Path | None, hostile_hq: bool, url: str, as_json
     detect it.
     """
     if hostile_hq and url:
-        raise click.UsageError(
-            "--hostile-hq plays with the embedded database; leave --database out."
-        )
+        raise click.UsageError("--hostile-hq uses the embedded database; omit --database.")
     with ExitStack() as stack:
         if directory is None:
             directory = Path(tempfile.mkdtemp(prefix="cipherbox-demo-"))
@@ -93,7 +90,7 @@ def demo(keep: bool, directory: Path | None, hostile_hq: bool, url: str, as_json
 
 
 async def play(directory: Path, talk: bool, database: Scratch) -> Report:
-    """The whole scenario below ``directory``, which is empty."""
+    """Run the whole scenario below ``directory``, which is empty, and return the report."""
     from cipherbox.harness.stage import Stage
 
     def tell(text: str) -> None:
@@ -138,7 +135,7 @@ async def play(directory: Path, talk: bool, database: Scratch) -> Report:
 
 
 async def play_hostile(directory: Path, talk: bool) -> list[Scene]:
-    """An HQ that breaks its word, below ``directory``, which is empty."""
+    """Run the scenes of a dishonest HQ below ``directory``, which is empty, and return them."""
     from cipherbox.cli.demo.hostile import CLIENTS, hostile
     from cipherbox.harness.stage import Stage
 
@@ -180,7 +177,7 @@ async def _start_hq(stage: Stage, hq: Path, admin: Path, database: Scratch) -> t
         except StageFailed:
             if attempt == START_TRIES:
                 raise
-            shutil.rmtree(hq)  # somebody else took the port meanwhile
+            shutil.rmtree(hq)  # another process took the port meanwhile
             shutil.rmtree(admin)
             if database.url:
                 database.drop()
@@ -203,7 +200,7 @@ async def _topology(admin: Path) -> None:
 
 
 async def _send(stage: Stage, directory: Path, items: list[Item]) -> dict[str, str]:
-    """Each lab permits its recipients and sends its item; item name -> message id."""
+    """Let each lab allow its recipients and send its item.  Return message ids by item name."""
     import orjson
     import trio
 
@@ -257,7 +254,7 @@ async def _receive(stage: Stage, directory: Path, items: list[Item]) -> None:
 async def _receipts(
     stage: Stage, directory: Path, sent: dict[str, str]
 ) -> dict[str, dict[str, int]]:
-    """Message id -> center -> when it signed, by each lab's own `status`."""
+    """Return message id -> center -> time of its receipt, as each lab's own `status` shows it."""
     import orjson
     import trio
 
@@ -295,9 +292,7 @@ async def _compare_depth(admin: Path, report: Report) -> None:
 
 
 def _compare(report: Report, directory: Path, items: list[Item], sent: dict[str, str]) -> None:
-    """Every center's file against what the labs made: nothing missing, nothing twice, nothing
-    else.
-    """
+    """Compare every center's messages with the labs' items: each exactly once, and no others."""
     received = {center: _received(directory / center) for center in QUEUES}
     report.received_files = [
         directory / center / "data" / "received_messages.jsonl" for center in QUEUES
@@ -332,7 +327,7 @@ def _compare(report: Report, directory: Path, items: list[Item], sent: dict[str,
 
 
 def _received(home: Path) -> list[dict[str, Any]]:
-    """A center's received_messages.jsonl, each line with its content as `bytes`."""
+    """Return a center's received_messages.jsonl, each line with its content as `bytes`."""
     import orjson
 
     file = home / "data" / "received_messages.jsonl"
@@ -350,7 +345,7 @@ def _received(home: Path) -> list[dict[str, Any]]:
 
 
 def _search(hq: Path, database: Scratch, plaintexts: list[tuple[str, bytes]]) -> Searched:
-    """In HQ's directory, and in every table where these are in PostgreSQL."""
+    """Search HQ's directory, and with PostgreSQL a dump of every table."""
     from cipherbox.cli.demo.blind import search
 
     if database.url:
@@ -361,7 +356,7 @@ def _search(hq: Path, database: Scratch, plaintexts: list[tuple[str, bytes]]) ->
 
 
 def _read_times(report: Report, path: Path, database: Scratch) -> None:
-    """Sent, delivered and acknowledged, from HQ's own view of its deliveries."""
+    """Read when each item was sent, delivered and acknowledged, from HQ's views."""
     import sqlite3
 
     names = ("message_id", "client_id", "sent_time", "delivered_time", "acknowledged_time")
@@ -395,7 +390,7 @@ def _read_times(report: Report, path: Path, database: Scratch) -> None:
 
 
 def _compare_receipts(report: Report, receipts: dict[str, dict[str, int]]) -> None:
-    """Every delivery is signed for by the center it went to."""
+    """Check that every delivery has a receipt signed by its center."""
     from datetime import UTC, datetime
 
     for delivery in report.deliveries:

@@ -1,10 +1,9 @@
-"""`demo --hostile-hq`: an HQ that breaks its word in front of the user, and the commands that
-notice.
+"""`demo --hostile-hq`: a dishonest HQ, and the commands that detect it.
 
 Three scenes with real processes over mutual TLS.  Between a stop and a start of HQ its operator
-does what only an operator can: takes a confirmed message out of the database, certifies keys of its
-own in a client's name, puts the disk of an earlier hour back.  Then the clients' ordinary commands
-run, and what they print is shown word for word.
+does what only an operator can: deletes a confirmed message from the database, certifies keys of its
+own in a client's name, restores an earlier copy of the disk.  Then the clients' ordinary commands
+run, and their output is shown verbatim.
 
 Rules.
 1. Clients are never told that HQ is hostile: they run the commands of every day.
@@ -38,7 +37,7 @@ if TYPE_CHECKING:
 
 LAB, NEWCOMER, CENTER = "FL-LAB", "MA-LAB", "CA-RC"
 CLIENTS = (LAB, NEWCOMER, CENTER)
-QUIET_S = "3"  # how long a center waits for a message that will not come
+QUIET_S = "3"  # how long a center waits for a message that will not arrive
 
 
 @attrs.define
@@ -137,9 +136,7 @@ async def _dropped_message(acts: Hostile) -> Scene:
 
 
 def _drop_everything_that_waits(hq: Path) -> None:
-    """What a dishonest operator needs no program for: rows are deleted, counters are made to
-    fit.
-    """
+    """Delete the rows and adjust the counters, as an operator can with SQL alone."""
     with closing(sqlite3.connect(hq / "cipherbox.sqlite3")) as database, database:
         database.execute(
             "DELETE FROM bodies WHERE number IN (SELECT number FROM entries WHERE state < 2)"
@@ -165,7 +162,7 @@ async def _swapped_key(acts: Hostile) -> Scene:
         "which knows what it made.",
     )
     await acts.stop()
-    await _hand_out_keys_of_ours(acts.hq)
+    await _publish_forged_keys(acts.hq)
     await acts.start()
     refused = await acts.run(scene, LAB, "send", "--to", CENTER, "Sample 18 is ready")
     scene.expect(
@@ -186,7 +183,7 @@ async def _swapped_key(acts: Hostile) -> Scene:
     return scene
 
 
-async def _hand_out_keys_of_ours(hq: Path) -> None:
+async def _publish_forged_keys(hq: Path) -> None:
     """Put a bundle made by HQ into the database, past the checks that an honest HQ makes when it
     takes one.
     """
@@ -221,8 +218,8 @@ async def _hand_out_keys_of_ours(hq: Path) -> None:
 
 
 def _forged(config: ServerConfig, known: KeyBundle) -> KeyBundle:
-    """Return a bundle that everything HQ has can make: certified and whole, signed by nothing of
-    its owner's.
+    """Return a bundle made with all of HQ's secrets: certified and complete, but signed by none of
+    its owner's keys.
     """
     from cipherbox import pki
     from cipherbox.config.settings import secret_key
@@ -297,7 +294,7 @@ def _quoted(word: str) -> str:
 async def hostile(
     stage: Stage, directory: Path, server: trio.Process, tell: Callable[[str], None]
 ) -> list[Scene]:
-    """Play everything against a running HQ with its clients enrolled, and stop HQ; the scenes."""
+    """Play all scenes against a running HQ with enrolled clients, stop it, return the scenes."""
     acts = Hostile(stage, directory, server, tell)
     try:
         await acts.send(LAB, "We have met")  # from here on the lab holds the center's keys

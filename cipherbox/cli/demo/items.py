@@ -1,6 +1,6 @@
-"""The labs scenario: who takes part, what is sent to whom, and the four files that the demo makes.
+"""The labs scenario: participants, routes, and the four files that the demo creates.
 
-Contents are random where they carry data, so that no run of their bytes can be anywhere by chance.
+Contents are random where they carry data, so that no run of their bytes occurs by chance.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ BINDINGS = (
 
 
 class Item(NamedTuple):
-    """What one lab sends."""
+    """The item that one lab sends."""
 
     name: str
     file: str
@@ -34,7 +34,7 @@ class Item(NamedTuple):
 
 
 def make_items(seed: int) -> list[Item]:
-    """The four items; the same seed gives the same bytes."""
+    """Return the four items; the same seed gives the same bytes."""
     chance = random.Random(seed)  # noqa: S311 - test data, no secret
     return [
         Item(
@@ -73,7 +73,7 @@ def make_items(seed: int) -> list[Item]:
 
 
 def measurements(chance: random.Random) -> bytes:
-    """A CSV of 4,000 measurements, about 240 KB."""
+    """Return a CSV file of 4,000 measurements, about 240 KB."""
     lines = ["sample,taken_at,analyte,value,unit,instrument,operator"]
     analytes = (
         ("Glucose", "mmol/L", 5.2),
@@ -92,7 +92,7 @@ def measurements(chance: random.Random) -> bytes:
 
 
 def lab_report(chance: random.Random) -> bytes:
-    """An HL7 v2.5.1 ORU^R01 report with 30 results and a note in another alphabet."""
+    """Return an HL7 v2.5.1 ORU^R01 report with 30 results and a note in other alphabets."""
     number = chance.randrange(10**9)
     segments = [
         "MSH|^~\\&|LIS|PA-LAB|EHR|DC-HQ|20251008091500||ORU^R01^ORU_R01|"
@@ -113,7 +113,7 @@ def lab_report(chance: random.Random) -> bytes:
 
 
 def document(chance: random.Random) -> bytes:
-    """A JSON document, about 150 KB."""
+    """Return a JSON document of about 150 KB."""
     import json
 
     runs = [
@@ -133,7 +133,7 @@ def document(chance: random.Random) -> bytes:
 
 
 def paper(chance: random.Random, size: int) -> bytes:
-    """Something like a PDF of about ``size`` bytes: a header, a compressed stream with every
+    """Return a PDF-like file of about ``size`` bytes: a header, a compressed stream with every
     byte value, a trailer.
     """
     picture = chance.randbytes(size)

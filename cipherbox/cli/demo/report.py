@@ -1,4 +1,4 @@
-"""What the demo found, and how it is shown."""
+"""The demo's report, and how it is printed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ HQ = "DC-HQ"
 
 @attrs.define
 class Delivery:
-    """One item at one center, as it should be and as it was found."""
+    """One item at one center: the expected and the actual values."""
 
     item: str
     message_id: str
@@ -31,7 +31,7 @@ class Delivery:
 
 @attrs.define
 class Report:
-    """What the demo found; no differences means that everything is as it should be."""
+    """The outcome of the demo; no differences means that every guarantee held."""
 
     directory: Path
     deliveries: list[Delivery] = attrs.Factory(list)
@@ -53,7 +53,7 @@ class Shown:
 
 @attrs.define
 class Scene:
-    """One thing HQ tried; ``missed`` says what should have been noticed and was not."""
+    """One attempt of a dishonest HQ; ``missed`` lists what was not detected."""
 
     title: str
     tried: str
@@ -115,8 +115,8 @@ def show(report: Report, keep: bool) -> None:
         next_step(f"look around in {report.directory}; the manual: cipherbox manual quickstart")
     else:
         next_step(
-            "keep the files to look at: cipherbox demo --keep; begin your own: cipherbox manual "
-            "quickstart"
+            "keep the files for inspection: cipherbox demo --keep; set up your own: cipherbox "
+            "manual quickstart"
         )
 
 
@@ -136,7 +136,7 @@ def show_json(report: Report) -> None:
 
 
 def show_scenes(scenes: Sequence[Scene], as_json: bool, kept: Path | None) -> None:
-    """What a hostile HQ tried, what users saw, and whether it was caught."""
+    """Print what a hostile HQ tried, what users saw, and whether it was caught."""
     from cipherbox.cli.output import fail, next_step, print_json, safe, say
 
     if as_json:
@@ -171,12 +171,12 @@ def show_scenes(scenes: Sequence[Scene], as_json: bool, kept: Path | None) -> No
 
 
 def _clock(text: str) -> str:
-    """The time of day of HQ's text, to the millisecond."""
+    """Return the time of day of HQ's timestamp, to the millisecond."""
     return text.replace("T", " ").rpartition(" ")[2].removesuffix("Z").removesuffix("+00:00") or "-"
 
 
 def _prose(text: str) -> str:
-    """Sentences within the width of the terminal, which would break them amid a word."""
+    """Return the text wrapped between words to the width of the terminal."""
     width = max(40, shutil.get_terminal_size().columns - 1)
     return textwrap.fill(
         text,

@@ -2,10 +2,9 @@
 
 Map, written by `make generate`:
 
-    client    `doctor` on a client's machine: its files, its clock, its certificate, and the way to
-              HQ step by step.
+    client    `doctor` on a client's machine: files, clock, certificate, and the path to HQ step by
+              step.
     command   `doctor`: find problems on this machine and what to do about them.
-    findings  What `doctor` finds: one line for each thing it looked at, and what to do about it.
-    hq        `doctor` on HQ's machine: looks at everything `serve` needs and changes nothing; HQ
-              may be running.
+    findings  The findings of `doctor`: one line for each check, with its remedy.
+    hq        `doctor` on HQ's machine: check everything that `serve` needs, and change nothing.
 """

@@ -1,6 +1,4 @@
-"""`doctor` on a client's machine: its files, its clock, its certificate, and the way to HQ step
-by step.
-"""
+"""`doctor` on a client's machine: files, clock, certificate, and the path to HQ step by step."""
 
 from __future__ import annotations
 
@@ -41,12 +39,12 @@ _SKEW_S, _SKEW_BAD_S = 60, 24 * 3600  # HQ refuses ids from more than a day in t
 _REPLACED = (
     "if it is to be this client again, ask the admin for: cipherbox enroll CLIENT_ID --replace"
 )
-_PROXY = "correct it: [line] in client.toml, HTTPS_PROXY"
+_PROXY = "correct [line] in client.toml, or HTTPS_PROXY"
 _JOIN = "ask the admin for a token (cipherbox enroll) and run: cipherbox join"
 
 
 def look(ctx: click.Context, home: Path) -> list[Finding]:
-    """All findings about the client in ``home``."""
+    """Return all findings about the client in ``home``."""
     from cipherbox.client.home import replaced
     from cipherbox.config.settings import CLIENT_FILE, load_client_config
 
@@ -63,7 +61,7 @@ def look(ctx: click.Context, home: Path) -> list[Finding]:
         ("disk", lambda: disk([config.home])),
         ("network", lambda: _addresses(config)),
     ]
-    # else it could only say the same again
+    # without these rights both checks would only repeat that finding
     if not any(f.level == BAD and f.about == "rights" for f in files):
         checks += [("log", lambda: _log(config)), ("network", lambda: _hq(ctx, config))]
     return [*begun, *files, *collect(checks)]
@@ -75,7 +73,7 @@ def _files(config: ClientConfig) -> Iterator[Finding]:
 
 
 def _log(config: ClientConfig) -> Iterator[Finding]:
-    """What this home knows of HQ's signed log."""
+    """Check the state of HQ's signed log as this home knows it."""
     from contextlib import closing
 
     from cipherbox.client.log.heads import DATABASE, Heads
@@ -88,10 +86,10 @@ def _log(config: ClientConfig) -> Iterator[Finding]:
         what = (
             f"show {known[1]} to"
             if known[1]
-            else "HQ said it to this client alone, so there is no evidence; tell"
+            else "HQ sent it to this client only, so there is no evidence; inform"
         )
         then = (
-            "when you know what happened and want to go on: cipherbox audit accept (cipherbox "
+            "when you know what happened and want to continue: cipherbox audit accept (cipherbox "
             "manual log)"
         )
         todo = f"{what} the admin and your correspondents; {then}"
@@ -121,9 +119,7 @@ def _certificates(config: ClientConfig) -> Iterator[Finding]:
 
 
 def _addresses(config: ClientConfig) -> Iterator[Finding]:
-    """Name and port of each address, without TLS, so that a firewall and a wrong name look
-    different.
-    """
+    """Check name and port of each address, without TLS, to tell a firewall from a wrong name."""
     from cipherbox.config.proxies import way_to
     from cipherbox.net.connecting import parse_address
 
@@ -143,8 +139,8 @@ def _addresses(config: ClientConfig) -> Iterator[Finding]:
             yield Finding(
                 BAD,
                 "network",
-                f"the name {host} is not known here: {error.strerror or error}",
-                "is the address in client.toml right, does this machine's DNS work?",
+                f"the name {host} cannot be resolved: {error.strerror or error}",
+                "check the address in client.toml and this machine's DNS",
             )
             continue
         began = time.monotonic()
@@ -155,19 +151,19 @@ def _addresses(config: ClientConfig) -> Iterator[Finding]:
                 BAD,
                 "network",
                 f"{address} ({places[0][4][0]}) does not answer: {error.strerror or error}",
-                "is HQ running, does a firewall stand between? A WebSocket address may pass it",
+                "check that HQ runs and that no firewall blocks it; a WebSocket address may pass",
             )
         else:
             took = (time.monotonic() - began) * 1000
             text = (
-                f"{address} ({places[0][4][0]}) takes connections, in {took:.0f} ms; directly, "
+                f"{address} ({places[0][4][0]}) accepts connections, in {took:.0f} ms; directly, "
                 f"{way.why}"
             )
             yield Finding(GOOD, "network", text)
 
 
 def _through(proxy: Proxy, address: str, host: str, port: int) -> Finding:
-    """The proxy, and the way through it as far as the proxy says."""
+    """Check the proxy, and the path through it as far as the proxy reports it."""
     import trio
 
     from cipherbox.net.proxy import connect_through
@@ -184,7 +180,7 @@ def _through(proxy: Proxy, address: str, host: str, port: int) -> Finding:
             BAD,
             "network",
             f"{address} does not answer through the proxy {proxy} ({proxy.source})",
-            "is HQ running, is the proxy the right one?",
+            "check that HQ runs and that this is the right proxy",
         )
     except CipherBoxError as error:
         return finding("network", error.problems[0], _PROXY)
@@ -192,14 +188,13 @@ def _through(proxy: Proxy, address: str, host: str, port: int) -> Finding:
     return Finding(
         GOOD,
         "network",
-        f"{address} takes connections through the proxy {proxy} ({proxy.source}), in {took:.0f} ms",
+        f"{address} accepts connections through the proxy {proxy} ({proxy.source}), in "
+        f"{took:.0f} ms",
     )
 
 
 def _hq(ctx: click.Context, config: ClientConfig) -> Iterator[Finding]:
-    """With this client's certificate as far as HQ lets it: TLS, WELCOME, the clocks compared, a
-    PING.
-    """
+    """Connect with this client's certificate: TLS, WELCOME, a comparison of the clocks, a PING."""
     import trio
 
     from cipherbox.cli.home import load_here
@@ -288,13 +283,11 @@ async def _meet(home: Home) -> list[Finding]:
 
 
 async def _own_keys(client: Client) -> Finding:
-    """Whether HQ shows others the keys that this home made, and no others."""
+    """Check that HQ serves only keys that this home made in this client's name."""
     try:
         await client.key_lifecycle.check_own()
     except BundleError as error:
         return Finding(
             BAD, "keys", str(error), "compare with them by telephone: cipherbox keys fingerprint"
         )
-    return Finding(
-        GOOD, "keys", "HQ hands out no keys in this client's name but those this home made"
-    )
+    return Finding(GOOD, "keys", "HQ serves only keys that this home made in this client's name")

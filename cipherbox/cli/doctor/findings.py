@@ -1,4 +1,4 @@
-"""What `doctor` finds: one line for each thing it looked at, and what to do about it."""
+"""The findings of `doctor`: one line for each check, with its remedy."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ LOW_INODES = 1000
 SOON_DAYS = 30
 SETTINGS = "correct the file; cipherbox manual configuration lists every setting"
 T = TypeVar("T")
-# No program of ours was built before this; a clock that says so was never set.
+# CipherBox was not built before this; a clock that shows an earlier time was never set.
 BUILT = datetime(2025, 9, 1, tzinfo=UTC)
 
 
 class Finding(NamedTuple):
-    """``todo`` is empty when nothing is to be done."""
+    """The result of one check; ``todo`` is its remedy, empty if there is nothing to do."""
 
     level: str
     about: str
@@ -46,7 +46,7 @@ Check = Callable[[], Iterable[Finding]]
 
 
 def collect(checks: Iterable[tuple[str, Check]]) -> list[Finding]:
-    """Return all findings; a check that fails is a finding, too."""
+    """Return the findings of all checks; an error in a check is a finding, too."""
     found: list[Finding] = []
     for about, check in checks:
         try:
@@ -67,7 +67,7 @@ def clock() -> Iterator[Finding]:
         yield Finding(
             BAD,
             "clock",
-            f"it is {now:%Y-%m-%d} by this machine's clock, before CipherBox was made",
+            f"this machine's clock shows {now:%Y-%m-%d}, before CipherBox was built",
             "set the clock: timedatectl set-ntp true",
         )
     else:
@@ -82,8 +82,8 @@ def closed(directory: Path) -> bool:
 def opening(
     directory: Path, load: Callable[[Path], T], todo: str = SETTINGS
 ) -> tuple[list[Finding], T | None]:
-    """Check what comes first on every machine: clock, permissions, settings.  None instead of
-    settings: the other checks are impossible.
+    """Run the first checks of every machine: clock, permissions, settings.  Return the findings and
+    the settings, or None if they cannot be read and no other check is possible.
     """
     found = collect([("clock", clock)])
     if closed(directory):
@@ -106,7 +106,7 @@ def file_rights(directory: Path, secrets: Iterable[Path]) -> Iterator[Finding]:
         yield Finding(
             BAD,
             "rights",
-            f"{directory} belongs to {owner}, and this user may not look into it",
+            f"{directory} belongs to {owner}, and this user may not read it",
             f"run this as that user: sudo -u {owner} cipherbox ...",
         )
         return
@@ -117,7 +117,7 @@ def file_rights(directory: Path, secrets: Iterable[Path]) -> Iterator[Finding]:
                 BAD,
                 "files",
                 f"{path} is missing",
-                "restore it from the backup; it cannot be made anew",
+                "restore it from the backup; it cannot be recreated",
             )
             wrong = True
         elif not WINDOWS and stat.S_IMODE(path.stat().st_mode) & 0o077:
@@ -190,14 +190,14 @@ def disk(places: Iterable[Path]) -> Iterator[Finding]:
         if hasattr(os, "statvfs"):
             found = os.statvfs(place)
             if found.f_files and found.f_favail < LOW_INODES:
-                text = f"only {found.f_favail} more files fit on {place}"
+                text = f"only {found.f_favail} free inodes at {place}"
                 yield Finding(BAD, "disk", text, "delete small files there")
 
 
 def ends(
     about: str, what: str, end: datetime, begin: datetime, todo: str, soon_days: int = SOON_DAYS
 ) -> Finding:
-    """Return how long a certificate or list is still valid, by this machine's clock."""
+    """Return a finding on the validity of a certificate or list, by this machine's clock."""
     now = datetime.now(UTC)
     if now < begin:
         return Finding(

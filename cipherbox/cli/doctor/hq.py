@@ -1,4 +1,4 @@
-"""`doctor` on HQ's machine: looks at everything `serve` needs and changes nothing; HQ may be
+"""`doctor` on HQ's machine: check everything that `serve` needs, and change nothing.  HQ may be
 running.
 """
 
@@ -37,7 +37,7 @@ _SPARE_FILES = 256  # beside one for each connection
 
 
 def look(directory: Path) -> list[Finding]:
-    """All findings about the HQ in ``directory``."""
+    """Return all findings about the HQ in ``directory``."""
     from cipherbox.config.settings import load_server_config
     from cipherbox.portable import is_locked
     from cipherbox.server.ca.credentials import check_answered
@@ -48,7 +48,7 @@ def look(directory: Path) -> list[Finding]:
         return begun
     begun.append(Finding(GOOD, "settings", f"{config.file} is in order"))
     try:
-        check_answered(config)  # the files that come with the answer are not missing
+        check_answered(config)  # that the files of the CA's response exist
     except ConfigError as error:
         return [*begun, *findings_of("certificates", error)]
     files = collect([("files", lambda: _files(config))])
@@ -58,7 +58,8 @@ def look(directory: Path) -> list[Finding]:
         ("certificates", lambda: _certificates(config)),
         ("store", lambda: _store(config, running=running)),
     ]
-    if any(f.level == BAD and f.about == "rights" for f in files):  # each would say the same again
+    # without these rights each check would only repeat that finding
+    if any(f.level == BAD and f.about == "rights" for f in files):
         secrets = [("rights", _not_looked)]
     checks: list[tuple[str, Check]] = [
         (
@@ -76,8 +77,8 @@ def look(directory: Path) -> list[Finding]:
 
 
 def _not_looked() -> Iterator[Finding]:
-    text = "keys, certificates and the store were not looked at, for want of rights"
-    yield Finding(WARN, "rights", text, "mend the rights, then run this again")
+    text = "keys, certificates and the store were not checked: insufficient rights"
+    yield Finding(WARN, "rights", text, "correct the rights, then run this again")
 
 
 def _files(config: ServerConfig) -> Iterator[Finding]:
@@ -119,7 +120,7 @@ def _certificates(config: ServerConfig) -> Iterator[Finding]:
     from cipherbox.server.directory.revocation_lists import ListReading, inspect_lists
     from cipherbox.server.operations.check import certificates
 
-    server = "HQ renews it when it starts, and while it runs; its log says why not"
+    server = "HQ renews it at its start and while it runs; if not, its log states the reason"
     if config.ca.offline:
         server = f"carry its request to the CA: cipherbox ca export FILE --hq {config.directory}"
     issuing = "renew it with the root's key: cipherbox ca renew"
@@ -141,7 +142,7 @@ def _certificates(config: ServerConfig) -> Iterator[Finding]:
     try:
         lists = inspect_lists(config, read_material(config, settle=False))
     except CipherBoxError:
-        lists = ListReading({}, [])  # why is said below
+        lists = ListReading({}, [])  # the problem is reported below
     for problem in certificates(config):
         yield finding("certificates", problem, "put certificate and key that belong together there")
     for problem in lists.refused:
@@ -202,7 +203,7 @@ def _postgresql(config: ServerConfig, *, running: bool) -> Iterator[Finding]:
     from cipherbox.store.postgres import schema
     from cipherbox.store.postgres.inspect import inspect_store
 
-    todo = "is it running, is it reachable, and is pg_hba.conf right? cipherbox manual howto-hq"
+    todo = "check that PostgreSQL runs and is reachable, and pg_hba.conf: cipherbox manual howto-hq"
     try:
         found = inspect_store(target_of(config.database))
     except CipherBoxError as error:
@@ -232,7 +233,7 @@ def _postgresql(config: ServerConfig, *, running: bool) -> Iterator[Finding]:
             BAD,
             "store",
             f"schema {config.database.schema} holds no HQ",
-            "is database.schema right?",
+            "check the setting database.schema",
         )
     elif found.holder and not running:
         text = f"another HQ writes this database: {found.holder}"
@@ -271,7 +272,7 @@ def _free(setting: str, host: str, port: int) -> Finding:
 
 
 def _path(config: ServerConfig, *, running: bool) -> Iterator[Finding]:
-    """The way clients take, as far as it can be seen from here."""
+    """Check the path that clients take to HQ, as far as possible from here."""
     import trio
 
     from cipherbox.net.connecting import connect
@@ -282,7 +283,7 @@ def _path(config: ServerConfig, *, running: bool) -> Iterator[Finding]:
         yield Finding(
             WARN,
             "network",
-            "HQ is not running here, so the way to it was not tried",
+            "HQ is not running here, so connecting to it was not tried",
             f"start it: cipherbox serve {config.directory}",
         )
         return
