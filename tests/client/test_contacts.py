@@ -299,4 +299,4 @@ async def test_the_command_tells_hq_and_says_what_hq_knows(hq: RealHq) -> None:
     await hq.stop()
     told = await said("allow", "--everybody")
     assert "In force here" in told
-    assert "with the next connection" in told
+    assert "on the next connection" in told
