@@ -21,7 +21,7 @@ Map, written by `make generate`:
     net/           TLS and WebSocket streams, proxies, and connecting to one of several addresses.
     ops/           Operations: what keeps a running HQ observable.
     wire/          Frames to bytes and back, without IO.
-    envelope/      The bytes both ends may know: no secret is needed to read any of them.
+    envelope/      Public formats: reading them needs no secret.
     sealing/       Seal and open envelopes: everything that needs a private key.
     broker/        The pure core: commands and facts in, effects out; no IO, no clock, no
                    randomness.

@@ -1,15 +1,15 @@
 """Key bundles: a client's public keys, signed by its certificate's key and by its own signing keys.
 
-A bundle is believed in two steps.  `check_bundle`: its chain leads to the root, the certificate
-names this client, the certificate's key and the bundle's own signing keys signed it, it has not
-ended.  `check_succession`: it is the pinned one, or a chain of bundles leads from the pinned one to
-it in which each is signed by the signing keys of the one before.  HQ's own CA can certify, but it
-can neither continue nor put its own encryption keys beside a client's real signing key: nobody who
-lacks the signing keys makes a bundle that names them.
+A bundle is trusted after two checks.  `check_bundle`: its chain leads to the root, the certificate
+names this client, the certificate's key and the bundle's own signing keys signed it, and it has not
+expired.  `check_succession`: it is the pinned one, or a chain of bundles leads from the pinned one
+to it, each signed by the signing keys of its predecessor.  HQ's CA can issue certificates, but it
+can neither extend that chain nor put its own encryption keys beside a client's real signing key:
+only the holder of the signing keys can make a bundle that contains them.
 
-Version 1 had no signature by its own keys.  Nothing is sealed to such a bundle; it is history: the
-pin from which its successor continues, and the signing keys of old envelopes and receipts.  The
-bytes are in the manual page `bundle`.
+Version 1 had no signature by its own keys.  Nothing is sealed to such a bundle any more.  It serves
+as the pin from which its successor continues, and as the signing keys of old envelopes and
+receipts.  The manual page `bundle` specifies the bytes.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ MAGIC = b"CBXB"
 VERSION, VERSION_1 = 2, 1
 NO_HASH = bytes(32)
 SALT_BYTES = 16
-# flag: its owner does not have the keys of the bundle before, and does not stand behind it
-ANEW = 0x01
-# a reader that does not know one of these bits refuses the bundle; it ignores the others
+# flag: its owner has lost the keys of the previous bundle, and does not vouch for that one
+DISCONTINUOUS = 0x01
+# readers refuse a bundle with an unknown bit among these, and ignore other unknown bits
 CRITICAL_FLAGS = 0x0F
 _HEAD = struct.Struct(">4sBBQQQ32s")
 _KEY = struct.Struct(">BBH")
@@ -61,7 +61,7 @@ _SIZE = struct.Struct(">H")
 
 @attrs.frozen
 class BundleKey:
-    """One public key; unknown usages and algorithms are kept and not used."""
+    """One public key. Unknown usages and algorithms are preserved, but not used."""
 
     usage: int
     algorithm: int
@@ -74,7 +74,7 @@ class BundleKey:
 
 @attrs.frozen
 class KeyBundle:
-    """A decoded bundle; times are ms since 1970.  Decoded is not believed: see `check_bundle`."""
+    """A decoded bundle, not verified yet: see `check_bundle`. Times are ms since 1970."""
 
     client_id: str
     sequence: int
@@ -88,14 +88,14 @@ class KeyBundle:
     own_signature: bytes
     continuity_suite: int
     continuity_signature: bytes
-    hash: bytes  # SHA-256 of the signed part: what names this bundle
+    hash: bytes  # SHA-256 of the signed part; identifies this bundle
     raw: bytes = attrs.field(repr=False)
     version: int = VERSION
     flags: int = 0
 
     @property
     def encrypt_keys(self) -> tuple[BundleKey, ...]:
-        """In the owner's order of preference."""
+        """Return the encryption keys in the owner's order of preference."""
         return tuple(k for k in self.keys if k.usage == KeyUsage.ENCRYPT)
 
     @property
@@ -103,13 +103,13 @@ class KeyBundle:
         return {k.algorithm: k.public for k in self.keys if k.usage == KeyUsage.SIGN}
 
     @property
-    def begins_anew(self) -> bool:
-        """Whether its owner had lost the keys before: nothing leads from the bundle before to
-        this one, or back.
+    def breaks_continuity(self) -> bool:
+        """Return whether its owner had lost the previous keys: no signature links this bundle to
+        its predecessor.
         """
         if self.version == VERSION_1:
             return self.sequence > 1 and not self.continuity_suite
-        return bool(self.flags & ANEW)
+        return bool(self.flags & DISCONTINUOUS)
 
     @property
     def certificate(self) -> x509.Certificate:
@@ -117,7 +117,7 @@ class KeyBundle:
 
     @cached_property
     def serial(self) -> str:
-        """The serial number of its certificate, as revocation lists have it."""
+        """Return the serial number of its certificate, as in revocation lists."""
         return pki.serial(self.certificate)
 
 
@@ -146,11 +146,10 @@ def encode_signed_part(
     salt: bytes,
     flags: int = 0,
 ) -> bytes:
-    """Return the part of a bundle that is signed, and hashed to name it.
+    """Return the signed part of a bundle, whose hash identifies it.
 
-    ``salt``: random bytes chosen when everything else is known.  Whoever certifies chooses the
-    certificate, so without them it could search for a certificate with which two bundles show the
-    same number.
+    ``salt``: random bytes, chosen last.  The CA chooses the certificate; without the salt it could
+    search for a certificate that gives two bundles the same fingerprint.
     """
     name = client_id.encode()
     out = [_HEAD.pack(MAGIC, VERSION, flags, sequence, created_at, ends_at, previous_hash), salt]
@@ -171,7 +170,7 @@ def encode_bundle(
     continuity_suite: int,
     continuity: bytes,
 ) -> bytes:
-    """Return a whole bundle: its signed part and its signatures."""
+    """Return the encoded bundle: its signed part and its signatures."""
     return b"".join(
         [
             signed,
@@ -188,14 +187,14 @@ def encode_bundle(
 
 
 def decode_bundle(raw: bytes) -> KeyBundle:
-    """Reads a bundle; BundleMalformed for anything else.  Nothing is verified yet."""
+    """Return the bundle in these bytes, unverified; raise BundleMalformed if there is none."""
     if len(raw) > LIMITS.bundle_bytes or raw[:4] != MAGIC:
         raise BundleMalformed
     reader = _Reader(raw)
     _, version, flags, sequence, created_at, ends_at, previous_hash = _HEAD.unpack(
         reader.take(_HEAD.size)
     )
-    unknown = CRITICAL_FLAGS & ~ANEW if version == VERSION else 0xFF
+    unknown = CRITICAL_FLAGS & ~DISCONTINUOUS if version == VERSION else 0xFF
     if version not in (VERSION_1, VERSION) or flags & unknown:
         raise BundleMalformed(
             f"the key bundle is of version {version} with flags {flags}",
@@ -206,7 +205,7 @@ def decode_bundle(raw: bytes) -> KeyBundle:
     try:
         client_id = check_client_id(reader.take(reader.take(1)[0]).decode("ascii"))
     except (UnicodeDecodeError, InvalidRequest):
-        raise BundleMalformed("the key bundle's client id is not one") from None
+        raise BundleMalformed("the key bundle's client id is invalid") from None
     keys = []
     for _ in range(reader.take(1)[0]):
         usage, algorithm, length = _KEY.unpack(reader.take(_KEY.size))
@@ -258,20 +257,18 @@ def _check_keys(bundle: KeyBundle) -> None:
     for key in bundle.keys:
         use = (key.usage, key.algorithm)
         if _KEY_SIZES.get(use, len(key.public)) != len(key.public) or use in seen:
-            raise BundleMalformed("a key in the bundle has the wrong length or comes twice")
+            raise BundleMalformed("a key in the bundle has the wrong length or is repeated")
         seen.add(use)
     if SignAlgorithm.ED25519 not in bundle.sign_keys:
         raise BundleMalformed("the key bundle has no Ed25519 key")
     if (bundle.sequence == 1) != (bundle.previous_hash == NO_HASH):
-        raise BundleMalformed("only the first key bundle has none before it")
+        raise BundleMalformed("only the first key bundle has no predecessor")
     if not bundle.continuity_suite and bundle.continuity_signature:
-        raise BundleMalformed("the key bundle has a continuity signature of no suite")
+        raise BundleMalformed("the key bundle has a continuity signature without a suite")
     if bundle.version == VERSION_1:
         return
-    anew = bool(bundle.flags & ANEW)
-    if (anew and bundle.sequence == 1) or (anew or bundle.sequence == 1) == bool(
-        bundle.continuity_suite
-    ):
+    first, breaks = bundle.sequence == 1, bundle.breaks_continuity
+    if (first and breaks) or (first or breaks) == bool(bundle.continuity_suite):
         raise BundleMalformed(
             "a key bundle after the first continues the one before, or says that it begins anew"
         )
@@ -286,11 +283,10 @@ def check_bundle(
     ended_is_error: bool = True,
     history: bool = False,
 ) -> x509.Certificate:
-    """Certification: returns the leaf certificate, or raises the BundleError that says what is
-    wrong.
+    """Check that a bundle is certified; return the leaf certificate, or raise a BundleError.
 
-    ``ended_is_error`` False: for the bundle of a sender, whose validity counts at HQ's acceptance
-    time instead. ``history``: a bundle of version 1 counts too, since nothing will be sealed to it.
+    ``ended_is_error`` is False for the bundle of a sender: its validity is checked at HQ's
+    acceptance time instead. ``history`` also accepts version 1, for bundles nothing is sealed to.
     """
     if bundle.client_id != client_id:
         raise BundleForAnother(
@@ -333,7 +329,7 @@ def check_bundle(
 
 
 def _check_own_signature(bundle: KeyBundle) -> None:
-    """BundleNotSigned unless whoever holds the signing keys in this bundle made it."""
+    """Raise BundleNotSigned unless the signing keys in this bundle signed it."""
     try:
         signature.verify(
             bundle.sign_keys, bundle.own_suite, "bundle-own", bundle.hash, bundle.own_signature
@@ -346,9 +342,9 @@ def _check_own_signature(bundle: KeyBundle) -> None:
 
 
 def check_usable(entry: BundleKey) -> None:
-    """Raise BundleMalformed for a key of a known type that nobody could seal for.
+    """Raise BundleMalformed if the key is of a known type and nothing can be sealed to it.
 
-    Such a key would stop every sender of a route, so it is refused before the bundle is believed.
+    Such a key would stop every sender of a route, so it is refused before the bundle is trusted.
     """
     row = STANZAS.get(entry.algorithm)
     if row is None or row.check_public is None:
@@ -356,12 +352,12 @@ def check_usable(entry: BundleKey) -> None:
     try:
         row.check_public(entry.public)
     except ValueError:
-        raise BundleMalformed("an encryption key in the bundle is not one") from None
+        raise BundleMalformed("an encryption key in the bundle is invalid") from None
 
 
 def check_succession(pinned: KeyBundle, later: Sequence[KeyBundle]) -> KeyBundle:
-    """The newest bundle, if each of ``later`` (oldest first, all after ``pinned``) continues the
-    one before.
+    """Return the newest bundle if each of ``later`` (oldest first, all after ``pinned``) continues
+    its predecessor; else raise a BundleError.
     """
     last = pinned
     for bundle in later:
@@ -382,8 +378,8 @@ def check_succession(pinned: KeyBundle, later: Sequence[KeyBundle]) -> KeyBundle
 
 
 def check_continuity(before: KeyBundle, after: KeyBundle) -> None:
-    """BundleDiscontinuous unless ``after`` names ``before`` and is signed by its signing keys."""
-    lost = " (it says that it begins anew)" if after.begins_anew else ""
+    """Raise BundleDiscontinuous unless ``after`` names ``before`` and is signed by its keys."""
+    lost = " (it says that it begins anew)" if after.breaks_continuity else ""
     text = (
         f"the new keys of {after.client_id}{lost} are not signed by the keys before them; compare "
         "fingerprints by phone"
@@ -393,7 +389,7 @@ def check_continuity(before: KeyBundle, after: KeyBundle) -> None:
             f"key bundle {after.sequence} of {after.client_id} is of an older version of the format"
         )
     if (
-        after.begins_anew
+        after.breaks_continuity
         or after.sequence != before.sequence + 1
         or after.previous_hash != before.hash
     ):
@@ -411,11 +407,10 @@ def check_continuity(before: KeyBundle, after: KeyBundle) -> None:
 
 
 def fingerprint(bundle: KeyBundle) -> str:
-    """Return the thirty digits, in groups of five, that two people compare: the number of this one
-    bundle.
+    """Return the fingerprint that two people compare: thirty digits in groups of five.
 
-    It is made from the bundle hash, so it binds everything in the signed part: id, sequence number,
-    the bundle before, every key.  Another bundle of the same client has another number.
+    It is derived from the bundle hash, so it binds everything in the signed part: id, sequence
+    number, previous bundle and every key.  Each bundle of a client has its own fingerprint.
     """
     digest = hashlib.sha256(label("bundle-number") + bundle.hash).digest()
     digits = f"{int.from_bytes(digest[:16], 'big') % 10**30:030d}"
@@ -423,7 +418,7 @@ def fingerprint(bundle: KeyBundle) -> str:
 
 
 def best_key(bundle: KeyBundle, known: frozenset[int] | None = None) -> BundleKey:
-    """The owner's preferred encryption key among the stanza types this program can wrap for."""
+    """Return the owner's most preferred encryption key of a stanza type this program supports."""
     usable = known or IN_BUNDLES
     for key in bundle.encrypt_keys:
         if key.algorithm in usable:

@@ -1,5 +1,5 @@
-"""The signed log as version 0.5.0 kept it: a chain of signed heads.  It is read and verified, and
-never written again; the first entry of the log that followed names its last head.
+"""The signed log of version 0.5.0: a chain of signed heads.  It is only read and verified; the
+first entry of its successor names its last head.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _USE = label("log-head")
 
 
 class OldHead(NamedTuple):
-    """What was signed; ``at`` is ms since 1970, entries count from 1."""
+    """A decoded head. ``at`` is ms since 1970; entries count from 1."""
 
     index: int  # type: ignore[assignment]
     at: int
@@ -32,9 +32,9 @@ class OldHead(NamedTuple):
 
 
 def decode_head(raw: bytes) -> OldHead:
-    """Return a head; MalformedEnvelope if it is none."""
+    """Return the head in these bytes; raise MalformedEnvelope if there is none."""
     if len(raw) != _HEAD.size:
-        raise MalformedEnvelope("a head of the old log has another length")
+        raise MalformedEnvelope("a head of the old log has the wrong length")
     magic, version, index, at, previous, root, groups = _HEAD.unpack(raw)
     if magic != b"CBXL" or version != 1 or not index or not groups:
         raise MalformedEnvelope("these bytes are not a head of the old log")
@@ -42,17 +42,16 @@ def decode_head(raw: bytes) -> OldHead:
 
 
 def head_hash(head: bytes, signature: bytes) -> bytes:
-    """Return what the next head holds of this one."""
+    """Return the hash by which the next head refers to this one."""
     return hashlib.sha256(head + signature).digest()
 
 
 def verify_entry(
     head: bytes, signature: bytes, body: bytes, key: bytes, before: tuple[int, bytes] | None
 ) -> OldHead:
-    """Return one entry's head after the one whose (index, head hash) is ``before``; None: nothing
-    is known of that.
+    """Return the verified head of one entry; raise SignatureInvalid or MalformedEnvelope.
 
-    SignatureInvalid or MalformedEnvelope says what does not fit.
+    ``before`` is (index, head hash) of the previous entry, or None if that is unknown.
     """
     try:
         nacl.signing.VerifyKey(key).verify(_USE + hashlib.sha256(head).digest(), signature)
@@ -64,10 +63,10 @@ def verify_entry(
             f"entry {before[0] + 1} is missing: {found.index} comes after {before[0]}"
         )
     if before is not None and not hmac.compare_digest(found.previous, before[1]):
-        raise SignatureInvalid("it does not follow the entry before it")
+        raise SignatureInvalid("the entry does not name its predecessor's hash")
     groups = decode_groups(body)
     if len(groups) != found.groups or not hmac.compare_digest(
         merkle_root([root_of(g) for g in groups]), found.root
     ):
-        raise SignatureInvalid("what it holds is not what was signed")
+        raise SignatureInvalid("the entry's content is not what was signed")
     return found

@@ -1,14 +1,12 @@
-"""Checkpoints: the signed heads of HQ's log, as C2SP's specifications signed-note, tlog-checkpoint
-and tlog-cosignature lay them down, so that any program that knows those can read, verify and cosign
-them.
+"""Checkpoints: the signed heads of HQ's log, by C2SP's specifications signed-note, tlog-checkpoint
+and tlog-cosignature, so that any program that implements those can read, verify and cosign them.
 
 A note is text, an empty line and signature lines.  A checkpoint's text is the origin, the number of
-entries, the root in base64, and one extension line of ours, ``at`` and the time of signing.  The
-origin names the log's key and the store's incarnation: a restored store has another origin, and
-what both sign is told apart.
+entries, the root in base64, and one extension line: ``at`` and the time of signing.  The origin
+contains the hash of the log's key and the store's incarnation id: a restored store has another
+origin, so its checkpoints cannot be confused with earlier ones.
 
-Pure, but for making signatures with a key that is handed in.  The bytes are in the manual page
-`log`.
+Pure functions; signing takes the key as an argument.  The manual page `log` specifies the bytes.
 """
 
 from __future__ import annotations
@@ -42,12 +40,12 @@ class Checkpoint(NamedTuple):
 
     @property
     def text(self) -> str:
-        """The note's text: what is signed."""
+        """Return the note's text, which is signed."""
         return f"{self.origin}\n{self.size}\n{base64.b64encode(self.root).decode()}\nat {self.at}\n"
 
     @property
     def incarnation(self) -> bytes:
-        """The store's incarnation id."""
+        """Return the store's incarnation id."""
         return bytes.fromhex(self.origin.rsplit("/", 1)[1])
 
 
@@ -64,7 +62,7 @@ class NoteSignature(NamedTuple):
 
 
 class Note(NamedTuple):
-    """A signed note; whether any signature holds is not known yet."""
+    """A signed note with its signatures, unverified."""
 
     text: str
     signatures: tuple[NoteSignature, ...]
@@ -93,16 +91,12 @@ class VerifierKey(NamedTuple):
 
 
 def origin_of(key: bytes, incarnation: bytes) -> str:
-    """Return the origin of a log: its key's hash and the incarnation id of the store (16 bytes)
-    it is kept in.
-    """
+    """Return the origin of a log, from its key and its store's incarnation id (16 bytes)."""
     return f"cipherbox/{hashlib.sha256(key).hexdigest()[:16]}/{incarnation.hex()}"
 
 
 def read_verifier_key(text: str, kind: int = COSIGNATURE) -> VerifierKey:
-    """Return the key that ``name+id+base64`` stands for; InvalidRequest says what is wrong with
-    it.
-    """
+    """Return the key encoded as ``name+id+base64``; raise InvalidRequest if it is invalid."""
     parts = text.strip().split("+", 2)
     try:
         raw = base64.b64decode(parts[2], validate=True) if len(parts) == 3 else b""
@@ -115,13 +109,13 @@ def read_verifier_key(text: str, kind: int = COSIGNATURE) -> VerifierKey:
     key = VerifierKey(parts[0], raw[0], raw[1:])
     if key.key_id.hex() != parts[1]:
         raise InvalidRequest(
-            f"invalid witness key {text!r}: its id does not belong to name and key"
+            f"invalid witness key {text!r}: its id does not match its name and key"
         )
     return key
 
 
 def sign_checkpoint(checkpoint: Checkpoint, key: nacl.signing.SigningKey) -> bytes:
-    """Return the signed note of a head."""
+    """Sign a checkpoint; return the note."""
     key_id = VerifierKey(checkpoint.origin, ED25519, bytes(key.verify_key)).key_id
     text = checkpoint.text
     signature = NoteSignature(checkpoint.origin, key_id, key.sign(text.encode()).signature)
@@ -129,7 +123,7 @@ def sign_checkpoint(checkpoint: Checkpoint, key: nacl.signing.SigningKey) -> byt
 
 
 def decode_note(raw: bytes) -> Note:
-    """Return the parts of a signed note; MalformedEnvelope unless every byte is accounted for."""
+    """Return the note in these bytes; raise MalformedEnvelope unless all of them belong to it."""
     try:
         if len(raw) > MOST_BYTES:
             raise ValueError
@@ -148,7 +142,7 @@ def decode_note(raw: bytes) -> Note:
 
 
 def read_checkpoint(text: str) -> Checkpoint:
-    """Return what a note's text says; MalformedEnvelope if it is no head of a CipherBox log."""
+    """Return the checkpoint in a note's text; raise MalformedEnvelope if there is none."""
     try:
         origin, size, root, at, rest = text.split("\n")
         if rest or not (
@@ -166,13 +160,13 @@ def read_checkpoint(text: str) -> Checkpoint:
 
 
 def verify_checkpoint(raw: bytes, key: bytes) -> Checkpoint:
-    """Return the head, if the log key (Ed25519, 32 bytes) signed it under its own origin; else
-    SignatureInvalid.
+    """Return the checkpoint; raise SignatureInvalid unless the log key (Ed25519, 32 bytes) signed
+    it under its own origin.
     """
     note = decode_note(raw)
     found = read_checkpoint(note.text)
     if found.origin != origin_of(key, found.incarnation):
-        raise SignatureInvalid("a head of HQ's log is of another log than this key's")
+        raise SignatureInvalid("a head of HQ's log belongs to another log key")
     wanted = VerifierKey(found.origin, ED25519, key)
     if not any(
         (one.name, one.key_id) == (wanted.name, wanted.key_id)
@@ -187,16 +181,14 @@ def verify_checkpoint(raw: bytes, key: bytes) -> Checkpoint:
 
 
 def cosign(text: str, name: str, key: nacl.signing.SigningKey, at_s: int) -> NoteSignature:
-    """Return a witness's cosignature of a note's text at a time in seconds since 1970."""
+    """Return a witness's cosignature of a note's text; ``at_s`` is seconds since 1970."""
     key_id = VerifierKey(name, COSIGNATURE, bytes(key.verify_key)).key_id
     signature = key.sign(_cosigned(text, at_s)).signature
     return NoteSignature(name, key_id, at_s.to_bytes(8, "big") + signature)
 
 
 def cosigned_at(note: Note, key: VerifierKey) -> int | None:
-    """Return when this witness cosigned, in seconds since 1970; None without a cosignature of it
-    that holds.
-    """
+    """Return when this witness cosigned, in seconds since 1970, or None if it did not."""
     for one in note.signatures:
         if (one.name, one.key_id) == (key.name, key.key_id) and len(one.signature) == 72:
             at_s = int.from_bytes(one.signature[:8], "big")

@@ -1,9 +1,9 @@
-"""A contradiction of HQ's log as a file: two heads that HQ signed and that do not go together.
+"""Evidence files: two heads that HQ signed and that contradict each other.
 
-Anybody verifies it offline.  Two heads prove a fork by themselves when they have one size and two
-roots, and a rollback when the later one is smaller.  Otherwise HQ failed to prove that the larger
-goes on from the smaller; it can clear itself with such a proof and with nothing else, and the
-verdict says so.  The document is in the page `log`.
+Anyone can verify the file offline.  Two heads of one size with different roots prove a fork, and a
+later head that is smaller proves a rollback.  Otherwise HQ failed to prove that the larger log
+extends the smaller one; only such a proof can refute the file, and the verdict says so.  The manual
+page `log` specifies the document.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ _MOST = 1024 * 1024
 
 
 class Evidence(NamedTuple):
-    """``first`` was met before ``second``; ``proof``: what HQ gave as the proof that they go
-    together, if anything.
+    """Two heads, of which ``first`` was seen before ``second``. ``proof`` is the consistency proof
+    that HQ returned, if any.
     """
 
     first: bytes
@@ -50,17 +50,17 @@ class Evidence(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """What a file of evidence shows."""
+    """What an evidence file proves."""
 
     kind: str
     first: Checkpoint
     second: Checkpoint
-    hq: str  # the name in the certificate that stands behind the log key
+    hq: str  # the name in the certificate that certifies the log key
     words: str
 
 
 def compare(first: Checkpoint, second: Checkpoint, proof: Sequence[bytes]) -> str:
-    """Return how two heads of one log key, met in this order, go together."""
+    """Return the kind of contradiction between two heads of one log key, seen in this order."""
     small, large = sorted((first, second), key=lambda head: head.size)
     if is_consistent(small.size, small.root, large.size, large.root, proof):
         if second.size < first.size and second.origin == first.origin and second.at > first.at:
@@ -93,7 +93,7 @@ _WORDS = {
 
 
 def words(kind: str, first: Checkpoint, second: Checkpoint) -> str:
-    """Return what happened, in plain words."""
+    """Return a description of the verdict."""
     return _WORDS[kind].format(
         first=first,
         second=second,
@@ -105,7 +105,7 @@ def words(kind: str, first: Checkpoint, second: Checkpoint) -> str:
 
 
 def make_file(evidence: Evidence) -> bytes:
-    """Return the file."""
+    """Return the evidence file."""
     first, second = (
         verify_checkpoint(raw, evidence.log_key) for raw in (evidence.first, evidence.second)
     )
@@ -125,9 +125,7 @@ def make_file(evidence: Evidence) -> bytes:
 
 
 def verify_file(data: bytes) -> Verdict:
-    """Return what the file shows: MalformedEnvelope or SignatureInvalid if it shows nothing at
-    all.
-    """
+    """Return what the file proves; raise MalformedEnvelope or SignatureInvalid if it is invalid."""
     try:
         if len(data) > _MOST:
             raise ValueError
@@ -140,9 +138,7 @@ def verify_file(data: bytes) -> Verdict:
         certified = base64.b64decode(document["log_key_certified"], validate=True)
         der = base64.b64decode(document["hq_certificate"], validate=True)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise MalformedEnvelope(
-            "this file is no evidence about a log, or not a whole one"
-        ) from None
+        raise MalformedEnvelope("this file is not a complete evidence file about a log") from None
     first, second = verify_checkpoint(first_raw, key), verify_checkpoint(second_raw, key)
     kind = compare(first, second, proof)
     return Verdict(kind, first, second, _certifier(key, certified, der), words(kind, first, second))
@@ -156,9 +152,9 @@ def _certifier(key: bytes, certified: bytes, der: bytes) -> str:
             raise ValueError
         public.verify(certified[32:], label("log-key") + key, ec.ECDSA(hashes.SHA384()))
         return pki.common_name(certificate)
-    except Exception:  # the parser's errors are many; each means the same
+    except Exception:  # the parser raises many kinds; each means the same
         raise SignatureInvalid(
-            "the certificate in the file does not stand behind the log key in it"
+            "the certificate in the file does not certify the log key in it"
         ) from None
 
 

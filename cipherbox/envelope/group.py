@@ -1,8 +1,8 @@
-"""A group: one signed receipt and all its leaves, those about other senders' envelopes as hashes
-only.
+"""Receipt groups: one signed receipt with all its leaves, of which those about other senders'
+envelopes are hashes only.
 
-What a recipient sends to one sender, and what that sender keeps: any of its leaves can be exported
-from it later, with the path to the root.  The bytes are in the manual page `receipt`.
+A recipient sends a group to each sender.  The sender stores it, and can later export any leaf of
+its own with the path to the root.  The manual page `receipt` specifies the bytes.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ _HASH, _LEAF = b"\x00", b"\x01"
 
 @attrs.frozen
 class Group:
-    """``leaves[i]`` is None where only ``hashes[i]`` is known."""
+    """A decoded group. ``leaves[i]`` is None where only ``hashes[i]`` is known."""
 
     receipt: Receipt
     leaves: tuple[Leaf | None, ...]
     hashes: tuple[bytes, ...]
 
     def export(self, index: int) -> Exported:
-        """One leaf with its path, to be shown alone."""
+        """Return one leaf with its path, for verification without the others."""
         leaf = self.leaves[index] if 0 <= index < len(self.leaves) else None
         if leaf is None:
             raise MalformedEnvelope("the receipt has no such leaf")
@@ -51,7 +51,7 @@ class Group:
 
 @attrs.frozen
 class Unsigned:
-    """Leaves of one commit, hashed; `digest` is what the recipient signs for use `receipt`."""
+    """Hashed leaves of one commit. The recipient signs `digest`, with the use `receipt`."""
 
     recipient: str
     at: int
@@ -73,10 +73,9 @@ class Unsigned:
         leaves: Sequence[Leaf],
         checkpoint: bytes = b"",
     ) -> Unsigned:
-        """``at``: ms since 1970.  ``checkpoint``: the newest head of HQ's log the signer has
-        verified.
+        """Return the leaves, hashed; raise InvalidRequest if there is none.
 
-        InvalidRequest for no leaf.
+        ``at``: ms since 1970.  ``checkpoint``: the newest head of HQ's log the signer verified.
         """
         encoded = tuple(leaf.encode() for leaf in leaves)
         hashes = tuple(map(leaf_hash, encoded))
@@ -102,7 +101,7 @@ class Unsigned:
         return hashlib.sha256(unsigned).digest()
 
     def group(self, signatures: bytes, sender: str) -> bytes:
-        """The group for one sender, signed."""
+        """Return the signed group for one sender."""
         count = len(self.hashes)
         receipt = Receipt(
             self.recipient,
@@ -121,7 +120,7 @@ class Unsigned:
 
 
 def decode_group(raw: bytes) -> Group:
-    """A group; MalformedEnvelope unless every byte is accounted for."""
+    """Return the group in these bytes; raise MalformedEnvelope unless all of them belong to it."""
     receipt, at = read_receipt(raw)
     leaves: list[Leaf | None] = []
     hashes: list[bytes] = []
@@ -144,7 +143,7 @@ def decode_group(raw: bytes) -> Group:
 
 
 def verify_group(group: Group, bundle: KeyBundle) -> None:
-    """The signature, and that the leaves are those that were signed: SignatureInvalid."""
+    """Raise SignatureInvalid unless the signature is valid and covers these leaves."""
     verify_receipt(group.receipt, bundle)
     if not hmac.compare_digest(merkle_root(group.hashes), group.receipt.root):
         raise SignatureInvalid("the receipt's leaves are not those that were signed")

@@ -4,8 +4,8 @@ plus its index.
     48 bits  ms since 1970        4 bits  version 7     12 bits  counter within the millisecond
      2 bits  variant 10          46 bits  random        16 bits  zero
 
-A generator only rises, also when the clock is set back: then it goes on from the last millisecond
-it used.
+A generator is monotonic: when the clock is set back, it continues from the last millisecond it
+used.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ _COUNTER_START = 0x400  # random below this at the start of a millisecond; leave
 
 
 class EnvelopeIds:
-    """Makes ids for one sender.  ``clock_ms`` gives ms since 1970; ``random`` gives so many
-    random bytes.
+    """A generator of ids for one sender.  ``clock_ms`` returns ms since 1970; ``random(n)`` returns
+    n random bytes.
     """
 
     def __init__(
@@ -33,7 +33,7 @@ class EnvelopeIds:
         self._counter = 0
 
     def next(self) -> bytes:
-        """A fresh id, 16 bytes, higher than all before."""
+        """Return a new id, 16 bytes, greater than all before."""
         noise = int.from_bytes(self._random(8), "big")
         now = self._clock_ms()
         if now > self._ms:
@@ -48,24 +48,26 @@ class EnvelopeIds:
 
 
 def is_envelope_id(raw: bytes) -> bool:
-    """Whether the bytes are a UUIDv7 with its low 16 bits zero."""
+    """Return whether the bytes are a UUIDv7 with its low 16 bits zero."""
     return len(raw) == 16 and raw[6] >> 4 == 7 and raw[8] >> 6 == 2 and raw[14:] == b"\x00\x00"
 
 
 def message_id(envelope_id: bytes, index: int) -> uuid.UUID:
-    """The id of message ``index`` (0 and up) of an envelope."""
+    """Return the id of message ``index`` (from 0) of an envelope."""
     return uuid.UUID(bytes=envelope_id[:14] + index.to_bytes(2, "big"))
 
 
 def split_message_id(text: str | uuid.UUID) -> tuple[bytes, int]:
-    """(envelope id, index) of a message id; InvalidRequest if it is no UUID."""
+    """Return (envelope id, index) of a message id; raise InvalidRequest if it is not a UUID."""
     try:
         raw = (text if isinstance(text, uuid.UUID) else uuid.UUID(text)).bytes
     except ValueError:
-        raise InvalidRequest(f"{text!r} is no message id (a UUID, as send printed it)") from None
+        raise InvalidRequest(
+            f"invalid message id {text!r}: must be a UUID, as printed by send"
+        ) from None
     return raw[:14] + b"\x00\x00", int.from_bytes(raw[14:], "big")
 
 
 def id_time_ms(envelope_id: bytes) -> int:
-    """The time in an id, ms since 1970."""
+    """Return the time in an id, ms since 1970."""
     return int.from_bytes(envelope_id[:6], "big")

@@ -1,10 +1,10 @@
-"""Labels: what keeps one use of a key, a hash or a signature from every other."""
+"""Labels: domain separation between the uses of keys, hashes and signatures."""
 
 from __future__ import annotations
 
 
 def label(use: str) -> bytes:
-    """The domain separator of one use: never shared, never a prefix of another (it ends in a
-    zero byte).
+    """Return the domain separator of one use. It ends in a zero byte, so none is a prefix of
+    another.
     """
     return b"cipherbox/v1/" + use.encode() + b"\x00"

@@ -1,11 +1,11 @@
-"""Where the parts of an envelope lie, and the one hash that runs over them.
+"""The offsets of an envelope's parts, and the hashes over them, computed in one pass.
 
     prefix | stanzas | body | signatures
            ^stanzas  ^body  ^signatures  ^total
 
-SHA-256 runs once: its value before the body is the body's associated data, before the signatures
-the *envelope hash* (what is signed, compared, logged, receipted), at the end the *stored hash*
-(what HQ checks when it reads the disk).
+SHA-256 runs once over the envelope.  Its value before the body is the body's associated data; its
+value before the signatures is the *envelope hash*, which is signed, compared, logged and receipted;
+its value at the end is the *stored hash*, which HQ verifies when it reads the disk.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _new = tuple.__new__  # a NamedTuple's own constructor takes three times as long
 
 
 class Layout(NamedTuple):
-    """The prefix, and the offsets of the parts behind it."""
+    """The prefix, and the offsets of the parts that follow it."""
 
     prefix: Prefix
     stanzas_at: int
@@ -33,7 +33,7 @@ class Layout(NamedTuple):
 
 
 class Hashes(NamedTuple):
-    """See the module."""
+    """The values of the running hash at the three offsets."""
 
     header_hash: bytes
     envelope_hash: bytes
@@ -44,8 +44,8 @@ _SIGNATURES = {int(suite): size for suite, size in SIGNATURE_SIZES.items()}
 
 
 def split(buf: bytes) -> Layout:
-    """The layout of a whole envelope; MalformedEnvelope unless its length is exactly what the
-    prefix says.
+    """Return the layout of an envelope; raise MalformedEnvelope unless its length is exactly what
+    the prefix says.
     """
     prefix = decode_prefix(buf)
     at = prefix.prefix_length
@@ -58,7 +58,7 @@ def split(buf: bytes) -> Layout:
 
 
 def hashes(buf: bytes, layout: Layout) -> Hashes:
-    """All three values in one pass."""
+    """Return all three hashes, in one pass."""
     _, _, body_at, signatures_at, total = layout
     view = buf if total < _COPIED_BYTES else memoryview(buf)
     running = _sha256(view[:body_at])
@@ -70,7 +70,7 @@ def hashes(buf: bytes, layout: Layout) -> Hashes:
 
 
 def stored_hashes(buf: bytes, layout: Layout) -> tuple[bytes, bytes]:
-    """Envelope hash and stored hash alone: what HQ needs."""
+    """Return only the envelope hash and the stored hash, for HQ."""
     at = layout[3]
     view = buf if len(buf) < _COPIED_BYTES else memoryview(buf)
     running = _sha256(view[:at])
@@ -80,6 +80,6 @@ def stored_hashes(buf: bytes, layout: Layout) -> tuple[bytes, bytes]:
 
 
 def stanza(buf: bytes, layout: Layout, index: int) -> bytes:
-    """The bytes of recipient ``index``'s stanza."""
+    """Return the bytes of recipient ``index``'s stanza."""
     at = layout.stanzas_at + sum(r.stanza_length for r in layout.prefix.recipients[:index])
     return buf[at : at + layout.prefix.recipients[index].stanza_length]

@@ -1,12 +1,11 @@
 """The Merkle tree of RFC 9162, section 2.1: hashes, proofs of inclusion and of consistency, and an
 append in O(log n).
 
-A perfect subtree is named (level, index): its 2^level leaves begin at leaf index * 2^level.
-Whoever keeps a log keeps the hash of each perfect subtree once, with the leaf that completes it
-(`RightEdge.append` returns those); every proof is then made of O(log n) of them, which `Nodes`
-reads.
+A perfect subtree is named (level, index): its 2^level leaves begin at leaf index * 2^level.  A log
+stores the hash of each perfect subtree once, with the leaf that completes it (`RightEdge.append`
+returns those).  Every proof then consists of O(log n) of them, which `Nodes` reads.
 
-Pure: hashes in, hashes out.
+Pure functions of hashes.
 """
 
 from __future__ import annotations
@@ -40,12 +39,12 @@ def node_hash(left: bytes, right: bytes) -> bytes:
 
 
 def merkle_root(leaves: Sequence[bytes]) -> bytes:
-    """Return the root over leaf hashes; InvalidRequest for none.
+    """Return the root over leaf hashes; raise InvalidRequest if there are none.
 
-    Pairs level by level, an odd one rising alone: the tree of the RFC.
+    Pairing level by level and promoting an odd node unchanged gives the tree of the RFC.
     """
     if not leaves:
-        raise InvalidRequest("a tree has at least one leaf")
+        raise InvalidRequest("a tree must have at least one leaf")
     level, sha256 = list(leaves), _sha256
     while len(level) > 1:
         above = [
@@ -65,7 +64,7 @@ def merkle_path(leaves: Sequence[bytes], index: int) -> tuple[bytes, ...]:
 
 
 def root_from_path(leaf: bytes, index: int, count: int, path: Sequence[bytes]) -> bytes:
-    """Return the root a path leads to; MalformedEnvelope if it has the wrong length for
+    """Return the root that a path leads to; raise MalformedEnvelope if its length is wrong for leaf
     ``index`` of ``count``.
     """
     if not 0 <= index < count:
@@ -95,16 +94,14 @@ class RightEdge:
         self.size = size
         self._hashes = list(hashes)
         if len(self._hashes) != size.bit_count():
-            raise InvalidRequest("a tree of this size has another number of perfect subtrees")
+            raise InvalidRequest("the number of perfect subtrees does not match the tree's size")
 
     def copy(self) -> RightEdge:
         """Return the same edge, to append to without changing this one."""
         return RightEdge(self.size, self._hashes)
 
     def path(self) -> tuple[bytes, ...]:
-        """Return the inclusion path of the leaf that is appended next, in the tree that it
-        makes.
-        """
+        """Return the inclusion path of the next leaf, in the tree that includes it."""
         return tuple(reversed(self._hashes))
 
     def append(self, leaf: bytes) -> list[bytes]:
@@ -136,7 +133,7 @@ def completed_by(node: Node) -> int:
 
 
 def root_at(size: int, read: Nodes) -> bytes:
-    """Return the root that the tree had when it had so many leaves."""
+    """Return the root of the tree when it had ``size`` leaves."""
     return _fold(read(_cover(0, size))) if size else EMPTY_ROOT
 
 
@@ -150,7 +147,7 @@ def inclusion_proof(index: int, size: int, read: Nodes) -> tuple[bytes, ...]:
 def consistency_proof(old: int, new: int, read: Nodes) -> tuple[bytes, ...]:
     """Return the proof that the first ``old`` of ``new`` leaves are the tree of ``old`` leaves."""
     if not 0 <= old <= new:
-        raise InvalidRequest("a tree is consistent with a smaller one only")
+        raise InvalidRequest("a tree can be consistent only with a smaller one")
     return _hashes_of(_consistency_ranges(old, new), read)
 
 
@@ -193,7 +190,7 @@ def is_consistent(
 
 
 def split_hashes(raw: bytes) -> tuple[bytes, ...]:
-    """Return the hashes that stand one behind the other."""
+    """Split concatenated hashes."""
     return tuple(raw[at : at + HASH_BYTES] for at in range(0, len(raw), HASH_BYTES))
 
 
@@ -201,7 +198,7 @@ def split_hashes(raw: bytes) -> tuple[bytes, ...]:
 
 
 def _split_at(count: int) -> int:
-    """The largest power of two below ``count``."""
+    """Return the largest power of two below ``count``."""
     return 1 << ((count - 1).bit_length() - 1)
 
 
@@ -236,7 +233,7 @@ def _consistency_ranges(old: int, new: int) -> list[tuple[int, int]]:
 
 
 def _cover(start: int, end: int) -> list[Node]:
-    """The perfect subtrees a range of leaves consists of, from left to right."""
+    """Return the perfect subtrees that a range of leaves consists of, from left to right."""
     nodes = []
     while start < end:
         level = (end - start).bit_length() - 1
@@ -258,7 +255,7 @@ def _hashes_of(ranges: Sequence[tuple[int, int]], read: Nodes) -> tuple[bytes, .
 
 
 def _fold(hashes: Sequence[bytes]) -> bytes:
-    """The root over perfect subtrees that shrink from left to right."""
+    """Return the root over perfect subtrees that shrink from left to right."""
     found = hashes[-1]
     for left in reversed(hashes[:-1]):
         found = node_hash(left, found)

@@ -1,4 +1,4 @@
-"""The table of outcomes: what a recipient says of an envelope or a message."""
+"""The table of outcomes that a recipient reports for an envelope or a message."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import enum
 
 
 class Outcome(enum.IntEnum):
-    """The numbers in NACK and in receipts; 0 is success."""
+    """The outcome numbers in NACK and in receipts; 0 is success."""
 
     OPENED = 0
     MALFORMED = 1
@@ -31,7 +31,7 @@ OUTCOME_CODES = {int(outcome): outcome.name.lower().replace("_", "-") for outcom
 def outcome_code(number: int) -> str:
     """Return an outcome as programs read it, such as "key-missing".
 
-    A number that only newer programs know stands for itself.
+    A number that is unknown here, from a newer version, is returned as digits.
     """
     return OUTCOME_CODES.get(number, str(number))
 

@@ -1,14 +1,13 @@
-"""The prefix: everything HQ reads of an envelope, and all of it in clear.
+"""The prefix: the part of an envelope that HQ reads, all of it in clear.
 
-Decoding is total: any bytes give a Prefix or MalformedEnvelope / UnknownVersion, and counts are
-checked against the bytes that are there before anything is made of them.  HQ decodes one for every
-envelope it takes, so names that were checked once are remembered (bounded).  The byte table is in
-the manual page `envelope`.
+Decoding is total: any bytes give a Prefix, MalformedEnvelope or UnknownVersion, and counts are
+checked against the bytes present before anything is allocated.  HQ decodes a prefix for every
+envelope it accepts, so checked names are cached (bounded).  The manual page `envelope` has the byte
+table.
 
-Version 2 is what is made.  Version 1 (0.5.0 and before) is still read by recipients, for what waits
-at HQ.  Of the flags, the low four may be passed over by a reader that does not know them, the high
-four may not; bytes between the last recipient and the prefix's end belong to flags, so without a
-flag there are none.
+Version 2 is written.  Recipients still read version 1 (0.5.0 and older), for envelopes waiting at
+HQ.  A reader ignores unknown flags among the low four and refuses unknown ones among the high four.
+Bytes between the last recipient and the prefix's end belong to flags; without flags there are none.
 """
 
 from __future__ import annotations
@@ -38,13 +37,13 @@ RECIPIENT = struct.Struct(">16sBHB")
 _CIPHERS = frozenset(map(int, BodyCipher))
 _SUITES = frozenset(map(int, SignatureSuite))
 _SHA256 = int(HashSuite.SHA256)
-# longer ends are read anew each time, which bounds what is remembered to some MB
+# longer prefixes are not cached, which bounds the cache to a few MB
 _KNOWN_BYTES = 1024
 _new = tuple.__new__  # a NamedTuple's own constructor takes three times as long
 
 
 class Recipient(NamedTuple):
-    """One recipient's entry: which of its keys, how it is wrapped, how long the stanza is."""
+    """One recipient's entry: its client id and key, and the type and length of its stanza."""
 
     key_id: bytes
     stanza_type: int
@@ -55,7 +54,7 @@ class Recipient(NamedTuple):
 class Prefix(NamedTuple):
     """The decoded prefix; times are ms since 1970, lengths are bytes.
 
-    Up to ``plain_commitment`` the fields are in the order of the bytes.
+    The fields up to ``plain_commitment`` are in the order of the bytes.
     """
 
     prefix_length: int
@@ -80,9 +79,7 @@ class Prefix(NamedTuple):
 
 
 class Parties(NamedTuple):
-    """What the prefix's variable end says.  A sender's envelopes for the same recipients have
-    the same.
-    """
+    """The variable end of a prefix, equal in a sender's envelopes for the same recipients."""
 
     sender: str
     exchange: str
@@ -97,7 +94,7 @@ def _client_id(raw: bytes) -> str:
     try:
         return check_client_id(raw.decode("ascii"))
     except (UnicodeDecodeError, InvalidRequest):
-        raise MalformedEnvelope("the prefix names a client whose id is not one") from None
+        raise MalformedEnvelope("the prefix contains an invalid client id") from None
 
 
 @lru_cache(maxsize=16_384)
@@ -105,7 +102,7 @@ def _name(raw: bytes) -> str:
     try:
         return check_name(raw.decode("utf-8"), "name") if raw else ""
     except (UnicodeDecodeError, InvalidRequest):
-        raise MalformedEnvelope("the exchange or routing key is not a name") from None
+        raise MalformedEnvelope("the exchange or routing key is not a valid name") from None
 
 
 def encode_prefix(
@@ -126,8 +123,9 @@ def encode_prefix(
     routing_key: str,
     recipients: tuple[Recipient, ...],
 ) -> bytes:
-    """The prefix's bytes; InvalidRequest if a value has no place in its field.  `decode_prefix`
-    judges the rest.
+    """Return the prefix's bytes; raise InvalidRequest if a value does not fit into its field.
+
+    All other checks are in `decode_prefix`.
     """
     try:
         names = sender.encode(), exchange.encode(), routing_key.encode()
@@ -166,18 +164,18 @@ def encode_prefix(
     return head + b"".join(tail)
 
 
-def version_of(raw: bytes) -> int:
-    """The version an envelope says; 0 for bytes that are none."""
+def peek_version(raw: bytes) -> int:
+    """Return the version in an envelope's first bytes; 0 if they are not an envelope's."""
     return raw[4] if len(raw) > 4 and raw[:4] == MAGIC else 0
 
 
 def decode_prefix(buf: bytes) -> Prefix:
     """Return the prefix at the start of ``buf``.
 
-    Raise MalformedEnvelope or UnknownVersion, and never another error.
+    Raise MalformedEnvelope or UnknownVersion, and no other error.
     """
     if len(buf) < _READ_1.size or buf[:4] != MAGIC:
-        raise MalformedEnvelope("these bytes do not begin like an envelope")
+        raise MalformedEnvelope("these bytes are not an envelope")
     version, flags = buf[4], buf[5]
     if version != VERSION:
         values = _READ_1.unpack_from(buf)
@@ -251,7 +249,7 @@ def _parties(
         )
         at += id_size
     if at > len(raw) or (at < len(raw) and not flagged):
-        raise MalformedEnvelope("the prefix has another length than it says")
+        raise MalformedEnvelope("the prefix does not have the length it states")
     ids = tuple(r.client_id for r in recipients)
     if recipient_count > 1 and len({name.casefold() for name in ids}) != recipient_count:
         raise MalformedEnvelope("a recipient is named twice")

@@ -1,11 +1,11 @@
-"""Prekeys: the public keys a client leaves at HQ, so that others can begin a session with it while
-it is away.
+"""Prekeys: public keys that a client stores at HQ, so that others can start a session with it while
+it is offline.
 
 A *signed* part holds the session's identity key, a prekey and a last-resort ML-KEM key; each
-*one-time* part holds an X25519 and an ML-KEM key for one first contact.  Every part is signed by
-the signing keys of the client's key bundle, all of its suite: who believes the bundle (pinned,
-certified) can believe the prekeys, and nobody else can make them.  HQ checks the same before it
-takes them.  The bytes are in the manual page `sessions`.
+*one-time* part holds an X25519 and an ML-KEM key for one first contact.  Every part carries all the
+signatures of the suite of the client's key bundle: anyone who trusts the bundle (pinned, certified)
+can trust the prekeys, and nobody else can make them.  HQ makes the same checks before it accepts
+them.  The manual page `sessions` specifies the bytes.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _ONCE = struct.Struct(f">32sI32s{MLKEM768_BYTES}sB")
 
 @attrs.frozen
 class SignedPrekeys:
-    """The signed part.  ``made_at``: ms since 1970; ``kem`` is the last-resort key."""
+    """The signed part. ``made_at`` is ms since 1970; ``kem`` is the last-resort key."""
 
     client_id: str
     made_at: int
@@ -55,7 +55,7 @@ class SignedPrekeys:
 
 @attrs.frozen
 class OncePrekey:
-    """A one-time part; it belongs to the signed part with the same identity key."""
+    """A one-time part of the signed part with the same identity key."""
 
     client_id: str
     identity: bytes
@@ -76,8 +76,8 @@ def unsigned(
     kem: bytes,
     suite: int,
 ) -> bytes:
-    """The bytes of a signed part before its signatures, which are over their SHA-256 for use
-    `prekeys`.
+    """Return the bytes of a signed part without its signatures, which cover their SHA-256 with the
+    use `prekeys`.
     """
     name = client_id.encode()
     head = _HEAD.pack(MAGIC, VERSION, 0, len(name)) + name
@@ -87,22 +87,22 @@ def unsigned(
 def unsigned_once(
     client_id: str, identity: bytes, prekey_id: int, prekey: bytes, kem: bytes, suite: int
 ) -> bytes:
-    """The bytes of a one-time part before its signatures, for use `prekey-once`."""
+    """Return the bytes of a one-time part without its signatures, whose use is `prekey-once`."""
     name = client_id.encode()
     head = _HEAD.pack(ONCE_MAGIC, VERSION, 0, len(name)) + name
     return head + _ONCE.pack(identity, prekey_id, prekey, kem, suite)
 
 
 def decode(raw: bytes) -> SignedPrekeys:
-    """BundleMalformed for other bytes.  Nothing is verified yet."""
+    """Return the signed part in these bytes, unverified; raise BundleMalformed if there is none."""
     return SignedPrekeys(*_parts(raw, MAGIC, _SIGNED))
 
 
 def decode_once(raw: bytes) -> OncePrekey:
-    """As `decode`, of a one-time part."""
+    """Return the one-time part in these bytes, as `decode` does for the signed part."""
     found = OncePrekey(*_parts(raw, ONCE_MAGIC, _ONCE))
     if not found.prekey_id:
-        raise BundleMalformed("a one-time prekey has no number")
+        raise BundleMalformed("a one-time prekey has no id")
     return found
 
 
@@ -111,7 +111,8 @@ def _parts(raw: bytes, magic: bytes, layout: struct.Struct) -> tuple[Any, ...]:
         found, version, flags, size = _HEAD.unpack_from(raw)
         if found != magic or version != VERSION or flags:
             raise BundleMalformed(
-                "these bytes are no prekeys of a version this program knows", remedy="update it"
+                "these bytes are not prekeys of a version this program knows",
+                remedy="update this program",
             )
         at = _HEAD.size + size
         client_id = check_client_id(raw[_HEAD.size : at].decode("ascii"))
@@ -119,7 +120,7 @@ def _parts(raw: bytes, magic: bytes, layout: struct.Struct) -> tuple[Any, ...]:
         at += layout.size
         expected = SIGNATURE_SIZES[SignatureSuite(fields[-1])]
     except (struct.error, ValueError, InvalidRequest):
-        raise BundleMalformed("these bytes are no prekeys") from None
+        raise BundleMalformed("these bytes are not prekeys") from None
     if len(raw) != at + expected:
         raise BundleMalformed("the prekeys have the wrong length")
     return client_id, *fields, raw[at:], hashlib.sha256(raw[:at]).digest()
@@ -128,9 +129,9 @@ def _parts(raw: bytes, magic: bytes, layout: struct.Struct) -> tuple[Any, ...]:
 def check(
     prekeys: SignedPrekeys | OncePrekey, client_id: str, sign_keys: Mapping[int, bytes]
 ) -> None:
-    """Believes prekeys of ``client_id`` because its bundle's ``sign_keys`` signed them.
+    """Verify prekeys of ``client_id`` with the ``sign_keys`` of its bundle.
 
-    BundleForAnother, BundleNotCertified, or BundleMalformed for keys that are none.
+    Raise BundleForAnother, BundleNotCertified, or BundleMalformed if a key is invalid.
     """
     if prekeys.client_id != client_id:
         raise BundleForAnother(
@@ -141,12 +142,12 @@ def check(
         signature.verify(sign_keys, prekeys.suite, use, prekeys.digest, prekeys.signatures)
     except SignatureInvalid:
         raise BundleNotCertified(
-            f"the prekeys of {client_id} are not signed by its keys; it leaves new ones when it "
-            "next receives"
+            f"the prekeys of {client_id} are not signed by its keys; it publishes new ones "
+            "when it next receives"
         ) from None
     try:
         MLKEM768PublicKey.from_public_bytes(prekeys.kem)
         for key in (prekeys.identity, prekeys.prekey):
             check_x25519(key)
     except ValueError:
-        raise BundleMalformed("a prekey is not a key") from None
+        raise BundleMalformed("a prekey is not a valid key") from None

@@ -1,8 +1,8 @@
-"""Receipts: the recipient's signed word on what became of envelopes.
+"""Receipts: the recipient's signed statement of what became of envelopes.
 
-One signature covers a whole inbox commit: the root of a Merkle tree (RFC 6962, section 2.1) over
-one leaf for each envelope.  An exported receipt carries its leaf and the path to the root, so that
-it can be shown alone, years later.  The bytes are in the manual page `receipt`.
+One signature covers a whole inbox commit: it signs the root of a Merkle tree (RFC 6962, section
+2.1) with one leaf for each envelope.  An exported receipt carries its leaf and the path to the
+root, so that it can be verified alone, years later.  The manual page `receipt` specifies the bytes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from cipherbox.errors import InvalidRequest, MalformedEnvelope, SignatureInvalid
 from cipherbox.limits import LIMITS, check_client_id
 
 MAGIC = b"CBXR"
-VERSION = 2  # version 1 is read, and made no more
+VERSION = 2  # version 1 is read, but no longer written
 USE = "receipt"
 _HEAD = struct.Struct(">4sBBB")
 _TAIL = struct.Struct(">Q32s32sI")
@@ -34,8 +34,8 @@ _PATH = struct.Struct(">IB")
 
 @attrs.frozen
 class Leaf:
-    """What became of one envelope; ``messages`` holds an outcome for each, or nothing: all as
-    the envelope.
+    """What became of one envelope. ``messages`` holds an outcome for each message, or is empty if
+    all have the envelope's outcome.
     """
 
     sender: str
@@ -45,9 +45,9 @@ class Leaf:
     accepted_at: int
     outcome: Outcome
     messages: tuple[Outcome, ...] = ()
-    # the sender's, to the plaintext; zeros in envelopes of version 1
+    # of the sender to the plaintext; zeros for envelopes of version 1
     commitment: bytes = NO_COMMITMENT
-    log_entry: int = 0  # of HQ's log, that says it was accepted; 0: HQ named none to the signer
+    log_entry: int = 0  # in which HQ's log records the acceptance; 0: HQ named none to the signer
 
     def encode(self, version: int = VERSION) -> bytes:
         name = self.sender.encode()
@@ -96,7 +96,7 @@ def encode_unsigned(
     checkpoint: bytes = b"",
     version: int = VERSION,
 ) -> bytes:
-    """The part of a receipt that is signed (its SHA-256 is)."""
+    """Return the part of a receipt whose SHA-256 is signed."""
     name = recipient.encode()
     note = _NOTE.pack(len(checkpoint)) + checkpoint if version > 1 else b""
     return b"".join(
@@ -133,12 +133,12 @@ def encode_exported(exported: Exported) -> bytes:
 
 
 def read_receipt(raw: bytes) -> tuple[Receipt, int]:
-    """The receipt at the start of ``raw``, and where it ends."""
+    """Return the receipt at the start of ``raw``, and the offset of its end."""
     return _receipt(raw)
 
 
 def decode_leaf(raw: bytes, at: int, version: int = VERSION) -> tuple[Leaf, int]:
-    """The leaf that begins at ``at``, and where it ends."""
+    """Return the leaf that begins at ``at``, and the offset of its end."""
     try:
         sender = _text(raw[at + 1 : at + 1 + raw[at]])
         at += 1 + raw[at]
@@ -158,7 +158,7 @@ def decode_leaf(raw: bytes, at: int, version: int = VERSION) -> tuple[Leaf, int]
 
 
 def decode_exported(raw: bytes) -> Exported:
-    """A receipt with leaf and path."""
+    """Return the receipt with its leaf and path; raise MalformedEnvelope if there is none."""
     receipt, at = _receipt(raw)
     leaf, at = decode_leaf(raw, at, receipt.version)
     try:
@@ -176,7 +176,7 @@ def _text(raw: bytes) -> str:
     try:
         return check_client_id(raw.decode("ascii"))
     except (UnicodeDecodeError, InvalidRequest):
-        raise MalformedEnvelope("the receipt names a client whose id is not one") from None
+        raise MalformedEnvelope("the receipt contains an invalid client id") from None
 
 
 def _receipt(raw: bytes) -> tuple[Receipt, int]:
@@ -213,7 +213,7 @@ def _receipt(raw: bytes) -> tuple[Receipt, int]:
 
 
 def verify_receipt(receipt: Receipt, bundle: KeyBundle) -> None:
-    """Raises SignatureInvalid unless ``bundle`` (checked by the caller) signed it."""
+    """Raise SignatureInvalid unless ``bundle`` (checked by the caller) signed it."""
     if receipt.recipient != bundle.client_id or not hmac.compare_digest(
         receipt.bundle_hash, bundle.hash
     ):
@@ -223,8 +223,8 @@ def verify_receipt(receipt: Receipt, bundle: KeyBundle) -> None:
 
 
 def verify_exported(exported: Exported, bundle: KeyBundle) -> None:
-    """Signature and path both: SignatureInvalid, or MalformedEnvelope for a path that cannot be
-    one.
+    """Raise SignatureInvalid unless signature and path are valid; MalformedEnvelope if the path
+    cannot be one.
     """
     verify_receipt(exported.receipt, bundle)
     leaf = leaf_hash(exported.leaf.encode(exported.receipt.version))

@@ -1,9 +1,8 @@
-"""A receipt as a file that anybody can verify, years later, with no network and no part in the
-exchange.
+"""Receipt files: a receipt that third parties can verify offline, years later.
 
-The file repeats in plain words what is signed, for the reader's eye; `verify_file` refuses a file
-whose words differ from its signature.  What it cannot say is whether the root in it is the right
-one: the caller compares the fingerprint.  The document is in the manual page `receipt`.
+The file repeats what is signed in readable form; `verify_file` refuses a file whose readable form
+differs from what was signed.  It cannot tell whether the root in the file is the right one: the
+caller compares its fingerprint.  The manual page `receipt` specifies the document.
 """
 
 from __future__ import annotations
@@ -23,12 +22,12 @@ from cipherbox.envelope.receipt import Exported, decode_exported, encode_exporte
 from cipherbox.errors import InvalidRequest, MalformedEnvelope, SignatureInvalid
 
 FORMAT = "cipherbox-receipt-1"
-_MOST = 2 * 1024 * 1024  # bytes of a file: a receipt, a bundle, a certificate
+_MOST = 2 * 1024 * 1024  # bytes of a file: a receipt, a bundle and a certificate
 
 
 @attrs.frozen
 class Statement:
-    """What a verified receipt says; times are ms since 1970, hashes hexadecimal."""
+    """The contents of a verified receipt. Times are ms since 1970, hashes hexadecimal."""
 
     message_id: str
     sender: str
@@ -41,7 +40,7 @@ class Statement:
 
 
 def make_file(exported: Exported, index: int, bundle: KeyBundle, root: x509.Certificate) -> bytes:
-    """The file for message ``index`` of the envelope."""
+    """Return the receipt file for message ``index`` of the envelope."""
     words = _words(exported, index)
     document = {
         "format": FORMAT,
@@ -54,8 +53,8 @@ def make_file(exported: Exported, index: int, bundle: KeyBundle, root: x509.Cert
 
 
 def verify_file(data: bytes) -> Statement:
-    """What the file proves under the root it carries: MalformedEnvelope, SignatureInvalid or a
-    BundleError if nothing.
+    """Return what the file proves under the root it carries; raise MalformedEnvelope,
+    SignatureInvalid or a BundleError if it proves nothing.
 
     The recipient's keys must have been certified and valid when it signed.
     """
@@ -66,7 +65,7 @@ def verify_file(data: bytes) -> Statement:
         root = pki.load_der(base64.b64decode(document["root"], validate=True))
         _, index = split_message_id(document["message_id"])
     except (KeyError, TypeError, ValueError, AttributeError, InvalidRequest):
-        raise MalformedEnvelope("this file is not a receipt, or not a whole one") from None
+        raise MalformedEnvelope("this file is not a complete receipt") from None
     check_bundle(bundle, exported.receipt.recipient, root, exported.receipt.at, history=True)
     verify_exported(exported, bundle)
     words = _words(exported, index)

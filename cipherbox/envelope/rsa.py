@@ -1,8 +1,8 @@
-"""RSA public keys in bundles: which are taken, and the one form they have there,
+"""RSA public keys in bundles: which ones are accepted, and their only encoding there,
 SubjectPublicKeyInfo in DER.
 
-What is refused here is refused by the owner's own program, by HQ and by every sender alike, so a
-key that only some of them could use never gets into a bundle.
+The owner's program, HQ and every sender apply the same rules, so a key that only some of them could
+use never gets into a bundle.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from cipherbox.errors import BundleMalformed
 from cipherbox.limits import LIMITS
 
 SEALED_KEY_BYTES = 32 + 16  # of a stanza: the content key under AES-256-GCM
-_EXPONENT_LEAST = 65_537  # smaller ones have a history of attacks; OpenSSL makes this one
-# OpenSSL takes no larger one with a modulus above 3,072 bits, and each bit costs the sender
+_EXPONENT_LEAST = 65_537  # smaller ones have a history of attacks; OpenSSL's default
+# OpenSSL refuses a larger one with a modulus above 3,072 bits, and each bit costs the sender time
 _EXPONENT_MOST = 2**64 - 1
 
 
 def fault(key: RSAPublicKey) -> str:
-    """Why such a key is not taken, in words; empty when it is."""
+    """Return why the key is not accepted; empty if it is."""
     bits, exponent = key.key_size, key.public_numbers().e
     least, most = LIMITS.rsa_bits_least, LIMITS.rsa_bits_most
     if not least <= bits <= most:
@@ -34,24 +34,24 @@ def fault(key: RSAPublicKey) -> str:
             "this one does not"
         )
     if not key.public_numbers().n % 2 or not exponent % 2:
-        return "the modulus or the exponent of this RSA key is even, so it is none"
+        return "the modulus or the exponent of this RSA key is even, so the key is invalid"
     return ""
 
 
 def encode_public(key: RSAPublicKey) -> bytes:
-    """The bytes that stand in a bundle."""
+    """Return the key's bytes in a bundle."""
     return key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
 
 
 def load_public(raw: bytes) -> RSAPublicKey:
-    """The key of these bytes; BundleMalformed says why it is not taken."""
+    """Return the key in these bytes; raise BundleMalformed if it is not accepted."""
     try:
         key = load_der_public_key(raw)
     except (ValueError, UnsupportedAlgorithm):
-        raise BundleMalformed("the RSA key in the bundle is not one") from None
+        raise BundleMalformed("the RSA key in the bundle is invalid") from None
     if not isinstance(key, RSAPublicKey) or encode_public(key) != raw:
         raise BundleMalformed(
-            "the RSA key in the bundle is not one, or not in the one form it has there"
+            "the RSA key in the bundle is invalid or not in its only allowed encoding"
         )
     if why := fault(key):
         raise BundleMalformed(why)

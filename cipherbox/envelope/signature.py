@@ -1,7 +1,7 @@
-"""Checks of signatures made with a bundle's signing keys.
+"""Verify signatures made with a bundle's signing keys.
 
-What is signed is always ``label || suite || digest``, so a signature made for one use says nothing
-in another. PyNaCl verifies Ed25519 at twice the speed of the alternative.
+The signed message is always ``label || suite || digest``, so a signature made for one use is
+invalid for every other. PyNaCl verifies Ed25519 twice as fast as the alternative.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from cipherbox.errors import SignatureInvalid
 
 
 def signed_message(use: str, suite: int, digest: bytes) -> bytes:
-    """The bytes that are signed."""
+    """Return the bytes that are signed."""
     return label(use) + bytes([suite]) + digest
 
 
 def required_suite(sign_keys: Mapping[int, bytes]) -> SignatureSuite:
-    """The suite of an owner of these keys: with an ML-DSA key nothing less than both is
-    accepted.
+    """Return the suite that an owner of these keys must use: both signatures if there is an ML-DSA
+    key.
     """
     if SignAlgorithm.MLDSA65 in sign_keys:
         return SignatureSuite.ED25519_MLDSA65
@@ -35,7 +35,7 @@ def required_suite(sign_keys: Mapping[int, bytes]) -> SignatureSuite:
 def verify(
     sign_keys: Mapping[int, bytes], suite: int, use: str, digest: bytes, signature: bytes
 ) -> None:
-    """Raises SignatureInvalid unless ``suite`` is the one these keys require and all its
+    """Raise SignatureInvalid unless ``suite`` is the one these keys require and all its
     signatures verify.
     """
     if suite != required_suite(sign_keys):

@@ -1,8 +1,8 @@
 """The table of stanza types: how a recipient's copy of the content key may be wrapped.
 
-`STANZAS` is the only list of them.  The prefix's bounds, the keys that a bundle may hold, the names
-in the API and on the command line, and what counts as post-quantum are read from it; a new type is
-one row here, and one in `sealing.stanzas.SCHEMES` if this program wraps it with a public key.
+`STANZAS` is the only list of them.  It determines the prefix's bounds, the keys that a bundle may
+hold, the names in the API and on the command line, and which types are post-quantum.  A new type is
+one row here, and one in `sealing.stanzas.SCHEMES` if it wraps with a public key.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class StanzaFormat:
 
     ``option`` is the type's name on the command line (`--wrap`), ``name`` everywhere else; the name
     is also in the label that binds a stanza.  ``check_public`` raises ValueError or BundleMalformed
-    for a public key nobody could seal for; it is None when keys of this type do not stand in
-    bundles, since a session's keys come with its prekeys.
+    for a public key that nothing can be sealed to; it is None if bundles have no keys of this type,
+    since a session's keys come with its prekeys.
     """
 
     type: StanzaType
@@ -50,7 +50,7 @@ class StanzaFormat:
     most: int
     post_quantum: bool
     check_public: Callable[[bytes], object] | None
-    public_bytes: int | None = None  # None: they differ in length
+    public_bytes: int | None = None  # None: the length varies
     default: bool = False  # every new identity gets a key of this type
 
     @property
@@ -123,10 +123,10 @@ BY_NAME = {row.name: row.type for row in _ROWS}
 
 
 def stanza_label(stanza_type: int) -> bytes:
-    """Return the label with which the binding of every stanza of this type begins."""
+    """Return the label that begins the binding of every stanza of this type."""
     return label("stanza/" + STANZAS[stanza_type].name)
 
 
 def key_id(stanza_type: int, public_key: bytes) -> bytes:
-    """Return the 16 bytes that name an encryption key in a prefix."""
+    """Return the 16 bytes that identify an encryption key in a prefix."""
     return hashlib.sha256(label("key-id") + bytes([stanza_type]) + public_key).digest()[:16]

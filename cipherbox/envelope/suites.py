@@ -1,6 +1,6 @@
 """Tables of body ciphers, signature suites and signing keys: numbers on the wire, names and sizes.
 
-The names are those of settings, of the API and of the command line.
+Settings, the API and the command line use these names.
 """
 
 from __future__ import annotations

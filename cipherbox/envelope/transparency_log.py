@@ -1,14 +1,14 @@
-"""HQ's signed log: what one commit accepted, delivered, gave up and changed, as one leaf of an
-append-only tree.
+"""HQ's transparency log: everything one commit accepted, delivered, dead-lettered and changed, as
+one leaf of an append-only tree.
 
 An entry's events are in groups: one for each CONFIRM of the commit, with a leaf for each envelope,
 and one for each other kind of event.  The entry's record holds the Merkle root over the groups'
-roots, and is the leaf of the log's tree (`envelope.tree`), whose head is a checkpoint
-(`envelope.checkpoint`).  So a publisher needs the record, two short paths and the checkpoint to
-know that its envelopes are in the log, and nobody can change, drop or reorder an entry without two
-heads that contradict each other.
+roots, and is the leaf of the log's tree (`envelope.merkle_tree`), whose head is a checkpoint
+(`envelope.checkpoint`).  So a publisher can verify that its envelopes are in the log with the
+record, two short paths and the checkpoint, and nobody can change, drop or reorder an entry without
+signing two heads that contradict each other.
 
-Pure: bytes and hashes.  The bytes are in the manual page `log`.
+Pure functions of bytes and hashes.  The manual page `log` specifies the bytes.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ _sha256 = hashlib.sha256
 
 
 class Record(NamedTuple):
-    """The leaf of the tree; entries count from 1, so entry n is leaf n - 1; ``at`` is ms since
-    1970.
+    """An entry's record, a leaf of the tree. Entries count from 1, so entry n is leaf n - 1. ``at``
+    is ms since 1970.
     """
 
     index: int  # type: ignore[assignment]
@@ -71,8 +71,8 @@ class Record(NamedTuple):
 
 
 class Group(NamedTuple):
-    """Events of one kind; the payload of ACCEPTED and AGAIN is in `accepted_payload`'s form,
-    BUNDLE and REVOKED have their own, the others are JSON.
+    """Events of one kind. The payload of ACCEPTED and AGAIN has `accepted_payload`'s format, BUNDLE
+    and REVOKED have their own, and the others are JSON.
     """
 
     kind: int
@@ -80,7 +80,7 @@ class Group(NamedTuple):
 
 
 class LoggedBundle(NamedTuple):
-    """A key bundle that HQ hands out, as its log names it."""
+    """A key bundle that HQ serves, as recorded in its log."""
 
     client_id: str
     sequence: int
@@ -88,7 +88,7 @@ class LoggedBundle(NamedTuple):
 
 
 class Accepted(NamedTuple):
-    """One envelope in a group of ACCEPTED or AGAIN."""
+    """One envelope in an ACCEPTED or AGAIN group."""
 
     envelope_id: bytes
     generation: int
@@ -96,56 +96,54 @@ class Accepted(NamedTuple):
 
 
 class Proven(NamedTuple):
-    """What a proof that holds leads to: an entry's record, under a head."""
+    """The result of a valid proof: an entry's record, and the head it is under."""
 
     record: Record
     head: Checkpoint
 
 
 def accepted_head(sender: str, at: int) -> bytes:
-    """Return what the leaves of one group have in common."""
+    """Return the prefix that all leaves of one group share."""
     name = sender.encode()
     return bytes([len(name)]) + name + at.to_bytes(8, "big")
 
 
 def accepted_payload(head: bytes, leaves: Sequence[bytes]) -> bytes:
-    """Return the payload over ``leaves``: id, generation (u32) and hash of each envelope,
-    joined.
+    """Return the payload of a group: ``head``, and the id, generation (u32) and hash of each
+    envelope.
     """
     return head + b"".join(leaves)
 
 
 def bundle_payload(client_id: str, sequence: int, bundle_hash: bytes) -> bytes:
-    """Return the payload of a group of BUNDLE: one key bundle, so that its proof tells nothing
-    of another.
-    """
+    """Return the payload of a BUNDLE group: one key bundle, so that its proof reveals no other."""
     name = client_id.encode()
     return bytes([len(name)]) + name + sequence.to_bytes(8, "big") + bundle_hash
 
 
 def read_bundle(payload: bytes) -> LoggedBundle:
-    """Return what a group of BUNDLE names; MalformedEnvelope if its payload is not whole."""
+    """Return the bundle that a BUNDLE group names; raise MalformedEnvelope if it is malformed."""
     size = 1 + payload[0] if payload else 0
     if not size or len(payload) != size + 8 + 32:
-        raise MalformedEnvelope("a group of the log is not whole")
+        raise MalformedEnvelope("a group of the log is malformed")
     name = payload[1:size].decode("utf-8", "replace")
     return LoggedBundle(name, int.from_bytes(payload[size : size + 8], "big"), payload[size + 8 :])
 
 
 def leaf(envelope_id: bytes, generation: int, envelope_hash: bytes) -> bytes:
-    """Return one envelope of a group."""
+    """Return the leaf of one envelope."""
     return envelope_id + generation.to_bytes(4, "big") + envelope_hash
 
 
 def group_root(kind: int, head: bytes, leaves: Sequence[bytes]) -> bytes:
-    """Return the root of a group; for kinds without envelopes the payload is the one leaf and
+    """Return the root of a group. For kinds without envelopes the payload is the only leaf, and
     ``head`` is empty.
     """
     return merkle_root(_leaf_hashes(kind, head, leaves))
 
 
 def root_of(group: Group) -> bytes:
-    """Return the root of a group as it is stored; MalformedEnvelope if its payload is not whole."""
+    """Return the root of a stored group; raise MalformedEnvelope if its payload is malformed."""
     if group.kind not in _ENVELOPES:
         return group_root(group.kind, b"", [group.payload])
     head, leaves = _split(group.payload)
@@ -153,7 +151,7 @@ def root_of(group: Group) -> bytes:
 
 
 def read_accepted(payload: bytes) -> tuple[str, int, list[Accepted]]:
-    """Return (sender, accepted at, envelopes) of a group of ACCEPTED or AGAIN."""
+    """Return (sender, accepted at, envelopes) of an ACCEPTED or AGAIN group."""
     head, leaves = _split(payload)
     sender = head[1:-8].decode("utf-8", "replace")
     found = [Accepted(one[:16], int.from_bytes(one[16:20], "big"), one[20:]) for one in leaves]
@@ -166,7 +164,7 @@ def encode_groups(groups: Sequence[Group]) -> bytes:
 
 
 def decode_groups(body: bytes) -> list[Group]:
-    """Return the groups of an entry; MalformedEnvelope unless every byte is accounted for."""
+    """Return the groups of an entry; raise MalformedEnvelope unless all bytes belong to them."""
     found, at = [], 0
     while at < len(body):
         if at + _GROUP.size > len(body):
@@ -174,16 +172,16 @@ def decode_groups(body: bytes) -> list[Group]:
         kind, size = _GROUP.unpack_from(body, at)
         at += _GROUP.size
         if kind not in KIND_NAMES or at + size > len(body):
-            raise MalformedEnvelope("an entry of the log is not whole")
+            raise MalformedEnvelope("an entry of the log is malformed")
         found.append(Group(kind, body[at : at + size]))
         at += size
     return found
 
 
 def decode_record(raw: bytes) -> Record:
-    """Return an entry's record; MalformedEnvelope if it is none."""
+    """Return the record in these bytes; raise MalformedEnvelope if there is none."""
     if len(raw) != _RECORD.size:
-        raise MalformedEnvelope("a record of the log has another length")
+        raise MalformedEnvelope("a record of the log has the wrong length")
     magic, version, flags, index, at, root, groups = _RECORD.unpack(raw)
     if magic != MAGIC or not index or not groups:
         raise MalformedEnvelope("these bytes are not a record of the log")
@@ -195,18 +193,17 @@ def decode_record(raw: bytes) -> Record:
 
 
 def verify_entry(raw: bytes, body: bytes, index: int) -> Record:
-    """Return the record of entry ``index`` if its body is what the record says; whether the tree
-    holds it is not looked at here.  SignatureInvalid or MalformedEnvelope says what does not
-    fit.
+    """Return the record of entry ``index``; raise SignatureInvalid or MalformedEnvelope if it does
+    not match the entry's body. Its inclusion in the tree is not checked here.
     """
     found = decode_record(raw)
     if found.index != index:
-        raise SignatureInvalid(f"entry {index} is missing: {found.index} stands in its place")
+        raise SignatureInvalid(f"entry {index} is missing: entry {found.index} is in its place")
     groups = decode_groups(body)
     if len(groups) != found.groups or not hmac.compare_digest(
         merkle_root([root_of(g) for g in groups]), found.root
     ):
-        raise SignatureInvalid("what it holds is not what was signed")
+        raise SignatureInvalid("the entry's content is not what was signed")
     return found
 
 
@@ -222,10 +219,10 @@ def make_proof(
     leaves: Sequence[bytes] = (),
     leaf_index: int = 0,
 ) -> bytes:
-    """Return the proof that group ``group`` is in the entry, and the entry (with ``path``) in the
-    checkpoint's tree.
+    """Return the proof that group ``group`` is in the entry, and that the entry (with ``path``) is
+    in the checkpoint's tree.
 
-    ``leaves``: hashes of the group's leaves, when the proof is of the leaf ``leaf_index`` alone.
+    ``leaves``: the hashes of the group's leaves, if the proof is only for the leaf ``leaf_index``.
     """
     own = merkle_path(leaves, leaf_index) if leaves else ()
     inner = merkle_path(roots, group)
@@ -245,15 +242,15 @@ def make_proof(
 
 
 def proof_checkpoint(proof: bytes) -> bytes:
-    """Return the checkpoint a proof leads to, unverified; MalformedEnvelope if the proof is not
-    whole.
+    """Return the checkpoint a proof leads to, unverified; raise MalformedEnvelope if the proof is
+    malformed.
     """
     return _parsed(proof).checkpoint
 
 
 def proof_record(proof: bytes) -> Record:
-    """Return the record a proof is about, unverified; MalformedEnvelope if the proof is not
-    whole.
+    """Return the record a proof is for, unverified; raise MalformedEnvelope if the proof is
+    malformed.
     """
     return decode_record(_parsed(proof).record)
 
@@ -268,9 +265,9 @@ def verify_proof(
     again: bool = False,
 ) -> Proven:
     """Return the entry that holds exactly these envelopes of ``sender``, in this order, as one
-    group of that time.
+    group accepted at that time; ``again``: as duplicates.
 
-    SignatureInvalid or MalformedEnvelope.
+    Raise SignatureInvalid or MalformedEnvelope if the proof is invalid.
     """
     if not leaves:
         raise MalformedEnvelope("HQ's proof is for no envelope")
@@ -282,7 +279,7 @@ def verify_proof(
 def verify_acceptance(
     proof: bytes, sender: str, one: Accepted, key: bytes, accepted_at: int
 ) -> Proven:
-    """Return the entry that says that this one envelope was accepted.  SignatureInvalid or
+    """Return the entry that records the acceptance of this envelope; raise SignatureInvalid or
     MalformedEnvelope.
     """
 
@@ -296,13 +293,13 @@ def verify_acceptance(
 def verify_bundle_proof(
     proof: bytes, client_id: str, sequence: int, bundle_hash: bytes, key: bytes
 ) -> Proven:
-    """Return the entry that holds this key bundle.  SignatureInvalid or MalformedEnvelope."""
+    """Return the entry with this key bundle; raise SignatureInvalid or MalformedEnvelope."""
     payload = bundle_payload(client_id, sequence, bundle_hash)
     return _verified(proof, key, lambda _: group_root(BUNDLE, b"", [payload]), whole=True)
 
 
 def verify_group_proof(proof: bytes, group: Group, key: bytes) -> Proven:
-    """Return the entry that holds this group (of a kind without envelopes).  SignatureInvalid or
+    """Return the entry with this group (of a kind without envelopes); raise SignatureInvalid or
     MalformedEnvelope.
     """
     return _verified(proof, key, lambda _: root_of(group), whole=True)
@@ -355,7 +352,7 @@ def _parsed(proof: bytes) -> _Parsed:
         path, at = _read_hashes(proof, at + 1, proof[at])
         size, at = int.from_bytes(proof[at : at + 2], "big"), at + 2
     except (struct.error, IndexError):
-        raise MalformedEnvelope("HQ's proof is not whole") from None
+        raise MalformedEnvelope("HQ's proof is incomplete") from None
     if at + size != len(proof) or (not leaves and (own_index or own)):
         raise MalformedEnvelope("HQ's proof has the wrong length")
     return _Parsed(leaves, own_index, own, record, group, inner, path, proof[at:])
@@ -370,12 +367,12 @@ def _read_place(raw: bytes, at: int) -> tuple[int, tuple[bytes, ...], int]:
 def _read_hashes(raw: bytes, at: int, count: int) -> tuple[tuple[bytes, ...], int]:
     end = at + HASH_BYTES * count
     if end > len(raw):
-        raise MalformedEnvelope("HQ's proof is not whole")
+        raise MalformedEnvelope("HQ's proof is incomplete")
     return tuple(raw[i : i + HASH_BYTES] for i in range(at, end, HASH_BYTES)), end
 
 
 def leaf_hashes_of(payload: bytes) -> tuple[bytes, list[bytes], list[bytes]]:
-    """Return (head, leaves, their hashes) of a stored group of ACCEPTED."""
+    """Return (head, leaves, their hashes) of a stored ACCEPTED group."""
     head, leaves = _split(payload)
     return head, leaves, _leaf_hashes(ACCEPTED, head, leaves)
 
@@ -388,7 +385,7 @@ def _leaf_hashes(kind: int, head: bytes, leaves: Sequence[bytes]) -> list[bytes]
 def _split(payload: bytes) -> tuple[bytes, list[bytes]]:
     size = 9 + payload[0] if payload else 0
     if not size or len(payload) <= size or (len(payload) - size) % _LEAF_BYTES:
-        raise MalformedEnvelope("a group of the log is not whole")
+        raise MalformedEnvelope("a group of the log is malformed")
     return payload[:size], [
         payload[at : at + _LEAF_BYTES] for at in range(size, len(payload), _LEAF_BYTES)
     ]

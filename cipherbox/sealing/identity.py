@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA65PrivateKey
 
 from cipherbox import pki
 from cipherbox.envelope.bundle import (
-    ANEW,
+    DISCONTINUOUS,
     NO_HASH,
     SALT_BYTES,
     BundleKey,
@@ -213,7 +213,7 @@ class Identity:
         keys.
 
         ``before`` is the previous bundle and ``signer`` the identity of that bundle (None: this
-        one). With other keys than that bundle's the chain starts anew, as after a loss. The bundle
+        one). With other keys than that bundle's the chain starts over, as after a loss. The bundle
         ends with the certificate, or with a CA above it that ends earlier.
         """
         keys = [BundleKey(KeyUsage.ENCRYPT, k.algorithm, k.public) for k in self.current]
@@ -223,7 +223,7 @@ class Identity:
         ]
         holder = signer or self
         continued = before is not None and before.sign_keys == holder.sign_keys
-        anew = ANEW if before is not None and not continued else 0
+        flags = DISCONTINUOUS if before is not None and not continued else 0
         signed = encode_signed_part(
             self.client_id,
             before.sequence + 1 if before else 1,
@@ -233,7 +233,7 @@ class Identity:
             keys,
             [pki.der(c) for c in chain],
             os.urandom(SALT_BYTES),
-            anew,
+            flags,
         )
         digest = hashlib.sha256(signed).digest()
         certified = certificate_key.sign(label("bundle") + digest, ec.ECDSA(hashes.SHA384()))

@@ -77,7 +77,7 @@ async def test_after_a_break_no_digits_of_before_agree(
         evil = Identity.generate("CA-RC").make_bundle(
             center.key, center.chain, now_ms(), center.bundle
         )
-        assert evil.begins_anew
+        assert evil.breaks_continuity
         scripted.offers["CA-RC"] = [center.bundle.raw, evil.raw]
         client.directory.refresh("CA-RC")
         with pytest.raises(BundleDiscontinuous, match="says that it begins anew"):

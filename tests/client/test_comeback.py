@@ -65,7 +65,7 @@ async def test_a_revoked_home_comes_back_with_all_it_holds_and_new_keys(hq: Any)
     identity = load_home(home).identity
     assert identity is not None
     assert identity.bundle is not None
-    assert (identity.bundle.sequence, identity.bundle.begins_anew) == (2, True)
+    assert (identity.bundle.sequence, identity.bundle.breaks_continuity) == (2, True)
     assert identity.bundle.previous_hash == before.hash
     assert not set(old) & {k.key_id for k in identity.current}
     assert set(old) <= {k.key_id for k in identity.retired}
@@ -195,7 +195,7 @@ async def test_a_crash_between_any_two_steps_is_gone_on_from_with_the_same_token
         assert center.home.identity.upcoming is None
         (own,) = await center.directory.ask([("CA-RC", 0)])
         assert own.bundles[-1] == center.home.identity.bundle.raw
-        assert center.home.identity.bundle.begins_anew
+        assert center.home.identity.bundle.breaks_continuity
         assert len(own.bundles) == 2
     assert await opened(hq, "CA-RC") == [b"sealed to the old keys"]
 
@@ -313,7 +313,7 @@ async def test_a_rotation_that_races_with_a_replacement_loses(hq: Any, tmp_path:
     own = load_home(tmp_path / "new").identity
     assert own is not None
     assert own.bundle is not None
-    assert (own.bundle.sequence, own.bundle.begins_anew) == (3, True)
+    assert (own.bundle.sequence, own.bundle.breaks_continuity) == (3, True)
     async with hq.client("FL-LAB") as lab:
         (bundle,) = await lab.bundles(["CA-RC"])
         assert bundle.hash == own.bundle.hash

@@ -60,7 +60,7 @@ def test_a_whole_entry_holds_and_any_change_shows() -> None:
     for at in range(len(body)):
         with pytest.raises(EnvelopeError):
             log.verify_entry(raw, body[:at] + bytes([body[at] ^ 1]) + body[at + 1 :], 4)
-    with pytest.raises(SignatureInvalid, match="entry 3 is missing: 4 stands in its place"):
+    with pytest.raises(SignatureInvalid, match="entry 3 is missing: entry 4 is in its place"):
         log.verify_entry(raw, body, 3)
 
 

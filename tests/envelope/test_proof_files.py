@@ -132,5 +132,5 @@ def test_a_file_of_evidence_that_hq_did_not_sign_shows_nothing() -> None:
         found_evidence(certificate=pki.der(stranger.certificate)),
         found_evidence(certified=bytes(32) + found_evidence().certified[32:]),
     ):
-        with pytest.raises(SignatureInvalid, match="does not stand behind"):
+        with pytest.raises(SignatureInvalid, match="does not certify"):
             evidence.verify_file(evidence.make_file(wrong))

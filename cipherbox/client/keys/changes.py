@@ -34,7 +34,7 @@ def change_of(pin: Pin, found: Sequence[KeyBundle], entry: int = 0) -> Change:
     try:
         check_succession(pin.bundle, [b for b in found if b.sequence > pin.bundle.sequence])
     except BundleError:
-        anew = f" {name} says that it begins anew." if bundle.begins_anew else ""
+        anew = f" {name} says that it begins anew." if bundle.breaks_continuity else ""
         return Change(
             f"The keys of {name} changed, and the old key did not sign the new "
             f"one.{anew}\nPinned here:  bundle {pin.bundle.sequence}, {_compared(pin)}: "

@@ -44,7 +44,7 @@ from cipherbox.client.sessions.sending_chains import RatchetStep
 from cipherbox.client.sessions.sessions import Sessions
 from cipherbox.concurrency import Flag, Signal
 from cipherbox.envelope.layout import split
-from cipherbox.envelope.prefix import VERSION, version_of
+from cipherbox.envelope.prefix import VERSION, peek_version
 from cipherbox.errors import (
     CipherBoxError,
     KeyReused,
@@ -337,7 +337,7 @@ class OutboxSender(Resealing):
             return
         await self._connection.ready()
         # sealed by an older version, or with keys that this client has replaced since
-        if version_of(raw) != VERSION or not self._holds(raw):
+        if peek_version(raw) != VERSION or not self._holds(raw):
             await self.mend(row.envelope_id, row.generation)
             return
         await self._window.room()

@@ -122,7 +122,7 @@ class Directory:
             check_succession(last, [bundle])
         except BundleDiscontinuous as error:
             follows = bundle.sequence == last.sequence + 1 and bundle.previous_hash == last.hash
-            if not (bundle.begins_anew and follows):
+            if not (bundle.breaks_continuity and follows):
                 raise
             leaf = bundle.chain[0]
             rows: list[Enrolment] = await self._in_store(

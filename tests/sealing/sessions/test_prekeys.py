@@ -82,7 +82,7 @@ def test_what_is_signed_and_is_no_key_is_refused() -> None:
     ):
         raw = public_form.unsigned("CA-RC", 5, *wrong, identity.suite)
         raw += identity.sign(public_form.USE, hashlib.sha256(raw).digest())
-        with pytest.raises(BundleMalformed, match="not a key"):
+        with pytest.raises(BundleMalformed, match="not a valid key"):
             believed("CA-RC", KEYS, raw, b"")
 
 
