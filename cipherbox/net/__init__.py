@@ -2,9 +2,9 @@
 
 Map, written by `make generate`:
 
-    connecting  Addresses, connecting to one, and reading a stream into frames.
-    proxy       Through a proxy to HQ: HTTP CONNECT and SOCKS5.
+    connecting  Parse addresses, connect to one, and read a stream into frames.
+    proxy       Connect to HQ through a proxy: HTTP CONNECT and SOCKS5.
     tls         TLS 1.3 over TCP as a trio Stream, and the contexts of both ends.
-    websocket   The same bytes in binary WebSocket messages, inside the same TLS: for browsers and
-                for networks that let nothing else through.
+    websocket   The same bytes in binary WebSocket messages, inside the same TLS, for browsers and
+                for networks that allow nothing else.
 """

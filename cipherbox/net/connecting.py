@@ -1,5 +1,5 @@
-"""Addresses, connecting to one, and reading a stream into frames.  WebSocket is loaded when
-somebody uses it.
+"""Parse addresses, connect to one, and read a stream into frames.  WebSocket and proxy code is
+loaded on first use.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Receiving(Protocol):
 
 
 class Framing(Protocol):
-    """What turns bytes into frames: `wire.Connection`."""
+    """A decoder of bytes into frames: `wire.connection.WireConnection`."""
 
     def wanted(self) -> memoryview | None: ...
 
@@ -40,10 +40,10 @@ class Framing(Protocol):
 
 
 async def fill(stream: Receiving, framing: Framing) -> int:
-    """One receive from ``stream`` into ``framing``, a large frame without a detour; how many
-    bytes, 0 at the end.
+    """Receive once from ``stream`` into ``framing``, a large frame without a copy; return the
+    number of bytes, 0 at the end.
     """
-    # a view that is held lets no buffer grow
+    # an exported view prevents its buffer from growing, so it is not kept
     room = framing.wanted() if isinstance(stream, TlsStream) else None
     if room is not None and isinstance(stream, TlsStream):
         size = await stream.receive_into(room)
@@ -63,13 +63,13 @@ async def connect(
     timeout_s: float = LIMITS.client_hello_s,
     line: LineSettings | None = None,
 ) -> TlsStream | WebSocketStream:
-    """Connects to the first address that answers: "host:port", several with commas,
-    "wss://host:port/" for WebSocket.
+    """Return a stream to the first address that answers. ``addresses`` is "host:port", or
+    "wss://host:port/" for WebSocket, separated by commas.
 
-    ``nursery`` carries the WebSocket's background task; ``line`` says through which proxy, None:
-    directly, whatever the environment says.  The last address's error is raised when none answers.
+    ``nursery`` runs the WebSocket's background task. ``line`` selects the proxy; None connects
+    directly, whatever the environment specifies. If no address answers, raise the last one's error.
     """
-    failure: CipherBoxError = NetworkError("there is no address of HQ")
+    failure: CipherBoxError = NetworkError("no address of HQ is configured")
     for address in [a.strip() for a in addresses.split(",") if a.strip()]:
         through = ""
         try:
@@ -88,7 +88,7 @@ async def connect(
 
 
 async def _open(address: str, way: Way) -> trio.SocketStream:
-    """TCP to an address, or through the proxy on the way."""
+    """Return a TCP stream to an address, directly or through the proxy."""
     host, port, _ = parse_address(address)
     if way.proxy is not None:
         from cipherbox.net.proxy import connect_through
@@ -126,7 +126,7 @@ async def _connect_one(
 
 
 def parse_address(address: str) -> tuple[str, int, bool]:
-    """(host, port, whether WebSocket) of "host:port", "[::1]:port" or "wss://host:port/"."""
+    """Parse "host:port", "[::1]:port" or "wss://host:port/" to (host, port, whether WebSocket)."""
     websocket = address.startswith("wss://")
     parts = urlsplit(address if websocket else f"//{address}")
     try:

@@ -1,9 +1,8 @@
-"""Through a proxy to HQ: HTTP CONNECT and SOCKS5.  What comes of it is a plain stream, for TLS with
-HQ inside.
+"""Connect to HQ through a proxy: HTTP CONNECT and SOCKS5.  The result is a plain stream, which
+carries TLS with HQ.
 
-The proxy sees where HQ is and how much passes; it opens nothing, since TLS is verified against HQ's
-own root.  Names are resolved by the proxy: many networks that have one do not resolve outside names
-themselves.
+The proxy sees HQ's address and the traffic volume, but no content: TLS is verified against HQ's own
+root.  The proxy resolves names, since many networks with a proxy do not resolve external names.
 """
 
 from __future__ import annotations
@@ -17,10 +16,10 @@ from cipherbox.config.proxies import HTTP, Proxy
 from cipherbox.errors import ProxyFailed
 from cipherbox.portable import escape_text, why_unreachable
 
-_ASKS_FOR_CREDENTIALS, _GATEWAY = 407, {502, 503, 504}
+_CREDENTIALS_REQUIRED, _GATEWAY = 407, {502, 503, 504}
 _FORBIDDEN = {403, 405}
 _READ_BYTES = 4096
-_WHAT = (
+_CREDENTIALS_REMEDY = (
     "put USER:PASSWORD into a file that only you can read and name it in client.toml: [line] "
     "proxy_credentials_file"
 )
@@ -36,9 +35,7 @@ _SOCKS_FORBIDDEN = 2
 
 
 async def connect_through(proxy: Proxy, host: str, port: int) -> trio.SocketStream:
-    """A connection to ``host`` through the proxy; ProxyFailed says what stands in the way, and
-    what to do.
-    """
+    """Return a stream to ``host`` through the proxy, or raise ProxyFailed with the reason."""
     target = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     if proxy.kind == HTTP:
         return await _http(proxy, target)
@@ -57,7 +54,9 @@ def _no_credentials(proxy: Proxy, answer: str) -> ProxyFailed:
             f"{proxy.credentials} ({answer})",
             remedy="correct them there",
         )
-    return ProxyFailed(f"the proxy {proxy} asks for a user and a password ({answer})", remedy=_WHAT)
+    return ProxyFailed(
+        f"the proxy {proxy} asks for a user and a password ({answer})", remedy=_CREDENTIALS_REMEDY
+    )
 
 
 def _forbids(proxy: Proxy, target: str, answer: str) -> ProxyFailed:
@@ -102,15 +101,15 @@ async def _connect(stream: trio.SocketStream, proxy: Proxy, target: str) -> None
     request = wire.send(h11.Request(method="CONNECT", target=target, headers=headers))
     assert request is not None
     await stream.send_all(request + (wire.send(h11.EndOfMessage()) or b""))
-    heard = False
+    answered = False
     while True:
         try:
             event = wire.next_event()
             if event is h11.NEED_DATA:
                 data = await stream.receive_some(_READ_BYTES)
-                if not data and not heard:
+                if not data and not answered:
                     raise trio.BrokenResourceError
-                heard = True
+                answered = True
                 wire.receive_data(data)
                 continue
         except h11.RemoteProtocolError:
@@ -133,7 +132,7 @@ async def _connect(stream: trio.SocketStream, proxy: Proxy, target: str) -> None
 
 
 def _refused(proxy: Proxy, target: str, status: int, answer: str) -> NoReturn:
-    if status == _ASKS_FOR_CREDENTIALS:
+    if status == _CREDENTIALS_REQUIRED:
         raise _no_credentials(proxy, answer)
     if status in _FORBIDDEN:
         raise _forbids(proxy, target, answer)
@@ -187,7 +186,7 @@ async def _socks5(proxy: Proxy, host: str, port: int, target: str) -> trio.Socke
 
 def _socks_words(proxy: Proxy, target: str, error: Exception) -> ProxyFailed:
     code: int | None = getattr(error, "error_code", None)
-    if code is None:  # it ended before the question for HQ: greeting, or user and password
+    if code is None:  # it failed before the request for HQ: in the greeting, or the authentication
         return _no_credentials(proxy, escape_text(str(error)))
     if code == _SOCKS_FORBIDDEN:
         return _forbids(proxy, target, "not allowed by its rules")

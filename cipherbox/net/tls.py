@@ -1,14 +1,16 @@
 """TLS 1.3 over TCP as a trio Stream, and the contexts of both ends.
 
-`TlsStream` runs `ssl` over two memory buffers.  It drains every record that has arrived in one
-receive, where trio's own `SSLStream` hands over one of 16 KiB at a time; that is worth a third of
-the bandwidth of large envelopes.  Rules:  one task sends and one receives at a time; what `ssl`
-wants to write is flushed by whoever made it want to; a cut without close_notify reads as the end of
-the stream, since frames say themselves whether they are whole.
+`TlsStream` runs `ssl` over two memory buffers.  One receive drains every record that has arrived,
+where trio's own `SSLStream` returns one record of 16 KiB; that gains a third of the bandwidth for
+large envelopes.  Rules:
+1. One task sends and one receives at a time.
+2. The call that makes `ssl` produce output flushes it.
+3. A connection closed without close_notify reads as the end of the stream: frames have lengths, so
+   truncation is noticed.
 
-In TLS 1.3 a client learns only at its first read that HQ refused its certificate.  So failures of
-reading and of writing go through the same words (`plain`), and after a failed write the alert that
-explains it is looked for.
+In TLS 1.3 a client learns only at its first read that HQ refused its certificate.  So read and
+write errors are translated by the same function (`stream_error`), and a failed write looks for the
+alert that explains it.
 """
 
 from __future__ import annotations
@@ -29,9 +31,9 @@ from cipherbox.errors import BundleNotCertified, CipherBoxError, CredentialsErro
 
 ALPN = "cipherbox/1"
 CHUNK = 256 * 1024
-_RECORD = 16 * 1024  # what TLS encrypts at once
+_RECORD = 16 * 1024  # largest TLS record
 CLOSE_S = 2.0
-_FLIGHTS = 4  # of a handshake, and one to spare
+_FLIGHTS = 4  # of a handshake, and a spare one
 
 _ALERTS = {
     "UNKNOWN_CA": (
@@ -64,7 +66,7 @@ _NOT_YET_VALID, _HAS_EXPIRED = 9, 10  # OpenSSL's x509_vfy.h
 
 
 class Cut(NetworkError, trio.BrokenResourceError, code=NetworkError.code):
-    """The stream broke: our error, and the one trio's streams raise."""
+    """The stream broke: our error, and also the one that trio's streams raise."""
 
 
 class NotAccepted(CredentialsError, trio.BrokenResourceError, code=CredentialsError.code):
@@ -74,8 +76,8 @@ class NotAccepted(CredentialsError, trio.BrokenResourceError, code=CredentialsEr
 Cut.name, NotAccepted.name = NetworkError.name, CredentialsError.name
 
 
-def plain(error: Exception, peer: str) -> Cut | NotAccepted:
-    """An ssl or socket error in our words."""
+def stream_error(error: Exception, peer: str) -> Cut | NotAccepted:
+    """Return an ssl or socket error as one of ours."""
     if isinstance(error, ssl.SSLCertVerificationError):
         if "hostname" in error.verify_message.lower():
             return NotAccepted(f"{peer} is not this HQ: its certificate has another name")
@@ -118,12 +120,12 @@ def _context(purpose: int, certificate: bytes | None, key: pki.PrivateKey | None
     context = ssl.SSLContext(purpose)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.set_alpn_protocols([ALPN, "http/1.1"])
-    # An organization's CA that is trusted may have one above it; and nothing that RFC 5280 forbids
-    # is passed over.
+    # A trusted CA of an organization may be an intermediate one; violations of RFC 5280 are
+    # refused.
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN | ssl.VERIFY_X509_STRICT
     if certificate is not None and key is not None:
-        # `ssl` takes certificates from files alone: an encrypted key and its one-time password, in
-        # a private directory.
+        # `ssl` loads certificates only from files: the key is encrypted with a one-time password,
+        # in a private directory.
         once = os.urandom(32)
         with tempfile.TemporaryDirectory(prefix="cipherbox-") as directory:
             path = Path(directory) / "identity.pem"
@@ -136,7 +138,7 @@ def _context(purpose: int, certificate: bytes | None, key: pki.PrivateKey | None
 def server_context(
     chain: list[x509.Certificate], key: pki.PrivateKey, trusted: list[x509.Certificate]
 ) -> ssl.SSLContext:
-    """HQ's side.  A certificate is asked for, not demanded: without one a connection may only
+    """Return HQ's context. A client certificate is optional: without one a connection may only
     enrol.
     """
     context = _context(ssl.PROTOCOL_TLS_SERVER, pki.pem(*chain), key)
@@ -151,8 +153,8 @@ def client_context(
     chain: list[x509.Certificate] | None = None,
     key: pki.PrivateKey | None = None,
 ) -> ssl.SSLContext:
-    """A client's side: HQ must show a certificate under ``root`` with HQ's logical name; see
-    `check_hq` too.
+    """Return a client's context: HQ must present a certificate under ``root`` with HQ's logical
+    name. `check_hq` checks the rest.
     """
     context = _context(ssl.PROTOCOL_TLS_CLIENT, pki.pem(*chain) if chain else None, key)
     context.hostname_checks_common_name = False
@@ -161,7 +163,7 @@ def client_context(
 
 
 def first_contact_context() -> ssl.SSLContext:
-    """For fetching the root alone: nothing is verified, and nothing secret is sent."""
+    """Return a context only for fetching the root: nothing is verified, and no secret is sent."""
     context = _context(ssl.PROTOCOL_TLS_CLIENT, None, None)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
@@ -169,30 +171,30 @@ def first_contact_context() -> ssl.SSLContext:
 
 
 def check_hq(tls: ssl.SSLObject, context: ssl.SSLContext, peer: str) -> None:
-    """After a client's handshake: NotAccepted unless what HQ showed fits the profile of
-    certificates, too.
+    """Raise NotAccepted unless HQ's certificates also fit the certificate profile. Call it after a
+    client's handshake.
     """
     if context.verify_mode is ssl.CERT_NONE:
-        return  # first contact: nothing is believed, and nothing secret is sent
+        return  # first contact: nothing is trusted, and no secret is sent
     try:
-        root = _trusted(context)
+        root = _trusted_root(context)
         pki.verify_chain(
-            [c for c in _shown(tls) if c != pki.der(root)], root, clock.now(), pki.SERVER
+            [c for c in _peer_chain(tls) if c != pki.der(root)], root, clock.now(), pki.SERVER
         )
     except BundleNotCertified as error:
         raise NotAccepted(f"the certificate of {peer} was not accepted: {error}") from None
 
 
-def _trusted(context: ssl.SSLContext) -> x509.Certificate:
-    """The one root of a client's context; OpenSSL lists only what may sign others."""
+def _trusted_root(context: ssl.SSLContext) -> x509.Certificate:
+    """Return the only root of a client's context; OpenSSL lists only CA certificates."""
     found = context.get_ca_certs(binary_form=True)
     if len(found) != 1:
         raise BundleNotCertified("the root certificate may not sign others (CA:TRUE)")
     return pki.load_der(found[0])
 
 
-def _shown(tls: ssl.SSLObject) -> list[bytes]:
-    """The certificates that the other end sent, DER, its own first."""
+def _peer_chain(tls: ssl.SSLObject) -> list[bytes]:
+    """Return the certificates that the other end sent, in DER, its own first."""
     public = getattr(tls, "get_unverified_chain", None)  # from Python 3.13 on
     if public is not None:
         return list(public())
@@ -201,9 +203,7 @@ def _shown(tls: ssl.SSLObject) -> list[bytes]:
 
 
 def shake_hands(server: ssl.SSLContext, client: ssl.SSLContext) -> None:
-    """A handshake in memory, to see what a client would see; NotAccepted or Cut says what is
-    wrong.
-    """
+    """Perform a handshake in memory; raise NotAccepted or Cut with the error a client would get."""
     up, down = ssl.MemoryBIO(), ssl.MemoryBIO()
     ends = [
         client.wrap_bio(down, up, server_hostname=pki.SERVER_NAME),
@@ -216,7 +216,7 @@ def shake_hands(server: ssl.SSLContext, client: ssl.SSLContext) -> None:
             except ssl.SSLWantReadError:
                 continue
             except ssl.SSLError as error:
-                raise plain(error, "HQ") from None
+                raise stream_error(error, "HQ") from None
     check_hq(ends[0], client, "HQ")
 
 
@@ -224,7 +224,7 @@ def shake_hands(server: ssl.SSLContext, client: ssl.SSLContext) -> None:
 
 
 class TlsStream(trio.abc.Stream):
-    """See the module.  Call `do_handshake` first."""
+    """A TLS stream over another stream. Call `do_handshake` first."""
 
     def __init__(
         self,
@@ -244,19 +244,19 @@ class TlsStream(trio.abc.Stream):
         )
         self._flush_lock = trio.Lock()
         self._sending = self._receiving = self._closed = False
-        self._chunk = _RECORD  # how much is asked for: more while that much comes
+        self._chunk = _RECORD  # size of the next read: grows while reads fill it
         self.peer = peer
 
     def peer_certificate(self) -> x509.Certificate | None:
-        """The certificate the other end showed and `ssl` verified."""
+        """Return the certificate that the other end presented and `ssl` verified."""
         der = self._tls.getpeercert(binary_form=True)
         return pki.load_der(der) if der else None
 
     async def do_handshake(self, turn: trio.CapacityLimiter | None = None) -> None:
-        """CredentialsError or NetworkError in plain words.
+        """Perform the handshake; raise CredentialsError or NetworkError if it fails.
 
-        ``turn``: each step takes one, and gives it back when everybody else in this loop had
-        theirs: a thousand clients that come back at once must not hold up those who are on.
+        ``turn``: each step acquires it, and releases it after the other tasks of this loop have
+        run: a thousand clients that reconnect simultaneously must not delay the connected ones.
         """
         while True:
             if turn is not None:
@@ -268,7 +268,7 @@ class TlsStream(trio.abc.Stream):
             except ssl.SSLError as error:
                 with contextlib.suppress(CipherBoxError):
                     await self._flush()  # the alert that tells the other end why
-                raise plain(error, self.peer) from error
+                raise stream_error(error, self.peer) from error
             else:
                 done = True
             finally:
@@ -295,18 +295,18 @@ class TlsStream(trio.abc.Stream):
             if data:
                 await self._below.send_all(data)
         except (trio.BrokenResourceError, OSError) as error:
-            raise plain(error, self.peer) from error
+            raise stream_error(error, self.peer) from error
         finally:
             self._flush_lock.release()
 
     async def _feed(self) -> bool:
-        """Takes what has arrived; False at the end of the stream."""
+        """Read what has arrived; return False at the end of the stream."""
         if self._outgoing.pending:
             await self._flush()
         try:
             data = await self._below.receive_some(self._chunk)
         except (trio.BrokenResourceError, OSError) as error:
-            raise plain(error, self.peer) from error
+            raise stream_error(error, self.peer) from error
         self._check_open()
         size = len(data)
         if size == self._chunk:
@@ -320,16 +320,16 @@ class TlsStream(trio.abc.Stream):
         return bool(size)
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        """Encrypts and sends all of it."""
+        """Encrypt and send all of ``data``."""
         with self._alone("_sending", "another task is sending"):
             try:
                 view = memoryview(data)
-                while view:  # in pieces, so that a large envelope is not held twice
+                while view:  # in pieces, so that a large envelope is not in memory twice
                     self._tls.write(view[:CHUNK])
                     view = view[CHUNK:]
                     await self._flush()
             except ssl.SSLError as error:
-                raise plain(error, self.peer) from error
+                raise stream_error(error, self.peer) from error
             except NetworkError:
                 await self._explain()
                 raise
@@ -337,7 +337,7 @@ class TlsStream(trio.abc.Stream):
                 await trio.lowlevel.checkpoint()
 
     async def _explain(self) -> None:
-        """After a failed write: if an alert says why, that is the error."""
+        """After a failed write, raise the error of the alert that explains it, if one arrived."""
         if self._receiving:
             return
         with trio.move_on_after(0.2), contextlib.suppress(NetworkError):
@@ -349,7 +349,7 @@ class TlsStream(trio.abc.Stream):
         await self._below.wait_send_all_might_not_block()
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        """All that has arrived, at most ``max_bytes``; empty at the end of the stream."""
+        """Return all that has arrived, at most ``max_bytes``; empty at the end of the stream."""
         if max_bytes is not None and max_bytes < 1:
             raise ValueError("max_bytes must be 1 or more")
         room = max_bytes or 4 * CHUNK
@@ -363,7 +363,7 @@ class TlsStream(trio.abc.Stream):
                     return data
 
     async def receive_into(self, room: memoryview) -> int:
-        """As `receive_some`, into ``room``, which is not empty; how many bytes, 0 at the end of
+        """Receive into ``room``, which is not empty; return the number of bytes, 0 at the end of
         the stream.
         """
         with self._alone("_receiving", "another task is receiving"):
@@ -376,7 +376,7 @@ class TlsStream(trio.abc.Stream):
                     return size
 
     def _at_hand(self, room: int) -> bytes | None:
-        """The records that have arrived whole; None if there is none yet."""
+        """Return the contents of all complete records; None if there is none yet."""
         pieces: list[bytes] = []
         read = self._tls.read
         try:
@@ -389,7 +389,7 @@ class TlsStream(trio.abc.Stream):
         except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
             pass
         except ssl.SSLError as error:
-            raise plain(error, self.peer) from error
+            raise stream_error(error, self.peer) from error
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def _at_hand_into(self, room: memoryview) -> int | None:
@@ -406,7 +406,7 @@ class TlsStream(trio.abc.Stream):
         except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
             pass
         except ssl.SSLError as error:
-            raise plain(error, self.peer) from error
+            raise stream_error(error, self.peer) from error
         return size
 
     @contextlib.contextmanager
@@ -425,7 +425,7 @@ class TlsStream(trio.abc.Stream):
             raise trio.ClosedResourceError
 
     async def aclose(self) -> None:
-        """Says goodbye (close_notify) if that is possible at once, and closes."""
+        """Close the stream, after a close_notify if that can be sent promptly."""
         if self._closed:
             await trio.lowlevel.checkpoint()
             return

@@ -1,5 +1,5 @@
-"""The same bytes in binary WebSocket messages, inside the same TLS: for browsers and for
-networks that let nothing else through.  To a session it is one more Stream.
+"""The same bytes in binary WebSocket messages, inside the same TLS, for browsers and for networks
+that allow nothing else.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ PATH = "/cipherbox"
 
 
 class WebSocketStream(trio.abc.Stream):
-    """The same bytes in binary WebSocket messages; where a message ends means nothing."""
+    """A stream over binary WebSocket messages, whose boundaries have no meaning."""
 
     def __init__(self, connection: trio_websocket.WebSocketConnection, below: TlsStream) -> None:
         self._connection = connection
         self._below = below
-        self._left = b""
+        self._unread = b""
         self.peer = below.peer
 
     def peer_certificate(self) -> x509.Certificate | None:
@@ -42,16 +42,18 @@ class WebSocketStream(trio.abc.Stream):
         await self._below.wait_send_all_might_not_block()
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        if not self._left:
+        if not self._unread:
             try:
                 message = await self._connection.get_message()
             except trio_websocket.ConnectionClosed:
                 return b""
             if not isinstance(message, bytes):
-                raise NetworkError(f"{self.peer} sent text; CipherBox speaks binary messages")
-            self._left = message
-        size = max_bytes or len(self._left)
-        data, self._left = self._left[:size], self._left[size:]
+                raise NetworkError(
+                    f"{self.peer} sent a text message; CipherBox uses binary messages"
+                )
+            self._unread = message
+        size = max_bytes or len(self._unread)
+        data, self._unread = self._unread[:size], self._unread[size:]
         return data
 
     async def aclose(self) -> None:
@@ -62,11 +64,11 @@ class WebSocketStream(trio.abc.Stream):
 
 
 class _Opening:
-    """A nursery for trio-websocket's reading task: when that ends before the opening is over, the
-    opening ends too.
+    """A nursery for trio-websocket's reading task: if that task ends during the opening handshake,
+    the handshake is cancelled.
 
-    Its parser has errors of its own for headers that are none, and at the end of the stream it says
-    nothing.
+    Its parser raises its own errors for invalid headers, and reports no error at the end of the
+    stream.
     """
 
     def __init__(self, nursery: trio.Nursery, below: TlsStream) -> None:
@@ -79,7 +81,7 @@ class _Opening:
     async def _run(self, task: Callable[..., Awaitable[None]], *arguments: Any) -> None:
         try:
             await task(*arguments)
-        except Exception:  # of any kind: what the other end sent is no WebSocket
+        except Exception:  # of any kind: what the other end sent is not WebSocket
             await trio.aclose_forcefully(self._below)
         finally:
             self.scope.cancel()
@@ -88,10 +90,10 @@ class _Opening:
 async def accept_websocket(
     nursery: trio.Nursery, below: TlsStream, origins: frozenset[str] = frozenset()
 ) -> WebSocketStream:
-    """HQ's side of the WebSocket opening; NetworkError if it is none.
+    """Perform HQ's side of the opening handshake; raise NetworkError if it fails.
 
-    A browser says from which page it was opened (Origin), and would show its user's certificate for
-    any page; only pages of ``origins`` may.  Who is no browser says nothing.
+    A browser names the page that connects (Origin), and would present its user's certificate for
+    any page; only pages of ``origins`` are accepted. Other programs send no Origin.
     """
     opening = _Opening(nursery, below)
     with opening.scope:
@@ -119,7 +121,7 @@ async def accept_websocket(
 
 
 async def open_websocket(nursery: trio.Nursery, below: TlsStream, host: str) -> WebSocketStream:
-    """A client's side of it; NetworkError if the other end does not answer as CipherBox's."""
+    """Perform a client's side of the opening handshake; raise NetworkError if it fails."""
     opening, refusal = (
         _Opening(nursery, below),
         f"{below.peer} does not answer as CipherBox's WebSocket",

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from cipherbox.errors import DecryptionFailed
-from cipherbox.sealing.encrypted_file import CHUNK, SLOT, ClearFile, EncryptedFile, Places
+from cipherbox.sealing.encrypted_file import CHUNK, SLOT, ClearFile, EncryptedFile, RandomAccessFile
 from cipherbox.sealing.local_secret_box import SECRET_BOX_BYTES, LocalSecretBox, SecretBox
 
 LOCAL = LocalSecretBox(bytes(32))
 BOX = LOCAL.content_box
-Opened = Callable[[Path], Places]
+Opened = Callable[[Path], RandomAccessFile]
 
 
 def test_each_purpose_has_a_key_of_its_own_and_each_place_its_bytes() -> None:
@@ -33,11 +33,11 @@ def test_each_purpose_has_a_key_of_its_own_and_each_place_its_bytes() -> None:
     assert again.content_box.decrypt(BOX.encrypt(b"x", b""), b"") == b"x"
 
 
-def open_clear(path: Path) -> Places:
+def open_clear(path: Path) -> RandomAccessFile:
     return ClearFile(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
 
 
-def open_encrypted(path: Path) -> Places:
+def open_encrypted(path: Path) -> RandomAccessFile:
     return EncryptedFile(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), BOX, b"a name")
 
 

@@ -1,4 +1,4 @@
-"""Prekeys: signed by the keys of a believed bundle, and no others'."""
+"""Prekeys: signed by the keys of a trusted bundle, and no others'."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from cipherbox.errors import (
     StoreError,
 )
 from cipherbox.sealing.ratchet.double_ratchet import public
-from cipherbox.sealing.ratchet.prekeys import Pair, believed, offer, offer_once
+from cipherbox.sealing.ratchet.prekeys import Pair, offer, offer_once, verified_prekeys
 from tests.parties import party
 
 OWNER = party("CA-RC")
@@ -27,14 +27,14 @@ OFFERED_ONCE = offer_once(OWNER.identity, IDENTITY, 9, ONCE)
 
 
 def test_what_was_offered_is_believed() -> None:
-    found = believed("CA-RC", KEYS, OFFERED, OFFERED_ONCE)
+    found = verified_prekeys("CA-RC", KEYS, OFFERED, OFFERED_ONCE)
     assert (found.identity, found.signed_id, found.signed) == (
         public(IDENTITY),
         4,
         public(SIGNED.dh),
     )
     assert (found.once_id, found.once, found.kem) == (9, public(ONCE.dh), ONCE.kem_public)
-    last_resort = believed("CA-RC", KEYS, OFFERED, b"")
+    last_resort = verified_prekeys("CA-RC", KEYS, OFFERED, b"")
     assert (last_resort.kem, last_resort.once_id) == (SIGNED.kem_public, 0)
     assert public_form.decode(OFFERED).made_at == 5
 
@@ -45,30 +45,32 @@ def test_every_byte_of_prekeys_counts() -> None:
             parts = [OFFERED, OFFERED_ONCE]
             parts[which] = raw[:offset] + bytes([raw[offset] ^ 1]) + raw[offset + 1 :]
             with pytest.raises(BundleError):
-                believed("CA-RC", KEYS, *parts)
+                verified_prekeys("CA-RC", KEYS, *parts)
             parts[which] = raw[:offset]
             if parts[which]:
                 with pytest.raises(BundleMalformed):
-                    believed("CA-RC", KEYS, *parts)
+                    verified_prekeys("CA-RC", KEYS, *parts)
         parts = [OFFERED, OFFERED_ONCE]
         parts[which] = raw + b"x"
         with pytest.raises(BundleMalformed, match="length"):
-            believed("CA-RC", KEYS, *parts)
+            verified_prekeys("CA-RC", KEYS, *parts)
 
 
 def test_prekeys_of_another_client_identity_or_kind_are_refused() -> None:
     with pytest.raises(BundleForAnother, match="got those of CA-RC"):
-        believed("NY-RC", KEYS, OFFERED, b"")
+        verified_prekeys("NY-RC", KEYS, OFFERED, b"")
     with pytest.raises(BundleNotCertified, match="not signed by its keys"):
-        believed("CA-RC", dict(party("NY-RC").bundle.sign_keys), OFFERED, b"")
+        verified_prekeys("CA-RC", dict(party("NY-RC").bundle.sign_keys), OFFERED, b"")
     with pytest.raises(BundleNotCertified, match="belongs to other prekeys"):
-        believed("CA-RC", KEYS, OFFERED, offer_once(OWNER.identity, os.urandom(32), 9, ONCE))
+        verified_prekeys(
+            "CA-RC", KEYS, OFFERED, offer_once(OWNER.identity, os.urandom(32), 9, ONCE)
+        )
     with pytest.raises(BundleMalformed):
-        believed("CA-RC", KEYS, OFFERED_ONCE, b"")
+        verified_prekeys("CA-RC", KEYS, OFFERED_ONCE, b"")
     with pytest.raises(BundleMalformed):
-        believed("CA-RC", KEYS, OFFERED, OFFERED)
-    with pytest.raises(BundleMalformed, match="no number"):
-        believed("CA-RC", KEYS, OFFERED, offer_once(OWNER.identity, IDENTITY, 0, ONCE))
+        verified_prekeys("CA-RC", KEYS, OFFERED, OFFERED)
+    with pytest.raises(BundleMalformed, match="no id"):
+        verified_prekeys("CA-RC", KEYS, OFFERED, offer_once(OWNER.identity, IDENTITY, 0, ONCE))
 
 
 def test_what_is_signed_and_is_no_key_is_refused() -> None:
@@ -83,7 +85,7 @@ def test_what_is_signed_and_is_no_key_is_refused() -> None:
         raw = public_form.unsigned("CA-RC", 5, *wrong, identity.suite)
         raw += identity.sign(public_form.USE, hashlib.sha256(raw).digest())
         with pytest.raises(BundleMalformed, match="not a valid key"):
-            believed("CA-RC", KEYS, raw, b"")
+            verified_prekeys("CA-RC", KEYS, raw, b"")
 
 
 def test_a_pair_is_stored_whole() -> None:
