@@ -273,7 +273,7 @@ async def test_an_id_in_use_is_refused_and_a_replaced_home_is_told(hq: Any, tmp_
             await until(lambda: center.connection.failure is not None)
         assert isinstance(center.connection.failure, Replaced)
         await until(
-            lambda: any("CA-RC was enrolled again and begins anew" in line for line in said)
+            lambda: any("CA-RC was enrolled again and has new keys" in line for line in said)
         )
         await until(
             lambda: any("WARNING: " in line and "Pinned here: bundle 1" in line for line in said)
@@ -295,7 +295,7 @@ async def test_a_token_of_before_brings_nobody_back(hq: Any, tmp_path: Path) -> 
         await join(tmp_path / "second", token)
     late = await token_for(hq, "MA-LAB", replace=True)
     await revoked(hq, "MA-LAB")
-    with pytest.raises(EnrolmentRefused, match="made before MA-LAB was revoked"):
+    with pytest.raises(EnrolmentRefused, match="cancelled when MA-LAB was revoked"):
         await join(tmp_path / "third", late)
 
 
