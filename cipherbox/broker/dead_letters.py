@@ -27,13 +27,7 @@ def redrive_or_discard(state: BrokerState, c: m.RedriveOrDiscard, facts: Facts) 
         raise Forbidden("only an admin may discard dead letters: they are deleted permanently")
     if sum(count for _, count in c.ranges) > state.limits.ack_entries:
         raise InvalidRequest(f"too many dead letters: at most {state.limits.ack_entries} at a time")
-    stored = facts.dead.get(c.queue, {})
-    wanted = [
-        entry
-        for seq, entry in sorted(stored.items())
-        if (queue.name, seq) not in state.gone
-        and any(first <= seq < first + count for first, count in c.ranges)
-    ]
+    wanted = _open_dead_letters(state, queue, c, facts)
     if not c.drop:
         _check_expiry(state, queue, wanted)
     for entry in wanted:
@@ -50,6 +44,25 @@ def redrive_or_discard(state: BrokerState, c: m.RedriveOrDiscard, facts: Facts) 
         else:
             _redrive(state, queue, entry)
     return Done(c.correlation, len(wanted))
+
+
+def _open_dead_letters(
+    state: BrokerState, queue: Queue, c: m.RedriveOrDiscard, facts: Facts
+) -> list[Entry]:
+    """Return the named dead letters, by the facts and by what happened since in this batch."""
+    enqueued_again = set(queue.fresh)  # by their next generation
+    replaced = dict(state.effects.changes.replaced)
+    found = []
+    for seq, entry in sorted(facts.dead.get(c.queue, {}).items()):
+        if not any(first <= seq < first + count for first, count in c.ranges):
+            continue
+        if (queue.name, seq) in state.gone or entry.number in enqueued_again:
+            continue
+        item = replaced.get(entry.number)
+        if item is not None:
+            entry = entry._replace(size=item.size, expires_at=item.expires_at)
+        found.append(entry)
+    return found
 
 
 def _check_expiry(state: BrokerState, queue: Queue, entries: list[Entry]) -> None:

@@ -103,15 +103,14 @@ def _replace_everywhere(
         for q in places.revived
     ]
     state.effects.changes.replaced.append((known.number, item))
-    revived = {q.name for q in places.revived}
     state.fresh[(item.sender, item.envelope_id)] = known._replace(
         generation=item.generation,
         envelope_hash=item.envelope_hash,
         size=item.size,
         waiting=tuple(waiting),
-        dead=tuple(name for name in known.dead if name not in revived),
+        dead=tuple(q.name for q in places.left),
         commitment=item.commitment,
-        kept=tuple(name for name in known.kept if name not in revived),
+        kept=tuple(q.name for q in places.left if _kept(state, q, known)),
     )
 
 
@@ -122,8 +121,18 @@ def _unacknowledged(
     in this batch.
     """
     waiting = []
-    dead = [state.queues[name] for name in known.dead if name in state.queues]
-    for name, seq in known.waiting:
+    dead = []
+    entries = list(known.waiting)
+    for name in known.dead:
+        queue = state.queues.get(name)
+        if queue is None:
+            continue
+        redriven = queue.fresh_seq(known.number)
+        if redriven is None:
+            dead.append(queue)
+        else:
+            entries.append((name, redriven))
+    for name, seq in entries:
         queue = state.queues.get(name)
         if queue is None:
             continue
@@ -138,11 +147,12 @@ def _unacknowledged(
 def _kept(state: BrokerState, queue: Queue, known: KnownEnvelope) -> bool:
     """Return whether a dead letter's bytes are still here: nobody has discarded it."""
     changes = state.effects.changes
-    if any(s.queue == queue.name and s.number == known.number for s in changes.closed_dead_letters):
-        return False
-    return queue.name in known.kept or any(
-        d.queue == queue.name and d.number == known.number for d in changes.dead
-    )
+    place = (queue.name, known.number)
+    # what died in this batch is no fact yet, so no command of this batch can have discarded it
+    if any((one.queue, one.number) == place for one in changes.dead):
+        return True
+    closed = any((one.queue, one.number) == place for one in changes.closed_dead_letters)
+    return queue.name in known.kept and not closed
 
 
 def _replace(

@@ -158,6 +158,12 @@ class Queue:
             )
         return rows
 
+    def fresh_seq(self, number: int) -> int | None:
+        """Return the seq of an envelope's newest entry of this batch; None: it has none."""
+        if number not in self.fresh:
+            return None
+        return self.fresh_from + len(self.fresh) - 1 - self.fresh[::-1].index(number)
+
     def end_batch(self) -> None:
         self.senders = set()
         self.fresh = []

@@ -369,3 +369,22 @@ def test_a_long_queue_keeps_its_head_in_memory_alone_and_pages() -> None:
     got = seqs(consumer(w, "B", "box.B", envelopes=100))
     got += [e.seq for h in w.settle() for e in h.entries]
     assert got == list(range(1, 22))
+
+
+def test_an_older_id_does_not_hide_a_newer_one() -> None:
+    w = World(LIMITS, "A", "B")
+    older, newest = w.item("A", ("B",)), w.item("A", ("B",))
+    for item in (newest, older):
+        assert isinstance(w.publish(item), Confirmed)
+    for _ in range(2):
+        answer = w.publish(newest)
+        assert isinstance(answer, Confirmed)
+        assert answer.duplicate
+        w.recover()
+        w.connect("A")
+
+
+def test_an_envelope_that_expires_as_it_arrives_is_refused() -> None:
+    w = World(LIMITS, "A", "B")
+    assert w.refused(w.item("A", ("B",), expires_at=w.now + 1)) == "invalid-request"
+    assert isinstance(w.publish(w.item("A", ("B",), expires_at=w.now + 2)), Confirmed)

@@ -228,3 +228,17 @@ def test_who_has_nothing_at_hq_is_not_among_the_largest() -> None:
     fetched(w, "B", "box.B")
     w.ok(m.Ack(w.connection_of["B"], "B", w.next(), "box.B", [(1, 1)]))
     assert totals.largest(5) == []
+
+
+def test_the_admins_are_those_by_role_or_by_right_that_are_not_revoked() -> None:
+    w = World(LIMITS, "A", "B", "C")
+    admins = w.broker.state.rights.admins
+    assert admins() == set()
+    for name in ("ROOT", "OLD"):
+        w.ok(m.AddClient(*HQ, w.next(), name, "admin"))
+    w.ok(m.Grant(*HQ, w.next(), "A", "admin", "", True))
+    w.ok(m.Grant(*HQ, w.next(), "B", "declare", "", True))
+    assert admins() == {"ROOT", "OLD", "A"}
+    for name in ("OLD", "A"):
+        w.ok(m.RevokeClient(*HQ, w.next(), name, "stolen"))
+    assert admins() == {"ROOT"}

@@ -5,12 +5,13 @@ acknowledged.
 from __future__ import annotations
 
 import attrs
+import pytest
 
 from cipherbox.broker import model as m
-from cipherbox.broker.model import Acked, Done
+from cipherbox.broker.model import Acked, Done, Failed
 from cipherbox.limits import LIMITS
 from tests.broker.test_generations import fetched, newer
-from tests.broker.world import HQ, SMALL, World
+from tests.broker.world import BIG, HQ, SMALL, World
 
 BOX = "box.B"
 
@@ -181,3 +182,69 @@ def test_a_long_tail_is_not_forgotten() -> None:
         w.settle()
     assert sorted(seen) == list(range(4, 15))
     assert w.store.bodies == set()
+
+
+def test_the_record_says_redriven_or_discarded_and_by_whom() -> None:
+    w = refused(2)
+    redriven = w.run(m.RedriveOrDiscard(2, "B", w.next(), BOX, [(1, 1)], False))
+    discarded = w.run(m.RedriveOrDiscard(*HQ, w.next(), BOX, [(2, 1)], True))
+    records = redriven.changes.closed_dead_letters + discarded.changes.closed_dead_letters
+    assert [(one.seq, one.by, one.how) for one in records] == [
+        (1, "B", m.REDRIVEN),
+        (2, "", m.DISCARDED),
+    ]
+
+
+def test_a_redriven_dead_letter_begins_with_no_deliveries() -> None:
+    w = refused()
+    settle(w, [(1, 1)])
+    effects = w.run(m.Consume(2, "B", w.next(), 1, BOX, 9, BIG))
+    assert [e.attempts for h in effects.deliveries for e in h.entries] == [1]
+
+
+def test_discarding_one_of_two_copies_keeps_the_body_for_the_other() -> None:
+    w = World(LIMITS, "A", "B", "C")
+    w.publish(w.item("A", ("B", "C")))
+    w.ok(m.Purge(*HQ, w.next(), BOX))
+    effects = w.run(m.RedriveOrDiscard(*HQ, w.next(), BOX, [(1, 1)], True))
+    assert (effects.changes.finished, effects.changes.released) == ([], [1])
+    assert w.store.bodies == {1}
+    assert fetched(w, "C", "box.C") == [(1, 100)]
+
+
+def reason_at(w: World, now: int) -> str:
+    """Return why a redrive at this time is refused; "" if it is not."""
+    w.now = now - 1
+    answer = w.ask(m.RedriveOrDiscard(*HQ, w.next(), "q", [(1, 1)], False))
+    return str(answer.error).partition(": ")[2] if isinstance(answer, Failed) else ""
+
+
+def dead_at_once(ttl_s: int, expires_in: int) -> tuple[World, int]:
+    """A dead letter in `q`, and when it was accepted; 0: no expiry."""
+    w = limited(ttl_s=ttl_s)
+    accepted = w.now + 1
+    w.publish(w.item("A", ("B",), "x", "k", expires_at=expires_in and accepted + expires_in))
+    w.ok(m.Purge(*HQ, w.next(), "q"))
+    return w, accepted
+
+
+EXPIRED = "its sender's expiry has passed"
+TOO_OLD = "it is older than the queue's time to live; set a longer one first"
+
+
+@pytest.mark.parametrize(
+    ("ttl_s", "expires_in", "after", "why"),
+    [
+        (0, 5_000, 4_999, ""),
+        (0, 5_000, 5_000, EXPIRED),
+        (10, 0, 9_999, ""),
+        (10, 0, 10_000, TOO_OLD),
+        (10, 50_000, 10_000, TOO_OLD),
+        (10, 50_000, 50_000, EXPIRED),
+    ],
+)
+def test_a_refused_redrive_says_which_expiry_has_passed(
+    ttl_s: int, expires_in: int, after: int, why: str
+) -> None:
+    w, accepted = dead_at_once(ttl_s, expires_in)
+    assert reason_at(w, accepted + after) == why

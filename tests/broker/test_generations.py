@@ -5,12 +5,13 @@ must not touch.
 from __future__ import annotations
 
 import attrs
+import pytest
 
 from cipherbox.broker import model as m
 from cipherbox.broker.model import Acked, Confirmed, Done, Failed, FetchedEntries, Incoming
 from cipherbox.broker.routes import RouteDetail
 from cipherbox.limits import LIMITS
-from tests.broker.world import BIG, SMALL, World
+from tests.broker.world import BIG, SMALL, World, bound, labs
 
 
 def newer(item: Incoming, size: int = 150, generation: int = 1, **more: object) -> Incoming:
@@ -220,3 +221,190 @@ def test_what_0_5_0_sealed_gets_its_commitment_with_the_next_generation() -> Non
     assert isinstance(w.publish(newer(item, commitment=b"1" * 32)), Confirmed)
     assert w.refused(newer(item, generation=2, commitment=b"2" * 32)) == "commitment-changed"
     assert isinstance(w.publish(newer(item, generation=3, commitment=b"1" * 32)), Confirmed)
+
+
+def dead_with_another(w: World, *items: Incoming) -> None:
+    """Publish these, dead-letter them in every mailbox, and add an entry that waits in each."""
+    for item in items:
+        w.publish(item)
+    boxes = [f"box.{name}" for name in items[0].recipients]
+    for box in boxes:
+        w.ok(m.Purge(0, "", w.next(), box))
+    w.publish(w.item("A", items[0].recipients))
+
+
+def test_a_dead_letter_is_counted_once_when_it_is_enqueued_again() -> None:
+    w = World(LIMITS, "A", "B")
+    item = w.item("A", ("B",))
+    dead_with_another(w, item)
+    assert isinstance(w.publish(newer(item)), Confirmed)
+    assert w.store.usage == {("A", "box.B"): (250, 2)}
+    w.recover()
+    assert w.broker.state.totals.of("A") == (250, 2)
+
+
+def test_a_discarded_dead_letter_is_counted_from_zero() -> None:
+    w = World(LIMITS, "A", "B")
+    item = w.item("A", ("B",))
+    dead_with_another(w, item)
+    w.ok(m.RedriveOrDiscard(0, "", 1, "box.B", [(1, 1)], True))
+    assert isinstance(w.publish(newer(item)), Confirmed)
+    assert w.store.usage == {("A", "box.B"): (250, 2)}
+
+
+def test_discarded_in_the_same_commit_it_is_counted_from_zero_there_alone() -> None:
+    w = World(LIMITS, "A", "B", "C")
+    item, other = w.item("A", ("B", "C")), w.item("A", ("B", "C"))
+    dead_with_another(w, item, other)
+    w.run(
+        m.RedriveOrDiscard(0, "", 1, "box.B", [(1, 1)], True),
+        m.RedriveOrDiscard(0, "", 1, "box.C", [(2, 1)], True),
+        m.Publish(1, "A", [newer(item)]),
+    )
+    # B: item (new), other (dead), one that waits; C: the same without `other`
+    assert w.store.usage == {("A", "box.B"): (350, 3), ("A", "box.C"): (250, 2)}
+
+
+def test_an_envelope_whose_queue_was_deleted_is_replaced_in_the_others() -> None:
+    w = labs()
+    item = w.item("FL-LAB", ("CA-RC", "NY-RC"), "labs", "fl.dat")
+    w.publish(item)
+    c = w.connection_of["CA-RC"]
+    effects = w.run(
+        m.Ack(c, "CA-RC", 1, "ca_rc_queue", [(1, 1)]),
+        m.DeleteQueue(c, "CA-RC", 2, "ca_rc_queue"),
+        m.Publish(1, "FL-LAB", [newer(item, partial=True)]),
+    )
+    assert effects.answers[c] == [Acked(1, 1, 0), Done(2, 1)]
+    again = newer(item, 170, 2, partial=True)
+    (answer,) = w.run(m.Publish(1, "FL-LAB", [again])).answers[1]
+    assert isinstance(answer, Confirmed)
+    assert not answer.duplicate
+    assert fetched(w, "NY-RC", "ny_rc_queue") == [(1, 170)]
+
+
+def test_the_whole_of_what_it_adds_is_checked_against_the_senders_limit() -> None:
+    """B's copy grows by 50 bytes; C's was discarded, so all 150 bytes are added there."""
+    for most, fits in ((300, True), (299, False)):
+        w = World(attrs.evolve(LIMITS, bytes_per_client=most), "A", "B", "C")
+        item = w.item("A", ("B", "C"))
+        w.publish(item)
+        w.ok(m.Purge(0, "", 1, "box.C"))
+        w.ok(m.RedriveOrDiscard(0, "", 1, "box.C", [(1, 1)], True))
+        assert isinstance(w.publish(newer(item)), Confirmed) is fits
+        assert w.broker.state.totals.of("A") == ((300, 2) if fits else (100, 1))
+
+
+def test_a_generation_published_twice_in_one_commit_is_a_duplicate() -> None:
+    w = World(LIMITS, "A", "B")
+    item = w.item("A", ("B",))
+    effects = w.run(m.Publish(1, "A", [item, newer(item), newer(item)]))
+    assert [a.duplicate for a in effects.answers[1]] == [False, False, True]  # type: ignore[union-attr]
+    assert effects.accepted[1] == [item, newer(item)]
+    assert effects.changes.noted == 1
+
+
+def test_a_commitment_binds_the_next_generation_in_the_same_commit() -> None:
+    w = World(LIMITS, "A", "B")
+    item = w.item("A", ("B",))
+    first, second = (newer(item, 150, n, commitment=bytes([n]) * 32) for n in (1, 2))
+    effects = w.run(m.Publish(1, "A", [item, first, second]))
+    failed = effects.answers[1][-1]
+    assert isinstance(failed, Failed)
+    assert failed.error.name == "commitment-changed"
+
+
+def test_a_dead_letter_enqueued_again_is_replaced_in_the_same_commit() -> None:
+    w = World(LIMITS, "A", "B")
+    item = w.item("A", ("B",))
+    dead_with_another(w, item)
+    w.run(m.Publish(1, "A", [newer(item), newer(item, 170, 2)]))
+    assert fetched(w, "B", "box.B") == [(2, 100), (3, 170)]
+    assert w.store.usage == {("A", "box.B"): (270, 2)}
+
+
+def test_a_dead_letter_left_aside_is_counted_with_each_generation_in_one_commit() -> None:
+    w = World(LIMITS, "A", "B", "C")
+    item = w.item("A", ("B", "C"))
+    w.publish(item)
+    w.ok(m.Purge(0, "", 1, "box.C"))
+    w.run(m.Publish(1, "A", [newer(item, 150, n, recipients=("B",)) for n in (1, 2)]))
+    assert w.store.usage == {("A", "box.B"): (150, 1), ("A", "box.C"): (150, 1)}
+    w.run(m.Publish(1, "A", [newer(item, 170, 3, recipients=("B",)), newer(item, 180, 4)]))
+    assert w.store.usage == {("A", "box.B"): (180, 1), ("A", "box.C"): (180, 1)}
+    assert fetched(w, "C", "box.C") == [(2, 180)]
+
+
+@pytest.mark.parametrize("order", [1, -1])
+@pytest.mark.parametrize("drop", [False, True])
+def test_a_dead_letter_closed_and_replaced_in_one_commit_becomes_one_entry(
+    order: int, drop: bool
+) -> None:
+    """Two entries would be acknowledged twice, and C's copy would lose its body."""
+    w = World(LIMITS, "A", "B", "C")
+    item = w.item("A", ("B", "C"))
+    w.publish(item)
+    w.ok(m.Purge(0, "", 1, "box.B"))
+    close = m.RedriveOrDiscard(0, "", 1, "box.B", [(1, 1)], drop)
+    effects = w.run(*[close, m.Publish(1, "A", [newer(item)])][::order])
+    assert effects.answers[0] == [Done(1, 1 if order == 1 else 0)]
+    assert fetched(w, "B", "box.B") == [(2, 150)]
+    w.ok(m.Ack(2, "B", 1, "box.B", [(2, 1)]))
+    assert w.store.usage == {("A", "box.C"): (150, 1)}
+
+
+def test_a_redriven_entry_acknowledged_in_the_same_commit_is_not_replaced() -> None:
+    w = World(LIMITS, "A", "B")
+    item = w.item("A", ("B",))
+    w.publish(item)
+    w.ok(m.Purge(0, "", 1, "box.B"))
+    effects = w.run(
+        m.RedriveOrDiscard(0, "", 1, "box.B", [(1, 1)], False),
+        m.Fetch(2, "B", 1, "box.B", 1, BIG),
+        m.Ack(2, "B", 2, "box.B", [(2, 1)]),
+        m.Publish(1, "A", [newer(item)]),
+    )
+    (answer,) = effects.answers[1]
+    assert isinstance(answer, Confirmed)
+    assert answer.duplicate
+
+
+def test_refused_and_replaced_without_the_recipient_and_then_with_it_in_one_commit() -> None:
+    w = World(LIMITS, "A", "B", "C")
+    item = w.item("A", ("B", "C"))
+    w.publish(item)
+    assert fetched(w, "C", "box.C") == [(1, 100)]
+    w.run(
+        m.Nack(3, "C", 1, "box.C", 1, False, 4, "key missing"),
+        m.Publish(1, "A", [newer(item, recipients=("B",)), newer(item, 170, 2)]),
+    )
+    assert fetched(w, "C", "box.C") == [(2, 170)]
+    assert w.store.usage == {("A", "box.B"): (170, 1), ("A", "box.C"): (170, 1)}
+
+
+@pytest.mark.parametrize("drop", [False, True])
+def test_a_dead_letter_left_aside_is_closed_with_its_new_size_in_the_same_commit(
+    drop: bool,
+) -> None:
+    w = World(LIMITS, "A", "B", "C")
+    item = w.item("A", ("B", "C"))
+    dead_with_another(w, item)
+    w.run(
+        m.Publish(1, "A", [newer(item, recipients=("B",))]),
+        m.RedriveOrDiscard(0, "", 1, "box.C", [(1, 1)], drop),
+    )
+    assert fetched(w, "C", "box.C") == [(2, 100), *([] if drop else [(3, 150)])]
+    assert w.broker.state.totals.of("A") == ((350, 3) if drop else (500, 4))
+
+
+def test_discarded_replaced_and_displaced_in_one_commit_it_is_kept() -> None:
+    w = bound()
+    w.ok(m.DeclareQueue(0, "", 1, "q", "B", (), max_length=1))
+    items = [w.item("A", ("B",), "e", "k") for _ in range(3)]
+    w.publish(items[0])
+    w.ok(m.Purge(0, "", 1, "q"))
+    w.run(
+        m.RedriveOrDiscard(0, "", 1, "q", [(1, 1)], True),
+        m.Publish(1, "A", [newer(items[0]), items[1], newer(items[0], 170, 2)]),
+    )
+    assert w.store.usage == {("A", "q"): (270, 2)}

@@ -152,3 +152,13 @@ def test_one_reader_leaves_the_others_places_at_a_shared_queue() -> None:
         w.ok(m.Consume(1, "A", w.next(), tag, "q", 1, BIG))
     assert w.fails(m.Consume(1, "A", w.next(), 3, "q", 1, BIG)) == "invalid-request"
     w.ok(m.Consume(2, "B", w.next(), 1, "q", 1, BIG))
+
+
+def test_the_largest_are_sorted_by_bytes_and_then_by_name() -> None:
+    w = World(LIMITS, "A", "B", "C", "D")
+    for sender, sizes in (("A", [100]), ("B", [200]), ("C", [100]), ("D", [30, 30])):
+        for size in sizes:
+            w.publish(w.item(sender, ("B",), size=size))
+    largest = [("B", (200, 1)), ("C", (100, 1)), ("A", (100, 1)), ("D", (60, 2))]
+    assert w.broker.state.totals.largest(9) == largest
+    assert w.broker.state.totals.largest(2) == largest[:2]
