@@ -248,3 +248,23 @@ def test_a_refused_redrive_says_which_expiry_has_passed(
 ) -> None:
     w, accepted = dead_at_once(ttl_s, expires_in)
     assert reason_at(w, accepted + after) == why
+
+
+def test_a_range_ends_before_its_last() -> None:
+    w = refused(3)
+    assert settle(w, [(1, 1), (3, 1)]) == Done(w.correlation, 2)
+    assert w.store.open_dead(BOX) == [2]
+
+
+def test_a_redriven_dead_letter_is_delivered_to_a_waiting_consumer() -> None:
+    w = refused()
+    w.run(m.Consume(2, "B", w.next(), 1, BOX, 9, BIG))
+    effects = w.run(m.RedriveOrDiscard(*HQ, w.next(), BOX, [(1, 1)], False))
+    assert [e.seq for h in effects.deliveries for e in h.entries] == [2]
+
+
+def test_discarded_twice_in_one_batch_is_once() -> None:
+    w = refused(2)
+    effects = w.run(*[m.RedriveOrDiscard(*HQ, n, BOX, [(1, 1)], True) for n in (1, 2)])
+    assert effects.answers[0] == [Done(1, 1), Done(2, 0)]
+    assert w.broker.state.queues[BOX].used == {"A": (100, 1)}

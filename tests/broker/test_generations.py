@@ -408,3 +408,91 @@ def test_discarded_replaced_and_displaced_in_one_commit_it_is_kept() -> None:
         m.Publish(1, "A", [newer(items[0]), items[1], newer(items[0], 170, 2)]),
     )
     assert w.store.usage == {("A", "q"): (270, 2)}
+
+
+def test_a_dead_letter_left_aside_is_redriven_with_its_new_expiry_in_the_same_commit() -> None:
+    w = World(LIMITS, "A", "B", "C")
+    item = w.item("A", ("B", "C"))
+    dead_with_another(w, item)
+    w.run(
+        m.Publish(1, "A", [newer(item, recipients=("B",), expires_at=w.now + 50)]),
+        m.RedriveOrDiscard(0, "", 1, "box.C", [(1, 1)], False),
+    )
+    w.now += 100
+    w.run(m.Sweep())
+    assert [d.seq for d in w.store.dead if d.queue == "box.C" and d.reason == "expired"] == [3]
+
+
+def test_a_discarded_dead_letter_left_aside_stays_uncounted() -> None:
+    w = World(LIMITS, "A", "B", "C")
+    item = w.item("A", ("B", "C"))
+    dead_with_another(w, item)
+    w.ok(m.RedriveOrDiscard(0, "", 1, "box.C", [(1, 1)], True))
+    w.run(m.Publish(1, "A", [newer(item, 150, n, recipients=("B",)) for n in (1, 2)]))
+    assert w.store.usage == {("A", "box.B"): (250, 2), ("A", "box.C"): (100, 1)}
+    w.run(m.Publish(1, "A", [newer(item, 150, 3, recipients=("B",)), newer(item, 160, 4)]))
+    assert w.store.usage == {("A", "box.B"): (260, 2), ("A", "box.C"): (260, 2)}
+
+
+def test_a_discarded_copy_needs_room_for_all_of_its_bytes() -> None:
+    for quota, fits in ((250, True), (249, False)):
+        w = World(attrs.evolve(LIMITS, quota_bytes=quota), "A", "B")
+        item = w.item("A", ("B",))
+        dead_with_another(w, item)
+        w.ok(m.RedriveOrDiscard(0, "", 1, "box.B", [(1, 1)], True))
+        assert isinstance(w.publish(newer(item)), Confirmed) is fits
+
+
+def test_a_dead_letter_that_is_kept_needs_room_for_its_growth_alone() -> None:
+    w = World(attrs.evolve(LIMITS, bytes_per_client=250, envelopes_per_client=2), "A", "B")
+    item = w.item("A", ("B",))
+    dead_with_another(w, item)
+    assert isinstance(w.publish(newer(item)), Confirmed)
+
+
+def test_a_dead_letter_whose_queue_was_deleted_is_passed_over() -> None:
+    w = labs()
+    item = w.item("FL-LAB", ("CA-RC", "NY-RC"), "labs", "fl.dat")
+    w.publish(item)
+    w.ok(m.Purge(0, "", 1, "ca_rc_queue"))
+    effects = w.run(
+        m.DeleteQueue(0, "", 1, "ca_rc_queue"),
+        m.Publish(1, "FL-LAB", [newer(item, recipients=("NY-RC",))]),
+    )
+    assert effects.answers[0] == [Done(1, 1)]
+    assert fetched(w, "NY-RC", "ny_rc_queue") == [(1, 150)]
+
+
+def test_acknowledged_while_another_dies_in_one_commit_it_is_not_taken_for_dead() -> None:
+    w = World(LIMITS, "A", "B")
+    item = w.item("A", ("B",))
+    w.publish(item)
+    w.publish(w.item("A", ("B",)))
+    fetched(w, "B", "box.B")
+    effects = w.run(
+        m.Ack(2, "B", 1, "box.B", [(1, 1)]),
+        m.Nack(2, "B", 2, "box.B", 2, False, 5, "bad"),
+        m.Publish(1, "A", [newer(item)]),
+    )
+    (answer,) = effects.answers[1]
+    assert isinstance(answer, Confirmed)
+    assert answer.duplicate
+
+
+def test_every_confirm_is_listed_for_its_proof() -> None:
+    w = World(LIMITS, "A", "B")
+    item = w.item("A", ("B",))
+    effects = w.run(m.Publish(1, "A", [item, item, newer(item), item]))
+    assert effects.confirmed[1] == [item, item, newer(item)]
+    assert isinstance(effects.answers[1][-1], Failed)
+
+
+def test_all_unrouted_recipients_are_named_for_a_partial_publish_alone() -> None:
+    w = World(LIMITS, "A", "B", "C")
+    item = w.item("A", ("B", "C"))
+    w.publish(item)
+    w.ok(m.Ack(2, "B", 1, "box.B", [(1, 1)]))
+    for partial, unrouted in ((True, ("X",)), (False, ())):
+        answer = w.publish(item._replace(recipients=("B", "C", "X"), partial=partial))
+        assert isinstance(answer, Confirmed)
+        assert answer.unrouted == unrouted

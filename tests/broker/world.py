@@ -99,6 +99,13 @@ class ModelStore:
         for number in c.released:
             assert self.envelopes[number][1] > 1
             self.pending[number] -= 1
+        for number, _ in c.replaced:  # counted anew, as a discarded copy may be enqueued again
+            self.bodies.add(number)
+            self.pending[number] = sum(
+                self.entries[(queue, seq)][0] == number
+                for queue in {queue for queue, _ in self.entries}
+                for seq in (*self.waiting(queue), *self.open_dead(queue))
+            )
         self.bodies = {n for n in self.bodies if self.pending[n] > 0}
         for row_c in c.counters:
             if row_c.queue in self.queues:
@@ -111,6 +118,9 @@ class ModelStore:
         self.usage = {key: tuple(used) for key, used in (self.usage | c.usage).items() if used[1]}
         self.usage = {key: used for key, used in self.usage.items() if key[1] in self.queues}
         assert self.usage == self.counted()
+        for queue in self.queues:
+            needed = (*self.waiting(queue), *self.open_dead(queue))
+            assert self.bodies.issuperset(self.entries[(queue, seq)][0] for seq in needed)
         self.client_limits |= c.client_limits
         self.contacts |= c.contacts
         if c.bindings_version is not None:

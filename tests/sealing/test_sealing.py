@@ -30,9 +30,15 @@ from cipherbox.errors import (
 )
 from cipherbox.sealing import primitives, stanzas
 from cipherbox.sealing import seal as sealing
-from cipherbox.sealing.body import Message, pack, text_message
+from cipherbox.sealing.body import Message, pack, text_message, unpack
 from cipherbox.sealing.identity import DecryptKey, Identity
-from cipherbox.sealing.open import open_envelope, open_plain, parse_envelope
+from cipherbox.sealing.open import (
+    content_key,
+    is_signed_by,
+    open_envelope,
+    open_plain,
+    parse_envelope,
+)
 from cipherbox.sealing.seal import seal
 from tests.golden import files
 from tests.golden.make_envelopes import MESSAGES, damaged, dishonest, resigned, sealed, stripped
@@ -416,3 +422,24 @@ def test_new_ids_make_new_bytes() -> None:
     assert sealed(lab, [ca], MESSAGES) != sealed(lab, [ca], MESSAGES)
     assert EnvelopeIds(now_ms).next() != EnvelopeIds(now_ms).next()
     assert base64.b64encode(ca.identity.current[0].seed).decode() not in repr(ca.identity)
+
+
+def test_a_signature_is_recognised_whatever_bundle_of_its_keys_the_envelope_names() -> None:
+    a, b, c = party("A"), party("B"), party("C")
+    raw = sealed(a, [b], MESSAGES)
+    assert is_signed_by(raw, a.bundle)
+    assert is_signed_by(raw, attrs.evolve(a.bundle, hash=bytes(32)))
+    assert not is_signed_by(raw, c.bundle)
+    assert not is_signed_by(raw, attrs.evolve(c.bundle, client_id="A"))
+    assert not is_signed_by(raw[:-1] + bytes([raw[-1] ^ 1]), a.bundle)
+
+
+def test_the_content_key_is_the_same_for_every_recipient_and_opens_the_body() -> None:
+    a, b, c = party("A"), party("B"), party("C")
+    parsed = parse_envelope(sealed(a, [b, c], MESSAGES))
+    key = content_key(parsed, b.identity)
+    assert key == content_key(parsed, c.identity)
+    prefix = parsed.layout.prefix
+    assert unpack(open_plain(parsed, key), len(MESSAGES), prefix.sealed_at)
+    with pytest.raises(NotRecipient):
+        content_key(parsed, a.identity)

@@ -179,6 +179,28 @@ class Records:
         driver.run(m.Ack(2, "B", 1, "box.B", [(1, 100)]))
         assert sums() == {("A", "box.C"): (70, 1)}
 
+    @pytest.mark.parametrize("together", [False, True])
+    def test_a_discarded_copy_that_is_enqueued_again_is_acknowledged_for_itself_alone(
+        self, opener: Opener, together: bool
+    ) -> None:
+        """The body stays until C has acknowledged its own copy."""
+        for to in (("B", "C"), ("B",)):
+            number = 3 - len(to)
+            store = opener()
+            driver = Driver(store).clients()
+            driver.publish(incoming(number, to=to))
+            driver.run(m.Purge(0, "", 1, "box.B"))
+            discard = m.RedriveOrDiscard(0, "", 9, "box.B", [(1, 99)], True)
+            again = m.Publish(1, "A", [incoming(number, b"again", to=to, generation=1)])
+            for commands in [[discard, again]] if together else [[discard], [again]]:
+                driver.run(*commands)
+            assert bodies_of(store, [number]) == [b"again"]
+            driver.run(m.Ack(2, "B", 1, "box.B", [(1, 100)]))
+            assert bodies_of(store, [number]) == [b"again" if "C" in to else None]
+            driver.run(m.Ack(3, "C", 1, "box.C", [(1, 100)]))
+            assert bodies_of(store, [number]) == [None]
+            store.close()
+
     def test_limits_of_one_client(self, opener: Opener) -> None:
         store = opener()
         driver = Driver(store).clients()

@@ -36,6 +36,14 @@ ENVELOPES = (
     "envelopes (number, sender, envelope_id, generation, messages, envelope_hash, exchange, "
     "routing_key, sealed_at, expires_at, accepted_at, fan, bytes, commitment, log_entry)"
 )
+# A dead letter that was neither redriven nor discarded and has no later generation.
+OPEN_DEAD = (
+    "d.state = 3 AND EXISTS (SELECT 1 FROM dead_letters x WHERE x.queue_no = d.queue_no AND "
+    "x.seq = d.seq AND x.settled = '') AND NOT EXISTS (SELECT 1 FROM entries y WHERE y.number = "
+    "d.number AND y.queue_no = d.queue_no AND y.seq > d.seq) AND NOT EXISTS (SELECT 1 FROM "
+    "deliveries y WHERE y.accepted_at = d.accepted_at AND y.number = d.number AND y.queue_no = "
+    "d.queue_no AND y.seq > d.seq) "
+)
 BODIES = "bodies (number, pending, stored_hash, data, spool, at, bytes, log_entry)"
 ENTRIES = (
     "entries (queue_no, seq, number, accepted_at, state, attempts, delivered_at, client, bytes, "
@@ -306,12 +314,9 @@ def _replaced(connection: PostgresConnection, changes: Changes, spooled: Spooled
     dropped = set()
     log_entry = _log_entry(changes)
     for number, i in changes.replaced:
-        old = connection.run(
-            "DELETE FROM bodies WHERE number = ? RETURNING pending, spool", (number,)
-        )
-        if old and old[0][1]:
-            dropped.add(old[0][1])
-        pending = old[0][0] if old else _waiting(connection, number)
+        old = connection.run("DELETE FROM bodies WHERE number = ? RETURNING spool", (number,))
+        if old and old[0][0]:
+            dropped.add(old[0][0])
         expires_at = min(i.expires_at, _MOST)
         connection.run(
             "UPDATE envelopes SET generation = ?, envelope_hash = ?, sealed_at = ?, expires_at = "
@@ -336,17 +341,15 @@ def _replaced(connection: PostgresConnection, changes: Changes, spooled: Spooled
         )
         connection.copy_in(
             BODIES,
-            stream(body_row(number, pending, i, spooled.get((number, i.generation)), log_entry)),
+            stream(body_row(number, 0, i, spooled.get((number, i.generation)), log_entry)),
         )
     return dropped
 
 
-def _waiting(connection: PostgresConnection, number: int) -> int:
-    """Return the number of queues in which an envelope waits."""
-    count: int = connection.run(
-        "SELECT count(*) FROM entries WHERE number = ? AND state < ?", (number, ACKED)
-    )[0][0]
-    return count
+_RECOUNT = (
+    "UPDATE bodies b SET pending = (SELECT count(*) FROM entries d WHERE d.number = b.number AND "
+    f"(d.state < {ACKED} OR {OPEN_DEAD})) WHERE b.number = ? RETURNING b.pending"
+)
 
 
 # -- changes of rows -------------------------------------------------------------------------------
@@ -444,8 +447,9 @@ def _counters(connection: PostgresConnection, changes: Changes, numbers: QueueNu
 
 
 def _drop_bodies(connection: PostgresConnection, changes: Changes) -> set[str]:
-    finished = list(changes.finished)
-    released = Counter(changes.released)
+    replaced = {number for number, _ in changes.replaced}
+    finished = [number for number in changes.finished if number not in replaced]
+    released = Counter(number for number in changes.released if number not in replaced)
     if released:
         rows = connection.run(
             "UPDATE bodies b SET pending = b.pending - r.times FROM unnest(CAST(? AS bigint[]), "
@@ -454,6 +458,8 @@ def _drop_bodies(connection: PostgresConnection, changes: Changes) -> set[str]:
             _columns(released.items()),
         )
         finished += [number for number, pending in rows if pending <= 0]
+    # counted anew: there may be more copies, since a discarded one is enqueued again
+    finished += [n for n in replaced if connection.run(_RECOUNT, (n,))[0][0] == 0]
     if not finished:
         return set()
     first, last = _columns(_runs(sorted(finished)))

@@ -25,7 +25,7 @@ from cipherbox.broker.model import (
 from cipherbox.contact_lists import ContactLists
 from cipherbox.store.port import Body, TraceReport, TraceRow
 from cipherbox.store.postgres import retention
-from cipherbox.store.postgres.commit import QueueNumbers
+from cipherbox.store.postgres.commit import OPEN_DEAD, QueueNumbers
 from cipherbox.store.postgres.driver import PostgresConnection
 from cipherbox.store.rows import MOST, as_known, dead_page
 from cipherbox.store.spool import Place
@@ -35,14 +35,6 @@ _ENTRY = (
     "ms_of(d.accepted_at), d.expires_at FROM entries d WHERE d.queue_no = ? "
 )
 _WAITS = "AND d.state < 2 "
-# A dead letter that was neither redriven nor discarded and has no later generation.
-_OPEN_DEAD = (
-    "d.state = 3 AND EXISTS (SELECT 1 FROM dead_letters x WHERE x.queue_no = d.queue_no AND "
-    "x.seq = d.seq AND x.settled = '') AND NOT EXISTS (SELECT 1 FROM entries y WHERE y.number = "
-    "d.number AND y.queue_no = d.queue_no AND y.seq > d.seq) AND NOT EXISTS (SELECT 1 FROM "
-    "deliveries y WHERE y.accepted_at = d.accepted_at AND y.number = d.number AND y.queue_no = "
-    "d.queue_no AND y.seq > d.seq) "
-)
 _KEPT = (
     "SELECT DISTINCT q.name FROM dead_letters x JOIN queues q ON q.queue_no = x.queue_no "
     "WHERE x.number = ? AND x.settled = ''"
@@ -152,7 +144,7 @@ def facts(
         found.known = _known(connection, wanted.known)
     for what, spans, into in (
         (_WAITS, wanted.entries, found.entries),
-        (f"AND {_OPEN_DEAD}", wanted.dead, found.dead),
+        (f"AND {OPEN_DEAD}", wanted.dead, found.dead),
     ):
         for queue, first, count in spans:
             if queue in numbers.of and first <= MOST:
@@ -283,4 +275,4 @@ def dead_letters(
     connection: PostgresConnection, queue: str, after: str, most: int, include_closed: bool
 ) -> tuple[list[dict[str, object]], str]:
     """Implement the port's method of this name."""
-    return dead_page(connection.run, _DEAD_ROWS, _OPEN_DEAD, queue, after, most, include_closed)
+    return dead_page(connection.run, _DEAD_ROWS, OPEN_DEAD, queue, after, most, include_closed)

@@ -31,6 +31,12 @@ INTO_SPOOL = (
     "INSERT OR REPLACE INTO bodies (number, stored_hash, spool, at, bytes, log_entry) VALUES (?, "
     "?, ?, ?, ?, ?)"
 )
+# A dead letter that was neither redriven nor discarded and has no later generation.
+OPEN_DEAD = (
+    "d.state = 3 AND EXISTS (SELECT 1 FROM dead_letters x WHERE x.queue_no = d.queue_no AND "
+    "x.seq = d.seq AND x.settled = '') AND NOT EXISTS (SELECT 1 FROM entries y WHERE y.number = "
+    "d.number AND y.queue_no = d.queue_no AND y.seq > d.seq) "
+)
 # sqlite3 searches an adapter for every bytes object, which takes 0.4 us; this copy takes 0.2.
 _blob: Callable[[Any], bytearray] = bytearray
 Spooled = Mapping[tuple[int, int], Place]  # (number, generation) -> where that body is
@@ -62,15 +68,18 @@ def write(db: Connection, changes: Changes, numbers: QueueNumbers, spooled: Spoo
     if changes.retention is not None:
         retention.drop_dead_letters(db, changes, changes.retention)
     fresh = changes.envelopes[0].number if changes.envelopes else _MOST
-    late = {number for number, _ in changes.replaced}
-    late.update(number for number in (*changes.finished, *changes.released) if number >= fresh)
-    dropped = _drop_bodies(db, changes, lambda number: number not in late)
+    replaced = {number for number, _ in changes.replaced}
+    late = {n for n in (*changes.finished, *changes.released) if n >= fresh} - replaced
+    not_now = late | replaced
+    dropped = _drop_bodies(db, changes, lambda number: number not in not_now)
     _topology(db, changes, numbers)
     _envelopes(db, changes, numbers, spooled)
     dropped |= _replaced(db, changes, spooled)
     _marks(db, changes, numbers)
     if late:
         dropped |= _drop_bodies(db, changes, late.__contains__)
+    for number in replaced:
+        dropped |= _recount(db, number)
     db.executemany(
         "UPDATE queues SET depth = ?, bytes = ?, first = ?, next = ? WHERE queue_no = ?",
         [
@@ -293,6 +302,24 @@ def _drop_bodies(db: Connection, changes: Changes, which: Callable[[int], bool])
         finished += _each(
             db, numbers, "SELECT number FROM envelopes WHERE pending <= 0 AND number IN", int
         )
+    return _delete_bodies(db, finished)
+
+
+def _recount(db: Connection, number: int) -> set[str]:
+    """Count anew the copies of an envelope that has a new generation: there may be more of them,
+    since a discarded one is enqueued again.  Return the spool file freed if there is none.
+    """
+    count = (
+        "SELECT count(*) FROM entries d WHERE d.number = ?1 AND "
+        f"(d.state < {_ACKED} OR {OPEN_DEAD})"
+    )
+    db.execute(f"UPDATE envelopes SET pending = ({count}) WHERE number = ?1", (number,))
+    where = "SELECT number FROM envelopes WHERE pending = 0 AND number IN"
+    return _delete_bodies(db, _each(db, [number], where, int))
+
+
+def _delete_bodies(db: Connection, finished: list[int]) -> set[str]:
+    """Delete these bodies and return the files of those in the spool."""
     finished.sort()
     dropped = set(
         _each(db, finished, "SELECT spool FROM bodies WHERE spool IS NOT NULL AND number IN", str)

@@ -23,7 +23,7 @@ from cipherbox.store.port import Body, TraceReport, TraceRow
 from cipherbox.store.rows import MOST, Row, as_known, dead_page
 from cipherbox.store.spool import NAME, Place, Spool
 from cipherbox.store.sqlite import retention
-from cipherbox.store.sqlite.commit import QueueNumbers
+from cipherbox.store.sqlite.commit import OPEN_DEAD, QueueNumbers
 from cipherbox.store.sqlite.database import Connection
 
 _COLUMNS = (
@@ -34,15 +34,9 @@ _ENTRY = (
     f"SELECT {_COLUMNS} FROM entries d CROSS JOIN envelopes e ON e.number = d.number "
     "WHERE d.queue_no = ? AND d.state < 2 "
 )
-# A dead letter that was neither redriven nor discarded and has no later generation.
-_OPEN_DEAD = (
-    "d.state = 3 AND EXISTS (SELECT 1 FROM dead_letters x WHERE x.queue_no = d.queue_no AND "
-    "x.seq = d.seq AND x.settled = '') AND NOT EXISTS (SELECT 1 FROM entries y WHERE y.number = "
-    "d.number AND y.queue_no = d.queue_no AND y.seq > d.seq) "
-)
 _DEAD_ENTRY = (
     f"SELECT {_COLUMNS} FROM entries d CROSS JOIN envelopes e ON e.number = d.number "
-    f"WHERE d.queue_no = ? AND {_OPEN_DEAD}"
+    f"WHERE d.queue_no = ? AND {OPEN_DEAD}"
 )
 _DEAD_ROWS = (
     "SELECT q.name, d.seq, e.sender, e.envelope_id, e.messages, e.bytes, e.exchange, "
@@ -233,4 +227,4 @@ def dead_letters(
     def run(query: str, values: Sequence[object]) -> list[Row]:
         return db.execute(query, values).fetchall()
 
-    return dead_page(run, _DEAD_ROWS, _OPEN_DEAD, queue, after, most, include_closed)
+    return dead_page(run, _DEAD_ROWS, OPEN_DEAD, queue, after, most, include_closed)
