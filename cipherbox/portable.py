@@ -368,13 +368,13 @@ def _anothers(path: Path) -> str:
     if WINDOWS:
         return "look at its properties: who may use it?"
     if path.stat().st_uid == os.geteuid():
-        return f"it has mode {stat.S_IMODE(path.stat().st_mode):04o}, run: chmod u+rwX {path}"
+        return f"it has mode {stat.S_IMODE(path.stat().st_mode):04o}. Run: chmod u+rwX {path}"
     if path.absolute().parent.stat().st_uid == os.geteuid():
         return (
-            f"it belongs to {owner_of(path)}, run as root: chown "
+            f"it belongs to {owner_of(path)}. Run as root: chown "
             f"--reference={path.absolute().parent} {path}"
         )
-    return f"{path} belongs to {owner_of(path)}, run this as that user"
+    return f"{path} belongs to {owner_of(path)}. Run this as that user"
 
 
 def as_user(user: str, work: Callable[..., T], *values: object) -> T:

@@ -82,12 +82,13 @@ def test_looking_as_root_leaves_nothing_of_roots(directory: Path) -> None:
 
 def test_a_directory_that_is_read_only(directory: Path) -> None:
     directory.chmod(0o500)
-    text, todo = f"{directory} cannot be written", f"it has mode 0500, run: chmod u+rwX {directory}"
+    text, todo = f"{directory} cannot be written", f"it has mode 0500. Run: chmod u+rwX {directory}"
     served = called("serve", str(directory))
-    assert (served.code, served.err) == (6, f"Error: {text}; {todo}\n")
+    shown = f"Error: {text}\n       {todo[0].upper()}{todo[1:]}\n"
+    assert (served.code, served.err) == (6, shown)
     assert findings(directory) == [("rights", text, todo)]
     checked = called("config", "check", str(directory))
-    assert (checked.code, checked.err) == (5, f"Error: {text}; {todo}\n")
+    assert (checked.code, checked.err) == (5, shown)
     directory.chmod(0o700)
     assert called("config", "check", str(directory)).code == 0
 
@@ -98,7 +99,7 @@ def test_a_directory_that_nobody_may_look_into(directory: Path) -> None:
         refused = called(*command, str(directory))
         assert refused.code == 5
         assert "Permission denied" in refused.err
-        assert "mode 0000, run: chmod u+rwX" in refused.err
+        assert "mode 0000. Run: chmod u+rwX" in refused.err
     ((about, text, todo),) = findings(directory)
     assert about == "rights"
     assert "may not read it" in text
@@ -117,8 +118,8 @@ def test_a_file_that_root_made_there(directory: Path, name: str) -> None:
     path.chmod(0o755 if path.is_dir() else 0o644)
     served = called("serve", str(directory))
     assert served.code == 6
-    assert f"{path} cannot be written; it belongs to root" in served.err
-    assert f"run as root: chown --reference={directory} {path}" in served.err
+    assert f"{path} cannot be written\n       It belongs to root" in served.err
+    assert f"Run as root: chown --reference={directory} {path}" in served.err
     assert [(about, todo) for about, _, todo in findings(directory)] == [
         ("rights", f"chown -R --reference={directory} {directory}")
     ]
@@ -133,9 +134,9 @@ def test_a_file_that_cannot_be_read(directory: Path, name: str) -> None:
     served = called("serve", str(directory))
     assert served.code == 5
     assert (
-        f"annot read {directory / name}: Permission denied; it belongs to root, run as root: chown"
-        in served.err
-    )
+        f"annot read {directory / name}: Permission denied\n       It belongs to root. "
+        "Run as root: chown"
+    ) in served.err
     assert any("chown" in todo for _, _, todo in findings(directory))
 
 
@@ -152,7 +153,7 @@ def test_init_without_room_leaves_nothing(tmp_path: Path) -> None:
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)),
     )
     assert small.returncode == 6
-    assert "what was begun is away again" in small.stderr
+    assert "the partial installation was removed" in small.stderr
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "hq").mkdir()
     (tmp_path / "hq" / "kept").write_text("somebody's")
@@ -199,7 +200,7 @@ def test_several_mistakes_of_a_file_have_a_line_each(tmp_path: Path) -> None:
         os.rename(file, f"{file}.away")
         gone = shell("reload", home=admin)
         assert gone.code == 5
-        assert f"{file} does not exist; restore it" in gone.err
+        assert f"{file} does not exist" in gone.err
         assert process.poll() is None
         assert shell("status", home=admin).code == 0
 
@@ -222,7 +223,7 @@ def test_a_clients_home_that_cannot_be_used(directory: Path) -> None:
     assert found() == []
     home.chmod(0o500)
     assert found() == [
-        ("rights", f"{home} cannot be written", f"it has mode 0500, run: chmod u+rwX {home}")
+        ("rights", f"{home} cannot be written", f"it has mode 0500. Run: chmod u+rwX {home}")
     ]
     home.chmod(0o000)
     ((about, text, todo),) = found()
@@ -256,13 +257,13 @@ def test_an_outbox_that_cannot_be_written(directory: Path) -> None:
     home.chmod(0o500)
     assert (
         as_user("nobody", opened, path)
-        == f"{home} cannot be written; it has mode 0500, run: chmod u+rwX {home}"
+        == f"{home} cannot be written; it has mode 0500. Run: chmod u+rwX {home}"
     )
     home.chmod(0o700)
     path.chmod(0o400)
     assert (
         as_user("nobody", opened, path)
-        == f"{path} cannot be written; it has mode 0400, run: chmod u+rwX {path}"
+        == f"{path} cannot be written; it has mode 0400. Run: chmod u+rwX {path}"
     )
     path.chmod(0o600)
     assert as_user("nobody", opened, path) == ""
