@@ -24,63 +24,61 @@ Map, written by `make generate`:
     doctor/           `doctor`: what is wrong on this machine, and what to do about it.
     document          The parts of the manual that are generated from code: commands, settings, exit
                       codes, metrics.
-    enrol             Who belongs to this HQ: tokens, joining, approval, revocation.
-    exits             Exit codes: one table for every command, and what each kind of error advises
-                      to do next.
-    home              This command's client: its home, its keys, and a piece of work with it while
-                      it is open.
-    inbox             `inbox`: what was received here: list, show, save, search; what was refused,
-                      and what waits for a person.
-    inbox_lines       `inbox export`, `rotate` and `lock`: the readable lines and files of what was
-                      received.
-    incoming          Where what arrives is put: the options and the notice of `receive`, `fetch`
-                      and `agent`.
+    enrol             `enroll`, `join`, `approve` and `revoke`: tokens, enrolment and revocation.
+    exits             Exit codes: one table for every command, and the default remedy of each kind
+                      of error.
+    home              The client of a command: its home, its keys, and work with an open connection.
+    inbox             `inbox`: list, show, save and search received messages, with the refused and
+                      the parked ones.
+    inbox_lines       `inbox export`, `rotate` and `lock`: the readable lines and files in the
+                      inbox.
+    incoming          Directory and order of received files: options and notice of `receive`,
+                      `fetch` and `agent`.
     install/          `install` and `uninstall`.
     keys/             `keys`: keys of this machine and of others.
-    main              The command `cipherbox`, and the one place where an error becomes words and an
-                      exit code.
+    main              The command `cipherbox`, and the one place that turns errors into messages and
+                      exit codes.
     man_page          The man page, made from the commands: `cipherbox manual --man`.
-    manual            `manual`: list, search and show the pages in the package, on a terminal laid
-                      out and in a pager.
-    operate           What an admin asks of the running HQ as a service, from any machine: `reload`
-                      and `drain`.
-    options           What several commands share: option types, settings, and the question before
-                      what is final.
-    outbox            `outbox`: what this machine has sealed and what became of it.
-    output            How things look on the screen.
-    page_layout       A page of the manual on a terminal: text and tables as wide as it is, code as
-                      it stands, so that it can be copied.
-    password          The password of a client's keys, and where it comes from: a file, what systemd
-                      hands over, or the terminal, where it is not shown.
+    manual            `manual`: list, search and show the package's pages, laid out and in a pager
+                      on a terminal.
+    operate           `reload` and `drain`: an admin's control of the running HQ, from any machine.
+    options           Shared by several commands: option types, settings, and confirmation of
+                      irreversible actions.
+    outbox            `outbox`: the sealed messages and files of this machine, and their state.
+    output            Output: results, warnings, errors, tables and records.
+    page_layout       Layout of a manual page on a terminal: text and tables fit its width, code is
+                      unchanged, so that it can be copied.
+    password          The password of a client's keys: from a file, a systemd credential, or the
+                      terminal without echo.
     pipe              `pipe`: standard input here to standard output there, and back.
     prove/            `prove`: load, kills and cut lines, then every confirmed message is looked
                       for.
-    python            `python`: programs with CipherBox's library where there is only the one file.
+    python            `python`: run programs with CipherBox's library, also where only the one file
+                      is installed.
     receipt           `receipt`: a recipient's signed receipt, as a file that anyone can verify.
-    receive           `receive` and `fetch`: each message once into data/received_messages.jsonl,
-                      each file once into one directory, then acknowledged.
-    receive_exec      `--exec` of `receive` and `agent`: a command of the user's for each message
-                      and each file.
+    receive           `receive` and `fetch`: store each message once in data/received_messages.jsonl
+                      and each file once in one directory, then acknowledge.
+    receive_exec      `--exec` of `receive` and `agent`: run the user's command for each message and
+                      each file.
     route             `route`: the readers behind an exchange and key, and the sender's allow-list
                       for it.
-    running           Where the command line starts trio: a piece of work, run to its end or until
-                      it is stopped.
+    running           Starting trio: run an async function to its end, or until a signal stops it.
     scratch           `--database URL` of demo, bench and prove: a schema of PostgreSQL for one run,
                       dropped when the run is over.
-    send              `send`: seal a text, files or standard input for recipients or for an
+    send              `send`: seal a text, files or standard input, send it to recipients or an
                       exchange, and wait for HQ's confirm.
-    send_files        `send` for files that travel in parts, and for directories: what is taken,
-                      progress, what is said at the end.
-    serve             HQ's own two commands: `init` makes its directory, `serve` runs it.
-    status            `status`: where a message is, in plain words; without one, how this client and
-                      HQ are.
-    stdout            Standard output that may be closed, full, or no longer read: that stops no
-                      work, and has an exit code of its own.
-    store             HQ's store as a whole: backups, restores, copies from one database to another,
-                      upgrades.
+    send_files        `send` for directories and for files sent in parts: selection, sending,
+                      progress.
+    serve             HQ's own two commands: `init` creates its directory, `serve` runs it.
+    status            `status`: the state of a message, or of this client and HQ.
+    stdout            Standard output that may be closed, full, or no longer read: work continues,
+                      and the exit code reports it.
+    store             `backup`, `restore` and `store`: back up, restore, copy and upgrade HQ's
+                      store.
     tables            Tables that fit the terminal they are shown on.
     top               `top`: a live view of a running HQ, over the admin's own certificate.
-    topology          Exchanges, queues, bindings and the rights on them.
+    topology          `exchange`, `queue`, `binding`, `grant` and `grants`: routes and the rights on
+                      them.
     witness           `witness`: cosign HQ's log, so that HQ cannot show different logs.
-    wrapping          Lines of a terminal that break between words.
+    wrapping          Word wrapping for a terminal.
 """

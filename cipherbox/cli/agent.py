@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cipherbox.cli.incoming import incoming_option, ordered_option, tell_where
+from cipherbox.cli.incoming import announce_incoming, incoming_option, ordered_option
 from cipherbox.cli.receive_exec import handler_of
 from cipherbox.cli.running import run
 
@@ -78,7 +78,8 @@ def agent(
                     nursery.start_soon(until_stopped)
                     await nursery.start(service.run)
                     warn(f"Watching {where / 'outgoing'}; Ctrl-C stops.")
-                    tell_where(home, incoming or home.config.inbox.incoming or where / "incoming")
+                    received = incoming or home.config.inbox.incoming or where / "incoming"
+                    announce_incoming(home, received)
                     notify("READY=1")
                 return service
 

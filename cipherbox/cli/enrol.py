@@ -1,4 +1,4 @@
-"""Who belongs to this HQ: tokens, joining, approval, revocation."""
+"""`enroll`, `join`, `approve` and `revoke`: tokens, enrolment and revocation."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ if TYPE_CHECKING:
     from cipherbox.client.enrol import JoinReport
     from cipherbox.client.keys.local_key import Password
 
-LONGEST_TOKEN_S = 30 * 24 * 3600  # a secret that lies around longer is found
+LONGEST_TOKEN_S = 30 * 24 * 3600  # the longer a secret exists, the likelier it leaks
 _EMPTY = "The token is empty. The admin makes one with: cipherbox enroll CLIENT_ID"
 TOKEN_BYTES = 4096  # far above a token; a wrong file is not read whole
 
 
 @attrs.frozen
 class EnrollOptions:
-    """What `enroll` was told."""
+    """The options of `enroll`."""
 
     client_id: str
     role: str
@@ -88,16 +88,16 @@ def enroll(ctx: click.Context, options: EnrollOptions) -> None:
     """
     if options.hq is not None and (options.role != "admin" or options.approve):
         raise click.UsageError(
-            "--hq makes an admin, whom nobody has to approve: --role admin, without --approve."
+            "--hq creates an admin without approval: pass --role admin, and omit --approve."
         )
     if not 60 <= options.valid <= LONGEST_TOKEN_S:
-        raise click.UsageError("A token lives between 1m and 30d.")
+        raise click.UsageError("--valid must be between 1m and 30d.")
     from cipherbox.cli.output import next_step, warn
 
     if not _hand_over(_new_token(ctx, options), options):
         return
     if options.replace:
-        warn(f"When it is used, the home that is {options.client_id} now is cut off.")
+        warn(f"When it is used, the current home of {options.client_id} is disconnected.")
     next_step(*_steps_to_join(ctx, options))
 
 
@@ -121,7 +121,7 @@ def _new_token(ctx: click.Context, options: EnrollOptions) -> str:
 
 
 def _hand_over(token: str, options: EnrollOptions) -> bool:
-    """Write or print the token; whether that could be done."""
+    """Write or print the token.  Return whether that succeeded."""
     from cipherbox.cli.output import say, warn
     from cipherbox.cli.stdout import output_failure
     from cipherbox.portable import write_private
@@ -145,7 +145,7 @@ def _hand_over(token: str, options: EnrollOptions) -> bool:
 
 
 def _steps_to_join(ctx: click.Context, options: EnrollOptions) -> list[str]:
-    """What happens next, until the client has joined."""
+    """Return the next steps until the client has joined."""
     name, output, hq = options.client_id, options.output, options.hq
     how = (
         f"join --token-file {shlex.quote(output.name)}"
@@ -157,7 +157,7 @@ def _steps_to_join(ctx: click.Context, options: EnrollOptions) -> list[str]:
         steps = [
             f"start HQ: cipherbox serve {shlex.quote(str(hq))}",
             *steps,
-            "from there revoke whom the lost key belongs to: cipherbox revoke CLIENT_ID",
+            "from there revoke the owner of the lost key: cipherbox revoke CLIENT_ID",
         ]
     if options.approve:
         here = command_here(ctx)
@@ -167,7 +167,7 @@ def _steps_to_join(ctx: click.Context, options: EnrollOptions) -> list[str]:
 
 
 def _until(token: str) -> str:
-    """The end of a token as a person at this machine reads it."""
+    """Return a token's expiry in local time."""
     from datetime import datetime
 
     from cipherbox.wire.token import decode_token
@@ -231,9 +231,8 @@ def join(
 
     if ctx.args:
         raise click.UsageError(
-            "join takes no arguments: a token there is seen by every user of this machine. If it "
-            "was one, ask the admin for another, say cipherbox join, and type it when you are "
-            "asked."
+            "join takes no arguments: every user of this machine can see them. If it was a token, "
+            "ask the admin for another, run cipherbox join, and enter it at the prompt."
         )
     home = home_of(ctx)
     line = LineSettings(
@@ -253,9 +252,9 @@ def join(
 
     try:
         report = run(attempt, password)
-    except PasswordNeeded as nobody:  # an earlier attempt began with one
-        begun_with = ask(prompt_for(home), nobody)
-        report = run(attempt, begun_with)
+    except PasswordNeeded as missing:  # an earlier attempt set one
+        earlier = ask(prompt_for(home), missing)
+        report = run(attempt, earlier)
     _say_joined(ctx, home, report)
 
 
@@ -269,7 +268,7 @@ def _show_number(number: str, *, waiting: str = "") -> None:
 
 
 def _say_joined(ctx: click.Context, home: Path, report: JoinReport) -> None:
-    """Say that the client is enrolled, and what it may do next."""
+    """Print that the client is enrolled, and its next steps."""
     from cipherbox.cli.output import next_step, say
     from cipherbox.client.keys.local_key import is_sealed
 
@@ -328,7 +327,7 @@ def revoke(ctx: click.Context, client_id: str, reason: str, yes: bool) -> None:
         sure(f"{client_id} is you. Revoke yourself?", yes)
     with_admin(ctx, lambda client: client.revoke(client_id, reason))
     say(f"{client_id} is revoked; its connections are cut.")
-    next_step(f"should it come back with new keys: {command_here(ctx)} enroll {client_id}")
+    next_step(f"to enrol it again with new keys: {command_here(ctx)} enroll {client_id}")
 
 
 def _read_token(token_file: BinaryIO | None) -> str:
@@ -345,8 +344,8 @@ def _read_token(token_file: BinaryIO | None) -> str:
 
 
 def _ask_token() -> str:
-    """What is typed or pasted, also over several lines: mail breaks long ones.  An empty line
-    ends it.
+    """Prompt for the token.  It may be pasted over several lines, since mail breaks long ones; an
+    empty line ends it.
     """
     from cipherbox.errors import TokenError
     from cipherbox.wire.token import PREFIX, decode_token

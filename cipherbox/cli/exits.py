@@ -1,6 +1,6 @@
-"""Exit codes: one table for every command, and what each kind of error advises to do next.
+"""Exit codes: one table for every command, and the default remedy of each kind of error.
 
-Scripts may rely on the numbers; the manual page `exit-codes` says the same, and a test compares the
+Scripts may rely on the numbers; the manual page `exit-codes` lists them, and a test compares the
 two.
 """
 
@@ -14,7 +14,7 @@ from cipherbox.harness.failure import StageFailed
 
 
 class Exit(enum.IntEnum):
-    """Every code `cipherbox` ends with."""
+    """The exit codes of `cipherbox`."""
 
     OK = 0
     REFUSED = 1
@@ -193,7 +193,7 @@ _SYSTEM_ADVICE = {
 
 
 def exit_code(error: BaseException) -> Exit:
-    """The code for an error; what is no error of ours and not about files is a bug."""
+    """Return the code for an error: BUG for any that is neither a CipherBoxError nor an OSError."""
     if isinstance(error, StageFailed):
         return Exit.REFUSED
     if isinstance(error, errors.CipherBoxError):
@@ -206,7 +206,7 @@ def exit_code(error: BaseException) -> Exit:
 
 
 def advice(error: BaseException) -> str:
-    """Return what to do next: the error's own remedy, or what its class advises; '' if nothing."""
+    """Return what to do next: the error's own remedy, or that of its class; '' if none."""
     if isinstance(error, errors.CipherBoxError) and error.remedy is not None:
         return sentence(error.remedy)
     system = error if isinstance(error, OSError) else error.__cause__
@@ -216,7 +216,9 @@ def advice(error: BaseException) -> str:
 
 
 def leaf(error: BaseException) -> BaseException:
-    """The one error that says most of a group: ours before others, a refusal before a cut line."""
+    """Return the most telling error of a group: a bug before any of ours, and any of these before a
+    lost connection.
+    """
     if not isinstance(error, BaseExceptionGroup):
         return error
     leaves = [leaf(inner) for inner in error.exceptions]
@@ -228,8 +230,8 @@ def leaf(error: BaseException) -> BaseException:
 
 
 def sentence(text: str) -> str:
-    """The text as a sentence begins: with a capital, unless it begins with a path, an address or
-    a code word.
+    """Return the text with an initial capital, unless it begins with a path, an address or a code
+    word.
     """
     first = text.split(" ", 1)[0]
     return text[:1].upper() + text[1:] if first.rstrip(":").replace("'", "").isalpha() else text

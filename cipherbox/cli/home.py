@@ -1,4 +1,4 @@
-"""This command's client: its home, its keys, and a piece of work with it while it is open."""
+"""The client of a command: its home, its keys, and work with an open connection."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ T = TypeVar("T")
 
 TRIES = 3
 _HOME = "cipherbox.home"
-_TOLD = "cipherbox.replaced"  # in a context's meta: it was said that this home was replaced
+_WARNED = "cipherbox.replaced"  # in a context's meta: the user was warned of the replaced home
 
 
 def home_of(ctx: click.Context) -> Path:
-    """The client's directory: --home, $CIPHERBOX_HOME, or ~/.cipherbox."""
+    """Return the client's directory: --home, $CIPHERBOX_HOME, or ~/.cipherbox."""
     from cipherbox.config.settings import default_home
 
     given: Path | None = ctx.find_root().obj
@@ -40,23 +40,23 @@ def home_of(ctx: click.Context) -> Path:
 
 
 def _say_replaced(ctx: click.Context, home: Path) -> None:
-    """Every command of a home that was replaced says so at once, also one that does not ask HQ;
-    `join` ends it.
+    """Warn once that this home was replaced, even if the command does not contact HQ; not in
+    `join`, which ends it.
     """
     from cipherbox.cli.output import safe, warn
     from cipherbox.client.home import replaced
 
     root = ctx.find_root()
-    if root.meta.get(_TOLD) or ctx.info_name == "join":
+    if root.meta.get(_WARNED) or ctx.info_name == "join":
         return
-    root.meta[_TOLD] = True
+    root.meta[_WARNED] = True
     if why := replaced(home):
         warn(f"This home was replaced: {safe(why)}.")
 
 
 def command_here(ctx: click.Context) -> str:
-    """`cipherbox`, with the --home and --password-file this command was given: for advice about
-    this same client.
+    """Return `cipherbox` with this command's --home and --password-file, for advice about the same
+    client.
     """
     given = {"--home": ctx.find_root().obj, "--password-file": ctx.meta.get(PASSWORD_FILE)}
     return " ".join(
@@ -65,10 +65,9 @@ def command_here(ctx: click.Context) -> str:
 
 
 def load_here(ctx: click.Context, *, renews: bool = False) -> Home:
-    """This command's home with its keys; a password is asked for once, however often the home is
-    needed.
+    """Return this command's home with its keys; a password is asked for at most once.
 
-    ``renews``: the command lives long enough to renew the certificate; others say when it is due.
+    ``renews``: the command runs long enough to renew the certificate; others warn when it is due.
     """
     from cipherbox.client.home import home_with
     from cipherbox.config.settings import load_client_config
@@ -83,7 +82,7 @@ def load_here(ctx: click.Context, *, renews: bool = False) -> Home:
 
 
 def unlock(ctx: click.Context, config: ClientConfig) -> bytes:
-    """The local key.  On a terminal somebody may mistype; what a file says is final."""
+    """Return the local key.  A mistyped password is asked for again; one from a file is final."""
     from cipherbox.cli.output import warn
     from cipherbox.client.home import unlocked
     from cipherbox.client.keys.local_key import is_sealed
@@ -94,9 +93,9 @@ def unlock(ctx: click.Context, config: ClientConfig) -> bytes:
     try:
         return unlocked(config, named_password(ctx), warn)
     except PasswordNeeded as error:
-        nobody = error
+        missing = error
     for left in reversed(range(TRIES)):
-        typed = ask(prompt_for(config.home), nobody)
+        typed = ask(prompt_for(config.home), missing)
         try:
             return unlocked(config, typed, warn)
         except PasswordError as error:
@@ -107,7 +106,7 @@ def unlock(ctx: click.Context, config: ClientConfig) -> bytes:
 
 
 def _warn_of_end(ctx: click.Context, home: Home) -> None:
-    """Says that the certificate is due; a command that lives long renews it instead."""
+    """Warn that the certificate is due for renewal; a long-running command renews it instead."""
     from datetime import UTC, datetime
 
     from cipherbox.cli.output import warn
@@ -126,7 +125,7 @@ def _warn_of_end(ctx: click.Context, home: Home) -> None:
 
 
 def with_client(ctx: click.Context, work: Callable[[Client], Awaitable[T]]) -> T:
-    """Opens this machine's client, does the work, closes it."""
+    """Open this machine's client, do the work, close it.  Return the work's result."""
     from cipherbox.client.client import open_client
 
     home = load_here(ctx)
@@ -139,7 +138,7 @@ def with_client(ctx: click.Context, work: Callable[[Client], Awaitable[T]]) -> T
 
 
 def with_client_offline(ctx: click.Context, work: Callable[[Client], Awaitable[T]]) -> T:
-    """As `with_client`, for work on this machine's own data, whether or not HQ can be reached."""
+    """Like `with_client`, for work on local data, whether or not HQ can be reached."""
     from cipherbox.client.client import open_client
 
     home = load_here(ctx)
@@ -155,7 +154,7 @@ def with_client_offline(ctx: click.Context, work: Callable[[Client], Awaitable[T
 
 
 def require_admin(client: Client) -> None:
-    """Raise Forbidden unless this client is an admin, before HQ has to."""
+    """Raise Forbidden unless this client is an admin, without asking HQ."""
     if client.role != "admin":
         raise Forbidden(
             f"only an admin may do that, and {client.client_id} is not one",
@@ -164,7 +163,7 @@ def require_admin(client: Client) -> None:
 
 
 def with_admin(ctx: click.Context, work: Callable[[Client], Awaitable[T]]) -> T:
-    """As `with_client`, for what only an admin may do; Forbidden says so before HQ has to."""
+    """Like `with_client`, for admins only; raise Forbidden for others, without asking HQ."""
 
     async def checked(client: Client) -> T:
         require_admin(client)
@@ -175,7 +174,7 @@ def with_admin(ctx: click.Context, work: Callable[[Client], Awaitable[T]]) -> T:
 
 @asynccontextmanager
 async def suggesting(ctx: click.Context, client: Client) -> AsyncIterator[None]:
-    """A block whose errors about a client that nobody knows say which one may have been meant."""
+    """Add a suggestion to errors about an unknown client: the id that may have been meant."""
     from cipherbox.client.suggest import with_suggestion
 
     try:

@@ -1,6 +1,4 @@
-"""`inbox`: what was received here: list, show, save, search; what was refused, and what waits
-for a person.
-"""
+"""`inbox`: list, show, save and search received messages, with the refused and the parked ones."""
 
 from __future__ import annotations
 
@@ -63,7 +61,7 @@ def inbox_list(
 ) -> None:
     """List what was received, latest last: time, sender, content, and how it was signed."""
     if refused and parked:
-        raise click.UsageError("Say one: --refused or --parked.")
+        raise click.UsageError("Specify either --refused or --parked.")
     with _look(ctx) as look:
         if refused:
             _refused(look, last, as_json)
@@ -153,10 +151,10 @@ def inbox_retry(ctx: click.Context, message_id: uuid.UUID | None) -> None:
 
     count = with_client_offline(ctx, work)
     if message_id is not None and not count:
-        raise NotFound(f"message {message_id} was not set aside in {home_of(ctx)}")
+        raise NotFound(f"message {message_id} is not parked in {home_of(ctx)}")
     explain(
         "",
-        f"{count} message(s) will be tried again by the next: {command_here(ctx)} receive --exec "
+        f"{count} message(s) will be retried by the next: {command_here(ctx)} receive --exec "
         "COMMAND",
     )
 
@@ -212,7 +210,7 @@ def _entries(ctx: click.Context, entries: Iterable[Entry], as_json: bool) -> Non
             )
             for one in rows
         ],
-        empty="nothing was received, or nothing that fits",
+        empty="nothing was received, or nothing matches",
         drop=("signature", "size", "type"),
     )
     if rows:
@@ -274,7 +272,7 @@ def _parked(ctx: click.Context, look: InboxInspection, as_json: bool) -> None:
     table(
         ("message", "from", "attempts", "reason"),
         [(r.message_id, safe(r.sender_id), r.attempts, safe(r.reason)) for r in rows],
-        empty="nothing was set aside",
+        empty="nothing is parked",
     )
     if rows:
         next_step(f"try all again, with the next receive --exec: {command_here(ctx)} inbox retry")

@@ -1,4 +1,4 @@
-"""`inbox export`, `rotate` and `lock`: the readable lines and files of what was received."""
+"""`inbox export`, `rotate` and `lock`: the readable lines and files in the inbox."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def inbox_rotate(ctx: click.Context) -> None:
     except OSError as error:
         raise FileError(
             f"{path} cannot be renamed: {error.strerror}",
-            remedy="end what reads it, or the receiver",
+            remedy="stop the programs that read it, or the receiver",
         ) from None
     say(f"There is no {path}." if target is None else str(target))
 
@@ -83,12 +83,12 @@ def inbox_lock(ctx: click.Context) -> None:
     home = load_here(ctx)
     if not home.sealed:
         raise InvalidRequest(
-            "this home is under no password, so its key would lie beside what it encrypts",
+            "this home has no password, so its key would lie beside the encrypted data",
             remedy="set one first: cipherbox keys password",
         )
     if home.config.inbox.plain:
         raise InvalidRequest(
-            "[inbox] plain = true in client.toml has what is received lie readable",
+            "[inbox] plain = true in client.toml keeps received messages and files readable",
             remedy="remove it first",
         )
     done = lock_all(home)

@@ -1,4 +1,4 @@
-"""Where what arrives is put: the options and the notice of `receive`, `fetch` and `agent`."""
+"""Directory and order of received files: options and notice of `receive`, `fetch` and `agent`."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ ordered_option = click.option(
 )
 
 
-def tell_where(home: Home, incoming: Path | None) -> None:
-    """Where files will be."""
+def announce_incoming(home: Home, incoming: Path | None) -> None:
+    """Print where received files are stored."""
     from cipherbox.cli.output import warn
 
     if home.hides is None:
@@ -36,6 +36,6 @@ def tell_where(home: Home, incoming: Path | None) -> None:
         )
         if next((home.path / "data").glob("received_messages*.jsonl"), None) is not None:
             warn(
-                "What came before lies readable in data/ and stays there; to encrypt it: "
-                "cipherbox inbox lock"
+                "Messages received earlier stay readable in data/; to encrypt them: cipherbox "
+                "inbox lock"
             )

@@ -1,4 +1,4 @@
-"""The command `cipherbox`, and the one place where an error becomes words and an exit code."""
+"""The command `cipherbox`, and the one place that turns errors into messages and exit codes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from cipherbox.cli.wrapping import Context
 
 DEBUG_VARIABLE = "CIPHERBOX_DEBUG"
 _DIRECTORY = click.Path(path_type=Path, file_okay=False, readable=False)
-_LINES = 20  # of an error; a file with more mistakes than that is another file
+_LINES = 20  # of an error; a file with more errors than that is probably the wrong one
 
 FLAT = {name: entry for section in COMMANDS.values() for name, entry in section.items()}
 
@@ -50,9 +50,7 @@ class LazyGroup(click.Group):
 
             near = difflib.get_close_matches(args[0], list(FLAT), n=1)
             hint = f" Did you mean {near[0]!r}?" if near else ""
-            raise click.UsageError(
-                f"There is no command {args[0]!r}.{hint} See: cipherbox --help", ctx
-            )
+            raise click.UsageError(f"Unknown command {args[0]!r}.{hint} See: cipherbox --help", ctx)
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -62,8 +60,8 @@ class LazyGroup(click.Group):
 
 
 def _prepare(command: click.Command) -> None:
-    """Lets --home and --password-file also stand after the command, where people put them;
-    unseen in its help.
+    """Accept --home and --password-file after the command, too, where people put them; hidden in
+    its help.
     """
     command.context_class = Context
     if isinstance(command, click.Group):
@@ -137,8 +135,8 @@ def cli(ctx: click.Context, home: Path | None, password_file: Path | None, debug
 
 
 def every_command(section: str) -> Iterator[tuple[click.Command, click.Context]]:
-    """A section's commands, a group before what it holds; a context's `info_name` is the name in
-    full.
+    """Yield a section's commands, a group before its subcommands; each context's `info_name` is the
+    full name.
     """
     for name in COMMANDS[section]:
         command = cli.get_command(click.Context(cli), name)
@@ -158,9 +156,7 @@ def _within(command: click.Command, name: str) -> Iterator[tuple[click.Command, 
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
-    """Runs one command and ends the process with its code; an error becomes plain words, never a
-    traceback.
-    """
+    """Run one command and exit with its code; an error is printed as a message, not a traceback."""
     from cipherbox.cli.stdout import drop_unread_errors, guard_output
     from cipherbox.portable import standard_files
 
@@ -202,7 +198,7 @@ def _say_usage(error: click.ClickException) -> None:
 
 
 def _unprinted(code: int) -> int:
-    """The code, or `OUTPUT` when all went well but for what should have been printed."""
+    """Return the code, or `OUTPUT` if the command succeeded but its result could not be printed."""
     from cipherbox.cli.stdout import output_failure
 
     failure = output_failure()
@@ -210,7 +206,7 @@ def _unprinted(code: int) -> int:
         return int(code)
     from cipherbox.cli.output import fail
 
-    # a reader who has seen enough, like head, needs no explanation
+    # a reader that stops early, like head, needs no explanation
     if failure.errno != errno.EPIPE:
         fail(f"the work is done, but its result could not be printed: {failure.strerror}")
     return int(Exit.OUTPUT)
@@ -244,7 +240,7 @@ def _report(group: BaseException, arguments: list[str]) -> int:
         fail(safe(text), "Please report it with what this shows: cipherbox --debug ...")
     else:
         lines = [safe(line) for line in sentence(text).splitlines()[:_LINES]]
-        # QUEUED: nothing failed, it is safe here, and is going to be sent
+        # QUEUED is not a failure: the message is stored here and will be sent
         (keep if code == Exit.QUEUED else fail)("\n".join(lines), advice(error))
     return code
 

@@ -14,7 +14,7 @@ from cipherbox.cli.main import cli, every_command
 
 
 def man_page() -> str:
-    """cipherbox(1) in roff."""
+    """Return cipherbox(1) in roff."""
     lines = [f'.TH CIPHERBOX 1 "" "CipherBox {cipherbox.__version__}" "User Commands"', ".SH NAME"]
     lines += [r"cipherbox \- a blind message broker in one file", ".SH SYNOPSIS"]
     lines += [r"\fBcipherbox\fR [\fIOPTIONS\fR] \fICOMMAND\fR [\fIARGUMENTS\fR]", ".SH DESCRIPTION"]
@@ -61,7 +61,7 @@ def _command(command: click.Command, context: click.Context) -> Iterator[str]:
 
 
 def _help(text: str) -> Iterator[str]:
-    """click's `\\b` marks a paragraph whose lines stay as they are."""
+    """Yield a help text in roff; click's `\\b` marks a paragraph whose lines stay as they are."""
     for paragraph in inspect.cleandoc(text).split("\n\n"):
         yield ".PP"
         fixed = paragraph.startswith("\b")
@@ -81,6 +81,6 @@ def _options(command: click.Command, context: click.Context) -> Iterator[str]:
 
 
 def _text(text: str) -> str:
-    """Nothing in it is a request or an escape of roff."""
+    """Return the text escaped, so that nothing in it is a request or an escape of roff."""
     safe = text.replace("\\", "\\e").replace("-", "\\-").replace("'", "\\(aq").replace("`", "\\(ga")
     return "\\&" + safe if safe.startswith(".") else safe

@@ -1,4 +1,4 @@
-"""`manual`: list, search and show the pages in the package, on a terminal laid out and in a pager.
+"""`manual`: list, search and show the package's pages, laid out and in a pager on a terminal.
 
 A pipe gets the Markdown unchanged.  Only pages in the index below are found.
 """
@@ -108,8 +108,8 @@ def manual(topic: str | None, word: str | None, no_pager: bool, man: bool) -> No
         ]
         hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
         raise click.UsageError(
-            f"There is no page {topic!r}.{hint} `cipherbox manual` lists them; `--search` looks "
-            "into them."
+            f"Unknown page {topic!r}.{hint} `cipherbox manual` lists the pages; `--search` "
+            "searches them."
         )
     if word is not None:
         _search([topic] if topic else PAGES, pages, word)
@@ -140,7 +140,7 @@ def _list() -> None:
 
 
 def _search(names: list[str], pages: dict[str, str], word: str) -> None:
-    """Each page with the first lines that have the word, and the section they stand in."""
+    """Print each page with the first lines that contain the word, and their sections."""
     found = False
     for name in names:
         section, hits = "", []
@@ -162,14 +162,14 @@ def _search(names: list[str], pages: dict[str, str], word: str) -> None:
 
 
 def _around(line: str, word: str) -> str:
-    """The line, or as much of it as shows the word."""
+    """Return the line, shortened around the word."""
     start = max(0, line.lower().index(word.lower()) - 50)
     end = start + 100
     return ("…" if start else "") + line[start:end] + ("…" if len(line) > end else "")
 
 
 def manual_pages() -> dict[str, str]:
-    """Every page of the manual: name -> Markdown."""
+    """Return every page of the manual as Markdown, by name."""
     from importlib.resources import files
 
     folder = files("cipherbox").joinpath("manual")
@@ -181,7 +181,7 @@ def manual_pages() -> dict[str, str]:
 
 
 def example(name: str) -> str:
-    """One of the example programs."""
+    """Return an example program."""
     from importlib.resources import files
 
     file = name.removeprefix("example-").replace("-", "_") + ".py"
@@ -189,5 +189,5 @@ def example(name: str) -> str:
 
 
 def title(page: str) -> str:
-    """The page's heading."""
+    """Return the page's heading."""
     return page.lstrip().splitlines()[0].lstrip("# ").strip() if page.strip() else ""

@@ -1,4 +1,4 @@
-"""What an admin asks of the running HQ as a service, from any machine: `reload` and `drain`."""
+"""`reload` and `drain`: an admin's control of the running HQ, from any machine."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ def reload(ctx: click.Context, as_json: bool) -> None:
         print_json(rows)
         return
     shown = [{key: str(row[key]) for key in ("name", "was", "now", "effect")} for row in rows]
-    rows_table(shown, empty="nothing is different")
+    rows_table(shown, empty="nothing changed")
     if any(row["effect"] != "now" for row in rows):
         next_step(
-            f"for what counts at the next start: {command_here(ctx)} drain, then start HQ again"
+            f"for settings that need a restart: {command_here(ctx)} drain, then start HQ again"
         )
 
 
@@ -62,26 +62,26 @@ def drain(ctx: click.Context, most: float, undo: bool, no_wait: bool, yes: bool)
 
     if undo:
         with_admin(ctx, lambda client: client.drain(begin=False))
-        say("HQ takes everything again.")
+        say("HQ accepts publishes again.")
         return
     if not 1 <= most <= LONGEST_S:
-        raise click.UsageError("A drain takes 1s to 24h.")
-    sure("HQ takes nothing new from now on, and ends when what waits has gone out. Drain it?", yes)
+        raise click.UsageError("--most must be between 1s and 24h.")
+    sure("HQ will refuse new publishes and exit when waiting envelopes are delivered. Drain?", yes)
 
     async def work(client: Client) -> bool:
         count = await client.drain(most_s=int(most))
-        say(f"HQ drains: {count} envelope{'' if count == 1 else 's'} may still go out.")
+        say(f"HQ drains: {count} envelope{'' if count == 1 else 's'} may still be delivered.")
         return no_wait or await _ended(client, most)
 
     if with_admin(ctx, work):
         if not no_wait:
-            say("HQ has ended.")
+            say("HQ has exited.")
     else:
-        say("HQ drains no longer: an admin stopped it, or HQ was restarted.")
+        say("HQ no longer drains: an admin cancelled it, or HQ was restarted.")
 
 
 async def _ended(client: Client, most: float) -> bool:
-    """Waits until HQ goes away; False when it takes everything again."""
+    """Wait until HQ has exited.  Return False if it accepts publishes again."""
     import trio
 
     from cipherbox.errors import CipherBoxError

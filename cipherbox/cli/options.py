@@ -1,4 +1,4 @@
-"""What several commands share: option types, settings, and the question before what is final."""
+"""Shared by several commands: option types, settings, and confirmation of irreversible actions."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Name(click.ParamType[str]):
 
 
 class Duration(click.ParamType[float]):
-    """``90``, ``90s``, ``15m``, ``12h`` or ``7d``, as seconds."""
+    """A duration such as ``90``, ``90s``, ``15m``, ``12h`` or ``7d``, converted to seconds."""
 
     name = "duration"
 
@@ -67,7 +67,7 @@ class Duration(click.ParamType[float]):
         return float(found[1]) * _UNITS[found[2] or "s"]
 
 
-# A directory that this user may not read has an error of its own, which names whose it is.
+# A directory that this user may not read has an error of its own, which names its owner.
 HQ_DIRECTORY = click.Path(path_type=Path, readable=False)
 CLIENT_ID = ClientId()
 EXCHANGE = Name("name of an exchange")
@@ -98,8 +98,8 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, 
 
 
 def hq_settings(directory: Path) -> ServerConfig:
-    """The settings of an HQ whose files are about to be changed; ConfigError for root, where HQ
-    is another user's.
+    """Return the settings of an HQ whose files will be changed.  Raise ConfigError for root if they
+    belong to another user.
     """
     from cipherbox.config.settings import load_server_config
     from cipherbox.errors import ConfigError
@@ -108,8 +108,8 @@ def hq_settings(directory: Path) -> ServerConfig:
     config = load_server_config(directory)
     if is_root() and config.tls.root.exists() and (owner := owner_of(config.tls.root)) != "root":
         raise ConfigError(
-            f"HQ's files belong to {owner}, who could not use what root writes",
-            remedy=f"say it as that user: sudo -u {owner} cipherbox ...",
+            f"HQ's files belong to {owner}, who could not use files written by root",
+            remedy=f"run it as that user: sudo -u {owner} cipherbox ...",
         )
     return config
 
@@ -124,8 +124,8 @@ def sure(question: str, yes: bool) -> None:
 
 
 def database_settings(text: str) -> DatabaseSettings:
-    """`[database]` from a command line: postgresql://..., or sqlite:PATH.  Files are named as
-    seen from here.
+    """Return `[database]` for a command-line argument: postgresql://..., or sqlite:PATH.  Relative
+    paths are resolved here.
     """
     import attrs
 

@@ -1,4 +1,4 @@
-"""`outbox`: what this machine has sealed and what became of it."""
+"""`outbox`: the sealed messages and files of this machine, and their state."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from cipherbox.client.outbox.transfers import Transfer
     from cipherbox.errors import CipherBoxError
 
-_MOST = 100_000  # looked through for what fits
+_MOST = 100_000  # rows examined for a filter
 FILE_STATES = ("sending", "at HQ", "stopped")
 T = TypeVar("T")
 
@@ -35,69 +35,73 @@ def outbox() -> None:
 
 
 class Listed(NamedTuple):
-    """What `outbox list` shows."""
+    """The contents of `outbox list`."""
 
     rows: list[Row]
     files: list[Transfer]
-    refused: dict[bytes, str]  # envelope id -> who refused it, and why
+    refused: dict[bytes, str]  # envelope id -> recipients that refused it, with reasons
     folder: list[Claim]  # files of the agent's folder that a recipient refused
-    file_states: dict[bytes, str]  # transfer id -> what became of the file
+    file_states: dict[bytes, str]  # transfer id -> state of the file
 
 
-class Wanted(NamedTuple):
-    """Which of it."""
+class Filter(NamedTuple):
+    """The rows that `outbox list` was asked for."""
 
     everything: bool
     last: int
     to: str | None
     since_ms: int
 
-    def has(self, recipients: Sequence[str], at: int) -> bool:
+    def matches(self, recipients: Sequence[str], at: int) -> bool:
         return at >= self.since_ms and (self.to is None or self.to in recipients)
 
 
-async def _listed(client: Client, wanted: Wanted) -> Listed:
+async def _listed(client: Client, wanted: Filter) -> Listed:
     from cipherbox.client.outbox.folder_files import FolderFiles
     from cipherbox.client.outbox.rows import PARKED, WAITING
     from cipherbox.client.outbox.transfers import SENT, Transfers
-    from cipherbox.envelope.outcomes import outcome_words
 
-    post = client.outbox()
-    kept = post.outbox
+    sender = client.outbox()
+    kept = sender.outbox
     everything, last = wanted.everything, wanted.last
-    # what does not fit is left out below
+    # the filter is applied below
     most = last if wanted.to is None and not wanted.since_ms else _MOST
     newest = (
         (lambda: kept.newest(most))
         if everything
         else (lambda: kept.rows([WAITING, PARKED], most=most))
     )
-    found: Any = await post.store(newest)
-    found = [row for row in found if wanted.has(row.recipients, row.sealed_at)][-last:]
-    refusing: Any = await post.store(kept.refused, most)
-    refusing = [row for row in refusing if wanted.has(row.recipients, row.sealed_at)][-last:]
-    files: Any = await post.store(Transfers(kept).all, most)
-    files = [one for one in files if wanted.has(one.recipients, one.made_at)][-last:]
-    folder: Any = await post.store(FolderFiles(kept).refused, most)
-    folder = [one for one in folder if wanted.has(one.recipients, one.changed_at)][-last:]
+    found: Any = await sender.store(newest)
+    found = [row for row in found if wanted.matches(row.recipients, row.sealed_at)][-last:]
+    refusing: Any = await sender.store(kept.refused, most)
+    refusing = [row for row in refusing if wanted.matches(row.recipients, row.sealed_at)][-last:]
+    files: Any = await sender.store(Transfers(kept).all, most)
+    files = [one for one in files if wanted.matches(one.recipients, one.made_at)][-last:]
+    folder: Any = await sender.store(FolderFiles(kept).refused, most)
+    folder = [one for one in folder if wanted.matches(one.recipients, one.changed_at)][-last:]
     refused = {}
     for row in refusing:
-        whys: Any = await post.store(kept.refusals, row.number)
-        refused[row.envelope_id] = "; ".join(
-            f"{name}: {outcome_words(why)}" for name, why in whys.items()
-        )
+        outcomes: Any = await sender.store(kept.refusals, row.number)
+        refused[row.envelope_id] = _refusals(outcomes)
     if not everything:
         found = sorted([*found, *refusing], key=lambda row: row.number)
     files = [one for one in files if everything or one.state != SENT]
     states = {}
     for one in files:
         manifest: Any = (
-            await post.store(kept.find, one.manifest)
+            await sender.store(kept.find, one.manifest)
             if one.manifest and one.state == SENT
             else None
         )
         states[one.id] = FILE_STATES[one.state] if manifest is None else _state(manifest, refused)
     return Listed(found, files, refused, folder, states)
+
+
+def _refusals(outcomes: Mapping[str, int]) -> str:
+    """Return the recipients that refused an envelope, with reasons."""
+    from cipherbox.envelope.outcomes import outcome_words
+
+    return "; ".join(f"{name}: {outcome_words(outcome)}" for name, outcome in outcomes.items())
 
 
 @outbox.command("list")
@@ -127,7 +131,7 @@ def outbox_list(
     from cipherbox.cli.output import print_json
 
     since_ms = int((time.time() - since) * 1000) if since else 0
-    wanted = Wanted(everything, last, to, since_ms)
+    wanted = Filter(everything, last, to, since_ms)
     listed = with_client_offline(ctx, lambda client: _listed(client, wanted))
     if as_json:
         of_files = [_file_record(one, listed.file_states[one.id]) for one in listed.files]
@@ -159,7 +163,7 @@ def _show_messages(listed: Listed) -> None:
             )
             for row in listed.rows
         ],
-        empty="nothing waits, nothing was refused",
+        empty="nothing is waiting, nothing was refused",
         drop=("more", "size", "sealed"),
     )
 
@@ -210,10 +214,10 @@ def _advise(ctx: click.Context, listed: Listed) -> None:
     if any(row.state == WAITING for row in listed.rows) or any(
         one.state == 0 for one in listed.files
     ):
-        next_step(f"send what waits now: {command_here(ctx)} outbox send")
-    aside = next((row for row in listed.rows if row.state == PARKED), None)
-    if aside is not None:
-        next_step(f"try one again: {command_here(ctx)} outbox retry {_first(aside)}")
+        next_step(f"send what is waiting: {command_here(ctx)} outbox send")
+    parked = next((row for row in listed.rows if row.state == PARKED), None)
+    if parked is not None:
+        next_step(f"retry one: {command_here(ctx)} outbox retry {_first(parked)}")
 
 
 @outbox.command("send")
@@ -235,8 +239,8 @@ def outbox_send(ctx: click.Context) -> int:
         import trio
 
         async with open_client(home, on_event=print_event, keep_trying=True) as client:
-            post = client.outbox()
-            post.look()
+            sender = client.outbox()
+            sender.look()
 
             async def while_reached(waits: Callable[[], Awaitable[object]]) -> None:
                 while await waits():
@@ -245,26 +249,26 @@ def outbox_send(ctx: click.Context) -> int:
                     if client.connection.away:
                         raise Queued(
                             f"HQ cannot be reached ({client.connection.trouble}); "
-                            "what waits is kept"
+                            "waiting messages are kept"
                         )
                     await trio.sleep(0.1)
 
             async def to_compare() -> bool:
-                return not post.compared.is_set() and bool(
-                    await post.store(post.outbox.unsigned, 1)
+                return not sender.compared.is_set() and bool(
+                    await sender.store(sender.outbox.unsigned, 1)
                 )
 
             await while_reached(to_compare)
-            with progress() as tell:
-                stopped = await send_unfinished(client, on_progress=tell)
-            await while_reached(lambda: post.store(post.outbox.waiting, 0, 1 << 62, 1))
+            with progress() as on_progress:
+                stopped = await send_unfinished(client, on_progress=on_progress)
+            await while_reached(lambda: sender.store(sender.outbox.waiting, 0, 1 << 62, 1))
             return stopped
 
     stopped = run_until_stopped(main)
     for error in stopped:
         fail(str(error))
     if not stopped:
-        say("Nothing waits any more.")
+        say("Nothing is waiting any more.")
     return Exit.FILE if stopped else Exit.OK
 
 
@@ -277,20 +281,9 @@ def outbox_show(ctx: click.Context, message_id: uuid.UUID, as_json: bool) -> Non
     from cipherbox.cli.output import print_json, record
 
     async def work(client: Client) -> dict[str, object]:
-        from cipherbox.envelope.outcomes import outcome_words
-
-        row, post = await _row(client, message_id), client.outbox()
-        whys: Any = await post.store(post.outbox.refusals, row.number)
-        refused = (
-            {
-                row.envelope_id: "; ".join(
-                    f"{name}: {outcome_words(why)}" for name, why in whys.items()
-                )
-            }
-            if whys
-            else {}
-        )
-        return _record(row, refused)
+        row, sender = await _row(client, message_id), client.outbox()
+        outcomes: Any = await sender.store(sender.outbox.refusals, row.number)
+        return _record(row, {row.envelope_id: _refusals(outcomes)} if outcomes else {})
 
     (print_json if as_json else record)(with_client_offline(ctx, work))
 
@@ -309,12 +302,12 @@ def outbox_retry(ctx: click.Context, message_id: uuid.UUID, seal_again: bool) ->
 
     async def work(client: Client) -> bool:
         row = await _row(client, message_id)
-        post = client.outbox()
+        sender = client.outbox()
         if seal_again:
-            return await post.seal_again(row.envelope_id) and await _confirmed(client, row)
-        if not await post.store(post.outbox.again, row.envelope_id):
+            return await sender.seal_again(row.envelope_id) and await _confirmed(client, row)
+        if not await sender.store(sender.outbox.again, row.envelope_id):
             return False
-        post.look()
+        sender.look()
         return await _confirmed(client, row)
 
     async def _confirmed(client: Client, row: Row) -> bool:
@@ -330,8 +323,8 @@ def outbox_retry(ctx: click.Context, message_id: uuid.UUID, seal_again: bool) ->
 
     if not with_client_offline(ctx, work):
         raise NotFound(
-            f"the bytes of message {message_id} are no longer here: its recipients have signed "
-            "for it"
+            f"the bytes of message {message_id} are no longer stored: its recipients have signed "
+            "receipts"
         )
     row = with_client_offline(ctx, lambda client: _row(client, message_id))
     say(f"{message_id}: {_state(row)}{f', {row.reason}' if row.reason else ''}")
@@ -351,7 +344,7 @@ def outbox_reseal(ctx: click.Context, client_id: str | None) -> int:
 
     async def work(client: Client) -> tuple[int, list[CipherBoxError]]:
         await client.connection.ready(client.connection.tries)
-        await client.receipts.settle()  # what was opened meanwhile needs nothing
+        await client.receipts.settle()  # messages opened meanwhile are not resealed
         found = await client.seal_again(client_id)
         await _settled(client)
         return found
@@ -359,7 +352,7 @@ def outbox_reseal(ctx: click.Context, client_id: str | None) -> int:
     done, errors = with_client_offline(ctx, work)
     for text in dict.fromkeys(str(error) for error in errors):
         fail(text)
-    say(f"{done} envelope(s) are sealed again." if done else "Nothing was sealed again.")
+    say(f"{done} envelope(s) were resealed." if done else "Nothing was resealed.")
     return Exit.REFUSED if errors else Exit.OK
 
 
@@ -377,24 +370,24 @@ def outbox_cancel(ctx: click.Context, message_id: uuid.UUID, yes: bool) -> None:
     row = with_client_offline(ctx, lambda client: _row(client, message_id))
     if row.state == CONFIRMED:
         raise NotFound(f"HQ has confirmed message {message_id}; it can no longer be cancelled here")
-    sure(f"Give up {row.messages} message(s) to {', '.join(row.recipients)}?", yes)
+    sure(f"Cancel {row.messages} message(s) to {', '.join(row.recipients)}?", yes)
 
     async def work(client: Client) -> None:
-        post = client.outbox()
+        sender = client.outbox()
         out = Refused(row.envelope_id, row.generation, 0, "cancelled", CANCELLED)
-        await post.store(lambda: post.outbox.write(refused=[out]))
+        await sender.store(lambda: sender.outbox.write(refused=[out]))
 
     with_client_offline(ctx, work)
     say(f"{message_id} will not be sent.")
 
 
 async def _settled(client: Client) -> None:
-    """Until nothing waits, within the patience of one request."""
+    """Wait until the outbox is empty, at most for the time of one request with its retries."""
     import trio
 
-    post = client.outbox()
+    sender = client.outbox()
     with trio.move_on_after(client.connection.tries * client.connection.timeout_s):
-        while await post.store(post.outbox.waiting, 0, 1 << 62, 1):
+        while await sender.store(sender.outbox.waiting, 0, 1 << 62, 1):
             if client.connection.away:
                 break
             await trio.sleep(0.1)

@@ -1,9 +1,9 @@
-"""How things look on the screen.
+"""Output: results, warnings, errors, tables and records.
 
-Results go to standard output, so that a script can read them; what to do next, warnings and errors
-go to standard error.  Text that another party chose is passed through `safe` before it gets here: a
-client id that is really an escape sequence must not move the cursor.  Colour is used on a terminal
-only, and never carries meaning alone.
+Results go to standard output, so that a script can read them; next steps, warnings and errors go to
+standard error.  Text from another party is passed through `safe` before it gets here: a client id
+that is really an escape sequence must not move the cursor.  Colour is used on a terminal only, and
+never carries meaning alone.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from cipherbox.client.events import Event
 
 CHECK = "✅"
-_USUAL = 80  # columns of a terminal that does not say
+_USUAL = 80  # columns of a terminal that does not report its width
 _WORDS = "|".join(
     ["--home", "--password-file", *(name for section in COMMANDS.values() for name in section)]
 )
@@ -59,44 +59,44 @@ __all__ = [
 
 
 def say(text: str = "") -> None:
-    """One result, to standard output."""
-    click.echo(text)  # click flushes, so that a program that reads us sees every line at once
+    """Print one result to standard output."""
+    click.echo(text)  # click flushes, so that a reading program sees every line immediately
 
 
 def explain(head: str, text: str) -> None:
-    """A result in words, to standard output: on a terminal its lines break between words, and
-    stand behind ``head``.
+    """Print a result in prose to standard output, after ``head``; on a terminal its lines break
+    between words.
     """
-    _tell(head, text, err=False)
+    _print_wrapped(head, text, err=False)
 
 
 def warn(text: str) -> None:
-    """Something the user should see but a script need not read."""
-    _tell("", text, "yellow")
+    """Print something that the user should see but a script need not read."""
+    _print_wrapped("", text, "yellow")
 
 
 def next_step(*lines: str) -> None:
-    """What a newcomer does now."""
-    _tell("Next: ", "\n".join(lines), "cyan")
+    """Print what to do next."""
+    _print_wrapped("Next: ", "\n".join(lines), "cyan")
 
 
 def fail(text: str, advice: str = "") -> None:
-    """An error in plain words, and what to do about it."""
-    _tell("Error: ", text, "red")
+    """Print an error and its remedy."""
+    _print_wrapped("Error: ", text, "red")
     if advice:
-        _tell("       ", advice)
+        _print_wrapped("       ", advice)
 
 
 def keep(text: str, advice: str = "") -> None:
-    """Something is not done yet and safe all the same: it is in the outbox."""
-    _tell("Kept: ", text, "yellow")
+    """Print that a message is not sent yet, but stored in the outbox."""
+    _print_wrapped("Kept: ", text, "yellow")
     if advice:
-        _tell("      ", advice)
+        _print_wrapped("      ", advice)
 
 
-def _tell(head: str, text: str, colour: str | None = None, *, err: bool = True) -> None:
-    """Lines of which the first stands behind ``head`` and the others under it; on a terminal
-    they fit its width.
+def _print_wrapped(head: str, text: str, colour: str | None = None, *, err: bool = True) -> None:
+    """Print the first line after ``head`` and the others below it, wrapped to the terminal's
+    width.
     """
     width = width_of(sys.stderr if err else sys.stdout)
     for number, line in enumerate(text.split("\n")):
@@ -106,12 +106,12 @@ def _tell(head: str, text: str, colour: str | None = None, *, err: bool = True) 
 
 
 def width_of(stream: TextIO) -> int:
-    """The columns of a terminal; what is no terminal has no width."""
+    """Return the columns of a terminal; unlimited for any other stream."""
     if not stream.isatty():
         return sys.maxsize
-    said = os.environ.get("COLUMNS", "")
-    if said.isdigit() and int(said):
-        return int(said)
+    columns = os.environ.get("COLUMNS", "")
+    if columns.isdigit() and int(columns):
+        return int(columns)
     try:
         return os.get_terminal_size(stream.fileno()).columns or _USUAL
     except (OSError, ValueError):
@@ -119,7 +119,7 @@ def width_of(stream: TextIO) -> int:
 
 
 def as_called(text: str) -> str:
-    """``text`` with each command in it as the user has to type it: `cipherbox send`, `python3
+    """Return ``text`` with each command as the user has to type it: `cipherbox send`, or `python3
     cipherbox.pyz send`.
     """
     return _COMMAND.sub(lambda _: f"{_called()} ", text)
@@ -133,12 +133,12 @@ def _called() -> str:
 
 
 def print_json(value: object) -> None:
-    """A value as one line of JSON, for scripts."""
+    """Print a value as one line of JSON, for scripts."""
     click.echo(orjson.dumps(value, default=_plain).decode())
 
 
 def print_event(event: Event) -> None:
-    """A line that the client says while it works; a check mark when HQ has it durably."""
+    """Print an event of the client's work, with a check mark when HQ has stored it durably."""
     if not event.mark or not _can_print(CHECK):
         click.echo(event, err=event.role == "LINE")
         return
@@ -147,21 +147,21 @@ def print_event(event: Event) -> None:
 
 
 def print_trouble(event: Event) -> None:
-    """Only what a person must know while something else has the screen: the line to HQ, keys,
-    who was turned away.
+    """Print only events that matter while other output has the screen: the connection to HQ, keys,
+    refused callers.
     """
     if event.role in ("LINE", "KEYS") or event.kind in ("key", "stranger"):
         warn(event)
 
 
 def print_keys(event: Event) -> None:
-    """Only what was learned of keys: for commands that say the rest themselves at their end."""
+    """Print only events about keys, for commands that report the rest at their end."""
     if event.role == "KEYS" or event.kind == "key":
         warn(event)
 
 
 def print_raw(line: bytes) -> None:
-    """Bytes as they are, to standard output."""
+    """Write bytes unchanged to standard output."""
     sys.stdout.flush()
     sys.stdout.buffer.write(line)
     sys.stdout.buffer.flush()
@@ -174,7 +174,7 @@ def table(
     empty: str = "none",
     drop: Sequence[str] | None = None,
 ) -> None:
-    """A table; numbers stand to the right.  ``drop``: columns that go on a narrow terminal,
+    """Print a table; numbers are right-aligned.  ``drop``: columns omitted on a narrow terminal,
     least important first.
     """
     from cipherbox.cli import tables
@@ -187,8 +187,8 @@ def table(
 
 
 def rows_table(rows: Sequence[Mapping[str, object]], *, empty: str = "none") -> None:
-    """HQ's rows as a table: the keys of the first row are the heads, times and lists in words,
-    all text made safe.
+    """Print HQ's rows as a table: the keys of the first row are the headings, times and lists are
+    formatted, all text is made safe.
     """
     heads = list(rows[0]) if rows else []
     cells = [[_cell(head, row.get(head)) for head in heads] for row in rows]
@@ -196,7 +196,7 @@ def rows_table(rows: Sequence[Mapping[str, object]], *, empty: str = "none") -> 
 
 
 def record(row: Mapping[str, object]) -> None:
-    """One thing, a line for each of its properties."""
+    """Print one record, a line for each property."""
     width = max((len(head) for head in row), default=0)
     for head, value in row.items():
         say(f"{head.removesuffix('_at').replace('_', ' '):<{width}}  {_cell(head, value)}")
@@ -215,14 +215,14 @@ def _cell(head: str, value: object) -> object:
 
 
 def time_text(ms: int) -> str:
-    """A time in ms since 1970 as local time to the second; a dash for none."""
+    """Return a time in ms since 1970 as local time to the second; a dash for none."""
     if not ms:
         return "-"
     return datetime.datetime.fromtimestamp(ms / 1000).strftime("%Y-%m-%d %H:%M:%S")
 
 
 def size_text(size: int) -> str:
-    """Bytes in the unit a person would use."""
+    """Return a number of bytes in a suitable unit."""
     number = float(size)
     for unit in ("B", "KB", "MB", "GB"):
         if number < 1000:

@@ -1,4 +1,4 @@
-"""A page of the manual on a terminal: text and tables as wide as it is, code as it stands, so that
+"""Layout of a manual page on a terminal: text and tables fit its width, code is unchanged, so that
 it can be copied.
 """
 

@@ -1,5 +1,4 @@
-"""The password of a client's keys, and where it comes from: a file, what systemd hands over, or the
-terminal, where it is not shown.
+"""The password of a client's keys: from a file, a systemd credential, or the terminal without echo.
 
 Never from arguments or the environment: other users of the machine, and every program started from
 here, see those.
@@ -23,12 +22,12 @@ CHOICES = 5  # of a new password: some are refused, some are mistyped
 
 
 def prompt_for(home: Path) -> str:
-    """The question for a password that is set."""
+    """Return the prompt for an existing password."""
     return f"Password of the keys in {home}"
 
 
 def named_password(ctx: click.Context) -> bytes | None:
-    """What --password-file holds; None when it was not given."""
+    """Return the contents of --password-file; None if it was not given."""
     from cipherbox.client.keys.local_key import read_password
 
     named: Path | None = ctx.meta.get(PASSWORD_FILE)
@@ -36,8 +35,8 @@ def named_password(ctx: click.Context) -> bytes | None:
 
 
 def new_password(instead: str, about: Sequence[str] = ()) -> bytes:
-    """A password typed for the first time: twice, so that it is the one that was meant; ``instead``
-    needs nobody.
+    """Prompt for a new password, twice to catch mistakes; ``instead`` names the option that needs
+    no prompt.
 
     One that is easy to guess is refused, with the reason, before it is typed again.  ``about``: see
     `check_strength`.
@@ -46,9 +45,9 @@ def new_password(instead: str, about: Sequence[str] = ()) -> bytes:
     from cipherbox.client.keys.strength import check_strength
     from cipherbox.errors import PasswordError, WeakPassword
 
-    nobody = click.UsageError(f"Cannot prompt for a new password (not a terminal); pass {instead}")
+    missing = click.UsageError(f"Cannot prompt for a new password (not a terminal); pass {instead}")
     for _ in range(CHOICES):
-        typed = ask("New password", nobody)
+        typed = ask("New password", missing)
         if not typed:
             warn("An empty password protects nothing.")
             continue
@@ -57,24 +56,22 @@ def new_password(instead: str, about: Sequence[str] = ()) -> bytes:
         except WeakPassword as weak:
             warn(f"{sentence(str(weak))}.")
             continue
-        if typed == ask("The same again", nobody):
+        if typed == ask("The same again", missing):
             return good
-        warn("These were two different passwords.")
+        warn("The passwords differ.")
     raise PasswordError("no password was set")
 
 
 def chosen_password(file: Path, about: Sequence[str] = ()) -> bytes:
-    """The password in a file that protects something from now on; WeakPassword if it is easy to
-    guess.
-    """
+    """Return a new password from a file.  Raise WeakPassword if it is easy to guess."""
     from cipherbox.client.keys.local_key import read_password
     from cipherbox.client.keys.strength import check_strength
 
     return check_strength(read_password(file.absolute()), about, str(file))
 
 
-def ask(prompt: str, nobody: Exception) -> str:
-    """What somebody types at the terminal, unseen; raises ``nobody`` where there is none."""
+def ask(prompt: str, no_terminal: Exception) -> str:
+    """Prompt without echo and return what is typed.  Raise ``no_terminal`` without a terminal."""
     import getpass
     import warnings
 
@@ -82,15 +79,15 @@ def ask(prompt: str, nobody: Exception) -> str:
     from cipherbox.portable import can_ask
 
     if not can_ask():
-        raise nobody
+        raise no_terminal
     try:
         with warnings.catch_warnings():
-            # it would go on and show what is typed
+            # otherwise getpass only warns, and echoes what is typed
             warnings.simplefilter("error", getpass.GetPassWarning)
             return getpass.getpass(f"{prompt}: ")
     except getpass.GetPassWarning:
-        raise nobody from None
+        raise no_terminal from None
     except EOFError:
         raise click.Abort from None
     except UnicodeError:  # its text would quote what was typed
-        raise PasswordError("what was typed is no text in this terminal's encoding") from None
+        raise PasswordError("the input is not valid text in this terminal's encoding") from None

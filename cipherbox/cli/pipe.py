@@ -18,8 +18,8 @@ SHORTEST_S = 2.0
 
 
 class StandardEnds:
-    """Standard input and output of this process.  What blocks there blocks a thread of its own,
-    which may be left.
+    """Standard input and output of this process.  Blocking calls run in threads that may be
+    abandoned.
     """
 
     async def read(self, most: int) -> bytes:
@@ -41,7 +41,9 @@ class StandardEnds:
 
 
 async def _until_stopped(work: Callable[[float], Awaitable[None]], within_s: float) -> None:
-    """A signal ends the pipe and not yet the connection: the other end is told."""
+    """Do the work until a signal, which ends the pipe but not yet the connection, so that the other
+    end is notified.
+    """
     import trio
 
     from cipherbox.concurrency import background
@@ -97,9 +99,9 @@ def pipe(
     from cipherbox.client.client import open_client
 
     if 0 < idle < SHORTEST_S:
-        raise click.UsageError(f"--idle is at least {SHORTEST_S:g}s, or 0.")
+        raise click.UsageError(f"--idle must be at least {SHORTEST_S:g}s, or 0.")
     if within is not None and within <= 0:
-        raise click.UsageError("--within is a time to wait: 60s, 15m, 12h.")
+        raise click.UsageError("--within must be positive, for example 60s, 15m or 12h.")
     home = load_here(ctx)
     if home.config.client_id == client_id:
         raise click.UsageError("A pipe has two ends: name the other client.")
@@ -118,6 +120,6 @@ def pipe(
     try:
         run_until_stopped(main)
     except* BrokenPipeError:
-        warn(f"Nobody reads the output here any more; {client_id} was told.")
+        warn(f"Standard output is no longer read; {client_id} was notified.")
         code = Exit.OUTPUT
     return code

@@ -1,4 +1,4 @@
-"""`python`: programs with CipherBox's library where there is only the one file."""
+"""`python`: run programs with CipherBox's library, also where only the one file is installed."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def python(script: str | None, arguments: tuple[str, ...]) -> int:
         )
         return 0
     if script != "-" and not Path(script).is_file():
-        raise click.UsageError(f"There is no program {script!r}.")
+        raise click.UsageError(f"No such file: {script!r}.")
     sys.argv = [script, *arguments]
     try:
         if script == "-":
@@ -49,7 +49,7 @@ def python(script: str | None, arguments: tuple[str, ...]) -> int:
         raise
     except KeyboardInterrupt:
         raise
-    except BaseException as error:  # the program's own, shown as Python shows it
+    except BaseException as error:  # the script's own error, shown as Python shows it
         inner = error.__traceback__
         while inner is not None and inner.tb_frame.f_code.co_filename not in (script, "<stdin>"):
             inner = inner.tb_next

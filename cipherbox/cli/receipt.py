@@ -53,11 +53,10 @@ def receipt_export(
 
     found = with_client_offline(ctx, work)
     if not found:
-        who = recipient or "nobody"
-        text = f"{who} has not signed" if recipient else "nobody has signed"
+        text = f"{recipient} has not signed" if recipient else "nobody has signed"
         raise NotFound(f"{text} for message {message_id} yet")
     if output is not None and len(found) > 1:
-        raise click.UsageError(f"Say which --recipient: {', '.join(found)} have signed.")
+        raise click.UsageError(f"Specify --recipient: {', '.join(found)} have signed.")
     for name, data in found.items():
         path = output or Path(f"{message_id}-{name}.receipt.json")
         write_atomic(path, data)

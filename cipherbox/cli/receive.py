@@ -1,5 +1,5 @@
-"""`receive` and `fetch`: each message once into data/received_messages.jsonl, each file once
-into one directory, then acknowledged.
+"""`receive` and `fetch`: store each message once in data/received_messages.jsonl and each file once
+in one directory, then acknowledge.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from cipherbox.cli.home import command_here, home_of
-from cipherbox.cli.incoming import incoming_option, ordered_option, tell_where
+from cipherbox.cli.incoming import announce_incoming, incoming_option, ordered_option
 from cipherbox.cli.options import DURATION, QUEUE, json_option
 from cipherbox.cli.receive_exec import execute
 from cipherbox.cli.running import run
@@ -72,25 +72,25 @@ def receive(
     """
     if command is not None:
         if count is not None or as_json:
-            raise click.UsageError("--exec does not go with --count or --json.")
+            raise click.UsageError("--exec cannot be combined with --count or --json.")
         execute(ctx, command, list(queues) or None, idle, incoming, ordered=ordered)
         return
     if ordered:
-        raise click.UsageError("--ordered goes with --exec.")
+        raise click.UsageError("--ordered requires --exec.")
     from cipherbox.cli.output import say, warn
 
     async def work(client: Client, receiver: Receiver) -> None:
         await client.connection.ready()
-        if not lasting:
+        if not unlimited:
             await receiver.run(list(queues) or None, count=count, idle_s=idle)
             return
         if not as_json:
             warn("Waiting for messages; Ctrl-C stops.")
         await receiver.keep(list(queues) or None)
 
-    # without an end of its own it waits for HQ as long as it takes
-    lasting = count is None and idle is None
-    receiver = _with_receiver(ctx, as_json, work, incoming, keep_trying=lasting)
+    # without an end of its own it waits for HQ indefinitely
+    unlimited = count is None and idle is None
+    receiver = _with_receiver(ctx, as_json, work, incoming, keep_trying=unlimited)
     if not as_json:
         say(f"{receiver.received} message(s) received{_where(ctx, receiver)}")
     _tell(receiver)
@@ -140,7 +140,7 @@ def _with_receiver(
     *,
     keep_trying: bool = False,
 ) -> Receiver:
-    """Opens client and receiver and does the work, until it ends or somebody asks it to."""
+    """Open client and receiver and do the work, until it ends or a signal stops it."""
     import trio
 
     from cipherbox.cli.home import load_here
@@ -154,11 +154,11 @@ def _with_receiver(
         for line in lines:
             print_raw(line)
         if output_failure() is not None:
-            raise BrokenPipeError  # nobody reads any more; what was received is in the file
+            raise BrokenPipeError  # the reader is gone; what was received is in the file
 
     home = load_here(ctx, renews=keep_trying)
     if not as_json:
-        tell_where(home, incoming)
+        announce_incoming(home, incoming)
 
     async def main() -> Receiver:
         with trio.open_signal_receiver(*stop_signals()) as signals:

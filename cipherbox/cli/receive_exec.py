@@ -1,4 +1,4 @@
-"""`--exec` of `receive` and `agent`: a command of the user's for each message and each file."""
+"""`--exec` of `receive` and `agent`: run the user's command for each message and each file."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 
 SIGKILL = 9  # by its number: not every system has the name
 LATER = 75  # EX_TEMPFAIL of sysexits.h: try again later
-# as words of their own
+# shell operators, as words of their own
 _SHELL = frozenset([">", ">>", "<", "|", "||", "&&", ";", "&", "2>", "2>&1"])
 _NAME_MOST = 4096  # bytes of a sender's name for a file, in the environment
 
 
 def handler_of(command: str) -> Handler:
-    """A handler that runs the command; the content is its standard input, what else is known its
-    environment.
+    """Return a handler that runs the command with the content on standard input and the metadata in
+    its environment.
     """
     words = _words(command)
 
@@ -62,8 +62,8 @@ def handler_of(command: str) -> Handler:
 
 
 def _words(command: str) -> list[str]:
-    """The program and its arguments; a slip of the pen shows at once, not when the first message
-    waits for it.
+    """Return the program and its arguments.  Mistakes are reported immediately, not when the first
+    message waits for the program.
     """
     from cipherbox.cli.output import warn
 
@@ -87,7 +87,7 @@ def _words(command: str) -> list[str]:
 
 
 def stop_numbers() -> set[int]:
-    """Signals that end a program for reasons of the machine, not of what it was given."""
+    """Return the signals that end a program because of the machine, not because of its input."""
     return {*map(int, stop_signals()), SIGKILL}
 
 
@@ -100,16 +100,16 @@ def execute(
     *,
     ordered: bool = False,
 ) -> None:
-    """Receives and runs the command until stopped; says at the end how many it was."""
+    """Receive and run the command until stopped; print the number of messages at the end."""
     from cipherbox.cli.home import load_here
-    from cipherbox.cli.incoming import tell_where
+    from cipherbox.cli.incoming import announce_incoming
     from cipherbox.cli.output import next_step, print_event, say
     from cipherbox.client.client import open_client
 
     handle = handler_of(command)
     service = idle_s is None
     home = load_here(ctx, renews=service)
-    tell_where(home, incoming)
+    announce_incoming(home, incoming)
 
     async def main() -> Handlers:
         async with open_client(

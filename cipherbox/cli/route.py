@@ -27,7 +27,7 @@ def route_allow(
     from cipherbox.client.publishing.allow_list import AllowList
 
     if anybody == bool(client_ids):
-        raise click.UsageError("Name the client ids, or say --any.")
+        raise click.UsageError("Specify client ids or --any.")
     lists = AllowList(home_of(ctx))
     if remove:
         lists.remove(exchange, None if anybody else client_ids)

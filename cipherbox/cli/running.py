@@ -1,4 +1,4 @@
-"""Where the command line starts trio: a piece of work, run to its end or until it is stopped."""
+"""Starting trio: run an async function to its end, or until a signal stops it."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ T = TypeVar("T")
 
 
 def run(work: Callable[..., Awaitable[T]], *arguments: object) -> T:
-    """Runs an async function to its end."""
+    """Run an async function to its end and return its result."""
     import trio
 
     from cipherbox.portable import keep_heap
 
     keep_heap()
     gc.freeze()  # what was imported stays
-    # batches are tuples without cycles: looking through them is a tenth of the work
+    # batches are tuples without cycles: collecting them would take a tenth of the CPU time
     gc.set_threshold(50_000, 20, 50)
     result: T = trio.run(work, *arguments)
     return result
 
 
 def run_until_stopped(work: Callable[..., Awaitable[T]], *arguments: object) -> T:
-    """As `run`; Ctrl-C and SIGTERM end it in order, so that what it started ends too.  Then
+    """Like `run`, but Ctrl-C and SIGTERM cancel it, so that it can stop what it started; then raise
     KeyboardInterrupt.
     """
     import trio

@@ -26,7 +26,7 @@ database_option = click.option(
 
 
 class Scratch:
-    """One run's schema.  ``url`` is for `init`; '' is SQLite."""
+    """The PostgreSQL schema of one run.  ``url`` is passed to `init`; empty for SQLite."""
 
     def __init__(self, url: str) -> None:
         self.url = ""
@@ -40,51 +40,51 @@ class Scratch:
 
     @property
     def arguments(self) -> list[str]:
-        """For `init`."""
+        """Return the arguments for `init`."""
         return ["--database", self.url] if self.url else []
 
     def rows(self, query: str) -> list[list[Any]]:
-        """What a query over HQ's views gives."""
+        """Return the rows of a query over HQ's views."""
         from cipherbox.store.postgres.connect import Connector
 
-        link = Connector(self.target).writable()
+        connection = Connector(self.target).writable()
         try:
-            return link.script(query)
+            return connection.script(query)
         finally:
-            link.close()
+            connection.close()
 
     def dump(self, directory: Path) -> None:
-        """Every table as PostgreSQL gives it out, a file each."""
+        """Write every table to a file of its own, as PostgreSQL outputs it."""
         from cipherbox.store.postgres.connect import Connector
         from cipherbox.store.postgres.driver import quoted
 
-        link = Connector(self.target).writable()
+        connection = Connector(self.target).writable()
         try:
-            names = link.run(
+            names = connection.run(
                 "SELECT tablename FROM pg_tables WHERE schemaname = ?", (self.target.schema,)
             )
             for (name,) in names:
-                rows = link.copy_out(f"SELECT * FROM {quoted(name)}")  # noqa: S608
+                rows = connection.copy_out(f"SELECT * FROM {quoted(name)}")  # noqa: S608
                 (directory / name).write_bytes(
                     b"".join(field or b"" for row in rows for field in row)
                 )
         finally:
-            link.close()
+            connection.close()
 
     def drop(self) -> None:
         from cipherbox.store.postgres.connect import Connector
         from cipherbox.store.postgres.driver import quoted
 
-        link = Connector(self.target).writable()
+        connection = Connector(self.target).writable()
         try:
-            link.script(f"DROP SCHEMA IF EXISTS {quoted(self.target.schema)} CASCADE")
+            connection.script(f"DROP SCHEMA IF EXISTS {quoted(self.target.schema)} CASCADE")
         finally:
-            link.close()
+            connection.close()
 
 
 @contextmanager
 def scratch(url: str) -> Iterator[Scratch]:
-    """A `Scratch` that is dropped at the end."""
+    """Yield a `Scratch`, and drop it at the end."""
     from contextlib import suppress
 
     from cipherbox.errors import CipherBoxError

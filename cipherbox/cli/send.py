@@ -1,4 +1,4 @@
-"""`send`: seal a text, files or standard input for recipients or for an exchange, and wait for
+"""`send`: seal a text, files or standard input, send it to recipients or an exchange, and wait for
 HQ's confirm.
 """
 
@@ -33,7 +33,7 @@ WRAPS = {row.option: row.name for row in STANZAS.values()}
 
 @attrs.frozen
 class SendOptions:
-    """What `send` was told."""
+    """The options of `send`."""
 
     content: str | None
     to: tuple[str, ...]
@@ -55,20 +55,20 @@ class SendOptions:
 
     @property
     def stanza(self) -> str | None:
-        """The stanza type to seal with; None: the one each recipient prefers."""
+        """Return the stanza type to seal with; None: the one each recipient prefers."""
         return WRAPS[self.wrap] if self.wrap else None
 
     @property
     def whom(self) -> str:
-        """The recipients, or the route, in words."""
+        """Return the recipients, or the route, as text."""
         return ", ".join(self.to) if self.to else f"{self.exchange} with {self.key!r}"
 
     def check(self, large: tuple[Path, ...]) -> None:
-        """Raise UsageError when options contradict each other; ``large`` are files in parts."""
+        """Raise UsageError if options contradict each other; ``large`` are files sent in parts."""
         if self.key and not self.exchange:
             raise click.UsageError(
-                "--key is the routing key of an exchange: name it with --exchange NAME, or leave "
-                "--key out. Against sending twice: --idempotency-key TEXT."
+                "--key is the routing key of an exchange: specify --exchange NAME, or omit --key. "
+                "To prevent duplicates: --idempotency-key TEXT."
             )
         if bool(self.to) == bool(self.exchange):
             raise click.UsageError(
@@ -89,10 +89,10 @@ class SendOptions:
 
 
 class Sent(NamedTuple):
-    """What became of it."""
+    """The outcome of a send."""
 
     confirmations: list[Confirmation]
-    arrived: bool  # where it was waited for
+    arrived: bool  # the awaited state was reached
     refused: RecipientRefuses | None
 
     @property
@@ -201,7 +201,7 @@ def send(ctx: click.Context, options: SendOptions) -> int:
         if options.as_json:
             print_json({"message_ids": error.message_ids, "state": "queued", "reason": str(error)})
         raise
-    _tell(ctx, options, sent)
+    _print_outcome(ctx, options, sent)
     if sent.refused is not None:
         raise sent.refused
     return Exit.OK if sent.arrived else Exit.QUEUED
@@ -214,7 +214,7 @@ async def _send(
     messages: list[Message],
     large: tuple[Path, ...],
 ) -> Sent:
-    """Publish the messages, then the large files, and wait for what was asked for."""
+    """Publish the messages, then the large files, and wait for the requested state."""
     from cipherbox.cli.output import print_event, print_keys
     from cipherbox.client.client import open_client
 
@@ -241,7 +241,7 @@ async def _send(
             done.append(confirmation)
         if large:
             recipients = list(options.to) or await client.readers(exchange, key)
-            with progress(quiet=options.as_json) as tell:
+            with progress(quiet=options.as_json) as on_progress:
                 done += await send_all(
                     client,
                     large,
@@ -250,7 +250,7 @@ async def _send(
                     compress=options.compress,
                     copy=options.copy,
                     stanza=options.stanza,
-                    on_progress=tell,
+                    on_progress=on_progress,
                 )
         if options.until in ("queued", "confirmed"):
             return Sent(done, True, None)
@@ -261,8 +261,8 @@ async def _send(
             return Sent(done, False, error)
 
 
-def _tell(ctx: click.Context, options: SendOptions, sent: Sent) -> None:
-    """Say what became of it, as JSON or in words."""
+def _print_outcome(ctx: click.Context, options: SendOptions, sent: Sent) -> None:
+    """Print the outcome, as JSON or as text."""
     from cipherbox.cli.output import next_step, print_json, say, warn
 
     confirmation, ids = sent.confirmations[0], sent.message_ids
@@ -298,7 +298,7 @@ def _tell(ctx: click.Context, options: SendOptions, sent: Sent) -> None:
 
 
 def _sentence(confirmation: Confirmation, ids: list[str], whom: str, state: str) -> str:
-    """What became of it, in one line."""
+    """Return the outcome in one line."""
     more = f" and {len(ids) - 1} more" if len(ids) > 1 else ""
     if confirmation.duplicate:
         return (
@@ -314,7 +314,7 @@ def _sentence(confirmation: Confirmation, ids: list[str], whom: str, state: str)
 
 
 def _messages(options: SendOptions, files: tuple[Path, ...]) -> list[Message]:
-    """Return what goes as messages: files, the argument, or what standard input holds."""
+    """Return the messages to send: from files, the argument, or standard input."""
     from cipherbox.client.file_types import guess_type
     from cipherbox.sealing.body import Message
 

@@ -1,6 +1,4 @@
-"""`send` for files that travel in parts, and for directories: what is taken, progress, what is
-said at the end.
-"""
+"""`send` for directories and for files sent in parts: selection, sending, progress."""
 
 from __future__ import annotations
 
@@ -22,8 +20,8 @@ _TENTH = 10  # plain progress: a line for each tenth
 
 
 def in_parts(path: Path) -> bool:
-    """Whether this travels in parts: a directory, or a file too large for a message.  FileError
-    for a pipe or a device, and for a file that recipients could not name.
+    """Return whether this is sent in parts: a directory, or a file too large for a message.  Raise
+    FileError for a pipe, a device, or a name that recipients could not store.
     """
     from cipherbox.client.outbox.transfers import check_file, check_path, entries_of
 
@@ -45,7 +43,9 @@ async def send_all(
     stanza: str | None,
     on_progress: OnProgress,
 ) -> list[Confirmation]:
-    """Sends one after the other, a directory as one; the confirmations of the manifests."""
+    """Send the paths one after the other, each directory as a unit.  Return the confirmations of
+    the manifests.
+    """
     from cipherbox.client.file_types import guess_type
     from cipherbox.client.publishing.files import send_directory, send_file
 
@@ -82,7 +82,7 @@ async def send_all(
 
 @contextmanager
 def progress(*, quiet: bool = False) -> Iterator[OnProgress]:
-    """A bar for each file on a terminal; elsewhere a line for each tenth."""
+    """Show a progress bar for each file on a terminal; elsewhere print a line for each tenth."""
     if quiet:
         yield lambda transfer, done: None
     elif sys.stderr.isatty():
@@ -115,7 +115,7 @@ def _bars() -> Iterator[OnProgress]:
     tasks: dict[int, TaskID] = {}
     with Progress(*columns, console=Console(stderr=True)) as shown:
 
-        def tell(transfer: Transfer, done: int) -> None:
+        def update(transfer: Transfer, done: int) -> None:
             from cipherbox.portable import escape_text
 
             if transfer.number not in tasks:
@@ -124,20 +124,20 @@ def _bars() -> Iterator[OnProgress]:
                 )
             shown.update(tasks[transfer.number], completed=done)
 
-        yield tell
+        yield update
 
 
 class _Lines:
     def __init__(self) -> None:
-        self._said: dict[int, int] = {}
+        self._printed: dict[int, int] = {}
 
     def __call__(self, transfer: Transfer, done: int) -> None:
         from cipherbox.cli.output import size_text, warn
         from cipherbox.portable import escape_text
 
         tenth = _TENTH * done // transfer.size if transfer.size else _TENTH
-        if tenth > self._said.get(transfer.number, -1):
-            self._said[transfer.number] = tenth
+        if tenth > self._printed.get(transfer.number, -1):
+            self._printed[transfer.number] = tenth
             name = escape_text("/".join(transfer.path))
             warn(
                 f"{name}: {tenth * 100 // _TENTH} %, {size_text(done)} of "

@@ -1,4 +1,4 @@
-"""HQ's own two commands: `init` makes its directory, `serve` runs it."""
+"""HQ's own two commands: `init` creates its directory, `serve` runs it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _DNS_S = 3.0
 
 @attrs.frozen
 class InitOptions:
-    """What `init` was told."""
+    """The options of `init`."""
 
     directory: Path
     address: str
@@ -132,7 +132,7 @@ def init(ctx: click.Context, options: InitOptions) -> None:
 
 
 def _settings_of(ctx: click.Context, options: InitOptions) -> dict[str, Any]:
-    """Return what is the same for both ways to make HQ."""
+    """Return the settings common to both kinds of CA."""
     listen = options.listen
     if listen is None:
         listen = _listen_for(options.address, websocket_only=bool(options.websocket_listen))
@@ -150,7 +150,7 @@ def _settings_of(ctx: click.Context, options: InitOptions) -> dict[str, Any]:
 def _ask_organization(
     ctx: click.Context, options: InitOptions, organization: Path, settings: dict[str, Any]
 ) -> None:
-    """Make HQ's directory and the requests that an organization's CA has to sign."""
+    """Create HQ's directory and the requests that an organization's CA has to sign."""
     from cipherbox.cli.output import explain, next_step
     from cipherbox.server.ca.organization import ask
 
@@ -178,7 +178,7 @@ def serve(directory: Path, broken_store: bool) -> None:
 
 
 class _Service:
-    """HQ as a process: what it prints, what it tells systemd, and the signals it obeys."""
+    """HQ as a process: its output, its notifications to systemd, and its signals."""
 
     def __init__(self, config: ServerConfig, broken_store: bool) -> None:
         from cipherbox.ops.logs import get_logger
@@ -197,7 +197,7 @@ class _Service:
 
         with trio.open_signal_receiver(*stop_signals(), *reload_signals()) as signals:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._obey, signals, nursery.cancel_scope)
+                nursery.start_soon(self._handle_signals, signals, nursery.cancel_scope)
                 try:
                     self._listening(await nursery.start(self._serve, nursery.cancel_scope))
                 except RuntimeError:
@@ -238,7 +238,7 @@ class _Service:
         notify("READY=1", f"STATUS=listening on {listening}")
         self._served = served
 
-    async def _obey(self, signals: AsyncIterator[int], scope: trio.CancelScope) -> None:
+    async def _handle_signals(self, signals: AsyncIterator[int], scope: trio.CancelScope) -> None:
         from cipherbox.ops.systemd import notify
         from cipherbox.portable import can_ask, reload_signals
 
@@ -258,7 +258,7 @@ class _Service:
             self._log.info("HQ waits for its store; settings are read again once it serves")
             return
         reloading()
-        with suppress(CipherBoxError):  # the log has it, and everything is as before
+        with suppress(CipherBoxError):  # it is logged, and the configuration is unchanged
             self._served.reload()
         notify("READY=1")
 
@@ -275,8 +275,8 @@ def _check_address(address: str) -> None:
 
 
 async def _unknown_names(address: str) -> str:
-    """Which of the names are not known on this machine, in a sentence; waits for DNS a moment
-    only.
+    """Return a sentence with the names that cannot be resolved here, or an empty text; wait for DNS
+    only briefly.
     """
     import trio
 
@@ -295,8 +295,8 @@ async def _unknown_names(address: str) -> str:
 
 
 def _listen_for(address: str, *, websocket_only: bool) -> str:
-    """What to listen on for an address: loopback stays loopback, anything else means every
-    interface.
+    """Return the addresses to listen on for an address: loopback stays loopback, anything else
+    means every interface.
     """
     from cipherbox.config.settings import parse_listen
 

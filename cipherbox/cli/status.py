@@ -1,4 +1,4 @@
-"""`status`: where a message is, in plain words; without one, how this client and HQ are."""
+"""`status`: the state of a message, or of this client and HQ."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ STATES = ("waiting", "delivered, not yet acknowledged", "acknowledged", "dead le
 
 
 class MessageId(click.ParamType[uuid.UUID]):
-    """A message id as `send` printed it."""
+    """A message id, as `send` prints it."""
 
     name = "message_id"
 
@@ -60,7 +60,9 @@ def status(
 
 
 def _timeline(ctx: click.Context, message_id: uuid.UUID, as_json: bool) -> int | None:
-    """None when the message was not sent from this home."""
+    """Print the timeline.  Return the exit code, or None if the message was not sent from this
+    home.
+    """
     from cipherbox.cli.home import load_here
     from cipherbox.cli.output import explain, print_json, safe, say, time_text, warn
     from cipherbox.client.client import open_client
@@ -119,7 +121,7 @@ async def _message(client: Client, message_id: uuid.UUID, sender: str, as_json: 
     if not report.found:
         fail(
             f"HQ has no record of message {message_id} for you.",
-            "If you did not send it, say who did: --sender ID",
+            "If you did not send it, specify its sender: --sender ID",
         )
         return Exit.REFUSED
     say(
@@ -166,7 +168,7 @@ def _at_hq(report: StatusReport) -> dict[str, object]:
 
 
 def _overview(ctx: click.Context, as_json: bool) -> int:
-    """What this machine knows, and what HQ says, if it can be reached."""
+    """Print the local state, and HQ's if it can be reached.  Return the exit code."""
     from cipherbox.cli.exits import exit_code
     from cipherbox.cli.home import load_here
     from cipherbox.cli.output import fail
@@ -176,25 +178,25 @@ def _overview(ctx: click.Context, as_json: bool) -> int:
 
     async def main() -> NetworkError | None:
         async with open_client(home, keep_trying=True, renew=False) as client:
-            away, queues = None, []
+            failure, queues = None, []
             try:
                 await client.connection.ready(client.connection.tries)
                 await client.ping()
                 queues = await client.list("queues")
             except NetworkError as error:
-                away = error
-            await _show(client, queues, away, as_json)
-            return away
+                failure = error
+            await _show(client, queues, failure, as_json)
+            return failure
 
-    away = run(main)
-    if away is None:
+    failure = run(main)
+    if failure is None:
         return Exit.OK
-    fail(str(away))
-    return exit_code(away)
+    fail(str(failure))
+    return exit_code(failure)
 
 
 async def _show(
-    client: Client, queues: list[dict[str, Any]], away: NetworkError | None, as_json: bool
+    client: Client, queues: list[dict[str, Any]], failure: NetworkError | None, as_json: bool
 ) -> None:
     import attrs
 
@@ -202,15 +204,15 @@ async def _show(
     from cipherbox.client.outbox.folder_files import FolderFiles
     from cipherbox.client.overview import overview
 
-    post = client.outbox_sender
-    files: Any = await post.store(FolderFiles(post.outbox).refused) if post is not None else []
-    here = await overview(client) if post is not None else None
+    sender = client.outbox_sender
+    files: Any = await sender.store(FolderFiles(sender.outbox).refused) if sender else []
+    here = await overview(client) if sender is not None else None
     if as_json:
         print_json(
             {
                 "client_id": client.client_id,
                 "role": client.role,
-                "connected": away is None,
+                "connected": failure is None,
                 "queues": queues,
                 "refused": [{"path": list(one.path), "reason": one.reason} for one in files],
                 "here": attrs.asdict(here) if here is not None else None,
@@ -219,7 +221,7 @@ async def _show(
         return
     reached = (
         "is connected to HQ."
-        if away is None
+        if failure is None
         else "cannot reach HQ; this is what this machine knows."
     )
     say(f"{client.client_id} ({client.role}) {reached}")
@@ -236,7 +238,7 @@ async def _show(
                 "last contact": time_text(here.last_contact),
             }
         )
-    if away is None:
+    if failure is None:
         rows_table(queues, empty="no queue")
     for file in files:
         warn(f"Refused: {safe('/'.join(file.path))}: {safe(file.reason)}")

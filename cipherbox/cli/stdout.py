@@ -1,5 +1,5 @@
-"""Standard output that may be closed, full, or no longer read: that stops no work, and has an
-exit code of its own.
+"""Standard output that may be closed, full, or no longer read: work continues, and the exit code
+reports it.
 """
 
 from __future__ import annotations
@@ -13,9 +13,7 @@ from typing import Any
 
 
 class Guard(io.RawIOBase):
-    """Standard output whose failure stops no work: what cannot be written is dropped, and the
-    reason is kept.
-    """
+    """Standard output that never raises: after a failure, output is dropped and the error kept."""
 
     error: OSError | None = None
 
@@ -41,11 +39,9 @@ class Guard(io.RawIOBase):
 
 
 def guard_output(closed: frozenset[int]) -> None:
-    """Puts a `Guard` before the process's standard output; ``closed``: which of 0, 1, 2 the
-    caller had closed.
-    """
+    """Replace standard output by a `Guard`; ``closed``: which of 0, 1, 2 the caller had closed."""
     if sys.stdout is not None and sys.stdout is not sys.__stdout__:
-        return  # somebody else's, in this process
+        return  # replaced already, for example by a test runner
     if 1 in closed:
         Guard.error = OSError(errno.EBADF, "standard output is closed")
     buffer = io.BufferedWriter(Guard(1))
@@ -56,8 +52,8 @@ def guard_output(closed: frozenset[int]) -> None:
 
 
 def drop_unread_errors() -> None:
-    """Lets go of a standard error that nobody reads, like a closed terminal's: Python would end
-    with 120 for it.
+    """Drop a standard error that cannot be written, like a closed terminal's: Python would exit
+    with 120 because of it.
     """
     try:
         if sys.stderr is not None:
@@ -67,7 +63,7 @@ def drop_unread_errors() -> None:
 
 
 def output_failure() -> OSError | None:
-    """Why something could not be printed, if so."""
+    """Return the error that prevented printing, if any."""
     with suppress(ValueError):
         sys.stdout.flush()
     return Guard.error

@@ -1,4 +1,4 @@
-"""HQ's store as a whole: backups, restores, copies from one database to another, upgrades."""
+"""`backup`, `restore` and `store`: back up, restore, copy and upgrade HQ's store."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def progress(*, silent: bool) -> Iterator[Callable[[str, int], None]]:
-    """A line on the terminal that says how far it is."""
+    """Show a progress line on a terminal."""
     shown = sys.stderr.isatty() and not silent
 
     def tell(table: str, rows: int) -> None:

@@ -1,8 +1,8 @@
 """Tables that fit the terminal they are shown on.
 
-A script reads plain columns, all of them.  On a terminal that is too narrow the least important
-columns go first, and that is said; an id or a name is never cut.  What still does not fit is shown
-as one block of lines for each row.
+A script gets all columns, unformatted.  On a terminal that is too narrow the least important
+columns are omitted, with a note; an id or a name is never truncated.  A table that still does not
+fit is shown as one block of lines for each row.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from collections.abc import Sequence
 import click
 
 _GAP = 2
-_LEAST = 16  # below so many cells a column that is folded cannot be read
-# Of HQ's rows, the columns that go first: a queue's limits and counts, a client's dates.
+_LEAST = 16  # a folded column narrower than this is hard to read
+# The columns of HQ's rows that are omitted first: a queue's limits and counts, a client's dates.
 LEAST_IMPORTANT = (
     "max length",
     "ttl s",
@@ -41,7 +41,7 @@ LEAST_IMPORTANT = (
 def show(
     heads: Sequence[str], rows: Sequence[Sequence[object]], drop: Sequence[str] = LEAST_IMPORTANT
 ) -> None:
-    """Prints the table; ``drop``: heads of the columns that go when they do not fit, the least
+    """Print the table; ``drop``: headings of the columns to omit if they do not fit, the least
     important first.
     """
     if not on_terminal():
@@ -61,21 +61,19 @@ def show(
 
 
 def on_terminal() -> bool:
-    """Whether a person looks at standard output."""
+    """Return whether standard output is a terminal."""
     return sys.stdout.isatty()
 
 
 def fitting(
     heads: Sequence[str], rows: Sequence[Sequence[object]], drop: Sequence[str], width: int
 ) -> tuple[Sequence[str], Sequence[Sequence[object]], list[str]]:
-    """The table without the columns that have to go, and which those are; one that says nothing
-    goes first.
+    """Return the table without the columns that do not fit, and their headings; empty columns are
+    omitted first.
     """
     left_out: list[str] = []
-    says_nothing = [
-        head for i, head in enumerate(heads) if i and all(str(row[i]) == "-" for row in rows)
-    ]
-    for head in (*says_nothing, *drop):
+    empty = [head for i, head in enumerate(heads) if i and all(str(row[i]) == "-" for row in rows)]
+    for head in (*empty, *drop):
         if needed(heads, rows) <= width:
             break
         if head in heads[1:]:
@@ -87,14 +85,12 @@ def fitting(
 
 
 def needed(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> int:
-    """How many cells of the terminal the table takes unfolded."""
+    """Return the width of the unfolded table in terminal cells."""
     return sum(_widths(heads, rows)) + _GAP * (len(heads) - 1)
 
 
 def foldable(heads: Sequence[str], rows: Sequence[Sequence[object]], width: int) -> int | None:
-    """The one column that can be folded so that the rest fits: the widest that holds sentences
-    or paths.
-    """
+    """Return the one column to fold so that the rest fits: the widest with sentences or paths."""
     widths = _widths(heads, rows)
     texts = [i for i in range(len(heads)) if any(set(str(row[i])) & set(" /") for row in rows)]
     for at in sorted(texts, key=lambda i: -widths[i]):
@@ -108,7 +104,7 @@ def _widths(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> list[int]
 
 
 def cells(value: object) -> int:
-    """How wide a text is on a terminal; wide characters take two cells."""
+    """Return the width of a text on a terminal; wide characters take two cells."""
     text = str(value)
     if text.isascii():
         return len(text)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from cipherbox.client.client import Client
     from cipherbox.client.home import Home
 
-ONCE_S = 1.0  # between the two looks that a rate needs
+ONCE_S = 1.0  # between the two samples that a rate needs
 _ROWS = 15  # of each table
 _NUMBERS = ("", "  ", "depth", "oldest", "consumers", "connection")
 # what is shown -> metric
@@ -47,7 +47,7 @@ NOW = {
 
 
 class Look:
-    """HQ at one moment, as its lists of metrics, alerts and connections say."""
+    """A snapshot of HQ's metrics, alerts and connections."""
 
     def __init__(
         self,
@@ -70,7 +70,7 @@ class Look:
                 self.days[m["labels"]["certificate"]] = m["value"]
 
     def report(self, before: Look) -> dict[str, Any]:
-        """What is shown, with rates since ``before``; also what --json prints."""
+        """Return the report that is shown and that --json prints, with rates since ``before``."""
         seconds = max(self.at - before.at, 0.001)
         rates = {
             name: round((self.values[metric] - before.values[metric]) / seconds, 1)
@@ -103,7 +103,7 @@ class Look:
 
 
 async def look(client: Client) -> Look:
-    """Asks HQ; Forbidden for who is no admin."""
+    """Ask HQ for a snapshot.  Raise Forbidden unless this client is an admin."""
     return Look(
         await client.list("metrics"), await client.list("alerts"), await client.list("connections")
     )
@@ -134,7 +134,7 @@ def top(ctx: click.Context, once: bool, interval: float, as_json: bool) -> None:
         report = run(_once, home)
         print_json(report) if as_json else _print(report)
         return
-    with suppress(KeyboardInterrupt):  # there is no other end
+    with suppress(KeyboardInterrupt):  # the only way to stop it
         if as_json:
             run_until_stopped(_lines, home, interval)
         else:
@@ -156,7 +156,9 @@ async def _once(home: Home) -> dict[str, Any]:
 async def _looks(
     client: Client, first_s: float, interval: float
 ) -> AsyncGenerator[dict[str, Any] | str, None]:
-    """A report each time, or in words why there is none: HQ may be starting again."""
+    """Yield a report each time, or the reason as text if HQ does not answer: it may be
+    restarting.
+    """
     import trio
 
     from cipherbox.errors import Forbidden, NetworkError, Refused
@@ -170,7 +172,7 @@ async def _looks(
         except Forbidden:  # no admin any more
             raise
         except (NetworkError, Refused) as error:
-            yield f"HQ does not answer: {error}. It is tried again; Ctrl-C ends this."
+            yield f"HQ does not answer: {error}. Retrying; Ctrl-C stops."
             continue
         if now.values["process_start_time_seconds"] != before.values["process_start_time_seconds"]:
             before = now  # another process counts from 0
@@ -217,7 +219,7 @@ def _print(report: dict[str, Any]) -> None:
 
 
 def view(report: dict[str, Any]) -> RenderableType:
-    """The report as tables; all of another party's text made safe."""
+    """Return the report as tables, with all text of other parties made safe."""
     from rich.console import Group
     from rich.text import Text
 

@@ -1,4 +1,4 @@
-"""Exchanges, queues, bindings and the rights on them."""
+"""`exchange`, `queue`, `binding`, `grant` and `grants`: routes and the rights on them."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def _list(ctx: click.Context, what: str, as_json: bool, empty: str) -> None:
 def show_parts(
     thing: dict[str, Any], parts: dict[str, list[dict[str, Any]]], as_json: bool
 ) -> None:
-    """One thing with what belongs to it: JSON, or lines and small tables."""
+    """Print a record with its related rows: as JSON, or as lines and small tables."""
     from cipherbox.cli.output import print_json, record, rows_table, say
 
     if as_json:
@@ -302,8 +302,8 @@ def binding_declare(ctx: click.Context, exchange: str, queue: str, key: str) -> 
 
 
 def _misfit(exchange: str, kind: str, key: str) -> str:
-    """What a person should know when the key cannot do on this exchange what it looks like;
-    empty: nothing.
+    """Return a warning if the key does not mean on this exchange what it looks like; else an empty
+    text.
     """
     if kind == "fanout" and key:
         return f"{exchange!r} is of type fanout: every key leads into the queue, not {key!r} alone."
@@ -407,7 +407,7 @@ def grants(ctx: click.Context, client_id: str | None, as_json: bool) -> None:
 
     async def work(client: Client) -> list[dict[str, Any]]:
         if client_id not in (None, "*"):
-            # NotFound, where no right was given to a client that is
+            # raises NotFound for an unknown client; one without rights has an empty list
             await client.list("clients", client_id)
         return await client.list("grants")
 

@@ -1,8 +1,7 @@
-"""Lines of a terminal that break between words.  A word is never broken: neither a path nor an id
-nor an option.
+"""Word wrapping for a terminal.  A word is never broken: neither a path nor an id nor an option.
 
-A command to type is one word here, spaces and all, so that it can be copied: a line that the
-program breaks has an end there, one that the terminal breaks has none.
+A command to type counts as one word, spaces included, so that it can be copied: a line break by the
+program would be copied with it, one by the terminal is not.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from click.formatting import iter_rows, measure_table
 from cipherbox.cli.tables import cells
 
 _COMMAND = re.compile(r"^[(`]?(cipherbox|sudo|systemctl|journalctl)$")
-# After these words in the middle of a sentence nothing is typed any more.
+# These words in the middle of a sentence end a command.
 _PROSE = frozenset(
     [
         "and",
@@ -41,7 +40,7 @@ _ENDS = (",", ";", ":", ".", ")", "?", "!", "`")
 
 
 def wrap(pieces: Iterable[str], width: int, first: str = "", rest: str = "") -> str:
-    """The pieces in lines of at most ``width`` cells, as far as none is longer; ``first``,
+    """Return the pieces in lines of at most ``width`` cells, unless a piece is longer; ``first``,
     ``rest``: indents.
     """
     lines, line, empty = [], first, True
@@ -56,9 +55,7 @@ def wrap(pieces: Iterable[str], width: int, first: str = "", rest: str = "") -> 
 
 
 def pieces_of(text: str) -> Iterator[str]:
-    """What must not be broken, each piece with the spaces before it: words, and commands as a
-    whole.
-    """
+    """Yield the unbreakable pieces, each with the spaces before it: words, and whole commands."""
     words = re.findall(r" *[^ ]+", text)
     while words:
         piece = words.pop(0)
@@ -76,7 +73,7 @@ def _ended(command: str, word: str) -> bool:
 
 
 class HelpFormatter(click.HelpFormatter):
-    """The help as click lays it out, but for words, which stay whole."""
+    """Click's layout of help, without breaking words."""
 
     def write_text(self, text: str) -> None:
         indent = " " * self.current_indent
@@ -100,8 +97,8 @@ class HelpFormatter(click.HelpFormatter):
 
 
 def _paragraphs(text: str, width: int, indent: str) -> str:
-    """As click reads a help text: paragraphs stand between empty lines, one that begins with \\b
-    stays as it is.
+    """Return a help text as click lays it out: paragraphs are separated by empty lines, and one
+    that begins with \\b is unchanged.
     """
     found = []
     for paragraph in re.split(r"\n[ \t]*\n", text.strip("\n")):

@@ -1,9 +1,8 @@
-"""PostgreSQL servers of our own for trials and tests: made, started, killed, followed by standbys,
-promoted.
+"""PostgreSQL servers of our own for trials and tests: create, start, kill, replicate, promote.
 
-They need PostgreSQL's programs (`initdb`, `postgres`, `pg_basebackup`): from a directory that is
-named, from the PATH, or from where distributions put them.  PostgreSQL refuses to run as root; then
-it runs as `nobody`.
+They need PostgreSQL's programs (`initdb`, `postgres`, `pg_basebackup`): from a given directory, the
+PATH, or the usual directories of distributions.  PostgreSQL refuses to run as root; then it runs as
+`nobody`.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ PAUSE = threading.Event()  # never set
 
 
 def find_programs(named: Path | None = None) -> Path:
-    """The directory with `postgres` in it.  ConfigError when there is none."""
+    """Return the directory that contains `postgres`.  Raise ConfigError if there is none."""
     found = shutil.which("postgres")
     candidates: Iterable[Path] = (
         [named]
@@ -60,7 +59,7 @@ def find_programs(named: Path | None = None) -> Path:
             return path
     raise ConfigError(
         "PostgreSQL's programs were not found",
-        remedy="install it, or name their directory with --postgres-bin",
+        remedy="install PostgreSQL, or specify their directory with --postgres-bin",
     )
 
 
@@ -70,9 +69,7 @@ def _as_user() -> dict[str, Any]:
 
 @attrs.define(eq=False)
 class Server:
-    """One server in a directory of its own, which it reaches others and is reached in by a
-    socket and a port.
-    """
+    """One server in a directory of its own, reached by the socket there and by a port."""
 
     programs: Path
     directory: Path
@@ -84,7 +81,7 @@ class Server:
         return self.directory / "data"
 
     def start(self, *settings: str) -> Server:
-        """Starts it and waits until it answers."""
+        """Start it and wait until it answers."""
         options = [part for setting in (*MODEST, *settings) for part in ("-c", setting)]
         with (self.directory / "log").open("ab") as log:
             self.process = subprocess.Popen(
@@ -116,26 +113,26 @@ class Server:
             PAUSE.wait(0.02)
 
     def sql(self, statement: str) -> list[Any]:
-        """Runs statements as the superuser."""
+        """Run statements as the superuser and return their rows."""
         from cipherbox.store.postgres.driver import PostgresConnection
         from cipherbox.store.postgres.target import Target
 
         target = Target((), database="postgres", user="cipherbox", tls="off", schema="public")
-        link = PostgresConnection(target, str(self.directory), self.port, None, None)
+        connection = PostgresConnection(target, str(self.directory), self.port, None, None)
         try:
-            return link.script(statement)
+            return connection.script(statement)
         finally:
-            link.close()
+            connection.close()
 
     def stop(self, number: int = FAST) -> None:
-        """FAST: an orderly stop; AT_ONCE: as after a crash."""
+        """Stop it.  FAST: in order; AT_ONCE: immediately, as after a crash."""
         if self.process is not None and self.process.poll() is None:
             self.process.send_signal(number)
             self.process.wait(PATIENCE_S)
         self.process = None
 
     def kill(self) -> None:
-        """SIGKILL to the server and all its sessions."""
+        """Send SIGKILL to the server and all its sessions."""
         assert self.process is not None
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
         pids = [int(pid) for pid in children.read_text().split()] if children.exists() else []
@@ -147,7 +144,7 @@ class Server:
         (self.data / "postmaster.pid").unlink(missing_ok=True)
 
     def standby(self, name: str = "standby1") -> Server:
-        """Another server that follows this one; not started."""
+        """Return a standby of this server, not started."""
         other = _directory(self.programs)
         subprocess.run(
             [
@@ -179,12 +176,12 @@ class Server:
         return other
 
     def synchronous(self, name: str = "standby1") -> None:
-        """Commits wait for that standby from now on; '' for none."""
+        """Make commits wait for that standby; '' for none."""
         self.sql(f"ALTER SYSTEM SET synchronous_standby_names = '{name}'")
         self.sql("SELECT pg_reload_conf()")
 
     def promote(self) -> None:
-        """Makes a standby the primary; it is when this returns."""
+        """Promote a standby and wait until it is the primary."""
         self.sql("SELECT pg_promote(true, 20)")
         deadline = time.monotonic() + PATIENCE_S
         while self.sql("SELECT pg_is_in_recovery()") != [[False]]:
@@ -215,10 +212,10 @@ def _directory(programs: Path) -> Server:
 
 
 def new_server(programs: Path, like: Server | None = None) -> Server:
-    """An empty server, not started; its superuser is `cipherbox`, without a password, for this
-    machine alone.
+    """Return an empty server, not started; its superuser is `cipherbox`, without a password, for
+    this machine only.
 
-    ``like``: one that was never started; to copy it is quicker.
+    ``like``: a server that was never started, to copy, which is faster.
     """
     server = _directory(programs)
     if like is not None:

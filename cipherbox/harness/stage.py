@@ -1,7 +1,6 @@
-"""The stage: this same program, started as several processes, each ended by its own pid.
+"""The stage: this same program, started as several processes, each stopped by its pid.
 
-What a process prints goes into a file of its own; when it fails, the end of that file is in the
-error.
+The output of each process goes to a file of its own; an error quotes the end of that file.
 """
 
 from __future__ import annotations
@@ -22,13 +21,13 @@ from cipherbox.harness.failure import StageFailed
 from cipherbox.ops.unpack import CACHE_VARIABLE
 
 STOP_S = 15.0
-LIMIT_S = 120.0  # a command may take, on a machine that does much else
+LIMIT_S = 120.0  # for a command, on a busy machine
 LOWEST_PORT, PORTS = 12_000, 20_000
 
 
 def program() -> list[str]:
-    """How to start this program: the built file when it is one, what `install` made of it, else
-    the package.
+    """Return the command that starts this program: the built file, the installed version, or the
+    package.
     """
     started = Path(sys.argv[0] if sys.argv else "").resolve()
     if zipfile.is_zipfile(started):
@@ -39,10 +38,10 @@ def program() -> list[str]:
 
 
 def free_port() -> int:
-    """A port of loopback that nobody uses at this moment.
+    """Return a loopback port that is free now.
 
-    Not one of those that the system gives to outgoing connections: while HQ is down, a client that
-    tries again could be given HQ's own port, and HQ could not have it back.
+    It is outside of the ephemeral range: while HQ is down, a reconnecting client could otherwise
+    get HQ's own port, and HQ could not bind it again.
     """
     while True:
         port = LOWEST_PORT + secrets.randbelow(PORTS)
@@ -55,7 +54,7 @@ def free_port() -> int:
 
 
 class Stage:
-    """Starts the program in `directory`, and remembers what runs."""
+    """Starts processes of the program, with their output below ``directory``."""
 
     def __init__(self, directory: Path) -> None:
         self._logs = directory / "output"
@@ -68,21 +67,21 @@ class Stage:
         self.environment["PYTHONIOENCODING"] = "utf-8"
 
     def output(self, name: str) -> Path:
-        """Where a process's output is."""
+        """Return the file of a process's output."""
         return self._logs / f"{name}.log"
 
     async def run(
         self, name: str, *arguments: str, stdin: bytes = b"", limit_s: float = LIMIT_S
     ) -> str:
-        """Runs one command to its end; what it printed, or StageFailed with the end of it."""
+        """Run one command to its end and return its output.  Raise StageFailed if it fails."""
         code, output = await self._ran(name, arguments, stdin, limit_s, both=False)
         if code:
             raise StageFailed(f"{name}: {' '.join(arguments)} ended with {code}{self._tail(name)}")
         return output
 
     async def ran(self, name: str, *arguments: str, limit_s: float = LIMIT_S) -> tuple[int, str]:
-        """Runs one command to its end, whichever; its exit code, and all it printed as a user
-        sees it.
+        """Run one command to its end, whether or not it fails.  Return its exit code and all its
+        output, as a user sees it.
         """
         return await self._ran(name, arguments, b"", limit_s, both=True)
 
@@ -110,7 +109,7 @@ class Stage:
     async def start(
         self, name: str, *arguments: str, limit_s: float = LIMIT_S
     ) -> tuple[trio.Process, str]:
-        """Starts a command that stays, and waits for the first line it prints."""
+        """Start a long-running command and wait for its first line of output."""
         log: IO[bytes] = self.output(name).open("ab")
         with log:
             process = await trio.lowlevel.open_process(
@@ -129,7 +128,7 @@ class Stage:
                     if not piece:
                         break
                     line += piece
-        except trio.Cancelled:  # nobody else knows of it yet
+        except trio.Cancelled:  # no other code can stop it yet
             await self.stop(process)
             raise
         if not line.endswith(b"\n"):
@@ -140,7 +139,7 @@ class Stage:
     async def open(
         self, name: str, *arguments: str, stdout: int = subprocess.DEVNULL
     ) -> trio.Process:
-        """Start a command that is told on standard input what to do."""
+        """Start a command that reads its task from standard input."""
         with self.output(name).open("ab") as log:
             return await trio.lowlevel.open_process(
                 [*program(), *arguments],
@@ -162,13 +161,13 @@ class Stage:
                 nursery.start_soon(join, home, await client.enrol(home.name))
 
     def check(self, name: str, process: trio.Process) -> None:
-        """StageFailed if the process ended with an error."""
+        """Raise StageFailed if the process ended with an error."""
         code = process.poll()
         if code:
             raise StageFailed(f"{name} ended with {code}{self._tail(name)}")
 
     async def stop(self, process: trio.Process) -> int:
-        """Ends one process gracefully, then not; its exit code."""
+        """Terminate one process, and kill it if it does not end in time.  Return its exit code."""
         if process.poll() is None:
             process.terminate()
         with trio.move_on_after(STOP_S, shield=True):

@@ -1,4 +1,4 @@
-"""A process that does one task, told and answered in lines."""
+"""A worker process that gets one task and reports in lines of JSON."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import trio
 from cipherbox.harness.failure import StageFailed
 from cipherbox.harness.stage import Stage, kill
 
-STALLED_S = 60.0  # a worker that says nothing for so long has failed
+STALLED_S = 60.0  # a worker that is silent for this long has failed
 
 
 class WorkerProcess:
@@ -38,7 +38,7 @@ class WorkerProcess:
             raise self._failed() from None
 
     async def receive(self) -> dict[str, Any]:
-        """Return its next line; StageFailed when it ended or said nothing for too long."""
+        """Return its next line.  Raise StageFailed if it ended or was silent for too long."""
         assert self._process.stdout is not None
         while b"\n" not in self._rest:
             with trio.move_on_after(STALLED_S) as scope:
@@ -56,4 +56,4 @@ class WorkerProcess:
 
     def _failed(self) -> StageFailed:
         text = self._log.read_text("utf-8", "replace").strip().splitlines()
-        return StageFailed("\n".join([f"{self.name} failed or stood still:", *text[-12:]]))
+        return StageFailed("\n".join([f"{self.name} failed or stalled:", *text[-12:]]))

@@ -13,5 +13,5 @@ Map, written by `make generate`:
                 response.
     systemd     systemd's interface to a service: notifications (sd_notify), the watchdog and socket
                 activation.
-    unpack      How the one file unpacks itself.
+    unpack      Unpacking of the one file.
 """

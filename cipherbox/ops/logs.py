@@ -45,7 +45,7 @@ def setup_logging(settings: LoggingSettings, stream: Any = None) -> None:
     """Direct the lines of all CipherBox loggers as ``settings`` says; a second call replaces the
     first.
     """
-    # first: when one of them cannot be, everything stays as it was
+    # made first: if one fails, the previous handlers stay
     made = _handlers(settings, stream)
     root = logging.getLogger(ROOT)
     for old in root.handlers[:]:
@@ -161,9 +161,9 @@ class RotatedFile(logging.Handler):
     """Append to one file, start a new one by hour or day (UTC) and by size, and keep a number of
     older ones.
 
-    A file that cannot be written stops nothing: that is said once on standard error, the lines go
-    to standard error alone, and the file is tried again every few seconds.  A file that was moved
-    away is made anew.  A clock that is set back begins no new file.
+    A file that cannot be written stops nothing: this is reported once on standard error, the lines
+    go to standard error only, and the file is retried every few seconds.  A file that was moved
+    away is created again.  A clock that is set back starts no new file.
     """
 
     def __init__(self, path: Path, settings: LoggingSettings) -> None:
@@ -236,13 +236,13 @@ class RotatedFile(logging.Handler):
                 f"The log {self.path} cannot be written: {error.strerror or error}; it is tried "
                 "again"
             )
-            said = {
+            line = {
                 "timestamp": utc_text(time.time()),
                 "level": "ERROR",
                 "logger": "ops.logs",
                 "message": text,
             }
-            sys.stderr.write(f"{orjson.dumps(said).decode()}\n")
+            sys.stderr.write(f"{orjson.dumps(line).decode()}\n")
 
     def _period_of(self, at: float) -> str:
         form = {"hourly": "%Y%m%d%H", "daily": "%Y%m%d"}.get(self._settings.rotation)
@@ -251,10 +251,10 @@ class RotatedFile(logging.Handler):
     def _rotate(self, at: float) -> None:
         stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime(at))
         number = 0
-        while (aside := self.path.with_name(f"{self.path.name}.{stamp}.{number:03}")).exists():
+        while (rotated := self.path.with_name(f"{self.path.name}.{stamp}.{number:03}")).exists():
             number += 1
         self._shut()
-        self.path.rename(aside)
+        self.path.rename(rotated)
         self._open()
         older = sorted(
             self.path.parent.glob(f"{self.path.name}.*"), key=lambda f: f.stat().st_mtime_ns

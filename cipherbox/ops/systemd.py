@@ -29,9 +29,9 @@ def notify(*lines: str) -> bool:
     if not path or not hasattr(socket, "AF_UNIX"):
         return False
     try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as news:
-            news.connect("\0" + path[1:] if path.startswith("@") else path)
-            news.sendall("\n".join(lines).encode())
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
+            channel.connect("\0" + path[1:] if path.startswith("@") else path)
+            channel.sendall("\n".join(lines).encode())
     except OSError:
         return False
     return True
@@ -44,10 +44,10 @@ def reloading() -> bool:
 
 def watchdog_s() -> float:
     """Return the watchdog's timeout in seconds; 0: no watchdog."""
-    told = os.environ.get("WATCHDOG_USEC", "")
-    if not told.isdigit() or os.environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
+    usec = os.environ.get("WATCHDOG_USEC", "")
+    if not usec.isdigit() or os.environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
         return 0.0
-    return int(told) / 1e6
+    return int(usec) / 1e6
 
 
 def alive() -> None:
@@ -67,11 +67,11 @@ def passed_sockets() -> dict[str, list[socket.socket]]:
     if pid != str(os.getpid()) or not count.isdigit():
         return found
     for number in range(int(count)):
-        told = names[number] if number < len(names) and names[number] else "unknown"
-        name = _UNITS.get(told, told)
+        given = names[number] if number < len(names) and names[number] else "unknown"
+        name = _UNITS.get(given, given)
         if name not in (PLAIN, WEBSOCKET):
             raise ConfigError(
-                f"systemd passes a socket named {told!r}; its unit needs "
+                f"systemd passes a socket named {given!r}; its unit needs "
                 f"FileDescriptorName={PLAIN} or {WEBSOCKET}"
             )
         found.setdefault(name, []).append(_taken(_FIRST_FD + number, name))
@@ -79,7 +79,7 @@ def passed_sockets() -> dict[str, list[socket.socket]]:
 
 
 def listens_on(port: int) -> bool:
-    """Whether systemd holds the port for HQ, which need not run for that."""
+    """Return whether systemd listens on the port for HQ, which need not run."""
     if shutil.which("systemctl") is None:
         return False
     command = [

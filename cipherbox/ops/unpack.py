@@ -1,10 +1,10 @@
-"""How the one file unpacks itself.  It runs before anything else of the package can, so it knows
-Python's library only.
+"""Unpacking of the one file.  It runs before any other module of the package can, so it uses
+Python's standard library only.
 
-In the file lie `site/` (the same everywhere), `native/PLATFORM/any/` (for every Python) and
-`native/PLATFORM/cp311/`.  A first start copies what fits this machine into a folder of this build,
-under another name until it is whole; later starts use the folder.  `cipherbox install` unpacks for
-every Python at once, into a place that only root can change.
+The file contains `site/` (the same everywhere), `native/PLATFORM/any/` (for every Python) and
+`native/PLATFORM/cp311/`.  The first start copies the parts for this machine into a folder of this
+build, under another name until it is complete; later starts use the folder.  `cipherbox install`
+unpacks for every Python, into a directory that only root can change.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ _STALE_S = 24 * 3600.0  # a start that was killed left this behind
 
 
 def python_name() -> str:
-    """`cp311`."""
+    """Return the tag of this Python, for example `cp311`."""
     return f"cp{sys.version_info[0]}{sys.version_info[1]}"
 
 
 def platform_name() -> str:
-    """The machine as the build calls it: `linux-x86_64`, `linux-musl-aarch64`, `macos-arm64`,
-    `windows-amd64`.
+    """Return the build's name for this machine: `linux-x86_64`, `linux-musl-aarch64`,
+    `macos-arm64`, `windows-amd64`.
     """
     if os.name == "nt":
         return (
@@ -63,11 +63,11 @@ def _has_glibc() -> bool:
 
 
 def cache_directories() -> list[Path]:
-    """Where a first start unpacks: the first that can be used.  For root never in the home that
-    sudo left behind.
+    """Return the directories to unpack into, in order of preference; for root never in the home
+    that sudo left in $HOME.
 
-    Whoever names a place is taken at their word.  A user without a home, and one in whose home no
-    program may run, get a folder of their own among the temporary files.
+    A directory in $CIPHERBOX_CACHE is the only one.  A user without a home, or with a home mounted
+    noexec, gets a folder of their own in the temporary directory.
     """
     named = os.environ.get(CACHE_VARIABLE)
     if named:
@@ -81,7 +81,7 @@ def cache_directories() -> list[Path]:
 
 
 def runs_nothing(place: Path) -> bool:
-    """Whether files there may not be executed: the compiled parts of the file could not be
+    """Return whether files there may not be executed, so that compiled modules could not be
     loaded.
     """
     try:
@@ -112,8 +112,8 @@ def misfit(names: list[str], platform: str, python: str) -> tuple[str, str]:
 
 
 def unpack(archive: ZipFile, target: Path, platform: str, pythons: tuple[str, ...] | None) -> None:
-    """Copies what fits ``platform`` below ``target``; ``pythons`` None: for every version the
-    archive has.
+    """Copy the parts for ``platform`` below ``target``; ``pythons`` None: for every version in the
+    archive.
     """
     made: set[Path] = set()
     for name, inner in _wanted(archive.namelist(), platform, pythons):
@@ -137,8 +137,10 @@ def _wanted(
 
 
 def unpacked(file: str, build: str) -> Path:
-    """The folder of this build, made at the first start.  OSError or ValueError say why not."""
-    # a place that is not safe is no reason to take another: somebody has to look
+    """Return the folder of this build, created at the first start.  Raise OSError or ValueError if
+    that is impossible.
+    """
+    # an unsafe directory (ValueError) is not skipped: a person has to look at it
     unusable: list[str] = []
     for cache in cache_directories():
         try:
@@ -189,12 +191,12 @@ def _first(file: str, cache: Path, target: Path) -> None:
 
 
 def check_place(folder: Path, above: Path | None = None) -> None:
-    """ValueError when another user could change what this user runs from there.
+    """Raise ValueError if another user could change what this user runs from there.
 
-    As sshd does for its keys: the folder and every directory above it, up to ``above``, belong to
-    this user or to root and cannot be written by others.  A sticky directory such as /tmp will do
-    above it: there nobody can rename or delete what is not theirs.  So will a group that has this
-    user as its only member.
+    As sshd does for its keys: the folder and every directory above it, up to ``above``, must belong
+    to this user or to root and must not be writable by others.  A sticky directory such as /tmp is
+    accepted above it: there users cannot rename or delete files of others.  So is a group whose
+    only member is this user.
     """
     if os.name == "nt":
         return
@@ -214,7 +216,7 @@ def check_place(folder: Path, above: Path | None = None) -> None:
 
 
 def _writable(found: os.stat_result) -> bool:
-    """Whether somebody else may write there."""
+    """Return whether another user may write there."""
     if found.st_mode & 0o002:
         return True
     return bool(found.st_mode & 0o020) and not (
@@ -223,8 +225,8 @@ def _writable(found: os.stat_result) -> bool:
 
 
 def _private_group(number: int) -> bool:
-    """Whether a group is this user's alone, as many systems make one for each user, with a umask
-    of 002.
+    """Return whether a group has only this user: many systems create one for each user, with a
+    umask of 002.
     """
     import grp
     import pwd
@@ -237,7 +239,7 @@ def _private_group(number: int) -> bool:
 
 
 def start(file: str, build: str) -> NoReturn:
-    """What the file does when it is started."""
+    """Unpack and run the program; the entry point of the file."""
     try:
         folder = unpacked(file, build)
     except (OSError, ValueError) as error:

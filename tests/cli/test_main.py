@@ -42,7 +42,7 @@ def test_every_command_explains_itself(cipherbox: Run, name: str) -> None:
 def test_a_misspelt_command(cipherbox: Run) -> None:
     shown = cipherbox("recieve")
     assert shown.code == Exit.USAGE
-    assert "There is no command 'recieve'. Did you mean 'receive'?" in shown.err
+    assert "Unknown command 'recieve'. Did you mean 'receive'?" in shown.err
 
 
 def test_a_misspelt_option(cipherbox: Run) -> None:

@@ -66,7 +66,7 @@ async def test_an_index_that_the_message_does_not_have(hq: Any) -> None:
         assert "was not sent from this home" in await refused(lab, *words, last)
     for words in (("inbox", "show"), ("inbox", "save")):
         assert "is not in the inbox" in await refused(center, *words, last)
-    assert "was not set aside" in await refused(center, "inbox", "retry", last)
+    assert "is not parked" in await refused(center, "inbox", "retry", last)
     async with hq.client("FL-LAB") as client:
         with pytest.raises(NotFound):
             await client.timeline(last)
@@ -121,9 +121,9 @@ async def test_who_is_blocked_by_a_name_that_nobody_has_is_told_so(hq: Any) -> N
     done = await typed(hq.home("CA-RC"), "contacts", "block", "FL-LAP")
     assert "HQ does not know a client FL-LAP yet; did you mean FL-LAB?" in done.stderr
     done = await typed(hq.home("CA-RC"), "contacts", "block", "--remove", "FL-LAP")
-    assert "knows no client" not in done.stderr
+    assert "does not know a client" not in done.stderr
     done = await typed(hq.home("CA-RC"), "contacts", "allow", "FL-LAB")
-    assert "knows no client" not in done.stderr
+    assert "does not know a client" not in done.stderr
 
 
 async def test_a_command_of_clients_that_is_none(hq: Any) -> None:

@@ -14,7 +14,7 @@ import trio
 
 from cipherbox.apps.chat.conversation import HEADER
 from cipherbox.apps.chat.lines import open_lines
-from cipherbox.cli.incoming import tell_where
+from cipherbox.cli.incoming import announce_incoming
 from cipherbox.client.client import open_client
 from cipherbox.client.home import Home, load_home
 from cipherbox.client.inbox.encrypting import lock_all
@@ -211,9 +211,9 @@ async def test_a_conversation_shows_what_is_kept(hq: Any, home: Home) -> None:
 async def test_what_lies_readable_from_before_is_said(
     home: Home, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    tell_where(home, None)
+    announce_incoming(home, None)
     assert "inbox lock" not in capsys.readouterr().err
     (home.path / "data").mkdir(exist_ok=True)
     (home.path / "data" / "received_messages.jsonl").write_bytes(b"{}\n")
-    tell_where(home, None)
+    announce_incoming(home, None)
     assert "cipherbox inbox lock" in capsys.readouterr().err

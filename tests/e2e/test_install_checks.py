@@ -47,7 +47,7 @@ def test_a_python_that_the_service_could_not_run(monkeypatch: pytest.MonkeyPatch
 
 def test_a_file_where_a_directory_must_be(tmp_path: Path) -> None:
     (tmp_path / "opt").write_text("a file")
-    assert f"{tmp_path / 'opt'} is no directory" in problems(system_places(tmp_path))
+    assert f"{tmp_path / 'opt'} is not a directory" in problems(system_places(tmp_path))
 
 
 def test_another_program_of_the_same_name_stays(tmp_path: Path) -> None:

@@ -176,7 +176,7 @@ def test_reload_by_frame_and_by_signal_drops_nobody(hq: Hq, patient: Patient) ->
         assert json.loads(shown.out) == [
             {"name": "logging.level", "was": "INFO", "now": "DEBUG", "effect": "now"}
         ]
-        assert "nothing is different" in shell("reload", home=hq.admin).out
+        assert "nothing changed" in shell("reload", home=hq.admin).out
         good = (hq.directory / "cipherbox.toml").read_text()
         (hq.directory / "cipherbox.toml").write_text(good[: len(good) // 2])
         broken = shell("reload", home=hq.admin)
@@ -251,7 +251,7 @@ def test_a_drain_ends_hq_in_order_and_senders_go_on_afterwards(
             "after",
         }
         undo = shell("drain", "--undo", home=admin)
-        assert (undo.code, undo.out) == (0, "HQ takes everything again.\n")
+        assert (undo.code, undo.out) == (0, "HQ accepts publishes again.\n")
 
 
 def test_the_metrics_port_of_a_real_hq(tmp_path: Path) -> None:

@@ -133,7 +133,7 @@ def test_the_setting_and_systemd_hold_it_ready(
     )
     assert shell("status", home=lab).code == 0
     changed = shell("keys", "password", "--new-password-file", str(second), home=lab)
-    assert f"put it into {first} too" in changed.err
+    assert f"write it to {first} too" in changed.err
     assert shell("status", home=lab).code == Exit.CREDENTIALS
     assert shell("--password-file", str(second), "status", home=lab).code == 0
 

@@ -169,7 +169,7 @@ def test_an_end_that_is_stopped_and_an_output_that_is_closed(homes: tuple[Path, 
         there.stdin.write(b"nobody reads this")
         there.stdin.flush()
         assert here.wait(LIMIT_S) == Exit.OUTPUT
-        assert "Nobody reads the output here any more" in error(here)
+        assert "Standard output is no longer read" in error(here)
         assert there.wait(LIMIT_S) == Exit.NETWORK
         assert "FL-LAB broke off" in error(there)
 

@@ -231,7 +231,7 @@ def ca_import(ctx: click.Context, files: tuple[Path, ...], hq: Path | None) -> N
     )
     if organization.runs(config):
         next_step(
-            "make HQ notice: cipherbox reload, or if it refuses connections: systemctl reload "
+            "make HQ reload: cipherbox reload, or if it refuses connections: systemctl reload "
             "cipherbox (SIGHUP)"
         )
     else:

@@ -130,7 +130,7 @@ def take_off(
         warn("Its keys have no password: anyone holding the directory controls the CA.")
     if whole:
         next_step(
-            "make HQ notice: cipherbox reload",
+            "make HQ reload: cipherbox reload",
             "within 3 days, sign a new revocation list: cipherbox ca export "
             f"requests.json; cipherbox ca sign requests.json signed.json --ca {directory}; "
             "cipherbox ca import signed.json",
@@ -159,7 +159,7 @@ def bring_back(ctx: click.Context, hq: Path, directory: Path, whole: bool) -> No
     for path in authority.bring_back(config, vault_at(ctx, directory.absolute()), whole=whole):
         say(f"{path} is restored; the copy in {directory} stays there.")
     if whole:
-        next_step("make HQ notice: cipherbox reload")
+        next_step("make HQ reload: cipherbox reload")
 
 
 @click.command("renew")
@@ -192,7 +192,7 @@ def renew(ctx: click.Context, directory: Path, root: Path | None) -> None:
         renewed = authority.renew(
             config, vault_at(ctx, root.absolute()) if root is not None else None
         )
-        step = "make HQ notice: cipherbox reload"
+        step = "make HQ reload: cipherbox reload"
     say(f"The issuing CA is renewed until {renewed.not_valid_after_utc:%Y-%m-%d}.")
     next_step(step)
 

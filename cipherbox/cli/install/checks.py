@@ -1,6 +1,4 @@
-"""What must be so before `install` touches anything; every problem is found in one go, with what
-to do about it.
-"""
+"""Preconditions of `install`, checked before it changes anything: all problems with remedies."""
 
 from __future__ import annotations
 
@@ -14,13 +12,11 @@ from cipherbox.cli.install.places import USER, Places
 from cipherbox.errors import ConfigError, Problem
 from cipherbox.portable import ids_of, is_root, owner_of, unwritable
 
-SPACE = 200_000_000  # for a tree with its compiled modules while the one before it is still there
+SPACE = 200_000_000  # for a tree with its compiled modules, beside the previous one
 
 
 def check(places: Places, *, server: bool, python: Path | None, systemd: bool) -> None:
-    """ConfigError with everything that is in the way; without ``python`` nothing new is to be
-    put in place.
-    """
+    """Raise ConfigError with every problem found; without ``python`` nothing new is installed."""
     found = list(_problems(places, server=server, python=python, systemd=systemd))
     if found:
         raise ConfigError.of(found, "; ")
@@ -43,7 +39,7 @@ def _problems(
         )
     if places.system and places.real and python is not None and not usable_by_all(python):
         yield Problem(
-            f"the service could not run {python}, which lies in a private directory",
+            f"the service could not run {python}, which is in a private directory",
             "run this with /usr/bin/python3",
         )
     wanted = [places.base, places.command.parent, places.share, places.units]
@@ -63,12 +59,12 @@ def _problems(
 
 
 def runs_systemd() -> bool:
-    """Whether systemd manages this machine."""
+    """Return whether systemd manages this machine."""
     return Path("/run/systemd/system").is_dir() and shutil.which("systemctl") is not None
 
 
 def usable_by_all(program: Path) -> bool:
-    """Whether every user may run it, and sandboxed services, which see no homes."""
+    """Return whether every user may run it, and sandboxed services, which see no homes."""
     real = program.resolve()
     if any(real.is_relative_to(private) for private in ("/root", "/home", "/run/user")):
         return False
@@ -76,20 +72,22 @@ def usable_by_all(program: Path) -> bool:
 
 
 def _place(path: Path, room: int) -> Iterator[Problem]:
-    """Whether the directory is one, or can be made, and has room."""
-    there = path
-    while not there.exists() and there != there.parent:
-        there = there.parent
-    if not there.is_dir():
-        yield Problem(f"{there} is no directory", "move it away")
-    elif why := unwritable(there):
+    """Check that the directory exists or can be created, and has room."""
+    existing = path
+    while not existing.exists() and existing != existing.parent:
+        existing = existing.parent
+    if not existing.is_dir():
+        yield Problem(f"{existing} is not a directory", "move it away")
+    elif why := unwritable(existing):
         yield why
-    elif shutil.disk_usage(there).free < room:
-        yield Problem(f"the disk of {there} is full: {room // 1_000_000} MB must be free")
+    elif shutil.disk_usage(existing).free < room:
+        yield Problem(f"the disk of {existing} is full: {room // 1_000_000} MB must be free")
 
 
 def _foreign(places: Places, *, server: bool) -> Iterator[Problem]:
-    """Whoever owns the tree could change what HQ runs; whoever owns the data can read HQ's keys."""
+    """Check the owners: that of the tree can change HQ's program, that of the data read HQ's
+    keys.
+    """
     base = places.base
     while base != base.parent:
         if base.exists():
@@ -114,5 +112,5 @@ def _foreign(places: Places, *, server: bool) -> Iterator[Problem]:
 
 
 def base_python() -> Path:
-    """The Python that runs this, without a virtual environment around it."""
+    """Return the Python that runs this program, outside of any virtual environment."""
     return Path(getattr(sys, "_base_executable", "") or sys.executable)

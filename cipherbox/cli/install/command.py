@@ -1,5 +1,5 @@
-"""`install` and `uninstall`: the one file becomes a service or a command of this machine, and
-goes again.
+"""`install` and `uninstall`: make the one file a service or a command of this machine, and remove
+it.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _dry = click.option("--dry-run", is_flag=True, help="Show what would be done, wi
 
 @attrs.frozen
 class InstallOptions:
-    """What `install` was told."""
+    """The options of `install`."""
 
     client: bool
     address: str
@@ -49,8 +49,8 @@ class InstallOptions:
 
 @attrs.frozen
 class Version:
-    """The version to put in place: its directory's name and files, the steps that make it, and
-    what was found about the data of this machine.
+    """The version to install: its directory's name and files, the steps that create it, and the
+    findings about this machine's data.
     """
 
     name: str
@@ -95,7 +95,7 @@ def install(ctx: click.Context, options: InstallOptions) -> None:
     places = _places(ctx, client, options.root)
     if options.address and (client or not places.real):
         raise click.UsageError(
-            "--address makes HQ on this machine; it does not go with --client or --root."
+            "--address creates HQ on this machine; it cannot be combined with --client or --root."
         )
     before = read_pointer(places.at(places.current))
     parts = steps.parts_of(places, CLIENT if client else SERVER)
@@ -128,8 +128,8 @@ def install(ctx: click.Context, options: InstallOptions) -> None:
             ready = not any(one.outdated for one in version.findings)
             done = {"changed": bool(changed), "moved": bool(moved), "first": not before}
             start_service(places, ready=ready, start=bool(options.address), **done)
-    done_before = "is installed." if changed + moved else "was installed already."
-    say(f"CipherBox {name} {done_before}")
+    outcome = "is installed." if changed + moved else "was installed already."
+    say(f"CipherBox {name} {outcome}")
     _advise(places, server, systemd)
 
 
@@ -148,7 +148,7 @@ def _schemas(places: Places, version: str) -> dict[str, int]:
 
 
 def _version_before(places: Places, current: str) -> Version:
-    """Return the installed version before the current one; ConfigError if there is none."""
+    """Return the installed version before the current one.  Raise ConfigError if there is none."""
     from cipherbox.cli.install import steps
     from cipherbox.cli.install.places import read_pointer
     from cipherbox.cli.install.schemas import check_schemas
@@ -159,7 +159,7 @@ def _version_before(places: Places, current: str) -> Version:
     older = steps.manifest_of(base / name) if name else {}
     if not older:
         raise ConfigError(
-            f"there is no version before the one in {places.base}",
+            f"no previous version is installed in {places.base}",
             remedy="install an older file instead",
         )
     title = f"CipherBox {older['version']}"
@@ -212,30 +212,32 @@ def uninstall(
 
     places = _places(ctx, client, root)
     check(places, server=not client, python=None, systemd=False)
-    told = steps.manifest_of(
+    manifest = steps.manifest_of(
         places.at(places.base) / (read_pointer(places.at(places.current)) or "none")
     )
-    if not told and not purge:
+    if not manifest and not purge:
         raise ConfigError(f"nothing is installed in {places.base}")
-    server = places.system and (steps.is_server(told.get("parts", [])) or not client)
+    server = places.system and (steps.is_server(manifest.get("parts", [])) or not client)
     if server and client:
-        raise ConfigError("this machine is HQ too; to remove both say: uninstall")
+        raise ConfigError(
+            "this machine is also an HQ", remedy="to remove both, run: cipherbox uninstall"
+        )
     data = places.data if server or not places.system else AGENTS
     if purge and not dry_run:
         sure(f"Permanently remove {data} with all keys and messages in it?", yes)
     if server and places.real and not dry_run:
         stop_service(places)
-    gone = [Path("/", path) for path in told.get("files", ())]
-    gone += [places.units / f"{unit}.d" / "listen.conf" for unit in SOCKETS] if server else []
-    gone += [places.command, places.base]
+    removed = [Path("/", path) for path in manifest.get("files", ())]
+    removed += [places.units / f"{unit}.d" / "listen.conf" for unit in SOCKETS] if server else []
+    removed += [places.command, places.base]
     if purge:
-        gone += [data, places.settings] if server else [data]
-    _take([steps.gone_step(places, path) for path in gone], dry_run)
+        removed += [data, places.settings] if server else [data]
+    _take([steps.removal_step(places, path) for path in removed], dry_run)
     if dry_run:
         return
     if server and places.real:
         forget_service(user=purge)
-    say("CipherBox is removed." if purge else f"CipherBox is removed; {data} is as it was.")
+    say("CipherBox is removed." if purge else f"CipherBox is removed; {data} is unchanged.")
 
 
 def _places(ctx: click.Context, client: bool, root: Path) -> Places:
@@ -247,13 +249,15 @@ def _places(ctx: click.Context, client: bool, root: Path) -> Places:
     if client and (WINDOWS or not is_root()):
         return own_places(root, home_of(ctx))
     if WINDOWS:
-        raise ConfigError("HQ runs on Linux; on this machine say: install --client")
+        raise ConfigError(
+            "HQ runs on Linux only", remedy="on this machine, run: cipherbox install --client"
+        )
     return system_places(root)
 
 
 def _take(todo: Iterable[Step], dry_run: bool) -> int:
-    """Takes the steps that are not done yet, and says of each what became of it; how many were
-    taken.
+    """Take the steps that are not done yet, and print each with its outcome.  Return the number of
+    steps taken.
     """
     from cipherbox.cli.output import say
 
@@ -281,7 +285,7 @@ def _advise(places: Places, server: bool, systemd: bool) -> None:
     elif not (places.data / SERVER_FILE).exists():
         more = "" if systemd else " --no-systemd"
         next_step(
-            f"make HQ{' and start it' * systemd}: sudo cipherbox install{more} --address "
+            f"create HQ{' and start it' * systemd}: sudo cipherbox install{more} --address "
             "hq.example.org:7443"
         )
     elif not systemd:

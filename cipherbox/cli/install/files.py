@@ -1,4 +1,4 @@
-"""What an installed version has outside of its tree: units, man page, shell completion."""
+"""Files of an installed version outside of its tree: units, man page, shell completion."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ COMPLETION = {
 
 
 def outside(places: Places, parts: list[str], *, units: bool) -> dict[str, bytes]:
-    """Path without its first slash -> bytes."""
+    """Return the files by path without the first slash."""
     if WINDOWS:
         return {}
     found = {places.share / "man/man1/cipherbox.1": man_page().encode()}
@@ -50,7 +50,7 @@ def unit(name: str) -> bytes:
 
 
 def completion_script(shell: str) -> str:
-    """What makes the shell complete the commands."""
+    """Return the script that makes the shell complete the commands."""
     from cipherbox.cli.commands import COMPLETE_VARIABLE
     from cipherbox.cli.main import cli
 

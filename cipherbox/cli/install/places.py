@@ -1,4 +1,4 @@
-"""Where `install` puts things: the system's directories as root, else the user's home."""
+"""Target paths of `install`: the system's directories as root, else the user's home."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ MANIFEST = "install.json"
 
 @attrs.frozen
 class Places:
-    """Absolute paths as the installed system sees them; `at` leads below ``root``, another one
-    than / for a package.
+    """Absolute paths as the installed system sees them; `at` places them below ``root``, which is
+    not / when building a package.
     """
 
     root: Path
@@ -32,12 +32,12 @@ class Places:
     system: bool
 
     def at(self, path: Path) -> Path:
-        """Where ``path`` is to be written."""
+        """Return where to write ``path``."""
         return self.root / path.relative_to(path.anchor) if self.root != Path(path.anchor) else path
 
     @property
     def real(self) -> bool:
-        """Whether this is about the running system."""
+        """Return whether this is the running system."""
         return self.root == Path(self.root.anchor)
 
     @property
@@ -50,7 +50,7 @@ class Places:
 
 
 def system_places(root: Path) -> Places:
-    """For all users; what `install` as root does."""
+    """Return the paths for all users, for `install` as root."""
     return Places(
         root=root,
         base=Path("/opt/cipherbox"),
@@ -64,7 +64,7 @@ def system_places(root: Path) -> Places:
 
 
 def own_places(root: Path, client_home: Path) -> Places:
-    """For this user alone."""
+    """Return the paths for this user only."""
     home = Path.home()
     if WINDOWS:
         base = Path(os.environ.get("LOCALAPPDATA", home), "CipherBox")
@@ -85,7 +85,7 @@ def own_places(root: Path, client_home: Path) -> Places:
 
 
 def read_pointer(pointer: Path) -> str:
-    """The tree that `current` or `previous` names; empty when there is none."""
+    """Return the tree that `current` or `previous` names; empty if there is none."""
     try:
         return os.readlink(pointer) if not WINDOWS else pointer.read_text("utf-8").strip()
     except OSError:

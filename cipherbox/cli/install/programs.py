@@ -22,8 +22,8 @@ def call(command: list[str], **options: Any) -> str:
     except OSError as error:
         raise ConfigError(f"{command[0]} cannot be run: {error.strerror}") from None
     if done.returncode != 0:
-        said = (done.stderr or done.stdout).strip().splitlines()
+        output = (done.stderr or done.stdout).strip().splitlines()
         raise ConfigError(
-            f"{' '.join(command)} failed: {said[-1] if said else f'code {done.returncode}'}"
+            f"{' '.join(command)} failed: {output[-1] if output else f'code {done.returncode}'}"
         )
     return str(done.stdout).strip()

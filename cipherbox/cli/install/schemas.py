@@ -1,10 +1,9 @@
-"""Whether the program that is to be installed knows the data that is here: every database says its
-schema.
+"""Check that the program to be installed can read this machine's data, by the schema of each
+database.
 
-A newer schema than the program's is a refusal before anything is changed.  Of PostgreSQL two more
-things may be found, which `install` tells and which stop nothing: it cannot be asked now (HQ itself
-refuses a newer schema at its start), or its schema is older, and `cipherbox store upgrade` must be
-said before HQ starts.
+A newer schema than the program's is refused before anything is changed.  Two findings about
+PostgreSQL are printed and stop nothing: it does not answer now (HQ itself refuses a newer schema at
+its start), or its schema is older, and `cipherbox store upgrade` must be run before HQ starts.
 """
 
 from __future__ import annotations
@@ -23,14 +22,14 @@ DATABASES = {"cipherbox.sqlite3": "hq", "inbox.sqlite3": "inbox", "outbox.sqlite
 
 
 class Finding(NamedTuple):
-    """What to tell the admin; ``outdated``: HQ must not start before its store is upgraded."""
+    """A note for the admin; ``outdated``: HQ must not start before its store is upgraded."""
 
     text: str
     outdated: bool
 
 
 def known_schemas() -> dict[str, int]:
-    """The newest schema of each database that this program can use."""
+    """Return the newest schema of each database that this program can use."""
     from cipherbox.client.inbox import schema as inbox
     from cipherbox.client.outbox import outbox
     from cipherbox.store.postgres import schema
@@ -47,10 +46,10 @@ def known_schemas() -> dict[str, int]:
 def check_schemas(
     homes: list[Path], known: Mapping[str, int], whose: str, current: Mapping[str, int]
 ) -> list[Finding]:
-    """SchemaTooNew when data that is here was written by a newer program than ``whose``.
+    """Return the findings.  Raise SchemaTooNew if a newer program than ``whose`` wrote the data.
 
-    ``current`` is what the installed program knows: it stands for a PostgreSQL that cannot be
-    asked.
+    ``current`` holds the schemas of the installed program: it stands in for a PostgreSQL that does
+    not answer.
     """
     found = []
     for data in homes:
@@ -81,12 +80,12 @@ def _check_file(path: Path, newest: int, whose: str) -> None:
 
 
 def schema_of(path: Path) -> int:
-    """The schema's number in a database; 0 when there is none."""
+    """Return the number of a database's schema; 0 if there is no database."""
     try:
         if not path.is_file():
             return 0
         log = path.with_name(f"{path.name}-wal")
-        # then the file says it, and nothing is made beside it
+        # without a WAL the header has it; opening the database would create files beside it
         if not log.exists() or not log.stat().st_size:
             with path.open("rb") as file:
                 return int.from_bytes(file.read(64)[60:64], "big")
@@ -102,7 +101,7 @@ def schema_of(path: Path) -> int:
 
 
 def _config(data: Path) -> ServerConfig | None:
-    """HQ's settings; None where there are none, or none that HQ could start with."""
+    """Return HQ's settings; None if there are none, or HQ could not start with them."""
     try:
         return load_server_config(data) if (data / SERVER_FILE).exists() else None
     except ConfigError:
@@ -126,7 +125,7 @@ def _check_postgresql(
             f"{where} cannot be asked for its schema: {error}. If it is newer than {whose} knows, "
             "HQ will not start"
         )
-        return [Finding(f"{text}, and change nothing: install the newer file then", False)]
+        return [Finding(f"{text} and nothing is changed: then install the newer file", False)]
     if written > newest:
         raise SchemaTooNew(
             f"{where} was written by a newer program (version {written}; {whose} knows "
@@ -135,11 +134,11 @@ def _check_postgresql(
         )
     if 0 < written < newest:
         text = (
-            f"{where} is of the older version {written}, and {whose} needs {newest}: HQ goes on as "
-            "it is. Stop it"
+            f"{where} is of the older version {written}, and {whose} needs {newest}: HQ keeps "
+            "running unchanged. Stop it"
         )
         command = f"sudo -u {USER} cipherbox store upgrade {config.directory}"
-        return [Finding(f"{text} and any standby, then say: {command}; then start HQ", True)]
+        return [Finding(f"{text} and any standby, then run: {command}; then start HQ", True)]
     return []
 
 

@@ -1,4 +1,4 @@
-"""What `install` and `uninstall` tell systemd, once everything is in place."""
+"""The calls of `install` and `uninstall` to systemd, once everything is in place."""
 
 from __future__ import annotations
 
@@ -19,11 +19,10 @@ SERVICE = "cipherbox.service"
 def start_service(
     places: Places, *, ready: bool, start: bool, changed: bool, moved: bool, first: bool
 ) -> None:
-    """Units are read again and a running HQ restarts; ``start``: one that does not run is started,
-    too.
+    """Reload the units and restart a running HQ; ``start``: also start one that does not run.
 
-    One whose store is not ``ready`` for the new program is left alone.  Its sockets stay open over
-    a restart, but when they ``moved``; and the ``first`` time they are HQ's own as yet.
+    An HQ whose store is not ``ready`` for the new program is left alone.  The sockets stay open
+    during a restart, unless they ``moved`` or systemd takes them over for the ``first`` time.
     """
     for step in listen_steps(places):
         if not step.done():
@@ -35,7 +34,7 @@ def start_service(
     sockets = [unit for unit in SOCKETS if (places.units / f"{unit}.d" / "listen.conf").exists()]
     if made and _stands_by(places):
         sockets.clear()
-    running = _asked("is-active")
+    running = _is("is-active")
     if (start and not running) or (running and (moved or first)):
         call(["systemctl", "stop", SERVICE])
         call(["systemctl", "enable", *sockets, SERVICE])
@@ -47,7 +46,7 @@ def start_service(
 
 
 def _listen(places: Places, sockets: list[str]) -> None:
-    """ConfigError names what has the port that systemd cannot listen on."""
+    """Restart the sockets.  Raise ConfigError with the process that occupies a port."""
     from cipherbox.config.settings import load_server_config
     from cipherbox.server.operations.port_check import taken, wanted
 
@@ -66,7 +65,7 @@ def _listen(places: Places, sockets: list[str]) -> None:
 
 
 def make_hq(places: Places, address: str) -> None:
-    """HQ's directory, as its user; one that is there stays as it is."""
+    """Create HQ's directory as its user; an existing one is left unchanged."""
     ids = ids_of(USER)
     if ids is None or (places.data / SERVER_FILE).exists():
         return
@@ -82,27 +81,27 @@ def make_hq(places: Places, address: str) -> None:
 
 
 def _stands_by(places: Places) -> bool:
-    """Whether another HQ may serve the same database: then clients must be refused here while
-    that one does.
+    """Return whether another HQ may serve the same database; clients must then be refused here
+    while it does.
     """
     from cipherbox.config.settings import load_server_config
 
     return load_server_config(places.data).database.kind == "postgresql"
 
 
-def _asked(what: str) -> bool:
+def _is(what: str) -> bool:
     return subprocess.run(["systemctl", what, "--quiet", SERVICE], check=False).returncode == 0
 
 
 def stop_service(places: Places) -> None:
-    """HQ ends, and does not start with the machine any more."""
+    """Stop HQ, and do not start it at boot any more."""
     units = [unit for unit in [*SOCKETS, SERVICE] if (places.units / unit).exists()]
     if runs_systemd() and units:
         call(["systemctl", "disable", "--now", *units])
 
 
 def forget_service(*, user: bool) -> None:
-    """systemd sees that the units are gone; ``user``: HQ's user goes, too."""
+    """Make systemd forget the removed units; ``user``: delete HQ's user, too."""
     if runs_systemd():
         call(["systemctl", "daemon-reload"])
     if user and ids_of(USER) is not None:

@@ -1,5 +1,5 @@
-"""What `install` copies into the tree of a version: what the one file holds, or the installed
-packages this program runs from (pip, pipx).
+"""Sources of an installed version's tree: the contents of the one file, or the installed packages
+that this program runs from (pip, pipx).
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ class ProgramSource:
 
     @property
     def name(self) -> str:
-        """The name of the tree this version is copied into."""
+        """Return the name of the tree this version is copied into."""
         return f"{cipherbox.__version__}-{self.build[:12]}"
 
 
 def program_source(program: Path, python: Path) -> ProgramSource:
-    """Return what ``program``, the file this process was started with, consists of.
+    """Return the contents of ``program``, the file this process was started with.
 
     Raise ConfigError if it cannot run on this machine or with ``python``, or cannot be copied.
     """
@@ -125,7 +125,7 @@ def _files(name: str) -> Iterator[tuple[str, Path]]:
     distribution = metadata.distribution(name)
     if distribution.files is None:
         raise ConfigError(
-            f"it is not recorded which files belong to {name}",
+            f"the files that belong to {name} are not recorded",
             remedy="install CipherBox with pipx or pip, or run: cipherbox.pyz install",
         )
     for path in distribution.files:

@@ -1,9 +1,9 @@
-"""What `install`, its `--rollback` and `uninstall` do: steps that say what they do, and do nothing
-where it is done.
+"""The idempotent steps of `install`, its `--rollback` and `uninstall`, each with a description.
 
-A version is one folder: `site/` with the modules, `bin/cipherbox`, and `files/` with what lies
-elsewhere (units, man page, completion), under the path it has there.  `current` and `previous` name
-two of these folders.  So the way back is a pointer, and what an installation put in place is known.
+A version is one folder: `site/` with the modules, `bin/cipherbox`, and `files/` with the files
+installed elsewhere (units, man page, completion), under their paths there.  `current` and
+`previous` name two of these folders.  So a rollback switches a pointer, and the files of an
+installation are known.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ WINDOWS_LAUNCHER = '@"{python}" -Ps "{script}" %*\r\n'
 
 @attrs.frozen
 class Step:
-    """``do`` is called unless ``done`` says that it is so already."""
+    """One step; ``do`` is called unless ``done`` returns True."""
 
     what: str
     done: Callable[[], bool]
@@ -56,7 +56,7 @@ class Step:
 
 
 def manifest_of(tree: Path) -> dict[str, Any]:
-    """What an installed version says of itself; empty when there is none."""
+    """Return the manifest of an installed version; empty if there is none."""
     try:
         found: dict[str, Any] = orjson.loads((tree / MANIFEST).read_bytes())
     except (OSError, ValueError):
@@ -88,7 +88,7 @@ def tree_step(
             _write(part / "bin" / "cipherbox", LAUNCHER.format(python=python).encode())
             for path, data in extra.items():
                 _write(part / "files" / path, data)
-            told = {
+            manifest = {
                 "version": cipherbox.__version__,
                 "parts": parts,
                 "python": str(python),
@@ -96,17 +96,17 @@ def tree_step(
             }
             _write(
                 part / MANIFEST,
-                orjson.dumps({**told, "schemas": known_schemas()}, option=orjson.OPT_INDENT_2),
+                orjson.dumps({**manifest, "schemas": known_schemas()}, option=orjson.OPT_INDENT_2),
             )
             _readable(part)
             (part / "bin" / "cipherbox").chmod(0o755)
-            aside = tree.with_name(f".part-old-{name}")
-            shutil.rmtree(aside, ignore_errors=True)
+            old = tree.with_name(f".part-old-{name}")
+            shutil.rmtree(old, ignore_errors=True)
             if tree.exists():
-                tree.rename(aside)
+                tree.rename(old)
             part.rename(tree)
             sync_directory(tree.parent)
-            shutil.rmtree(aside, ignore_errors=True)
+            shutil.rmtree(old, ignore_errors=True)
         finally:
             shutil.rmtree(part, ignore_errors=True)
 
@@ -119,7 +119,7 @@ def _write(path: Path, data: bytes) -> None:
 
 
 def _readable(tree: Path) -> None:
-    """For everybody to read and nobody else to write, whatever the umask was."""
+    """Make the tree readable by all and writable by its owner only, whatever the umask."""
     for folder, _, files in os.walk(tree):
         os.chmod(folder, 0o755)  # noqa: S103 - that is the point
         for name in files:
@@ -127,12 +127,14 @@ def _readable(tree: Path) -> None:
 
 
 def file_steps(places: Places, name: str, files: dict[str, bytes]) -> Iterator[Step]:
-    """What lies outside of the tree; and what only the version before had goes."""
+    """Yield the steps for files outside of the tree, and for removing those of the previous version
+    only.
+    """
     for path, data in sorted(files.items()):
         yield _file_step(places, Path("/", path), data)
     before = places.at(places.base / (read_pointer(places.at(places.current)) or "none"))
     for path in sorted(set(manifest_of(before).get("files", ())) - set(files)):
-        yield gone_step(places, Path("/", path))
+        yield removal_step(places, Path("/", path))
 
 
 def _file_step(places: Places, path: Path, data: bytes) -> Step:
@@ -146,7 +148,7 @@ def _file_step(places: Places, path: Path, data: bytes) -> Step:
 
 
 def _directories(path: Path) -> None:
-    """Makes what is missing, for everybody to enter, whatever the umask."""
+    """Create missing directories, accessible to all, whatever the umask."""
     missing = [folder for folder in [path, *path.parents] if not folder.exists()]
     for folder in reversed(missing):
         folder.mkdir(exist_ok=True)
@@ -154,7 +156,7 @@ def _directories(path: Path) -> None:
 
 
 def files_of(tree: Path) -> dict[str, bytes]:
-    """What a version has outside of its tree, by path without the first slash."""
+    """Return the files of a version outside of its tree, by path without the first slash."""
     top = tree / "files"
     return {
         path.relative_to(top).as_posix(): path.read_bytes()
@@ -164,7 +166,7 @@ def files_of(tree: Path) -> dict[str, bytes]:
 
 
 def pointer_steps(places: Places, name: str) -> Iterator[Step]:
-    """`current` and `previous`, and the command."""
+    """Yield the steps for `current` and `previous`, and for the command."""
     current, previous = places.at(places.current), places.at(places.previous)
 
     def do() -> None:
@@ -194,18 +196,20 @@ def _link_step(what: str, link: Path, wanted: str, done: Callable[[], bool]) -> 
 
 
 def old_steps(places: Places, name: str) -> Iterator[Step]:
-    """Versions before the previous one, and what the installer of 0.4 and older left."""
+    """Yield the steps that remove versions before the previous one, and remains of 0.4 and
+    older.
+    """
     base = places.at(places.base)
     kept = {name, read_pointer(places.at(places.current)), "current", "previous"}
     if read_pointer(places.at(places.current)) == name:
         kept.add(read_pointer(places.at(places.previous)))
     for path in sorted(base.iterdir()) if base.is_dir() else []:
         if path.name not in kept:
-            yield gone_step(places, places.base / path.name)
+            yield removal_step(places, places.base / path.name)
 
 
-def gone_step(places: Places, path: Path) -> Step:
-    """A file or a folder goes."""
+def removal_step(places: Places, path: Path) -> Step:
+    """Return the step that removes a file or a folder."""
     target = places.at(path)
 
     def do() -> None:
@@ -214,11 +218,11 @@ def gone_step(places: Places, path: Path) -> Step:
         else:
             target.unlink(missing_ok=True)
 
-    return Step(f"{path}: away", lambda: not os.path.lexists(target), do)
+    return Step(f"{path}: removed", lambda: not os.path.lexists(target), do)
 
 
 def server_steps(places: Places) -> Iterator[Step]:
-    """HQ's user, its data directory, and its settings where administrators look for them."""
+    """Yield the steps for HQ's user, its data directory, and a link to its settings in /etc."""
     if places.real:
         yield Step(f"user {USER}", lambda: ids_of(USER) is not None, lambda: _make_user(places))
     data, settings = places.at(places.data), places.at(places.settings)
@@ -239,8 +243,8 @@ def server_steps(places: Places) -> Iterator[Step]:
 
     yield Step(f"{places.data}: HQ's data, for {USER} alone", data_done, make_data)
     link, wanted = settings / "cipherbox.toml", str(places.data / "cipherbox.toml")
-    said = f"{places.settings / 'cipherbox.toml'} -> {wanted}"
-    yield _link_step(said, link, wanted, lambda: os.path.lexists(link))
+    what = f"{places.settings / 'cipherbox.toml'} -> {wanted}"
+    yield _link_step(what, link, wanted, lambda: os.path.lexists(link))
 
 
 def _make_user(places: Places) -> None:
@@ -262,16 +266,16 @@ def _make_user(places: Places) -> None:
         commands = [["addgroup", "-S", USER], ["adduser", *options, USER]]
     else:
         raise ConfigError(
-            "there is neither useradd nor adduser here",
-            remedy=f"make a system user {USER}, then install again",
+            "this machine has neither useradd nor adduser",
+            remedy=f"create a system user {USER}, then install again",
         )
     for command in commands:
         call(command)
 
 
 def listen_steps(places: Places) -> Iterator[Step]:
-    """systemd's sockets listen where cipherbox.toml says; ConfigError if somebody else has a
-    port that is new there.
+    """Yield the steps that make systemd's sockets listen as cipherbox.toml says.  Raise ConfigError
+    if another process occupies a new port.
     """
     from cipherbox.config.settings import SERVER_FILE, load_server_config, parse_listen
     from cipherbox.server.operations.port_check import taken
@@ -295,8 +299,8 @@ def listen_steps(places: Places) -> Iterator[Step]:
             for line, (host, port) in zip(lines, addresses, strict=True):
                 if line not in before and places.real and (why := taken(host, port)):
                     raise ConfigError(
-                        f"{SERVER_FILE}: [server] {setting}: {why.what}; HQ still listens where it "
-                        "did",
+                        f"{SERVER_FILE}: [server] {setting}: {why.what}; HQ still listens on its "
+                        "previous addresses",
                         remedy=why.remedy or None,
                     )
             text = "\n".join(
@@ -304,11 +308,11 @@ def listen_steps(places: Places) -> Iterator[Step]:
             )
             yield _file_step(places, path, text.encode())
         elif places.at(path).exists():
-            yield gone_step(places, path)
+            yield removal_step(places, path)
 
 
 def parts_of(places: Places, wanted: str) -> list[str]:
-    """A machine that is both keeps being both."""
+    """Return the parts to install: the wanted one, and those that the system has already."""
     before = manifest_of(
         places.at(places.base / (read_pointer(places.at(places.current)) or "none"))
     ).get("parts", [])

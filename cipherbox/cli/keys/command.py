@@ -1,4 +1,4 @@
-"""`keys`: what this machine believes of other parties' keys, and how a person makes sure of it."""
+"""`keys`: pinned keys of other clients and how to compare them, and this client's own keys."""
 
 from __future__ import annotations
 
@@ -218,7 +218,7 @@ def _own(ctx: click.Context) -> KeyBundle:
 
     identity = load_here(ctx).identity
     if identity is None or identity.bundle is None:
-        raise keyless("an admin opens nothing, so it has no keys of its own to show or compare")
+        raise keyless("an admin has no keys of its own to show or compare, since it opens nothing")
     return identity.bundle
 
 

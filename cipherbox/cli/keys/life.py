@@ -1,4 +1,4 @@
-"""`keys rotate` and `keys renew`, and the word a short command says when a certificate is due."""
+"""`keys rotate` and `keys renew`: new keys, and a new certificate."""
 
 from __future__ import annotations
 
@@ -69,8 +69,8 @@ def renew(ctx: click.Context) -> int:
         say(f"The certificate is renewed; it ends on {time_text(found.ends_at)}.")
         return Exit.OK
     say(
-        "The request waits until it was carried to the offline CA and back; its number there is "
-        f"{found.number}."
+        "The request is pending until it has been carried to the offline CA and back; its number "
+        f"there is {found.number}."
     )
     next_step(f"when that is done: {command_here(ctx)} keys renew   (an agent asks automatically)")
     return Exit.QUEUED

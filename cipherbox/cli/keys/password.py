@@ -45,7 +45,7 @@ def password(ctx: click.Context, file: Path | None, remove: bool, yes: bool) -> 
         if not sealed:
             say(f"The keys in {config.home} are under no password.")
             return
-        sure(f"Remove the password? Who can read {config.home} can use its keys then.", yes)
+        sure(f"Remove the password? Anyone who can read {config.home} can then use its keys.", yes)
     local_key = unlock(ctx, config)
     home_with(config, local_key)  # a home that does not open is left as it is
     if remove:
@@ -63,9 +63,9 @@ def password(ctx: click.Context, file: Path | None, remove: bool, yes: bool) -> 
         f"The keys in {config.home} are under {'the new' if sealed else 'your'} password from "
         "now on."
     )
-    held_ready = configured_password(config)
-    if held_ready is not None:
-        next_step(f"put it into {held_ready} too: commands and agents of this home read it there")
+    configured = configured_password(config)
+    if configured is not None:
+        next_step(f"write it to {configured} too: commands and agents of this home read it there")
     elif not sealed:
         next_step(
             "an agent or another service of this home needs it at its next start: cipherbox "

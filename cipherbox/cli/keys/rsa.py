@@ -32,7 +32,7 @@ def keys_generate(ctx: click.Context, rsa: bool, bits: str) -> None:
     replaces still opens what was sealed to it. Unlike your first key, RSA does not resist a quantum
     computer.
     """
-    del rsa  # the one kind there is so far, and it has to be said
+    del rsa  # the only kind so far, required so that others can follow
     from cipherbox.cli.output import warn
     from cipherbox.envelope.stanza_types import StanzaType
     from cipherbox.sealing.identity import DecryptKey
@@ -43,9 +43,7 @@ def keys_generate(ctx: click.Context, rsa: bool, bits: str) -> None:
 
 
 def publish(ctx: click.Context, key: DecryptKey, file: Path | None = None) -> None:
-    """Puts the key into the next bundle and says what came of it; ``file``: where it was
-    imported from.
-    """
+    """Publish the key in the next bundle and print the outcome; ``file``: the imported one."""
     from cipherbox.cli.output import next_step, say
 
     added = with_client(ctx, lambda client: client.add_key(key))
@@ -58,7 +56,7 @@ def publish(ctx: click.Context, key: DecryptKey, file: Path | None = None) -> No
         f"{bundle.client_id}, and HQ has it."
     )
     steps = [
-        "back up this home anew: the private key is in its keys.cbk alone"
+        "back up this home again: the private key exists only in its keys.cbk"
         if file is None
         else f"delete {file}, or keep it where only you can read it: it opens what is sealed to it",
         f"others seal to it with: cipherbox send --wrap rsa --to {bundle.client_id} ...",
@@ -68,7 +66,7 @@ def publish(ctx: click.Context, key: DecryptKey, file: Path | None = None) -> No
 
 
 def import_private(ctx: click.Context, file: Path, data: bytes, password_file: Path | None) -> None:
-    """Takes the RSA private key of a PEM file as this client's own."""
+    """Import the RSA private key of a PEM file as this client's own."""
     from cipherbox.cli.output import warn
     from cipherbox.client.keys.strength import weakness
     from cipherbox.envelope.stanza_types import StanzaType
@@ -85,7 +83,7 @@ def import_private(ctx: click.Context, file: Path, data: bytes, password_file: P
     seed = import_pem(data, str(file), asked)
     if given and (why := weakness(given[-1])):
         warn(
-            f"The password {file} is under is easy to guess: {why}. Here the key is kept under "
+            f"The password of {file} is easy to guess: {why}. Here the key is encrypted under "
             f"this home's own; delete {file}."
         )
     if others_may_read(file):
@@ -97,7 +95,7 @@ def import_private(ctx: click.Context, file: Path, data: bytes, password_file: P
 
 
 def export_public(bundle: KeyBundle, file: Path) -> None:
-    """Writes the bundle's RSA key as PEM."""
+    """Write the bundle's RSA key as PEM."""
     from cipherbox.cli.output import next_step, say
     from cipherbox.envelope.stanza_types import StanzaType
     from cipherbox.portable import write_atomic
@@ -120,7 +118,7 @@ def _password(file: Path, password_file: Path | None) -> bytes:
 
     if password_file is not None:
         return secret(password_file.absolute()).removesuffix(b"\n").removesuffix(b"\r")
-    nobody = click.UsageError(
+    missing = click.UsageError(
         f"{file} is encrypted. Cannot prompt (not a terminal); pass --pem-password-file FILE."
     )
-    return ask(f"Password of {file}", nobody).encode()
+    return ask(f"Password of {file}", missing).encode()

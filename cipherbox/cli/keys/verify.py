@@ -1,4 +1,4 @@
-"""`keys verify`: two people compare a number by a way HQ has no part in."""
+"""`keys verify`: two people compare a number over a channel that HQ has no part in."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
     from cipherbox.client.keys.changes import Change
     from cipherbox.envelope.bundle import KeyBundle
 
-SENT = 1000  # envelopes that are looked at for the advice to seal again
+SENT = 1000  # envelopes examined for the advice to reseal
 
 
 class Offer(NamedTuple):
-    """What HQ shows for a client, and what is known here."""
+    """The keys that HQ serves for a client, and the state known here."""
 
     bundle: KeyBundle  # the newest
-    earlier: list[KeyBundle]  # the others, which somebody may still read from a screen
+    earlier: list[KeyBundle]  # the others, which a person may still read from a screen
     proof: bytes
     own: KeyBundle | None
     change: Change
@@ -56,7 +56,7 @@ def verify(ctx: click.Context, client_id: str, heard: str | None) -> int:
         mine = fingerprint(own.bundle) if own.bundle is not None else "-"
         raise click.UsageError(
             f"{client_id} is this client. Its fingerprint, for others to compare: {mine}. They "
-            f"say: cipherbox keys verify {client_id}"
+            f"run: cipherbox keys verify {client_id}"
         )
     offer = with_client(ctx, lambda client: _offer(client, client_id))
     bundle, shown = offer.bundle, fingerprint(offer.bundle)
@@ -77,20 +77,20 @@ def verify(ctx: click.Context, client_id: str, heard: str | None) -> int:
         pins.mark_verified(client_id)
     else:
         pins.accept(bundle, PERSON, proof=offer.proof)
-        # whoever copied the keys before may follow the sessions that were begun with them
+        # anyone who copied the previous keys may follow the sessions begun with them
         if offer.change.broken:
             retire_sessions(home_of(ctx), client_id)
     say(f"They agree. Key bundle {bundle.sequence} of {client_id} is pinned as compared: {shown}")
     if offer.change.text and offer.unopened:
         next_step(
-            f"seal again what {client_id} has not opened: {command_here(ctx)} outbox reseal --to "
+            f"reseal what {client_id} has not opened: {command_here(ctx)} outbox reseal --to "
             f"{client_id}"
         )
     return Exit.OK
 
 
 def _say_difference(client_id: str, offer: Offer, heard: str) -> None:
-    """Say that the numbers differ, and whether the other read that of an earlier bundle."""
+    """Print that the numbers differ, and whether it is the number of an earlier bundle."""
     from cipherbox.cli.output import fail
     from cipherbox.client.keys.changes import day
     from cipherbox.envelope.bundle import fingerprint
@@ -101,15 +101,15 @@ def _say_difference(client_id: str, offer: Offer, heard: str) -> None:
         fail(
             f"They differ. HQ shows {fingerprint(bundle)} for {client_id}, bundle "
             f"{bundle.sequence}.",
-            "Read once more. If it still differs, send nothing and tell the admin: somebody "
-            "shows you a wrong key.",
+            "Compare once more. If it still differs, send nothing and tell the admin: this may be "
+            "a man-in-the-middle attack.",
         )
         return
     fail(
         f"{client_id} reads the number of its key bundle {old.sequence}; HQ shows bundle "
         f"{bundle.sequence}, made on {day(bundle.created_at)}. Nothing was marked as compared.",
         f"Ask {client_id} to run this now and to read again: cipherbox keys fingerprint. "
-        f"If it is still bundle {old.sequence}, somebody else made the newer one: send "
+        f"If it is still bundle {old.sequence}, {client_id} did not make the newer one: send "
         "nothing and tell the admin.",
     )
 
@@ -147,5 +147,5 @@ async def _offer(client: Client, client_id: str) -> Offer:
 
 
 def digits(text: str) -> str:
-    """The digits of what somebody typed."""
+    """Return the digits in a typed text."""
     return "".join(c for c in text if c.isascii() and c.isdigit())

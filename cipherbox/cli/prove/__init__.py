@@ -2,11 +2,11 @@
 
 Map, written by `make generate`:
 
-    command   `prove`: that nothing confirmed is lost and nothing comes twice, on this machine,
+    command   `prove`: check on this machine that no confirmed message is lost or duplicated,
               whatever is killed.
-    database  The database of a trial: what it is, and what can happen to it.
+    database  The database of a trial, and its faults.
     play      The trial: senders and receivers under load, while HQ, senders and receivers are
               killed and connections cut.
-    worker    A sender under trial: publishes numbered messages for as long as it lives, and writes
-              down what HQ confirmed.
+    worker    A sender under trial: publishes numbered messages until it is killed or stopped, and
+              logs those that HQ confirmed.
 """

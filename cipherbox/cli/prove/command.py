@@ -1,4 +1,4 @@
-"""`prove`: that nothing confirmed is lost and nothing comes twice, on this machine, whatever is
+"""`prove`: check on this machine that no confirmed message is lost or duplicated, whatever is
 killed.
 """
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @attrs.frozen
 class ProveOptions:
-    """What `prove` was told."""
+    """The options of `prove`."""
 
     rounds: int
     seconds: float
@@ -97,7 +97,7 @@ def prove(ctx: click.Context, options: ProveOptions) -> int:
 
 
 def _trial(options: ProveOptions) -> Proof:
-    """Play the trial in a directory of its own; a line on the terminal says how far it is."""
+    """Run the trial in a directory of its own, with a progress line on a terminal."""
     from cipherbox.cli.prove.database import database_for
     from cipherbox.cli.prove.play import Trial
 

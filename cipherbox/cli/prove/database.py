@@ -1,4 +1,4 @@
-"""The database of a trial: what it is, and what can happen to it."""
+"""The database of a trial, and its faults."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CUT, KILL, FAILOVER = "cutting sessions", "killing PostgreSQL", "failing over to
 
 
 class Database:
-    """PostgreSQL somewhere: HQ's sessions are ended there."""
+    """An existing PostgreSQL, whose fault is the end of HQ's sessions."""
 
     def __init__(self, database: Scratch) -> None:
         self._scratch = database
@@ -35,8 +35,8 @@ class Database:
 
 
 class LocalDatabase(Database):
-    """A primary and a synchronous standby of our own; after a failover the old primary begins
-    anew as the standby.
+    """A primary and a synchronous standby of our own; after a failover the old primary is rebuilt
+    as the standby.
     """
 
     def __init__(self, programs: Path) -> None:
@@ -82,7 +82,7 @@ class LocalDatabase(Database):
             super().fault(what, down_s)
 
     def _caught_up(self) -> None:
-        """The standby must be the synchronous one: after its own start it has to catch up first."""
+        """Wait until the standby is synchronous: after its start it has to catch up first."""
         for _ in range(500):
             if self.primary.sql("SELECT 1 FROM pg_stat_replication WHERE sync_state = 'sync'"):
                 return
@@ -96,7 +96,7 @@ class LocalDatabase(Database):
 
 @contextmanager
 def database_for(url: str, programs: Path | None) -> Iterator[Database | None]:
-    """None for SQLite."""
+    """Yield the trial's database; None for SQLite."""
     if url == LOCAL:
         local = LocalDatabase(find_programs(programs))
         try:
@@ -111,7 +111,7 @@ def database_for(url: str, programs: Path | None) -> Iterator[Database | None]:
 
 
 def another_hq(first: Path, second: Path, listen: str) -> None:
-    """A second HQ's directory: the first one's, with its own place to listen on."""
+    """Copy the first HQ's directory for a second one with its own address to listen on."""
     from cipherbox.config.settings import load_server_config, write_server_config
 
     shutil.copytree(first, second)

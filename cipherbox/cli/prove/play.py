@@ -3,8 +3,8 @@ connections cut.
 
 Everything is real: processes of this program, mutual TLS, disks, SIGKILL.  Clients reach HQ through
 a proxy here, which can cut or freeze their connections.  At the end the faults stop, everything
-gets the time to settle, and what the senders wrote down as confirmed is compared with what the
-receivers' files hold.
+gets time to settle, and the messages that the senders logged as confirmed are compared with the
+receivers' files.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ from cipherbox.harness.stage import Stage, free_port, kill
 SETTLE_S, BROKEN_SETTLE_S = 60.0, 10.0
 _CALM_S = (0.2, 1.2)  # between two faults
 _LOOK_S = 0.2
-_DOWN_S = (0.0, 0.6)  # that what was killed stays down
+_DOWN_S = (0.0, 0.6)  # between a kill and the restart
 Say = Callable[[str], None]
 
 
 @attrs.define
 class Proof:
-    """What the comparison found; ``confirmed`` and the others count messages for each recipient."""
+    """The result of the comparison; the counts are messages for each recipient."""
 
     confirmed: int = 0
     lost: int = 0
     duplicated: int = 0
     unexpected: int = 0
-    recovered: int = 0  # whose sender did not live to see the confirm, and which arrived
+    recovered: int = 0  # arrived, although the sender was killed before the confirm
     kills: int = 0
     cuts: int = 0
     database_faults: int = 0
@@ -58,7 +58,7 @@ class Proof:
 
 
 class Trial:
-    """See the module.  ``rounds`` faults, or as many as fit into ``seconds``."""
+    """A trial with ``rounds`` faults, or as many as fit into ``seconds``."""
 
     def __init__(
         self,
@@ -80,7 +80,7 @@ class Trial:
         self._rounds, self._seconds = rounds, seconds
         self._chance = random.Random(seed)  # noqa: S311
         self._database = database
-        # the second one waits for its turn
+        # the second one is the standby
         self._hqs = ["HQ"] if database is None else ["HQ", "HQ2"]
         self._ports = {name: free_port() for name in self._hqs}
         self._proxy_ports = {name: free_port() for name in self._hqs}
@@ -196,8 +196,8 @@ class Trial:
             await trio.sleep(chance.uniform(*_CALM_S))
 
     async def _confirms(self) -> None:
-        """Waits until HQ has confirmed something since the last fault: only then can the next
-        one lose it, on a slow machine too.
+        """Wait until HQ has confirmed something since the last fault, so that the next one can lose
+        it, also on a slow machine.
         """
         logs = [self._directory / name / LOG for name in self._senders]
         known = [log.stat().st_size if log.exists() else 0 for log in logs]
@@ -214,7 +214,7 @@ class Trial:
             await act(proxy)
 
     async def _settle(self) -> None:
-        """No more faults: senders empty their outboxes, receivers take what waits."""
+        """Let the senders empty their outboxes and the receivers their queues, without faults."""
         self._say("settling")
         limit_s = BROKEN_SETTLE_S if self._broken else SETTLE_S
         with trio.move_on_after(limit_s) as scope:
@@ -238,8 +238,8 @@ class Trial:
             await self.stage.stop(self.processes[name])
 
     async def look_after(self) -> None:
-        """No process may end by itself, whatever HQ and the network went through; but an HQ that
-        another one has taken over does, and is started again, as systemd does.
+        """Raise StageFailed if a process ended, whatever HQ and the network went through.  An HQ
+        whose database another one took over does end, and is restarted, as systemd does.
         """
         for name, process in list(self.processes.items()):
             if len(self._hqs) > 1 and name in self._hqs and process.poll() == Exit.STORE:
@@ -306,17 +306,17 @@ class Trial:
                 for number, to in begun.items():
                     if receiver not in to:
                         continue
-                    here = (sender, number) in found
+                    arrived = (sender, number) in found
                     if number in confirmed:
                         proof.confirmed += 1
-                        if not here:
+                        if not arrived:
                             self._found(
                                 "lost",
                                 f"{receiver} never got number {number} of {sender}, which HQ "
                                 "confirmed",
                             )
                     else:
-                        proof.recovered += here
+                        proof.recovered += arrived
 
     def _found(self, what: str, text: str, count: int = 1) -> None:
         setattr(self.proof, what, getattr(self.proof, what) + count)

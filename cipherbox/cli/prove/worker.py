@@ -1,9 +1,9 @@
-"""A sender under trial: publishes numbered messages for as long as it lives, and writes down what
-HQ confirmed.
+"""A sender under trial: publishes numbered messages until it is killed or stopped, and logs those
+that HQ confirmed.
 
-It may be killed at any instruction.  Before a message is published its number is in the log, and
-its number is never used again; `ok` is written only after HQ's confirm.  So the log says, after any
-number of kills, what was confirmed, and what may or may not have been sealed.
+It may be killed at any instruction.  A message's number is logged before it is published, and is
+never used again; `ok` is written only after HQ's confirm.  So after any number of kills the log
+shows which messages were confirmed, and which may or may not have been sealed.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ if TYPE_CHECKING:
 LOG = "prove.log"
 CONFIRMED = b'"ok"'  # in a line of it
 TASKS = 3
-_MOST_AT_ONCE = 20  # messages of one publish
+_LARGEST_BATCH = 20  # messages of one publish
 _LARGEST = 40_000  # characters of a filler
 
 
 def content_of(sender: str, number: int, filler: str) -> str:
-    """A message that says whose it is, which it is, and what else it must hold."""
+    """Return a message with its sender, its number, and the digest of its filler."""
     return f"{sender} {number} {hashlib.sha256(filler.encode()).hexdigest()} {filler}"
 
 
 def read_content(text: str) -> tuple[str, int] | None:
-    """(sender, number) of a message that is whole; None for anything else."""
+    """Return (sender, number) of an intact message; None for anything else."""
     parts = text.split(" ", 3)
     if (
         len(parts) != 4
@@ -50,7 +50,7 @@ def read_content(text: str) -> tuple[str, int] | None:
 
 
 def read_log(path: Path) -> tuple[dict[int, list[str]], set[int]]:
-    """(number -> recipients of all that was begun, numbers that were confirmed)."""
+    """Return the recipients of every logged number, and the confirmed numbers."""
     begun: dict[int, list[str]] = {}
     confirmed: set[int] = set()
     if path.exists():
@@ -68,7 +68,7 @@ def read_log(path: Path) -> tuple[dict[int, list[str]], set[int]]:
 
 
 async def work(home: Path) -> int:
-    """Publishes until standard input ends, then waits until the outbox is empty."""
+    """Publish until standard input ends, then wait until the outbox is empty."""
     from cipherbox.client.client import open_client
 
     task: dict[str, Any] = orjson.loads(await trio.to_thread.run_sync(sys.stdin.buffer.readline))
@@ -99,10 +99,10 @@ class _Sender:
         os.write(self._log, orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE))
 
     async def publish(self) -> None:
-        """One message or a few at a time, for one or several recipients."""
+        """Publish one or a few messages at a time, to one or several recipients, indefinitely."""
         chance, name = self._chance, self._client.client_id
         while True:
-            count = chance.choice((1, 1, chance.randint(1, _MOST_AT_ONCE)))
+            count = chance.choice((1, 1, chance.randint(1, _LARGEST_BATCH)))
             first, self._next = self._next, self._next + count
             to = sorted(chance.sample(self._recipients, chance.randint(1, len(self._recipients))))
             fillers = [
@@ -118,11 +118,11 @@ class _Sender:
             await trio.sleep(chance.uniform(0, 0.02))
 
     async def emptied(self) -> None:
-        """Waits until everything that was sealed is confirmed."""
-        post = self._client.outbox()
+        """Wait until every sealed envelope is confirmed."""
+        sender = self._client.outbox()
         while True:
-            post.look()
-            waiting = await post.store(post.outbox.waiting, 0, 1 << 62, 1)
+            sender.look()
+            waiting = await sender.store(sender.outbox.waiting, 0, 1 << 62, 1)
             if not waiting:
                 return
             await trio.sleep(0.2)
