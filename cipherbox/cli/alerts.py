@@ -35,18 +35,18 @@ def alerts_test(ctx: click.Context, hq: Path | None, as_json: bool) -> int:
     from cipherbox.cli.output import print_json, safe, say
     from cipherbox.errors import ConfigError
 
-    who, _, settings = _of(ctx, hq)
+    name, _, settings = _settings_of(ctx, hq)
     if not ways(settings):
         raise ConfigError(
             "no channel is configured",
             remedy="set command, webhook or mail in [alerts] (cipherbox manual operations)",
         )
-    found = run(try_ways, settings, who)
+    found = run(try_ways, settings, name)
     if as_json:
-        print_json({name: {"taken": not why, "reason": why} for name, why in found.items()})
+        print_json({way: {"taken": not why, "reason": why} for way, why in found.items()})
     else:
-        for name, why in found.items():
-            say(f"{name + ':':<9}{'not taken: ' + safe(why) if why else 'taken'}")
+        for way, why in found.items():
+            say(f"{way + ':':<9}{'not taken: ' + safe(why) if why else 'taken'}")
     return Exit.NETWORK if any(found.values()) else Exit.OK
 
 
@@ -59,8 +59,8 @@ def alerts_list(ctx: click.Context, hq: Path | None, as_json: bool) -> None:
     from cipherbox.alerting import Teller
     from cipherbox.cli.output import print_json, safe, table, time_text
 
-    who, directory, settings = _of(ctx, hq)
-    rows = Teller(who, settings, directory).known().values()
+    name, directory, settings = _settings_of(ctx, hq)
+    rows = Teller(name, settings, directory).known().values()
     if as_json:
         print_json(
             [
@@ -85,7 +85,7 @@ def alerts_list(ctx: click.Context, hq: Path | None, as_json: bool) -> None:
     )
 
 
-def _of(ctx: click.Context, hq: Path | None) -> tuple[str, Path, AlertSettings]:
+def _settings_of(ctx: click.Context, hq: Path | None) -> tuple[str, Path, AlertSettings]:
     """Return the name of HQ or of this client, its directory, and its alert settings."""
     from cipherbox.config.settings import load_client_config
 

@@ -82,7 +82,7 @@ def chat(
             open_client(home, on_event=screen.event, keep_trying=True) as client,
             suggesting(ctx, client),
         ):
-            others = list(dict.fromkeys(clients)) or await _everybody(client)
+            others = list(dict.fromkeys(clients)) or await _reachable(client)
             await client.bundles(others)
             talk = Chat(client, others, screen.state, to_all=to_all)
             senders = None if to_all else others
@@ -101,7 +101,7 @@ def chat(
     return run_until_stopped(main)
 
 
-async def _everybody(client: Client) -> list[str]:
+async def _reachable(client: Client) -> list[str]:
     from cipherbox.apps.chat.conversation import reachable_clients
     from cipherbox.cli.output import safe, warn
     from cipherbox.errors import UnknownRecipient

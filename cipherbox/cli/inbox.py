@@ -62,13 +62,13 @@ def inbox_list(
     """List what was received, latest last: time, sender, content, and how it was signed."""
     if refused and parked:
         raise click.UsageError("Specify either --refused or --parked.")
-    with _look(ctx) as look:
+    with inspect_inbox(ctx) as inspection:
         if refused:
-            _refused(look, last, as_json)
+            _refused(inspection, last, as_json)
         elif parked:
-            _parked(ctx, look, as_json)
+            _parked(ctx, inspection, as_json)
         else:
-            newest = look.shelf.newest(_since_ms(since), sender or "")
+            newest = inspection.shelf.newest(since_ms(since), sender or "")
             _entries(ctx, reversed(list(islice(newest, last))), as_json)
 
 
@@ -87,9 +87,11 @@ def inbox_search(
     """
     from cipherbox.client.inbox.encrypted_lines import matches
 
-    with _look(ctx) as look:
+    with inspect_inbox(ctx) as inspection:
         found = (
-            one for one in look.shelf.newest(_since_ms(since), sender or "") if matches(one, text)
+            one
+            for one in inspection.shelf.newest(since_ms(since), sender or "")
+            if matches(one, text)
         )
         _entries(ctx, reversed(list(islice(found, last))), as_json)
 
@@ -105,8 +107,8 @@ def inbox_show(
     """Show the details of MESSAGE_ID, and the text of a message."""
     from cipherbox.cli.output import print_raw, record, safe, say
 
-    with _look(ctx) as look:
-        entry = _found(ctx, look, message_id, sender)
+    with inspect_inbox(ctx) as inspection:
+        entry = _found(ctx, inspection, message_id, sender)
     if as_json:
         print_raw(entry.line)
         return
@@ -129,9 +131,9 @@ def inbox_save(ctx: click.Context, message_id: uuid.UUID, target: Path, sender: 
     """
     from cipherbox.cli.output import say
 
-    with _look(ctx) as look:
-        entry = _found(ctx, look, message_id, sender)
-        say(str(look.save(entry, target).absolute()))
+    with inspect_inbox(ctx) as inspection:
+        entry = _found(ctx, inspection, message_id, sender)
+        say(str(inspection.save(entry, target).absolute()))
 
 
 @inbox.command("retry")
@@ -163,24 +165,24 @@ def inbox_retry(ctx: click.Context, message_id: uuid.UUID | None) -> None:
 
 
 @contextmanager
-def _look(ctx: click.Context) -> Iterator[InboxInspection]:
+def inspect_inbox(ctx: click.Context) -> Iterator[InboxInspection]:
     from cipherbox.cli.home import load_here
     from cipherbox.client.inbox.inspect import looking
 
-    with looking(load_here(ctx)) as look:
-        yield look
+    with looking(load_here(ctx)) as inspection:
+        yield inspection
 
 
-def _since_ms(since: float | None) -> int:
+def since_ms(since: float | None) -> int:
     return int((time.time() - since) * 1000) if since else 0
 
 
 def _found(
-    ctx: click.Context, look: InboxInspection, message_id: uuid.UUID, sender: str | None
+    ctx: click.Context, inspection: InboxInspection, message_id: uuid.UUID, sender: str | None
 ) -> Entry:
     from cipherbox.client.inbox.inspect import find
 
-    entry = find(look, message_id, sender or "")
+    entry = find(inspection, message_id, sender or "")
     if entry is None:
         raise NotFound(
             f"message {message_id} is not in the inbox of {home_of(ctx)}, or older than [inbox] "
@@ -240,12 +242,12 @@ def _record(one: Entry) -> dict[str, object]:
     }
 
 
-def _refused(look: InboxInspection, last: int, as_json: bool) -> None:
+def _refused(inspection: InboxInspection, last: int, as_json: bool) -> None:
     import attrs
 
     from cipherbox.cli.output import print_json, safe, table, time_text
 
-    rows = look.refused(last)
+    rows = inspection.refused(last)
     if as_json:
         print_json([attrs.asdict(row) for row in rows])
         return
@@ -260,12 +262,12 @@ def _refused(look: InboxInspection, last: int, as_json: bool) -> None:
     )
 
 
-def _parked(ctx: click.Context, look: InboxInspection, as_json: bool) -> None:
+def _parked(ctx: click.Context, inspection: InboxInspection, as_json: bool) -> None:
     import attrs
 
     from cipherbox.cli.output import next_step, print_json, safe, table
 
-    rows = look.parked()
+    rows = inspection.parked()
     if as_json:
         print_json([attrs.asdict(row) for row in rows])
         return

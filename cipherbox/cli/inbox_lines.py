@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from cipherbox.cli.home import home_of
-from cipherbox.cli.inbox import _look, _since_ms, inbox, sender_option, since_option
+from cipherbox.cli.inbox import inbox, inspect_inbox, sender_option, since_ms, since_option
 
 
 @inbox.command("export")
@@ -28,8 +28,8 @@ def inbox_export(
     from cipherbox.client.inbox.places import open_new
     from cipherbox.errors import FileError
 
-    with _look(ctx) as look:
-        entries = look.shelf.oldest(_since_ms(since), sender or "")
+    with inspect_inbox(ctx) as inspection:
+        entries = inspection.shelf.oldest(since_ms(since), sender or "")
         if target is None:
             for entry in entries:
                 print_raw(entry.line)

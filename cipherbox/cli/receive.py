@@ -93,7 +93,7 @@ def receive(
     receiver = _with_receiver(ctx, as_json, work, incoming, keep_trying=unlimited)
     if not as_json:
         say(f"{receiver.received} message(s) received{_where(ctx, receiver)}")
-    _tell(receiver)
+    _warn_of_refusals(receiver)
 
 
 @click.command()
@@ -120,7 +120,7 @@ def fetch(
         say(f"{receiver.received} message(s) received{_where(ctx, receiver)}")
         if not receiver.received:
             next_step(f"wait for messages as they come: {command_here(ctx)} receive")
-    _tell(receiver)
+    _warn_of_refusals(receiver)
 
 
 def _where(ctx: click.Context, receiver: Receiver) -> str:
@@ -183,7 +183,7 @@ def _with_receiver(
     return run(main)
 
 
-def _tell(receiver: Receiver) -> None:
+def _warn_of_refusals(receiver: Receiver) -> None:
     from cipherbox.cli.output import safe, warn
 
     if receiver.duplicates:

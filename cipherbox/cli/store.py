@@ -95,17 +95,17 @@ def restore(backup: Path, directory: Path, url: str, as_json: bool) -> None:
         when = time_text(done.made_at)
         say(f"Restored and compared: HQ is in {done.directory} as it was at {when}.")
         say(
-            "What it confirmed after that is not in it. When senders connect they learn so, and "
-            "send again what nobody"
+            "Messages confirmed later are missing. Senders learn this when they connect, and "
+            "resend everything without"
         )
         say(
-            "has signed for; what a recipient had already, its inbox drops. Clients enrolled or "
-            "revoked since then:"
+            "a signed receipt; recipients discard duplicates. Clients enrolled or revoked since "
+            "then must be enrolled"
         )
-        say("enroll or revoke them again.")
+        say("or revoked again.")
         next_step(
             f"start it:            cipherbox serve {done.directory}",
-            "and let clients see it at its old address",
+            "and make it reachable at its old address",
         )
 
 
@@ -148,7 +148,7 @@ def store_copy(directory: Path, to: str, switch: bool, as_json: bool) -> None:
         next_step(f"HQ uses the copy from now on: cipherbox serve {directory}")
     else:
         next_step(
-            f"use it: put it into [database] of {config.directory}/cipherbox.toml, or copy with "
+            f"to use it: enter it in [database] of {config.directory}/cipherbox.toml, or copy with "
             "--switch"
         )
 
@@ -194,8 +194,8 @@ def _report(done: Summary, as_json: bool) -> None:
     else:
         rows = {name: one.rows for name, one in done.tables.items()}
         say(
-            f"{rows['envelopes']:,} envelopes recorded, {rows['bodies']:,} of them still here "
-            "with their bytes;"
+            f"{rows['envelopes']:,} envelopes recorded, {rows['bodies']:,} of them with their "
+            "bytes;"
         )
         say(
             f"{rows['clients']:,} clients; signed log up to entry {done.log_entries:,}; "

@@ -46,7 +46,7 @@ NOW = {
 }
 
 
-class Look:
+class Snapshot:
     """A snapshot of HQ's metrics, alerts and connections."""
 
     def __init__(
@@ -69,7 +69,7 @@ class Look:
             elif "certificate" in m["labels"]:
                 self.days[m["labels"]["certificate"]] = m["value"]
 
-    def report(self, before: Look) -> dict[str, Any]:
+    def report(self, before: Snapshot) -> dict[str, Any]:
         """Return the report that is shown and that --json prints, with rates since ``before``."""
         seconds = max(self.at - before.at, 0.001)
         rates = {
@@ -102,9 +102,9 @@ class Look:
         }
 
 
-async def look(client: Client) -> Look:
+async def take_snapshot(client: Client) -> Snapshot:
     """Ask HQ for a snapshot.  Raise Forbidden unless this client is an admin."""
-    return Look(
+    return Snapshot(
         await client.list("metrics"), await client.list("alerts"), await client.list("connections")
     )
 
@@ -148,12 +148,12 @@ async def _once(home: Home) -> dict[str, Any]:
 
     async with open_client(home) as client:
         require_admin(client)
-        before = await look(client)
+        before = await take_snapshot(client)
         await trio.sleep(ONCE_S)
-        return (await look(client)).report(before)
+        return (await take_snapshot(client)).report(before)
 
 
-async def _looks(
+async def _reports(
     client: Client, first_s: float, interval: float
 ) -> AsyncGenerator[dict[str, Any] | str, None]:
     """Yield a report each time, or the reason as text if HQ does not answer: it may be
@@ -163,12 +163,12 @@ async def _looks(
 
     from cipherbox.errors import Forbidden, NetworkError, Refused
 
-    before, wait = await look(client), first_s
+    before, wait = await take_snapshot(client), first_s
     while True:
         await trio.sleep(wait)
         wait = interval
         try:
-            now = await look(client)
+            now = await take_snapshot(client)
         except Forbidden:  # no admin any more
             raise
         except (NetworkError, Refused) as error:
@@ -186,7 +186,7 @@ async def _lines(home: Home, interval: float) -> None:
 
     async with open_client(home) as client:
         require_admin(client)
-        async with aclosing(_looks(client, interval, interval)) as found:
+        async with aclosing(_reports(client, interval, interval)) as found:
             async for one in found:
                 if isinstance(one, str):
                     warn(one)
@@ -205,7 +205,7 @@ async def _live(home: Home, interval: float) -> None:
     async with open_client(home) as client:
         require_admin(client)
         with Live(console=Console(), screen=True, auto_refresh=False) as live:
-            async with aclosing(_looks(client, min(interval, ONCE_S), interval)) as found:
+            async with aclosing(_reports(client, min(interval, ONCE_S), interval)) as found:
                 async for one in found:
                     live.update(
                         Text(safe(one)) if isinstance(one, str) else view(one), refresh=True

@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 RIGHTS = ("publish", "bind", "read", "declare", "admin")
 TYPES = ("direct", "fanout", "topic")
 _ROUTES = {
-    "direct": "a binding takes the routing key that is the same",
-    "fanout": "every binding takes everything, whatever the routing key",
-    "topic": "a binding takes a pattern, where * is one word between dots and # any number",
+    "direct": "a binding matches an equal routing key",
+    "fanout": "every binding matches, whatever the routing key",
+    "topic": "a binding matches a pattern, where * is one word between dots and # any number",
 }
 
 
@@ -90,10 +90,8 @@ def exchange_declare(ctx: click.Context, name: str, kind: str) -> None:
     from cipherbox.cli.output import next_step, say
 
     with_client(ctx, lambda client: client.declare_exchange(name, kind))
-    say(f"Exchange {name!r} is there, of type {kind}: {_ROUTES[kind]}.")
-    next_step(
-        f"lead a routing key into a queue: {command_here(ctx)} binding declare {name} QUEUE KEY"
-    )
+    say(f"Exchange {name!r} of type {kind} is declared: {_ROUTES[kind]}.")
+    next_step(f"bind a queue to it: {command_here(ctx)} binding declare {name} QUEUE KEY")
 
 
 @exchange.command("show")
@@ -129,7 +127,7 @@ def exchange_delete(ctx: click.Context, name: str, yes: bool) -> None:
 
     sure(f"Delete exchange {name!r} with its bindings and rights?", yes)
     with_client(ctx, lambda client: client.delete_exchange(name))
-    say(f"Exchange {name!r} is gone.")
+    say(f"Exchange {name!r} is deleted.")
 
 
 @exchange.command("list")
@@ -184,8 +182,8 @@ def queue_declare(
     async def work(client: Client) -> str:
         if not owner and client.home.identity is None:
             raise click.UsageError(
-                "An admin opens nothing, so nobody could read a queue of its own: name its owner "
-                "with --owner CLIENT_ID."
+                "An admin cannot open messages, so it cannot own a queue: specify the owner with "
+                "--owner CLIENT_ID."
             )
         await client.declare_queue(
             name, owner=owner or "", readers=readers, ttl_s=ttl_s, max_length=max_length
@@ -194,12 +192,10 @@ def queue_declare(
 
     whose = with_client(ctx, work)
     say(
-        f"Queue {name!r} is there; {', '.join(dict.fromkeys([whose, *readers]))} "
+        f"Queue {name!r} is declared; {', '.join(dict.fromkeys([whose, *readers]))} "
         f"read{'' if readers else 's'} it."
     )
-    next_step(
-        f"lead a routing key into it: {command_here(ctx)} binding declare EXCHANGE {name} KEY"
-    )
+    next_step(f"bind it to an exchange: {command_here(ctx)} binding declare EXCHANGE {name} KEY")
 
 
 @queue.command("show")
@@ -234,7 +230,7 @@ def queue_delete(ctx: click.Context, name: str, yes: bool) -> None:
 
     sure(f"Delete queue {name!r} with its bindings and rights?", yes)
     with_client(ctx, lambda client: client.delete_queue(name))
-    say(f"Queue {name!r} is gone.")
+    say(f"Queue {name!r} is deleted.")
 
 
 @queue.command("purge")
@@ -292,7 +288,7 @@ def binding_declare(ctx: click.Context, exchange: str, queue: str, key: str) -> 
         return ""
 
     kind = with_client(ctx, work)
-    say(f"{exchange!r} leads {key!r} into {queue!r}.")
+    say(f"Queue {queue!r} is bound to {exchange!r} with key {key!r}.")
     if doubt := _misfit(exchange, kind, key):
         warn(doubt)
     next_step(
@@ -306,12 +302,12 @@ def _misfit(exchange: str, kind: str, key: str) -> str:
     text.
     """
     if kind == "fanout" and key:
-        return f"{exchange!r} is of type fanout: every key leads into the queue, not {key!r} alone."
+        return f"{exchange!r} is of type fanout: the queue gets every key, not only {key!r}."
     if not set(key) & set("*#"):
         return ""
     if kind == "direct":
         return (
-            f"{exchange!r} is of type direct, where {key!r} is an ordinary key and no pattern. "
+            f"{exchange!r} is of type direct, where {key!r} is an ordinary key, not a pattern. "
             "Patterns need an exchange declared with --type topic."
         )
     odd = [word for word in key.split(".") if len(word) > 1 and set(word) & set("*#")]
@@ -334,7 +330,7 @@ def binding_show(ctx: click.Context, name: str, as_json: bool) -> None:
     rows = with_client(ctx, lambda client: client.list("bindings"))
     found = [row for row in rows if name in (row["exchange"], row["queue"])]
     if not found:
-        raise NotFound(f"there is no binding of {name!r} that you may see")
+        raise NotFound(f"no binding of {name!r} that you may see")
     if as_json:
         print_json(found)
     else:
@@ -351,7 +347,7 @@ def binding_delete(ctx: click.Context, exchange: str, queue: str, key: str) -> N
     from cipherbox.cli.output import say
 
     with_client(ctx, lambda client: client.unbind(exchange, queue, key))
-    say(f"{exchange!r} no longer leads {key!r} into {queue!r}.")
+    say(f"Queue {queue!r} is no longer bound to {exchange!r} with key {key!r}.")
 
 
 @binding.command("list")
@@ -420,4 +416,4 @@ def grants(ctx: click.Context, client_id: str | None, as_json: bool) -> None:
     if as_json:
         print_json(found)
     else:
-        rows_table(found, empty="no right was given")
+        rows_table(found, empty="no rights granted")

@@ -32,14 +32,14 @@ class _Kind:
 
 
 class Flood(logging.Filter):
-    """At most so many lines a second of one kind (the text before its values are put in); DEBUG is
-    never cut.
+    """Pass at most ``most`` lines a second of one kind (one text before its values are filled in);
+    DEBUG always passes.
 
-    Of those that one client causes fewer pass, so that a client that floods the log hides nobody
-    else's lines.
+    The limit for lines caused by one client is lower, so that a client that floods the log does not
+    hide the lines of others.
 
-    A line that stands for others has their number as ``left_out``.  `settle` gives the lines that
-    say so when no other of their kind came.
+    A line that stands for others has their number as ``left_out``.  `settle` returns such lines if
+    no other of their kind followed.
     """
 
     def __init__(self, most: int = MOST) -> None:

@@ -1,7 +1,7 @@
 """Log lines with their fields for systemd's journal, in its native protocol: one datagram per line.
 
-systemd says with $JOURNAL_STREAM that standard error leads to the journal: device and inode of that
-stream.  Then lines go to the journal's own socket, where `journalctl CIPHERBOX_CLIENT=FL-LAB` finds
+systemd sets $JOURNAL_STREAM to device and inode of standard error if it is connected to the
+journal.  Then lines go to the journal's own socket, and `journalctl CIPHERBOX_CLIENT=FL-LAB` finds
 them by their fields.
 """
 
@@ -19,7 +19,7 @@ SOCKET = "/run/systemd/journal/socket"
 VARIABLE = "JOURNAL_STREAM"
 # plain names are the journal's own: MESSAGE_ID, for one, means something else there
 PREFIX = "CIPHERBOX_"
-_FIELD_CHARS = 16 * 1024  # a datagram takes some 200 KiB in all
+_FIELD_CHARS = 16 * 1024  # a datagram holds about 200 KiB
 _SMALL_CHARS = 1024
 _PRIORITIES = ((logging.CRITICAL, 2), (logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6))
 
@@ -53,9 +53,9 @@ def field_name(name: str) -> str:
 
 
 class Journald(logging.Handler):
-    """Sends each record to the journal; one that it does not take goes to ``instead``, as a line.
+    """Send each record to the journal; one that it does not accept goes to ``instead``, as a line.
 
-    The formatter is asked for the record's fields, so that both ways hide and escape the same.
+    The fields come from `line_of`, as for the formatters, so that both hide and escape the same.
     """
 
     def __init__(self, instead: logging.Handler, path: str = SOCKET) -> None:

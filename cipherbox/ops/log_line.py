@@ -1,7 +1,7 @@
 """A log record as names and values, without secrets.
 
-What a log may hold: ids, names, sizes, counts, times, hashes, error texts.  Never a secret, a
-token, a body: what looks like one is cut out, should a mistake pass it on.
+A log may contain ids, names, sizes, counts, times, hashes and error texts, never a secret, a token
+or a body: anything that looks like one is removed, should it be passed on by mistake.
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ class Sample(NamedTuple):
 
 
 METRICS: dict[str, Metric] = {
-    # Who is here.
+    # Readiness and connections.
     "cipherbox_build_info": Metric(
         GAUGE, "Always 1; the label is the running version.", ("version",)
     ),
@@ -89,8 +89,7 @@ METRICS: dict[str, Metric] = {
     "cipherbox_throttled_requests_total": Metric(
         COUNTER, "Requests refused because their client had used up its budget."
     ),
-    # Messages.  HQ counts deliveries and acks by envelope: what an envelope holds is not its
-    # business there.
+    # Messages.  HQ counts deliveries and acks by envelope, not by message.
     "cipherbox_published_messages_total": Metric(COUNTER, "Messages stored and confirmed."),
     "cipherbox_published_envelopes_total": Metric(
         COUNTER, "Envelopes stored and confirmed; an envelope contains many messages."
@@ -135,8 +134,7 @@ METRICS: dict[str, Metric] = {
         "Envelopes with receipts that senders have not fetched yet. HQ cannot see which"
         " messages have no receipt.",
     ),
-    # What clients have here, as senders: waiting, delivered or kept as dead letters, in each queue
-    # for itself.
+    # What clients have sent: waiting, delivered or kept as dead letters, in each queue separately.
     "cipherbox_client_bytes": Metric(
         GAUGE, "Bytes that a client has at HQ, for the clients with the most.", ("client",)
     ),

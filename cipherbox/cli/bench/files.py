@@ -9,7 +9,7 @@ import trio
 if TYPE_CHECKING:
     from cipherbox.client.client import Client
 
-_TELL_S = 0.2
+_REPORT_S = 0.2
 
 
 def settings(do: str) -> dict[str, Any]:
@@ -25,7 +25,7 @@ async def send(client: Client, task: dict[str, Any]) -> None:
     """Place the files in the folders of their centers, then run the agent until all are sent."""
     from cipherbox.apps.agent.agent import Agent
     from cipherbox.apps.agent.file_mover import OUTGOING
-    from cipherbox.cli.bench.measured import measured, shares, tell
+    from cipherbox.cli.bench.measured import measured, report, shares
 
     folder = client.home.path / "agent"
     content = b"x" * task["size"]
@@ -42,16 +42,16 @@ async def send(client: Client, task: dict[str, Any]) -> None:
         async with trio.open_nursery() as nursery:
             await nursery.start(agent.run)
             while agent.sent < task["messages"]:
-                await trio.sleep(_TELL_S)
-                tell(sealed=agent.sent)
+                await trio.sleep(_REPORT_S)
+                report(sealed=agent.sent)
             nursery.cancel_scope.cancel()
 
-    tell(**await measured(body))
+    report(**await measured(body))
 
 
 async def receive(client: Client, task: dict[str, Any]) -> None:
     """Receive until all files are complete."""
-    from cipherbox.cli.bench.measured import measured, tell
+    from cipherbox.cli.bench.measured import measured, report
     from cipherbox.client.receiving.receiver import Receiver
 
     receiver = Receiver(client, incoming=client.home.path / "incoming")
@@ -60,8 +60,8 @@ async def receive(client: Client, task: dict[str, Any]) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(receiver.keep)
             while receiver.received < task["messages"]:
-                await trio.sleep(_TELL_S)
-                tell(received=receiver.received)
+                await trio.sleep(_REPORT_S)
+                report(received=receiver.received)
             nursery.cancel_scope.cancel()
 
-    tell(**await measured(body), took_ms=[], received=receiver.received)
+    report(**await measured(body), took_ms=[], received=receiver.received)

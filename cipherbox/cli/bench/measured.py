@@ -10,12 +10,12 @@ import orjson
 import trio
 
 
-def tell(**values: object) -> None:
+def report(**values: object) -> None:
     print(orjson.dumps(values).decode(), flush=True)
 
 
 async def measured(body: Callable[[], Awaitable[None]]) -> dict[str, float]:
-    tell(ready=True)
+    report(ready=True)
     await trio.to_thread.run_sync(sys.stdin.buffer.readline)
     cpu, began = time.process_time(), time.monotonic_ns()
     await body()

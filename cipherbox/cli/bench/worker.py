@@ -17,7 +17,7 @@ import trio
 
 from cipherbox import clock
 from cipherbox.cli.bench import files
-from cipherbox.cli.bench.measured import measured, shares, tell
+from cipherbox.cli.bench.measured import measured, report, shares
 from cipherbox.cli.exits import Exit
 from cipherbox.concurrency import Signal
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 STAMP = 20  # digits of a time
 _RESTAMP = 64  # messages that share one timestamp when they are sent as fast as possible
-_TELL_S = 0.2
+_REPORT_S = 0.2
 _MARK = b'"content":"'
 SAMPLES = 20_000
 
@@ -82,7 +82,7 @@ async def _send(client: Client, task: dict[str, Any]) -> None:
 
     for group in groups:
         await client.bundles(group)
-    tell(**await measured(all_groups))
+    report(**await measured(all_groups))
 
 
 async def _send_presealed(client: Client, task: dict[str, Any]) -> None:
@@ -126,7 +126,7 @@ async def _send_presealed(client: Client, task: dict[str, Any]) -> None:
     for number in range(-(-task["messages"] // count)):
         items.append(sealed(number))
         if number % 1000 == 0:
-            tell(sealed=number * count)
+            report(sealed=number * count)
             await trio.lowlevel.checkpoint()
 
     async def body() -> None:
@@ -139,7 +139,7 @@ async def _send_presealed(client: Client, task: dict[str, Any]) -> None:
                 await moved.wait()
 
     window.room_listeners.append(moved.notify)
-    tell(**await measured(body))
+    report(**await measured(body))
 
 
 def _message(stamp: int, size: int) -> str:
@@ -163,9 +163,9 @@ async def _receive(client: Client, task: dict[str, Any]) -> None:
             for line in b"".join(lines).splitlines() if every else lines[-1:]:
                 at = line.rindex(_MARK) + len(_MARK)
                 took.append((now - int(line[at : at + STAMP])) / 1e6)
-        if now - reported > _TELL_S * 1e9:
+        if now - reported > _REPORT_S * 1e9:
             reported = now
-            tell(received=receiver.received)
+            report(received=receiver.received)
 
     if task["wrap"] == "ratchet":
         await client.offer_prekeys()
@@ -175,7 +175,7 @@ async def _receive(client: Client, task: dict[str, Any]) -> None:
         await receiver.run([client.mailbox], count=task["messages"])
 
     result = await measured(body)
-    tell(**result, took_ms=took, received=receiver.received)
+    report(**result, took_ms=took, received=receiver.received)
 
 
 async def _take(client: Client, task: dict[str, Any]) -> None:
@@ -190,9 +190,9 @@ async def _take(client: Client, task: dict[str, Any]) -> None:
                 batch = await consumer.batch()
                 taken += len(batch) * (task["batch"] or 1)
                 acks.start_soon(client.ack, batch)
-                if time.monotonic() - reported > _TELL_S:
+                if time.monotonic() - reported > _REPORT_S:
                     reported = time.monotonic()
-                    tell(received=taken)
+                    report(received=taken)
 
     result = await measured(body)
-    tell(**result, took_ms=[], received=taken)
+    report(**result, took_ms=[], received=taken)

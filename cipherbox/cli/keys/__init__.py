@@ -7,7 +7,7 @@ Map, written by `make generate`:
     life      `keys rotate` and `keys renew`: new keys, and a new certificate.
     password  `keys password`: set, change or remove the password of a client's keys.
     rsa       `keys generate --rsa`, and the PEM files of `keys import` and `keys export`.
-    taking    `keys import`: another's key bundle that came in person, or an RSA private key of
-              one's own.
+    taking    `keys import`: another client's key bundle received in person, or one's own RSA
+              private key.
     verify    `keys verify`: two people compare a number over a channel that HQ has no part in.
 """

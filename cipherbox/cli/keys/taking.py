@@ -1,4 +1,4 @@
-"""`keys import`: another's key bundle that came in person, or an RSA private key of one's own."""
+"""`keys import`: another client's key bundle received in person, or one's own RSA private key."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def keys_import(
 
 
 def _import_bundle(ctx: click.Context, data: bytes, heard: str | None, yes: bool) -> int:
-    """Pin another's key bundle as compared, once a person has said that it is theirs."""
+    """Pin another client's key bundle as compared, once a person has confirmed it."""
     from cipherbox.cli.home import load_here
     from cipherbox.cli.output import say
     from cipherbox.client.keys.pins import PERSON, Pins
@@ -96,7 +96,7 @@ def _import_bundle(ctx: click.Context, data: bytes, heard: str | None, yes: bool
 
 
 def _compared(pin: Pin, bundle: KeyBundle, heard: str | None) -> bool:
-    """Whether the owner reads the fingerprint of keys that the pinned ones did not sign."""
+    """Return whether the owner's fingerprint matches keys that the pinned ones did not sign."""
     from cipherbox.cli.keys.verify import digits
     from cipherbox.cli.output import fail, say
     from cipherbox.client.keys.changes import change_of
@@ -118,7 +118,7 @@ def _compared(pin: Pin, bundle: KeyBundle, heard: str | None) -> bool:
 
 
 def _confirmed(bundle: KeyBundle, heard: str | None, yes: bool) -> bool:
-    """Whether these are the owner's keys: by a fingerprint that was given, or by a yes."""
+    """Return whether these are the owner's keys: by the given fingerprint, or by a yes."""
     from cipherbox.cli.keys.verify import digits
     from cipherbox.cli.output import fail, say
     from cipherbox.envelope.bundle import fingerprint
