@@ -11,7 +11,8 @@ its changes in another order.
 2. Each change is made in a fork of it: the functions get their new code, and nothing is imported,
    collected or started again.  A change costs what its killing test costs: milliseconds.
 3. What runs while modules are imported has run by then.  A change there that survives is tried once
-   more in a process of its own, in which the module is changed before it is imported.
+   more in a process of its own, in which the module is changed before it is imported; so is a
+   change of a closure that adds or removes a free variable.
 4. Verdicts are kept in `build/mutate.json`: a change that was killed is not tried again while its
    file stays the same; survivors are tried first.
 """
@@ -19,7 +20,6 @@ its changes in another order.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import functools
 import gc
 import hashlib
@@ -44,7 +44,7 @@ import coverage
 import pytest
 from _pytest.runner import runtestprotocol
 
-from tests.mutations import Mutation, mutations_of
+from tests.mutations import Mutation, mutations_of, source
 
 ROOT = Path(__file__).resolve().parent.parent
 CODE = ROOT / "cipherbox"
@@ -95,7 +95,7 @@ def equivalents() -> set[Equivalent]:
 
 def key(one: Mutation) -> str:
     """Return a name that changes with the file."""
-    digest = hashlib.sha256(one.path.read_bytes()).hexdigest()[:16]
+    digest = hashlib.sha256(source(one.path)).hexdigest()[:16]
     return f"{module_of(one.path)} {digest} {one.start} {one.change}"
 
 
@@ -118,9 +118,11 @@ def change(one: Mutation, functions: dict[tuple[str, str], list[FunctionType]]) 
         if name == one.function or name.startswith(f"{one.function}.<locals>."):
             for function in functions.get((str(one.path), name), []):
                 if function.__code__.co_firstlineno == code.co_firstlineno:
-                    with contextlib.suppress(ValueError):  # other free variables
+                    try:
                         function.__code__ = code
-                        changed = True
+                    except ValueError:  # a closure with other free variables
+                        return False
+                    changed = True
     return changed
 
 
@@ -135,21 +137,18 @@ def _limit(test_s: float) -> None:
 def cold(one: Mutation) -> str:
     """Return the verdict of the module's tests in a new process, changed before it is imported."""
     layer = module_of(one.path).split(".")[0]
-    command = [sys.executable, "-m", "tests.mutate", "--cold", str(one.path), str(one.start)]
-    command += [one.new, one.old, f"tests/{layer}"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, check=False)
+    command = [sys.executable, "-m", "tests.mutate", "--cold", str(one.path), f"tests/{layer}"]
+    done = subprocess.run(command, input=one.mutated(), cwd=ROOT, capture_output=True, check=False)
     return SURVIVED if done.returncode == 0 else KILLED
 
 
-def run_cold(path: str, start: str, new: str, old: str, *tests: str) -> int:
-    """Run tests with a changed module; return pytest's exit code."""
-    load = importlib.machinery.SourceFileLoader.get_code
+def run_cold(path: str, *tests: str) -> int:
+    """Run tests with a module whose code comes from standard input; return pytest's exit code."""
+    load, raw = importlib.machinery.SourceFileLoader.get_code, sys.stdin.buffer.read()
 
     def get_code(self: importlib.machinery.SourceFileLoader, name: str) -> CodeType | None:
         if self.path != path:
             return load(self, name)
-        raw, at = Path(path).read_bytes(), int(start)
-        raw = raw[:at] + new.encode() + raw[at + len(old.encode()) :]
         return compile(raw, path, "exec", dont_inherit=True)
 
     importlib.machinery.SourceFileLoader.get_code = get_code  # type: ignore[method-assign]
@@ -223,7 +222,8 @@ class Runner:
             reached = set(data.contexts_by_lineno(str(mutation.path)).get(mutation.line, []))
             tests = sorted((items[name] for name in reached & items.keys()), key=self._duration)
             verdict = self._try(mutation, tests, functions) if tests else UNREACHED
-            if verdict in (SURVIVED, UNREACHED) and "" in reached:
+            # run on import, or a closure that cannot be changed while it lives
+            if (verdict == SURVIVED and "" in reached) or (verdict == UNREACHED and reached):
                 verdict = cold(mutation)
             self.verdicts[mutation] = verdict
             if number % 50 == 0:

@@ -8,6 +8,7 @@ on import), docstrings, assertions, and what is passed to an exception (its text
 from __future__ import annotations
 
 import ast
+import functools
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -43,6 +44,12 @@ FUNCTIONS = ast.FunctionDef | ast.AsyncFunctionDef
 REMOVED = ast.Expr | ast.Assign | ast.AugAssign | ast.Raise | ast.Delete | ast.Continue | ast.Break
 
 
+@functools.cache
+def source(path: Path) -> bytes:
+    """Return a file as it was when this run began, whoever edits it since."""
+    return path.read_bytes()
+
+
 @attrs.frozen
 class Mutation:
     """One change of a file: ``old`` at byte ``start`` becomes ``new``."""
@@ -65,7 +72,7 @@ class Mutation:
 
     def mutated(self) -> bytes:
         """Return the file with the change."""
-        raw = self.path.read_bytes()
+        raw = source(self.path)
         return raw[: self.start] + self.new.encode() + raw[self.start + len(self.old.encode()) :]
 
 
@@ -74,7 +81,7 @@ class _Finder:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._raw = path.read_bytes()
+        self._raw = source(path)
         self._lines = self._raw.splitlines(keepends=True)
         self._starts = [0]
         for line in self._lines:

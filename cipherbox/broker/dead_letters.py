@@ -82,7 +82,6 @@ def _redrive(state: BrokerState, queue: Queue, entry: Entry) -> None:
     redriven = entry._replace(seq=queue.next, attempts=0)
     queue.append(redriven, state.limits.head_entries)
     state.touched.add(queue)
-    state.dispatchable.add(queue)
     if queue.max_length:
         overflow(state, queue)
 

@@ -75,17 +75,17 @@ class Queue:
         owner: str,
         readers: Iterable[str],
         totals: Totals,
-        counters: Counters | None = None,
+        counters: Counters,
     ) -> None:
         self.name = name
         self.owner = owner
         self.readers = set(readers)
         self.ttl_ms = self.max_length = 0  # limits; 0: none
         self.bindings: set[tuple[str, str]] = set()  # (exchange, routing key)
-        self.depth = counters.depth if counters else 0
-        self.size = counters.size if counters else 0
-        self.first = counters.first if counters else 1
-        self.next = counters.next if counters else 1
+        self.depth = counters.depth
+        self.size = counters.size
+        self.first = counters.first
+        self.next = counters.next
         self.ready: deque[Entry] = deque()
         self.unacknowledged: dict[int, Unacknowledged] = {}
         self.consumers: deque[Consumer] = deque()

@@ -36,7 +36,7 @@ class BrokerState:
         counters = {c.queue: c for c in snapshot.counters}
         self.totals = Totals(limits, snapshot.client_limits)
         self.queues = {
-            q.name: Queue(q.name, q.owner, q.readers, self.totals, counters.get(q.name))
+            q.name: Queue(q.name, q.owner, q.readers, self.totals, counters[q.name])
             for q in snapshot.queues
         }
         for row in snapshot.queues:

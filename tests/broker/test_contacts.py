@@ -29,9 +29,11 @@ def refusal(w: World, *to: str) -> str:
 def test_a_client_speaks_for_itself_and_hq_keeps_it() -> None:
     w = World(LIMITS, "A", "B", "C")
     effects = tell(w, "B", blocked=("a",))
+    assert effects.answers[w.connection_of["B"]] == [Done(w.correlation, 1)]
     (act,) = effects.acts
     assert (act.by, act.what, act.detail) == ("B", "TellContacts", {"allowed": 0, "blocked": 1})
     again = tell(w, "B", blocked=("a",))
+    assert again.answers[w.connection_of["B"]] == [Done(w.correlation, 0)]
     assert not again.changes
     assert not again.acts
     assert refusal(w, "B") == "B takes no mail from A"
@@ -87,10 +89,10 @@ def test_one_reader_of_a_route_or_a_queue_keeps_the_envelope_from_nobody_else() 
     w.ok(m.DeclareQueue(*HQ, w.next(), "both", "", ("B", "C")))
     w.ok(m.Grant(*HQ, w.next(), "A", "publish", "both", True))
     tell(w, "B", blocked=("A",))
-    route = w.item("A", ("B", "C"), exchange="e", key="k")
-    found = w.publish(route)
-    assert isinstance(found, Confirmed)
-    assert found.queues == ("qB", "qC")
+    for key in ("k", "", ".bulk"):  # the last two are a mailbox's without an exchange
+        found = w.publish(w.item("A", ("B", "C"), exchange="e", key=key))
+        assert isinstance(found, Confirmed)
+        assert found.queues == ("qB", "qC")
     partial = w.publish(w.item("A", ("B", "C"), exchange="e", key="k")._replace(partial=True))
     assert isinstance(partial, Confirmed)
     assert (partial.queues, partial.unrouted) == (("qC",), ("B",))

@@ -242,3 +242,18 @@ def test_the_admins_are_those_by_role_or_by_right_that_are_not_revoked() -> None
     for name in ("OLD", "A"):
         w.ok(m.RevokeClient(*HQ, w.next(), name, "stolen"))
     assert admins() == {"ROOT"}
+
+
+def test_an_act_records_what_the_command_said_and_nothing_of_its_connection() -> None:
+    w = World(LIMITS, "A", "B")
+    acts = w.run(m.Grant(*HQ, w.next(), "A", "admin", "", True)).acts
+    assert acts == [
+        m.Act("", "Grant", {"target": "A", "right": "admin", "resource": "", "give": True})
+    ]
+
+
+def test_retention_is_recorded_and_needs_the_dead_letters_that_it_takes() -> None:
+    w = World(LIMITS, "A")
+    retain = m.Retain(*HQ, w.next(), m.Cutoffs(1, 2, 3))
+    assert w.broker.required_facts([retain]).retired == retain.cutoffs.dead_letters > 0
+    assert w.run(retain).acts == [m.Act("", "Retain", retain.cutoffs._asdict())]

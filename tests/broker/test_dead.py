@@ -193,6 +193,7 @@ def test_the_record_says_redriven_or_discarded_and_by_whom() -> None:
         (1, "B", m.REDRIVEN),
         (2, "", m.DISCARDED),
     ]
+    assert [(act.by, act.what) for act in redriven.acts] == [("B", "SettleDead")]
 
 
 def test_a_redriven_dead_letter_begins_with_no_deliveries() -> None:
@@ -268,3 +269,19 @@ def test_discarded_twice_in_one_batch_is_once() -> None:
     effects = w.run(*[m.RedriveOrDiscard(*HQ, n, BOX, [(1, 1)], True) for n in (1, 2)])
     assert effects.answers[0] == [Done(1, 1), Done(2, 0)]
     assert w.broker.state.queues[BOX].used == {"A": (100, 1)}
+
+
+def test_each_command_of_a_batch_closes_what_it_names() -> None:
+    w = refused(4)
+    effects = w.run(
+        m.RedriveOrDiscard(*HQ, 1, BOX, [(1, 1)], True),
+        m.RedriveOrDiscard(*HQ, 2, BOX, [(2, 2)], False),
+        m.RedriveOrDiscard(*HQ, 3, BOX, [(4, 1)], True),
+    )
+    assert effects.answers[0] == [Done(1, 1), Done(2, 2), Done(3, 1)]
+    assert [(s.seq, s.how) for s in effects.changes.closed_dead_letters] == [
+        (1, m.DISCARDED),
+        (2, m.REDRIVEN),
+        (3, m.REDRIVEN),
+        (4, m.DISCARDED),
+    ]

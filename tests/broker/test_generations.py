@@ -328,8 +328,8 @@ def test_a_dead_letter_left_aside_is_counted_with_each_generation_in_one_commit(
     item = w.item("A", ("B", "C"))
     w.publish(item)
     w.ok(m.Purge(0, "", 1, "box.C"))
-    w.run(m.Publish(1, "A", [newer(item, 150, n, recipients=("B",)) for n in (1, 2)]))
-    assert w.store.usage == {("A", "box.B"): (150, 1), ("A", "box.C"): (150, 1)}
+    w.run(m.Publish(1, "A", [newer(item, 150 + n, n, recipients=("B",)) for n in (1, 2)]))
+    assert w.store.usage == {("A", "box.B"): (152, 1), ("A", "box.C"): (152, 1)}
     w.run(m.Publish(1, "A", [newer(item, 170, 3, recipients=("B",)), newer(item, 180, 4)]))
     assert w.store.usage == {("A", "box.B"): (180, 1), ("A", "box.C"): (180, 1)}
     assert fetched(w, "C", "box.C") == [(2, 180)]

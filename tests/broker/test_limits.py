@@ -5,6 +5,7 @@ from __future__ import annotations
 import attrs
 
 from cipherbox.broker import model as m
+from cipherbox.broker.exchanges import Exchange
 from cipherbox.broker.model import Done, ExchangeType
 from cipherbox.limits import LIMITS
 from tests.broker.world import World
@@ -57,3 +58,55 @@ def test_credit_is_cut_to_the_largest() -> None:
     assert [e.seq for h in effects.deliveries for e in h.entries] == [1, 2, 3]
     answer = w.ok(m.Fetch(2, "B", 1, "box.B", 1 << 31, 1 << 62))
     assert [e.seq for e in answer.entries] == [4, 5, 6]  # type: ignore[union-attr]
+
+
+def test_a_direct_exchange_knows_no_patterns() -> None:
+    exchange = Exchange("e", ExchangeType.DIRECT)
+    assert exchange.bind("q", "a.*")
+    assert exchange.route("a.*") == ("q",)
+    assert exchange.route("a.b") == ()
+
+
+def test_a_binding_is_made_and_removed_once() -> None:
+    for kind, key in ((ExchangeType.DIRECT, "a"), (ExchangeType.TOPIC, "a.*")):
+        exchange = Exchange("e", kind)
+        assert [exchange.bind("q", key), exchange.bind("q", key)] == [True, False]
+        assert not exchange.unbind("other", key)
+        assert [exchange.unbind("q", key), exchange.unbind("q", key)] == [True, False]
+
+
+def test_each_entry_expires_at_its_own_time() -> None:
+    w = World(LIMITS, "A", "B")
+    start = w.now
+    for after in (10, 20):
+        w.publish(w.item("A", ("B",), expires_at=start + after))
+    for after, dead in ((15, [1]), (25, [1, 2])):
+        w.now = start + after
+        w.run(m.Sweep())
+        assert w.store.open_dead("box.B") == dead
+
+
+def test_a_new_time_to_live_counts_for_what_waits() -> None:
+    w = World(LIMITS, "A", "B")
+    w.ok(m.DeclareQueue(2, "B", 1, "q", "", ()))
+    w.ok(m.Grant(0, "", 1, "A", "publish", "q", True))
+    w.publish(w.item("A", ("B",), "", "q"))
+    w.ok(m.DeclareQueue(2, "B", 1, "q", "", (), ttl_s=10))
+    w.now += 11_000
+    w.run(m.Sweep())
+    assert w.store.open_dead("q") == [1]
+
+
+def test_a_page_that_arrives_after_its_queue_was_deleted_is_dropped() -> None:
+    w = World(attrs.evolve(LIMITS, head_entries=2, page_entries=2), "A", "B")
+    w.ok(m.DeclareQueue(2, "B", 1, "q", "", ()))
+    w.ok(m.Grant(0, "", 1, "A", "publish", "q", True))
+    for _ in range(6):
+        w.publish(w.item("A", ("B",), "", "q"))
+    w.run(m.Consume(2, "B", 1, 1, "q", 100, 1 << 30))
+    late, w.pages = w.pages, []
+    assert late
+    w.run(m.Ack(2, "B", 1, "q", [(1, 6)]))
+    w.ok(m.DeleteQueue(2, "B", 1, "q"))
+    w.pages = late
+    assert not w.run().deliveries

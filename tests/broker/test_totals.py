@@ -162,3 +162,10 @@ def test_the_largest_are_sorted_by_bytes_and_then_by_name() -> None:
     largest = [("B", (200, 1)), ("C", (100, 1)), ("A", (100, 1)), ("D", (60, 2))]
     assert w.broker.state.totals.largest(9) == largest
     assert w.broker.state.totals.largest(2) == largest[:2]
+
+
+def test_a_limit_of_zero_is_a_limit_and_one_that_is_not_set_is_not_removed() -> None:
+    w = World(LOW, "A", "B")
+    assert w.ok(m.LimitClient(*HQ, w.next(), "A", "bytes", -1)) == Done(w.correlation, 0)
+    assert w.ok(m.LimitClient(*HQ, w.next(), "A", "bytes", 0)) == Done(w.correlation, 1)
+    assert "at most 0" in refusal(w, "B", size=1)

@@ -4,6 +4,9 @@ paths.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -141,6 +144,16 @@ def test_the_manual_page_is_what_the_table_makes() -> None:
     assert all(f"0x{kind:02X} {spec.name}" in page for kind, spec in TABLE.items())
 
 
+def test_the_manual_page_is_written_with_its_tables(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = document.PAGE.read_text("utf-8")
+    monkeypatch.setattr(document, "PAGE", tmp_path / "page.md")
+    document.PAGE.write_text(page.replace("| 0x", "| 1x"), "utf-8")
+    document.main()
+    assert document.PAGE.read_text("utf-8") == page
+
+
 def test_fast_paths_make_the_tables_bytes() -> None:
     sends = [(i, i % 2, 7 * i, bytes([i]) * i) for i in range(5)]
     assert codec.encode_sends(sends) == b"".join(codec.encode(frames.Send(*item)) for item in sends)
@@ -209,6 +222,45 @@ def test_a_count_beyond_its_bytes_makes_nothing(claimed: int) -> None:
         codec.decode(0x25, body)
     with pytest.raises(ProtocolError, match="announces"):
         codec.decode_deliver(bytes(4) + claimed.to_bytes(4, "big") + bytes(12), 0, 20)
+
+
+def test_no_item_reaches_beyond_its_frame() -> None:
+    """The bytes after a frame are there, and belong to the next one."""
+    head = b"before"
+    deliver = head + codec.encode_deliver(9, [(1, 1, 5, 7, b"one"), (2, 1, 6, 8, b"two")])[5:]
+    send = head + codec.encode_sends([(1, 0, 0, b"")])[5:]
+    for raw, decode in ((deliver, codec.decode_deliver), (send, codec.decode_send)):
+        assert decode(raw + bytes(99), len(head), len(raw))
+        for end in range(len(head), len(raw)):
+            with pytest.raises(ProtocolError, match=r"ends inside|announces"):
+                decode(raw + bytes(99), len(head), end)
+
+
+def test_an_attempt_beyond_the_field_is_sent_as_its_largest() -> None:
+    for attempt, sent in ((0xFFFF, 0xFFFF), (0x10000, 0xFFFF), (1 << 40, 0xFFFF)):
+        body = codec.encode_deliver(9, [(1, attempt, 5, 7, b"one")])[5:]
+        assert codec.decode_deliver(body, 0, len(body)) == (9, [(1, sent, 5, 7, b"one")])
+
+
+@pytest.mark.parametrize(
+    ("of_length", "most"),
+    [
+        (lambda n: frames.Resolve(1, "x" * n, ""), 0xFF),
+        (lambda n: frames.Nack(1, "q", 1, False, 5, "x" * n), 0xFFFF),
+    ],
+)
+def test_a_text_longer_than_its_length_field_is_refused(
+    of_length: Callable[[int], object], most: int
+) -> None:
+    raw = codec.encode(of_length(most))
+    assert codec.decode(raw[4], raw[5:]) == of_length(most)
+    with pytest.raises(ProtocolError, match=f"at most {most}"):
+        codec.encode(of_length(most + 1))
+
+
+def test_an_unknown_kind_is_named() -> None:
+    with pytest.raises(ProtocolError, match="unknown frame kind 0xee"):
+        codec.decode(0xEE, b"")
 
 
 def test_half_a_frame_and_the_end_is_a_fault() -> None:

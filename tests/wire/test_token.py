@@ -51,12 +51,52 @@ def test_every_changed_or_missing_character_is_noticed() -> None:
                 decode_token(changed)
 
 
+def checked(raw: bytes) -> str:
+    """Return these bytes as a token, with the right check."""
+    raw += hashlib.sha256(raw).digest()[:4]
+    return PREFIX + base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
+
+
 def test_a_token_of_any_length_with_the_right_check_is_refused() -> None:
     for size in range(80):
-        raw = (b"\x01" + bytes(size))[:size]
-        raw += hashlib.sha256(raw).digest()[:4]
-        with pytest.raises(TokenError):
-            decode_token(PREFIX + base64.urlsafe_b64encode(raw).rstrip(b"=").decode())
+        why = "incomplete" if size < 60 else "inconsistent"
+        with pytest.raises(TokenError, match=why):
+            decode_token(checked((b"\x01" + bytes(size))[:size]))
+
+
+HEAD = b"\x01" + bytes(56)
+
+
+@pytest.mark.parametrize(
+    ("raw", "why"),
+    [
+        (HEAD + b"\x01A\x00\x03h:1", ""),
+        (b"\x02" + HEAD[1:] + b"\x01A\x00\x03h:1", "unknown token version 2"),
+        (HEAD + b"\x01A\x00\x02h:1", "inconsistent"),
+        (HEAD + b"\x01A\x00\x04h:1", "inconsistent"),
+        (HEAD + b"\x01A\x00\x00", "inconsistent"),
+        (HEAD + b"\x09A\x00\x03h:1", "inconsistent"),
+        (HEAD + b"\x01A\x00\x03h:\xff", "inconsistent"),
+    ],
+)
+def test_a_token_with_the_right_check_and_wrong_fields_is_refused(raw: bytes, why: str) -> None:
+    if not why:
+        assert decode_token(checked(raw)) == Token("A", "h:1", bytes(32), 0, bytes(16))
+        return
+    with pytest.raises(TokenError, match=why):
+        decode_token(checked(raw))
+
+
+def test_a_text_with_another_beginning_is_no_token() -> None:
+    text = GOLDEN[0]["text"]
+    with pytest.raises(TokenError, match="begins with"):
+        decode_token("x" * len(PREFIX) + text[len(PREFIX) :])
+
+
+@pytest.mark.parametrize("length", range(1, 13))
+def test_tokens_of_every_length_are_read(length: int) -> None:
+    token = Token("A" * length, "h:1", bytes(32), 5, bytes(16))
+    assert decode_token(encode_token(token)) == token
 
 
 @given(st.text(max_size=80), st.booleans())
