@@ -39,7 +39,9 @@ def test_topology_from_declare_to_delete(hq: Hq, tmp_path: Path) -> None:
     totals = {row["what"]: (row["has"], row["at_most"]) for row in lab_row["totals"]}
     assert totals["queues"] == (0, 3)
     assert totals["bundles"][0] == lab_row["bundles"] == 1
-    assert "what HQ's settings say" in admin("clients", "limit", "FL-LAB", "queues", "--default")
+    assert "the default of HQ's settings" in admin(
+        "clients", "limit", "FL-LAB", "queues", "--default"
+    )
     (listed,) = [row for row in json.loads(admin("clients", "--json")) if row["name"] == "FL-LAB"]
     assert (listed["queues_most"], listed["certificates"]) == (64, 1)
     shell("route", "allow", "labs", "CA-RC", home=lab)

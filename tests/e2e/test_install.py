@@ -437,7 +437,7 @@ def test_the_schema_in_postgresql_is_asked_for(machine: Machine, own: postgres.S
     away = machine.run("install", pyz=second)
     assert away.code == 0, away.err
     assert "cannot be asked for its schema" in away.err
-    assert "install the newer file then" in away.err
+    assert "then install the newer file" in away.err
     told = machine.base / "previous" / "install.json"
     older_program = json.loads(told.read_text())
     older_program["schemas"]["postgresql"] = known - 1

@@ -120,15 +120,13 @@ def test_a_whole_machine(pyz: Path, tmp_path: Path) -> None:
     assert "was installed already" in parts["first"]
     assert "restart" not in parts["again"]
     assert "restart cipherbox.socket" in parts["moved"]
-    assert (
-        f"cannot listen on 127.0.0.1:{port}: Address already in use; find the program (ss -ltnp"
-        in parts["said"]
-    )
-    assert "HQ goes on where it listens" in parts["said"]
+    assert f"cannot listen on 127.0.0.1:{port}: Address already in use" in parts["said"]
+    assert "HQ still listens on its previous addresses" in parts["said"]
+    assert "ind the program (ss -ltnp" in parts["said"]
     assert "code 5" in parts["said"]
     assert "stop" not in parts["taken"]
     assert "Job for cipherbox.socket failed" in parts["failed"]
-    assert "then say: systemctl restart cipherbox.socket cipherbox.service" in parts["failed"]
+    assert "then run: systemctl restart cipherbox.socket cipherbox.service" in parts["failed"]
     assert (
         "disable --now cipherbox.socket cipherbox-websocket.socket cipherbox.service"
         in parts["gone"]

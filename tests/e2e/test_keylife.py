@@ -63,7 +63,7 @@ def test_a_certificate_is_renewed_by_hand(hq: Hq) -> None:
     assert shell("receive", "--count", "1", "--idle", "20", home=center).code == 0
     refused = shell("keys", "rotate", home=hq.admin)
     assert refused.code == 1
-    assert "An admin's machine holds no keys" in refused.err
+    assert "An admin's machine has no keys" in refused.err
 
 
 def test_a_short_command_says_when_the_certificate_is_due(hq: Hq) -> None:

@@ -85,7 +85,7 @@ def test_an_admin_is_not_made_a_client_by_mistake(hq: Hq, tmp_path: Path) -> Non
 
 def test_a_token_among_the_arguments_is_not_said_again(tmp_path: Path) -> None:
     seen = shell("join", "CBX-SECRET-OF-THE-TOKEN", home=tmp_path / "home")
-    assert (seen.code, "admin for another, say " in seen.err, "SECRET" in seen.err) == (
+    assert (seen.code, "admin for another, run " in seen.err, "SECRET" in seen.err) == (
         2,
         True,
         False,

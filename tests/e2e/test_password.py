@@ -200,7 +200,7 @@ def test_on_a_terminal_it_is_asked_for_and_not_shown(hq: Hq, tmp_path: Path) -> 
         screen.type(FIRST)
         screen.expect("The same again: ")
         screen.type(SECOND)
-        screen.expect("two different passwords")
+        screen.expect("The passwords differ")
         for prompt in ("New password: ", "The same again: "):
             screen.expect(prompt)
             screen.type(FIRST)

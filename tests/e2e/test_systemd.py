@@ -175,7 +175,7 @@ def test_a_restart_refuses_no_connection(tmp_path: Path, manager: Manager) -> No
         knocking.join(LIMIT_S)
         assert refused == []
     log = (directory.parent / "serve.log").read_text()
-    assert "systemd listens on other ports than the settings say" in log
+    assert "systemd listens on other ports than the settings" in log
 
 
 def _udp() -> socket.socket:
