@@ -124,7 +124,7 @@ def fetch(
 
 
 def _where(ctx: click.Context, receiver: Receiver) -> str:
-    plain = receiver.storing.plain
+    plain = receiver.storage.plain
     return (
         f": {home_of(ctx) / 'data' / 'received_messages.jsonl'}"
         if plain

@@ -30,6 +30,7 @@ class EventKind(enum.StrEnum):
     STEP = "step"  # of sending, receiving or connecting
     RECONNECTING = "reconnecting"  # the connection failed; it is retried after a pause
     KEY = "key"  # a peer's key was pinned or changed
+    REGISTERED = "registered"  # HQ serves this client's own keys
     STRANGER = "stranger"  # a peer that is not permitted here was refused
 
 

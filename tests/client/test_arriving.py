@@ -16,7 +16,7 @@ import pytest
 
 from cipherbox.client.inbox import incoming_files as arriving
 from cipherbox.client.inbox import places, unpacking
-from cipherbox.client.inbox.inbox import Inbox, Storing
+from cipherbox.client.inbox.inbox import Inbox, InboxStorage
 from cipherbox.client.inbox.incoming_files import Arrived
 from cipherbox.client.inbox.lines import Received
 from cipherbox.client.inbox.places import free_place, safe_place
@@ -121,13 +121,13 @@ def test_a_file_and_a_directory_of_one_name_both_arrive_and_the_inbox_opens_agai
 
 def test_a_path_longer_than_the_system_takes_arrives_and_keeps_its_suffix(tmp_path: Path) -> None:
     top = tmp_path / ("deep" * 50)  # the directory of incoming files is long itself
-    inbox = Inbox(tmp_path, storing=Storing(top))
+    inbox = Inbox(tmp_path, storage=InboxStorage(top))
     long = [f"{n:03}" + "d" * 117 for n in range(LIMITS.path_names)]
     inbox.record(in_parts(b"x", [*long, "f" * 300 + ".nii.gz"]))
     inbox.record(in_parts(b"y", ["again.csv"]))
     assert len(completed(inbox)) == 2
     inbox.close()
-    Inbox(tmp_path, storing=Storing(top)).close()
+    Inbox(tmp_path, storage=InboxStorage(top)).close()
     found = files_below(top)
     assert len(found) == 2
     assert found[0].endswith(".nii.gz")
@@ -181,7 +181,7 @@ def test_a_part_of_another_size_that_writes_over_another_is_noticed(
     *parts, manifest = in_parts(content, ["whole.bin"], transfer=transfer)
     # Recorded as part 1, but written where the end of part 0 lies.
     over = sealed(part_message(transfer, 1, 40_000, b"!" * 40_000, compress=False))
-    inbox = Inbox(tmp_path, storing=Storing(tmp_path / "incoming", BOX, plain))
+    inbox = Inbox(tmp_path, storage=InboxStorage(tmp_path / "incoming", BOX, plain))
     inbox.record([parts[0], over, parts[2], manifest])
     assert completed(inbox) == []
     assert last(receipts(inbox)) == (None, 255)  # refused, and its sender is told
@@ -446,8 +446,8 @@ def test_a_file_is_there_once_wherever_the_machine_died(
     death: Callable[[pytest.MonkeyPatch], None],
     plain: bool,
 ) -> None:
-    storing = Storing(tmp_path / "incoming", BOX, plain)
-    inbox = Inbox(tmp_path, storing=storing)
+    storage = InboxStorage(tmp_path / "incoming", BOX, plain)
+    inbox = Inbox(tmp_path, storage=storage)
     small = sealed(Message(b"s", "text/csv", {"filename": "small.csv"}), queue="box.CA-RC")
     inbox.record([*in_parts(b"l" * 100_000, ["large.csv"]), small])
     with monkeypatch.context() as patch:
@@ -457,7 +457,7 @@ def test_a_file_is_there_once_wherever_the_machine_died(
         except Died:
             pass
     inbox.close()
-    again = Inbox(tmp_path, storing=storing)
+    again = Inbox(tmp_path, storage=storage)
     completed(again)
     assert completed(again) == []
     assert {receipt for receipt, _ in receipts(again).values()} == {None}

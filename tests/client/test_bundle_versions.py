@@ -55,7 +55,7 @@ async def test_hq_with_its_ca_cannot_put_its_own_keys_beside_a_real_signing_key(
             with pytest.raises(BundleNotSigned, match="put other keys beside those of CA-RC"):
                 await client.publish("secret", to="CA-RC")
             with pytest.raises(BundleNotSigned):
-                await client.directory.offered("CA-RC")
+                await client.directory.newest_at_hq("CA-RC")
             with pytest.raises(SenderNotValid, match="not trusted"):
                 await client.directory.sender("CA-RC", evil.hash, now_ms())
             assert fingerprint(evil) != fingerprint(center.bundle)
@@ -82,7 +82,7 @@ async def test_after_a_break_no_digits_of_before_agree(
         client.directory.refresh("CA-RC")
         with pytest.raises(BundleDiscontinuous, match="says that it begins anew"):
             await client.publish("secret", to="CA-RC")
-        assert fingerprint(await client.directory.offered("CA-RC")) != spoken
+        assert fingerprint(await client.directory.newest_at_hq("CA-RC")) != spoken
     assert len(scripted.envelopes) == 1
 
 
@@ -152,7 +152,7 @@ async def test_a_home_of_0_5_0_makes_its_new_bundle_at_its_first_start(old_hq: A
         lab.directory.refresh("CA-RC")
         await lab.publish("to keys of today", to="CA-RC")
         pin = lab.directory.pins.get("CA-RC")
-    assert (pin.how, pin.bundle.version, pin.verified_at) == (SUCCESSION, 2, 0)
+    assert (pin.pinned_by, pin.bundle.version, pin.verified_at) == (SUCCESSION, 2, 0)
     assert any(
         "which did not cover the keys that messages are sealed to; compare once more" in line
         for line in said
@@ -219,7 +219,7 @@ async def test_a_first_contact_pins_no_keys_to_which_nothing_may_be_sealed(old_h
         with pytest.raises(BundleOutdated):
             await lab.publish("x", to="CA-RC")
         with pytest.raises(BundleError):
-            await lab.directory.offered("CA-RC")  # nothing to compare
+            await lab.directory.newest_at_hq("CA-RC")  # nothing to compare
         assert lab.directory.pins.get("CA-RC") is None
 
 
@@ -238,4 +238,4 @@ async def test_what_a_sender_of_0_5_0_sent_still_opens(
             assert sender.version == 1
     pin = Pins(old_hq.home("CA-RC")).get("FL-LAB")
     assert pin is not None
-    assert (pin.how, pin.bundle.version) == (FIRST_USE, 1)
+    assert (pin.pinned_by, pin.bundle.version) == (FIRST_USE, 1)

@@ -74,7 +74,9 @@ async def test_a_revoked_home_comes_back_with_all_it_holds_and_new_keys(hq: Any)
         lab.directory.refresh("CA-RC")
         with pytest.raises(BundleDiscontinuous, match="begins anew"):
             await lab.publish("secret", to="CA-RC")
-        Pins(lab.home.path).accept(await lab.directory.offered("CA-RC"), PERSON)  # they compared
+        Pins(lab.home.path).accept(
+            await lab.directory.newest_at_hq("CA-RC"), PERSON
+        )  # they compared
         lab.directory.pins._cache.clear()
         await lab.publish("sealed to the new keys", to="CA-RC")
     assert await opened(hq, "CA-RC") == [b"sealed to the old keys", b"sealed to the new keys"]
@@ -112,7 +114,9 @@ async def test_what_is_sent_while_revoked_is_kept_or_it_is_said_that_nothing_was
         # signed with the new keys
         assert [row.generation for row in center.outbox().outbox.newest(5)] == [1, 1]
     async with hq.client("FL-LAB") as lab:
-        Pins(lab.home.path).accept(await lab.directory.offered("CA-RC"), PERSON)  # they compared
+        Pins(lab.home.path).accept(
+            await lab.directory.newest_at_hq("CA-RC"), PERSON
+        )  # they compared
     assert await opened(hq, "FL-LAB") == [b"first", b"second"]
 
 
@@ -141,7 +145,7 @@ async def test_what_waits_for_a_comparison_of_keys_ends_well(hq: Any) -> None:
         assert look.counts()["refused"] == 1
     async with hq.client("CA-RC") as center:
         # they compared
-        Pins(center.home.path).accept(await center.directory.offered("FL-LAB"), PERSON)
+        Pins(center.home.path).accept(await center.directory.newest_at_hq("FL-LAB"), PERSON)
     assert await received(hq, "CA-RC") == ["before", "after"]
     with looking(load_home(hq.home("CA-RC"))) as look:
         assert (look.refused(9), look.counts()["refused"]) == ([], 0)

@@ -302,7 +302,7 @@ async def test_the_public_key_lies_beside_the_bundle(hq: Any) -> None:
     async with hq.client("FL-LAB") as lab:
         await lab.publish("x", to="CA-RC")
         (bundle,) = await lab.bundles(["CA-RC"])
-        assert (await lab.directory.offered("CA-RC")).hash == bundle.hash
+        assert (await lab.directory.newest_at_hq("CA-RC")).hash == bundle.hash
     certs = hq.home("FL-LAB") / "certs"
     assert (certs / "CA-RC.bundle").read_bytes() == bundle.raw
     assert (certs / "CA-RC_public.key").read_bytes() == bundle.encrypt_keys[0].public

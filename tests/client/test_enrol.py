@@ -210,7 +210,7 @@ async def test_keys_that_were_lost_are_made_anew_and_stop_senders_who_knew_the_o
     async with hq.client("CA-RC") as center:
         with pytest.raises(BundleDiscontinuous):
             await center.publish("secret", to="FL-LAB")
-        offered = await center.directory.offered("FL-LAB")
+        offered = await center.directory.newest_at_hq("FL-LAB")
         assert offered.hash == identity.bundle.hash
         center.directory.pins.accept(offered, PERSON)
         await center.publish("to the new keys", to="FL-LAB")

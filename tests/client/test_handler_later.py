@@ -16,7 +16,7 @@ from cipherbox.cli.receive_exec import handler_of
 from cipherbox.client.local_database import open_database
 from cipherbox.client.receiving import attempts as trying
 from cipherbox.client.receiving import handler as module
-from cipherbox.client.receiving.attempts import Away, Failure, is_later
+from cipherbox.client.receiving.attempts import Failure, HandlerBackoff, is_later
 from cipherbox.client.receiving.handler import Handled, Handlers
 from cipherbox.client.receiving.receiver import Receiver
 from cipherbox.errors import Bad, InvalidRequest, Later, NetworkError
@@ -67,7 +67,7 @@ async def test_a_system_that_is_down_parks_nothing_and_is_told_once(hq: Any) -> 
         down = False
         await running(center, deliver, lambda: sorted(done) == texts, tries=2)
         # another process was told of the trouble
-        assert sum("takes messages again" in line for line in said) == 0
+        assert sum("is available again" in line for line in said) == 0
         await Receiver(center).drain()  # signs what is owed
         assert await lab.wait_for([confirmation.envelope_id], "opened", 10)
 
@@ -84,9 +84,9 @@ async def test_what_is_told_at_the_end(hq: Any) -> None:
     async with hq.client("FL-LAB") as lab, hq.client("CA-RC", on_event=said.append) as center:
         await lab.publish(["a", "b"], to="CA-RC")
         await running(center, third_time, lambda: len(done) == 2, tries=1)
-        await until(lambda: any("takes messages again" in line for line in said))
-    assert sum("takes nothing now: ConnectionRefusedError" in line for line in said) == 1
-    assert sum("takes messages again" in line for line in said) == 1
+        await until(lambda: any("is available again" in line for line in said))
+    assert sum("is unavailable: ConnectionRefusedError" in line for line in said) == 1
+    assert sum("is available again" in line for line in said) == 1
 
 
 async def test_one_that_waits_does_not_hold_up_the_others(hq: Any) -> None:
@@ -185,40 +185,40 @@ def test_a_handler_that_is_away_is_asked_seldom_and_told_of_once(
     now = 1_000_000
     monkeypatch.setattr("cipherbox.clock.now_ms", lambda: now)
     said: list[str] = []
-    away = Away(said.append)
+    backoff = HandlerBackoff(said.append)
     for number in range(2):
-        away.later(number, 0, "down")
-        assert not away.waits
+        backoff.later(number, 0, "down")
+        assert not backoff.waits
     tries = 0
     for _ in range(3600):
-        if not away.waits:
-            away.later(2, 0, "down")
+        if not backoff.waits:
+            backoff.later(2, 0, "down")
             tries += 1
         now += 1000
     assert 9 <= tries <= 22
     assert len(said) == 1
     for number in (2, 1, 0):
-        away.over(number, 0)
-        assert not away.waits
+        backoff.over(number, 0)
+        assert not backoff.waits
     assert [text.partition(":")[0] for text in said] == [
-        "The handler takes nothing now",
-        "The handler takes messages again",
+        "The handler is unavailable",
+        "The handler is available again",
     ]
 
 
 def test_one_that_waits_for_long_does_not_hide_that_the_system_went_down_later() -> None:
     said: list[str] = []
-    away = Away(said.append)
+    backoff = HandlerBackoff(said.append)
     for _ in range(5):
-        away.later(1, 0, "patient 17 is not registered")
-        away.over(2, 0)
+        backoff.later(1, 0, "patient 17 is not registered")
+        backoff.over(2, 0)
     assert len(said) == 1
     for number in (3, 4, 5, 6):
-        away.later(number, 0, "down")
+        backoff.later(number, 0, "down")
     assert len(said) == 2
     assert "down" in said[1]
-    away.over(3, 0)
-    assert said[2] == "The handler takes messages again"
+    backoff.over(3, 0)
+    assert said[2] == "The handler is available again"
 
 
 def command(code: str) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 import orjson
 import pytest
 
-from cipherbox.client.inbox.inbox import Inbox, Storing
+from cipherbox.client.inbox.inbox import Inbox, InboxStorage
 from cipherbox.client.inbox.incoming_files import Arrived
 from cipherbox.client.inbox.lines import Received, lines_of, timestamp
 from cipherbox.client.inbox.schema import DATABASE, STEPS
@@ -219,7 +219,7 @@ def test_a_new_file_has_no_line_of_a_step_that_was_interrupted(tmp_path: Path) -
 
 
 def test_lines_are_rotated_by_size(tmp_path: Path) -> None:
-    inbox = Inbox(tmp_path, storing=Storing(tmp_path / "incoming", rotate=(100, 0)))
+    inbox = Inbox(tmp_path, storage=InboxStorage(tmp_path / "incoming", rotate=(100, 0)))
     for number in range(3):
         inbox.record([received(b"%d" % number * 60)])
     inbox.close()

@@ -76,7 +76,7 @@ async def test_a_backlog_sealed_to_the_old_keys_still_opens(hq: Any) -> None:
         lab.directory.refresh("CA-RC")
         await lab.publish("to the new keys", to="CA-RC")
         pin = lab.directory.pins.get("CA-RC")
-        assert (pin.bundle.hash, pin.how) == (after.hash, SUCCESSION)
+        assert (pin.bundle.hash, pin.pinned_by) == (after.hash, SUCCESSION)
     assert await opened(hq, "CA-RC") == [
         b"to the old keys",
         b"still to the old keys",

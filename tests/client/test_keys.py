@@ -35,7 +35,7 @@ async def test_first_use_is_pinned_and_said(
         await client.publish("x", to="CA-RC")
     (pin,) = Pins(tmp_path).entries()
     assert pin.bundle.hash == center.bundle.hash
-    assert (pin.how, pin.verified_at) == ("first use", 0)
+    assert (pin.pinned_by, pin.verified_at) == ("first use", 0)
     assert any(
         f"pinned at first use; fingerprint {fingerprint(center.bundle)}" in e.text for e in said
     )
@@ -58,7 +58,7 @@ async def test_keys_that_the_old_ones_signed_are_taken_and_shown(
         await client.publish("y", to="CA-RC")
     pin = Pins(tmp_path).get("CA-RC")
     assert pin is not None
-    assert (pin.bundle.sequence, pin.how) == (3, SUCCESSION)
+    assert (pin.bundle.sequence, pin.pinned_by) == (3, SUCCESSION)
     assert pin.verified_at > 0  # the verified keys signed for these
     assert pin.accepted == {b.hash for b in center.bundles}
     assert any(
@@ -78,7 +78,7 @@ async def test_a_swapped_bundle_stops_the_sender_until_a_person_compared(
             with pytest.raises(BundleDiscontinuous, match="compare fingerprints"):
                 await client.publish("secret", to="CA-RC")
         assert len(scripted.envelopes) == 1
-        offered = await client.directory.offered("CA-RC")
+        offered = await client.directory.newest_at_hq("CA-RC")
         assert fingerprint(offered) == fingerprint(center.bundle)
         client.directory.pins.accept(offered, PERSON)
         await client.publish("y", to="CA-RC")

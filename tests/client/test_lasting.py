@@ -61,7 +61,7 @@ async def test_a_subscription_that_hq_cannot_take_now_is_made_later(
         client_on(scripted, center, tmp_path, monkeypatch, said) as client,
         client.consume() as deliveries,
     ):
-        assert len([e for e in said if "HQ cannot hand out box.CA-RC now" in e.text]) == 2
+        assert len([e for e in said if "HQ cannot deliver box.CA-RC now" in e.text]) == 2
         await scripted.deliver((1, 1, now_ms(), sealed(lab, center, "one")))
         assert (await deliveries.__anext__()).messages[0].content == b"one"
         scripted.refuse[frames.Consume] = [StoreUnavailable("the store is away")]

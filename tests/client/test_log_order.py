@@ -11,6 +11,7 @@ import trio
 from cipherbox.client.log.order import TOGETHER
 from cipherbox.client.receiving.pending_receipts import PendingReceipts
 from cipherbox.client.receiving.receiver import Receiver
+from cipherbox.clock import now_ms
 from cipherbox.envelope.group import decode_group
 from cipherbox.envelope.outcomes import Outcome
 from cipherbox.errors import LogContradiction, SenderNotValid, Throttled
@@ -29,6 +30,15 @@ def running(client: Any) -> HQ:
     return next(one for one in found if one.config.directory.parent in client.home.path.parents)
 
 
+def backdated(client: Any) -> HQ:
+    """Set back the clock of the HQ behind this client by `BACK_MS`, and return that HQ."""
+    server = running(client)
+    real = server.engine.clock_ms
+    server.engine.clock_ms = lambda: real() - BACK_MS
+    server.engine.broker.state.now -= BACK_MS
+    return server
+
+
 async def revoke(hq: HQ, client_id: str) -> None:
     """Log and list name the client; its connection is left alive, as a hostile HQ would."""
     await CertificateRecords(hq.store, hq.engine, hq.trust).revoke_all(client_id)
@@ -37,15 +47,12 @@ async def revoke(hq: HQ, client_id: str) -> None:
 
 async def test_a_backdated_clock_makes_no_revoked_sender_believed(hq: Any) -> None:
     async with hq.client("FL-LAB") as lab, hq.client("CA-RC") as center:
-        server = running(lab)
-        real = server.engine.clock_ms
-        server.engine.clock_ms = lambda: real() - BACK_MS
-        server.engine.broker.state.now -= BACK_MS
+        server = backdated(lab)
         await lab.publish("before", to="CA-RC")
         await revoke(server, "FL-LAB")
         await lab.publish("after", to="CA-RC")
         first, second = await center.fetch_unopened(envelopes=2)
-        assert second.accepted_at < real() - BACK_MS / 2  # whatever HQ says about when that was
+        assert second.accepted_at < now_ms() - BACK_MS / 2  # whatever time HQ states
         center.revocations.refresh()
         await center.open(first)
         assert first.messages[0].content == b"before"
@@ -60,10 +67,7 @@ async def test_an_hq_that_proves_no_order_is_not_believed(
     hq: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with hq.client("FL-LAB") as lab, hq.client("CA-RC") as center:
-        server = running(lab)
-        real = server.engine.clock_ms
-        server.engine.clock_ms = lambda: real() - BACK_MS
-        server.engine.broker.state.now -= BACK_MS
+        server = backdated(lab)
         await lab.publish("before", to="CA-RC")
         await revoke(server, "FL-LAB")
         (delivery,) = await center.fetch_unopened()
@@ -76,15 +80,10 @@ async def test_an_hq_that_proves_no_order_is_not_believed(
 async def test_a_revoked_senders_backlog_uses_up_no_requests(
     hq: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is over the bound ends with its envelope, and comes again; what HQ refuses to answer
-    now does, too.
-    """
+    """An envelope over the bound is refused and redelivered, as is one whose proof HQ refuses."""
     monkeypatch.setattr("cipherbox.client.log.order.POINTS", 2 * 9)
     async with hq.client("FL-LAB") as lab, hq.client("CA-RC") as center:
-        server = running(lab)
-        real = server.engine.clock_ms
-        server.engine.clock_ms = lambda: real() - BACK_MS
-        server.engine.broker.state.now -= BACK_MS
+        server = backdated(lab)
         for text in "1234":
             await lab.publish(text, to="CA-RC")
         await revoke(server, "FL-LAB")
@@ -253,10 +252,7 @@ async def test_an_hq_that_proves_another_entry_than_it_delivered_contradicts_its
     hq: Any,
 ) -> None:
     async with hq.client("FL-LAB") as lab, hq.client("CA-RC") as center:
-        server = running(lab)
-        real = server.engine.clock_ms
-        server.engine.clock_ms = lambda: real() - BACK_MS
-        server.engine.broker.state.now -= BACK_MS
+        server = backdated(lab)
         await lab.publish("before", to="CA-RC")
         await revoke(server, "FL-LAB")
         rename(server, -1)

@@ -195,12 +195,12 @@ async def test_a_swap_at_first_contact_shows_when_people_compare(
     handing_out(monkeypatch, swapped(hq, "CA-RC", own))  # type: ignore[arg-type]
     async with hq.client("FL-LAB") as lab:
         await lab.bundles(["CA-RC"])
-        assert fingerprint(await lab.directory.offered("CA-RC")) != fingerprint(own)  # type: ignore[arg-type]
+        assert fingerprint(await lab.directory.newest_at_hq("CA-RC")) != fingerprint(own)  # type: ignore[arg-type]
 
 
 async def test_a_person_pins_with_the_proof(hq: Any) -> None:
     async with hq.client("FL-LAB") as lab:
-        bundle = await lab.directory.offered("CA-RC")
+        bundle = await lab.directory.newest_at_hq("CA-RC")
         proof = lab.log.bundle_proofs.proof(bundle)
     pins = Pins(hq.home("FL-LAB"))
     pins.accept(bundle, PERSON, proof=proof)

@@ -15,7 +15,7 @@ import trio
 
 from cipherbox.client.inbox import incoming_files as arriving
 from cipherbox.client.inbox.hidden import SHARED, SHARED_BYTES
-from cipherbox.client.inbox.inbox import Inbox, Storing
+from cipherbox.client.inbox.inbox import Inbox, InboxStorage
 from cipherbox.client.inbox.incoming_files import CHECK_FILES
 from cipherbox.client.inbox.lines import Received
 from cipherbox.client.receiving.receiver import Receiver
@@ -55,7 +55,7 @@ def counted_syncs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
 def test_recording_many_files_syncs_once_for_all(
     tmp_path: Path, plain: bool, each: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    inbox = Inbox(tmp_path, storing=Storing(tmp_path / "incoming", BOX, plain=plain))
+    inbox = Inbox(tmp_path, storage=InboxStorage(tmp_path / "incoming", BOX, plain=plain))
     batch = [envelope(1) for _ in range(MANY)] if each else [envelope(MANY)]
     inbox.record([envelope(2)])  # what is made once
     with counted_syncs(monkeypatch) as syncs:
@@ -86,14 +86,14 @@ def test_large_files_have_a_hidden_file_of_their_own(tmp_path: Path) -> None:
 def test_what_files_share_outlives_a_crash_and_another_directory(
     tmp_path: Path, plain: bool
 ) -> None:
-    inbox = Inbox(tmp_path, storing=Storing(tmp_path / "before", BOX, plain=plain))
+    inbox = Inbox(tmp_path, storage=InboxStorage(tmp_path / "before", BOX, plain=plain))
     inbox.record([envelope(3)])
     (check, *others) = inbox.ready()
     check.step()  # one is copied, and nothing is recorded of it
     inbox.close()
     for one in (check, *others):
         one.close()
-    inbox = Inbox(tmp_path, storing=Storing(tmp_path / "after", BOX, plain=plain))
+    inbox = Inbox(tmp_path, storage=InboxStorage(tmp_path / "after", BOX, plain=plain))
     inbox.tidy()
     assert len(completed(inbox)) == 3
     assert not list(tmp_path.rglob(f"{SHARED}/*"))
@@ -156,7 +156,7 @@ def test_more_files_than_are_remembered_are_completed(
 
 @pytest.mark.parametrize("plain", [pytest.param(True, marks=soak.only), False])
 def test_the_most_files_of_an_envelope_cost_little_memory(tmp_path: Path, plain: bool) -> None:
-    inbox = Inbox(tmp_path, storing=Storing(tmp_path / "incoming", BOX, plain=plain))
+    inbox = Inbox(tmp_path, storage=InboxStorage(tmp_path / "incoming", BOX, plain=plain))
     count = LIMITS.messages - 1
     one = envelope(1)._replace(messages=unpack(pack([Message(b"\xff" * 240)] * count), count, 0))
     memory = Memory()
@@ -201,7 +201,7 @@ def test_a_file_that_cannot_be_made_durable_is_tried_again(
 def test_the_database_works_in_proportion(tmp_path: Path, handled: bool) -> None:
     def steps(count: int) -> int:
         inbox = Inbox(
-            tmp_path / str(count), storing=Storing(tmp_path / "in", BOX), keep_contents=handled
+            tmp_path / str(count), storage=InboxStorage(tmp_path / "in", BOX), keep_contents=handled
         )
         done = [0]
 

@@ -35,7 +35,7 @@ def identity_of(hq: Any, client_id: str = "CA-RC") -> Identity:
 
 async def offered(hq: Any, client_id: str = "CA-RC") -> Any:
     async with hq.client("FL-LAB") as lab:
-        return await lab.directory.offered(client_id)
+        return await lab.directory.newest_at_hq(client_id)
 
 
 async def sent(lab: Any, text: str, **options: Any) -> Any:
@@ -188,7 +188,7 @@ async def test_a_receiver_that_runs_opens_with_a_key_another_process_made(hq: An
 
 
 async def test_a_key_file_that_cannot_be_read_stops_no_receiver(hq: Any) -> None:
-    """The envelope goes back to the queue, and opens once the file is whole."""
+    """The envelope is requeued, and opens once the file is whole."""
     path = hq.home("CA-RC") / "keys.cbk"
     said: list[Any] = []
     async with hq.client("CA-RC", on_event=said.append) as running, running.consume() as deliveries:
@@ -200,7 +200,7 @@ async def test_a_key_file_that_cannot_be_read_stops_no_receiver(hq: Any) -> None
             await sent(lab, "kept", stanza="rsa-oaep")
 
         async def mend() -> None:
-            while not any("goes back to the queue" in line for line in said):
+            while not any("is requeued" in line for line in said):
                 await trio.sleep(0.01)
             path.write_bytes(whole)
 

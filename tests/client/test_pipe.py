@@ -184,12 +184,12 @@ async def test_an_end_that_vanishes_is_noticed(hq: Any) -> None:
 
         async def there() -> None:
             async with end(hq, "FL-LAB", "CA-RC", Memory(end=False), idle_s=2.0) as pipe:
-                pipe._their_break = True  # as SIGKILL: no last word
+                pipe._peer_aborted = True  # as SIGKILL: no last word
                 with killed:
                     await pipe.call()
 
         async def kill() -> None:
-            await here._began.wait()
+            await here._opened.wait()
             await trio.sleep(3.0)
             assert here._failure is None, "an end without data says that it is there"
             killed.cancel()
@@ -213,7 +213,7 @@ async def test_an_end_that_stops_says_so(hq: Any) -> None:
                     with trio.CancelScope() as scope:
                         async with trio.open_nursery() as inner:
                             inner.start_soon(there.call)
-                            await here._began.wait()
+                            await here._opened.wait()
                             scope.cancel()
 
                 nursery.start_soon(stop)
@@ -309,11 +309,11 @@ async def test_an_end_that_was_killed_calls_again(hq: Any) -> None:
 
         async def lost() -> None:
             async with end(hq, "FL-LAB", "CA-RC", Memory(end=False)) as pipe:
-                pipe._their_break = True  # as SIGKILL: no last word
+                pipe._peer_aborted = True  # as SIGKILL: no last word
                 with trio.CancelScope() as killed:
                     async with trio.open_nursery() as inner:
                         inner.start_soon(pipe.call)
-                        await pipe._began.wait()
+                        await pipe._opened.wait()
                         await trio.sleep(0.5)
                         killed.cancel()
             async with end(hq, "FL-LAB", "CA-RC", Memory(b"here I am again")) as pipe:
@@ -370,7 +370,7 @@ async def test_more_than_was_agreed_is_refused(hq: Any, monkeypatch: pytest.Monk
             nursery.start_soon(flood)
 
             async def shrink() -> None:
-                await listener._began.wait()
+                await listener._opened.wait()
                 monkeypatch.setattr(module, "WINDOW_FRAMES", 5)
                 for _ in range(10):
                     await caller._post(Kind.DATA, b"x")

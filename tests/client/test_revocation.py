@@ -159,7 +159,7 @@ async def test_after_lost_keys_a_person_compares_and_everything_is_sealed_again(
         done, errors = await lab.seal_again("CA-RC")
         assert done == 0
         assert {type(e) for e in errors} == {BundleDiscontinuous}
-        lab.directory.pins.accept(await lab.directory.offered("CA-RC"), PERSON)  # keys verify
+        lab.directory.pins.accept(await lab.directory.newest_at_hq("CA-RC"), PERSON)  # keys verify
         assert await lab.seal_again("CA-RC") == (3, [])
         await until(lambda: not lab.outbox_sender.outbox.waiting(0, 1 << 62, 1))
         assert sorted(await received(hq, "CA-RC")) == ["message 0", "message 1", "message 2"]
@@ -182,7 +182,7 @@ async def test_who_was_revoked_and_came_back_is_not_left_out(hq: Any) -> None:
         assert await lab.directory.revoked() == []
         await lab.outbox_sender.without_revoked()
         assert (await lab.sent(sent.message_ids[0])).recipients == ("CA-RC", "SF-RC")
-        lab.directory.pins.accept(await lab.directory.offered("CA-RC"), PERSON)
+        lab.directory.pins.accept(await lab.directory.newest_at_hq("CA-RC"), PERSON)
         assert await lab.seal_again("CA-RC") == (1, [])
         await until(lambda: not lab.outbox_sender.outbox.waiting(0, 1 << 62, 1))
     assert await received(hq, "CA-RC") == ["for both"]

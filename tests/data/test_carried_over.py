@@ -164,7 +164,9 @@ async def test_what_was_pinned_in_0_5_0_still_is_and_is_to_be_compared_once_more
         async with open_client(hq.home("FL-LAB"), on_event=lambda e: said.append(str(e))) as lab:
             await lab.bundles(CENTERS)
             pins = {pin.bundle.client_id: pin for pin in lab.directory.pins.entries()}
-    assert {name: (pin.how, pin.bundle.version, pin.compared_at) for name, pin in pins.items()} == {
+    assert {
+        name: (pin.pinned_by, pin.bundle.version, pin.compared_at) for name, pin in pins.items()
+    } == {
         "CA-RC": (SUCCESSION, 2, 0),
         "NY-RC": (SUCCESSION, 2, 0),
     }

@@ -143,7 +143,7 @@ class Agent:
         if not self._pauses.due(""):
             return
         try:
-            self._sender.look()
+            self._sender.release()
             taken = await self._settle()
             whole, _ = await trio.to_thread.run_sync(self._scanner.look)
             if self._scanner.empty:
@@ -224,7 +224,7 @@ class Agent:
                     await self._store(
                         self._files.adopt, transfer.number, self._mover.claim_of(transfer)
                     )
-                nursery.start_soon(self._sender.go_on, transfer)
+                nursery.start_soon(self._sender.resume, transfer)
 
     async def _refusals(self) -> None:
         """Move what a recipient refused to `refused`, and what it accepted later back to `sent`."""

@@ -38,11 +38,11 @@ from cipherbox.sealing.body import Message, pack
 if TYPE_CHECKING:
     from cipherbox.client.client import Client
 
-AT_ONCE = 3  # large files in transfer at a time
-SMALL_BYTES = 256 * 1024  # larger files go in parts, and go on where they stopped
+CONCURRENT = 3  # large files in transfer at a time
+SMALL_BYTES = 256 * 1024  # larger files are sent in parts, and resumed after interruptions
 BUNDLE_BYTES = 1024 * 1024  # a full envelope, as a publisher's
 BUNDLE_FILES = 1000  # more would only delay the first of them
-MOST_TAKEN = 10_000  # files in the outbox and not yet moved; then no more are taken
+MOST_TAKEN = 10_000  # files in the outbox and not yet moved; the limit for taking more
 Fail = Callable[[Found, BaseException], Awaitable[None]]
 
 
@@ -63,17 +63,17 @@ class FolderSender:
         self._transfers = Transfers(self._outbox_sender.outbox)
         self._destinations: set[Destination] = set()  # whose small files are being sent
         self._busy: set[Path] = set()
-        self._over: set[Path] = set()  # of these: no longer
+        self._released: set[Path] = set()  # of these: settled since the last `release`
         self._numbers: set[int] = set()  # of transfers under way
-        self._slots = trio.CapacityLimiter(AT_ONCE)
+        self._slots = trio.CapacityLimiter(CONCURRENT)
 
-    def look(self) -> None:
+    def release(self) -> None:
         """Release settled files; call it before reading from the outbox what was taken.
 
-        A file settled after that stays busy until the next look.
+        A file settled after that stays busy until the next call.
         """
-        self._busy -= self._over
-        self._over.clear()
+        self._busy -= self._released
+        self._released.clear()
 
     def start(self, nursery: trio.Nursery, whole: Sequence[Found]) -> None:
         """Start sending what is due; without a connection everything waits in its folder."""
@@ -103,7 +103,7 @@ class FolderSender:
         free = transfer.number not in self._numbers and Path(transfer.file) not in self._busy
         return free and self._pauses.due(transfer.number)
 
-    async def go_on(self, transfer: Transfer) -> None:
+    async def resume(self, transfer: Transfer) -> None:
         """Send the rest of a file."""
         self._numbers.add(transfer.number)
         try:
@@ -112,10 +112,10 @@ class FolderSender:
                 if (
                     isinstance(now, Transfer) and now.state == SENDING
                 ):  # it may have changed meanwhile
-                    await self._sent(now)
+                    await self._send(now)
                 self._pauses.clear(transfer.number)
         except CipherBoxError as error:
-            _raise_for_good(error)
+            _raise_if_permanent(error)
             if self._pauses.later(transfer.number, str(error)):
                 self._say(f"{transfer.file} is not sent: {error}")
         finally:
@@ -136,20 +136,20 @@ class FolderSender:
                 await self._publish(recipients, bundle)
             self._pauses.clear(destination)
         except CipherBoxError as error:
-            _raise_for_good(error)
-            if _may_pass(error):
+            _raise_if_permanent(error)
+            if _is_temporary(error):
                 if self._pauses.later(destination, str(error)):
                     self._say(f"{len(files)} file(s) in {files[0].file.parent} wait: {error}")
             else:
                 error = await with_suggestion(self._client, error, destination.recipients)
                 for found in bundle or files:
                     await self._fail(found, error)
-        except Exception as error:  # of these files, and it ends with them
+        except Exception as error:  # affects these files only
             for found in bundle or files:
                 await self._fail(found, error)
         finally:
             self._destinations.discard(destination)
-            self._over.update(found.file for found in files)
+            self._released.update(found.file for found in files)
 
     async def _recipients(self, destination: Destination) -> tuple[str, ...]:
         if destination.recipients:
@@ -166,7 +166,7 @@ class FolderSender:
                 files.append(_claim(found, recipients, len(messages)))
                 messages.append(one)
             else:
-                await self._trouble(found, one)
+                await self._failed(found, one)
         if messages:
             destination = PublishOptions.make(to=recipients)
             origins = Origins(files=tuple(files))
@@ -174,12 +174,12 @@ class FolderSender:
                 messages, destination, False, origins=origins
             )
 
-    async def _trouble(self, found: Found, error: Exception) -> None:
-        """What went wrong with this file alone."""
+    async def _failed(self, found: Found, error: Exception) -> None:
+        """Handle an error of this file alone."""
         if isinstance(error, FileChanged):
-            return  # it is looked at again
+            return  # the next scan finds it again
         if isinstance(error, FileUnreadable) or (
-            isinstance(error, CipherBoxError) and _may_pass(error)
+            isinstance(error, CipherBoxError) and _is_temporary(error)
         ):
             if self._pauses.later(found.file, str(error)):
                 self._say(f"{error}; it waits and is tried again")
@@ -194,27 +194,27 @@ class FolderSender:
             async with self._slots:
                 recipients = await self._recipients(found.destination)
                 await trio.to_thread.run_sync(_check, found)
-                transfer = await self._begun(found, recipients)
+                transfer = await self._begin(found, recipients)
                 number = transfer.number
                 self._numbers.add(number)
-                await self._sent(transfer)
+                await self._send(transfer)
                 self._pauses.clear(found.file)
         except FileChanged as error:
             self._say(f"{error}; it is sent when it stays as it is")
         except CipherBoxError as error:
-            _raise_for_good(error)
-            # else its end is recorded, and it is moved with the next look
-            if not number and not _may_pass(error):
+            _raise_if_permanent(error)
+            # otherwise its failure is recorded, and the next scan moves it
+            if not number and not _is_temporary(error):
                 error = await with_suggestion(self._client, error, found.destination.recipients)
-            if not number or _may_pass(error):
-                await self._trouble(found, error)
-        except Exception as error:  # of this file, and it ends with it
+            if not number or _is_temporary(error):
+                await self._failed(found, error)
+        except Exception as error:  # affects this file only
             await self._fail(found, error)
         finally:
-            self._over.add(found.file)
+            self._released.add(found.file)
             self._numbers.discard(number)
 
-    async def _begun(self, found: Found, recipients: tuple[str, ...]) -> Transfer:
+    async def _begin(self, found: Found, recipients: tuple[str, ...]) -> Transfer:
         claim = _claim(found, recipients, 0)
         begin = self._transfers.begin
         made = await self._outbox_sender.store(
@@ -231,19 +231,19 @@ class FolderSender:
         assert isinstance(made, Transfer)
         return made
 
-    async def _sent(self, transfer: Transfer) -> None:
+    async def _send(self, transfer: Transfer) -> None:
         await FileSender(self._client, transfer, patient=True, on_progress=self._on_progress).run()
 
 
-def _may_pass(error: CipherBoxError) -> bool:
+def _is_temporary(error: CipherBoxError) -> bool:
     """Return whether the same file may be sent later: HQ is unreachable, or a person has to compare
     keys or permit a recipient.
     """
     return waits(error) or isinstance(error, BundleError | NetworkError)
 
 
-def _raise_for_good(error: CipherBoxError) -> None:
-    """Raise an error of this client's certificate, which stops everything."""
+def _raise_if_permanent(error: CipherBoxError) -> None:
+    """Raise a permanent error of this client's certificate, which stops the agent."""
     if isinstance(error, CredentialsError) and not error.retryable:
         raise error
 

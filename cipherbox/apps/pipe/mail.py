@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from cipherbox.client.client import Client
 
 Take = Callable[[Frame, bytes], bool]  # frame, envelope id -> whether to acknowledge it
-_ENVELOPES = 64  # sorted in one step: a frame waits for those before it
+_ENVELOPES = 64  # sorted in one step, in order
 _PAUSE_S = 1.0  # while HQ has to be asked for the sender's keys
 
 
@@ -36,7 +36,7 @@ async def receive_frames(
         return await _sorted(client, deliveries, peer, take)
 
     def tolerate(error: CipherBoxError) -> None:
-        text = f"HQ did not confirm an ACK: {error}; what it was for is redelivered"
+        text = f"HQ did not confirm an ACK: {error}; its messages are redelivered"
         client.events.emit(RECEIVER, text)
 
     await receiver.take_from(consumer, _ENVELOPES, sort, tolerate)

@@ -45,7 +45,7 @@ WINDOW, WINDOW_FRAMES = 4 * 1024 * 1024, 256  # under way and not yet written ou
 IDLE_S, WITHIN_S = 60.0, 60.0
 KEEP_MS = 24 * 3600 * 1000  # HQ delivers no frame that is older
 _CLOSE_S = 3.0
-_LOOK_S = 5.0  # between looks at what became of the oldest frame
+_LOOK_S = 5.0  # between checks of the oldest frame's state
 _TICK_S = 0.25
 
 
@@ -78,28 +78,28 @@ class Pipe:
         self._heartbeat_s = (idle_s or IDLE_S) / 4
         self._pipe = b""
         self._opening = b""  # envelope id of the OPEN that is answered
-        self._calling = self._open = self._ended = self._their_break = self._closing = False
-        self._also_calls = False
-        self._began = trio.Event()
+        self._calling = self._open = self._ended = self._peer_aborted = self._closing = False
+        self._both_call = False
+        self._opened = trio.Event()
         self._finished = trio.Event()
         self._failure: Exception | None = None
         self._changed = Signal()
-        self._turn = trio.Lock()
+        self._post_lock = trio.Lock()
         self._nursery: trio.Nursery | None = None
         # from here to there
-        self._out = bytearray()
+        self._unsent = bytearray()
         self._input_over = self._end_sent = False
         self._number = 0
-        self._under_way: deque[_Sent] = deque()
-        self._under_way_bytes = 0
+        self._in_flight: deque[_Sent] = deque()
+        self._in_flight_bytes = 0
         self._done: list[_Sent] = []  # written out at the other end, and still in the outbox
         self._last = _Sent(0, 0)
         # from there to here
-        self._ahead: dict[int, Frame] = {}
-        self._ahead_bytes = 0
+        self._unwritten: dict[int, Frame] = {}
+        self._unwritten_bytes = 0
         self._written = self._reported = 0
         self._unreported_bytes = 0
-        self._their_end = False
+        self._peer_ended = False
         self._received_at = self._posted_at = trio.current_time()
 
     async def call(self, within_s: float = WITHIN_S) -> None:
@@ -110,14 +110,14 @@ class Pipe:
         self._calling, self._pipe = True, os.urandom(16)
 
         async def begin() -> None:
-            await self._post(Kind.OPEN, self._seconds(), keep_ms=int(within_s * 1000))
+            await self._post(Kind.OPEN, self._idle_text(), keep_ms=int(within_s * 1000))
             with trio.move_on_after(within_s):
-                await self._began.wait()
+                await self._opened.wait()
                 await self._post(Kind.ALIVE)
                 return
             both = (
                 "; it called here as well: one of the two ends needs --listen"
-                if self._also_calls
+                if self._both_call
                 else ""
             )
             here = self.client.client_id
@@ -131,7 +131,7 @@ class Pipe:
 
         async def begin() -> None:
             with trio.move_on_after(within_s):
-                await self._began.wait()
+                await self._opened.wait()
                 return
             raise PeerGone(f"{self.peer} did not call within {within_s:g} s")
 
@@ -145,7 +145,7 @@ class Pipe:
         async with receiver.locked_soon():
             await client.bundles([self.peer])  # an unknown peer is reported immediately
             async with client.consume_unopened(envelopes=64, size=2 * WINDOW) as consumer:
-                mail = (client, consumer, receiver, self.peer, self._take)
+                mail = (client, consumer, receiver, self.peer, self._receive)
                 async with background() as nursery:
                     self._nursery = nursery
                     nursery.start_soon(self._guarded, receive_frames, *mail)
@@ -155,16 +155,16 @@ class Pipe:
                     finally:
                         with trio.move_on_after(_CLOSE_S, shield=True):
                             # a frame on its way to the outbox is there, and will be dropped
-                            async with self._turn:
+                            async with self._post_lock:
                                 self._closing = True
                         nursery.cancel_scope.cancel()
                         with (
                             trio.move_on_after(_CLOSE_S, shield=True),
                             suppress(CipherBoxError),
                         ):
-                            await self._drop([sent for sent in self._under_way if sent.envelope_id])
-                            await self._break()
-                            await self._tidy()
+                            await self._drop([sent for sent in self._in_flight if sent.envelope_id])
+                            await self._send_break()
+                            await self._delete_finished()
         if self._failure is not None:
             raise self._failure
 
@@ -178,7 +178,7 @@ class Pipe:
             nursery.start_soon(self._guarded, self._read)
             both.start_soon(self._send)
             both.start_soon(self._write)
-        while self._under_way:
+        while self._in_flight:
             await self._changed.wait()
         await self._last_confirmed()
         self._ended = True
@@ -201,21 +201,21 @@ class Pipe:
 
     async def _read(self) -> None:
         while data := await self._ends.read(CHUNK):
-            self._out += data
+            self._unsent += data
             self._wake()
-            while len(self._out) >= CHUNK:
+            while len(self._unsent) >= CHUNK:
                 await self._changed.wait()
         self._input_over = True
         self._wake()
 
     async def _send(self) -> None:
         while not self._end_sent:
-            full = self._under_way_bytes >= WINDOW or len(self._under_way) >= WINDOW_FRAMES
-            if full or not (self._out or self._input_over):
+            full = self._in_flight_bytes >= WINDOW or len(self._in_flight) >= WINDOW_FRAMES
+            if full or not (self._unsent or self._input_over):
                 await self._changed.wait()
                 continue
-            data = bytes(self._out[:CHUNK])
-            del self._out[: len(data)]
+            data = bytes(self._unsent[:CHUNK])
+            del self._unsent[: len(data)]
             self._wake()
             self._end_sent = not data
             await self._post(Kind.DATA if data else Kind.END, data)
@@ -225,27 +225,27 @@ class Pipe:
         """Write out received frames in order; report it often enough that the other end need not
         wait.
         """
-        while not self._their_end:
-            frame = self._ahead.get(self._written + 1)
+        while not self._peer_ended:
+            frame = self._unwritten.get(self._written + 1)
             if frame is None:
                 await self._changed.wait()
                 continue
             if frame.kind == Kind.END:
                 await self._ends.close()
-                self._their_end = True
+                self._peer_ended = True
             else:
                 await self._ends.write(frame.data)
-            del self._ahead[frame.number]
+            del self._unwritten[frame.number]
             self._written = frame.number
             size = len(frame.data)
-            self._ahead_bytes -= size
+            self._unwritten_bytes -= size
             self._unreported_bytes += size
             self.received += size
             many = (
                 self._unreported_bytes >= WINDOW // 4
                 or self._written - self._reported >= WINDOW_FRAMES // 4
             )
-            if many or self._their_end:
+            if many or self._peer_ended:
                 await self._post(Kind.ALIVE)
 
     async def _watch(self) -> None:
@@ -262,10 +262,10 @@ class Pipe:
                 raise PeerGone(f"nothing came from {self.peer} for {self._idle_s:g} s: {gone}")
             if now - self._posted_at >= self._heartbeat_s:
                 await self._post(Kind.ALIVE)
-            await self._tidy()
-            if self._under_way and now - looked_at > _LOOK_S:
+            await self._delete_finished()
+            if self._in_flight and now - looked_at > _LOOK_S:
                 looked_at = now
-                row = await self._row(self._under_way[0])
+                row = await self._row(self._in_flight[0])
                 if row is not None and row.state == PARKED:
                     raise Refused(f"HQ refused what was sent: {row.reason}")
 
@@ -274,7 +274,7 @@ class Pipe:
     async def _post(
         self, kind: Kind, data: bytes = b"", *, keep_ms: int = KEEP_MS, wait: bool = False
     ) -> None:
-        async with self._turn:
+        async with self._post_lock:
             if self._closing and kind != Kind.BREAK:
                 return
             number = 0
@@ -285,9 +285,9 @@ class Pipe:
             self._posted_at = trio.current_time()
             frame = Frame(kind, self._pipe, number, self._reported, data)
             sent = self._last = _Sent(number, len(data))
-            if number:  # noted first: the answer may be faster than this machine's disk
-                self._under_way.append(sent)
-                self._under_way_bytes += sent.size
+            if number:  # recorded first: the answer may be faster than this machine's disk
+                self._in_flight.append(sent)
+                self._in_flight_bytes += sent.size
             else:
                 self._done.append(sent)
             confirmation = await self.client.publish(
@@ -298,13 +298,13 @@ class Pipe:
             )
             sent.envelope_id = confirmation.envelope_id
 
-    async def _tidy(self) -> None:
+    async def _delete_finished(self) -> None:
         """Delete finished frames from the outbox: as files they may be large, as rows many."""
-        over = self._ended  # then HQ has the last word, and those before it need not be kept for it
+        over = self._ended  # HQ has the last frame, so earlier ones are no longer needed
         gone = [
             s
             for s in self._done
-            if s.envelope_id and (s.number or over or not await self._waits(s))
+            if s.envelope_id and (s.number or over or not await self._is_waiting(s))
         ]
         await self._drop(gone)
         self._done = [sent for sent in self._done if sent not in gone]
@@ -314,63 +314,63 @@ class Pipe:
             outbox_sender = self.client.outbox()
             await outbox_sender.store(outbox_sender.outbox.drop, [one.envelope_id for one in sent])
 
-    def _take(self, frame: Frame, envelope_id: bytes) -> bool:
+    def _receive(self, frame: Frame, envelope_id: bytes) -> bool:
         """Take a frame; return whether to acknowledge it: not an OPEN for the next listener."""
         if frame.kind == Kind.OPEN:
-            return self._called(frame, envelope_id)
+            return self._receive_open(frame, envelope_id)
         if frame.pipe != self._pipe:
             return True  # of a pipe that ended
         self._received_at = trio.current_time()
         self._acknowledged(frame.written)
         if frame.kind == Kind.BREAK:
-            if not self._calling and not self._began.is_set():
-                self._pipe = b""  # who called changed their mind: wait for the next
+            if not self._calling and not self._opened.is_set():
+                self._pipe = b""  # the caller gave up: wait for the next call
                 return True
             reason = escape_text(frame.data[:500].decode("utf-8", "replace"))
-            self._their_break = True
+            self._peer_aborted = True
             self._fail(PeerGone(f"{self.peer} broke off: {reason}"))
             return True
         if frame.kind == Kind.ACCEPT:
-            self._agree(frame)
+            self._set_heartbeat(frame)
         if not self._calling or frame.kind == Kind.ACCEPT:
-            self._began.set()
-        if frame.number > self._written and frame.number not in self._ahead:
-            self._ahead[frame.number] = frame
-            self._ahead_bytes += len(frame.data)
-            if self._ahead_bytes > WINDOW + CHUNK or len(self._ahead) > WINDOW_FRAMES:
+            self._opened.set()
+        if frame.number > self._written and frame.number not in self._unwritten:
+            self._unwritten[frame.number] = frame
+            self._unwritten_bytes += len(frame.data)
+            if self._unwritten_bytes > WINDOW + CHUNK or len(self._unwritten) > WINDOW_FRAMES:
                 self._fail(ProtocolError(f"{self.peer} sends more than was agreed"))
         self._wake()
         return True
 
-    def _called(self, frame: Frame, envelope_id: bytes) -> bool:
+    def _receive_open(self, frame: Frame, envelope_id: bytes) -> bool:
         if self._calling:
-            self._also_calls = True
+            self._both_call = True
             return True
-        if self._began.is_set():
+        if self._opened.is_set():
             if frame.pipe != self._pipe and envelope_id > self._opening:
                 self._fail(PeerGone(f"{self.peer} began another pipe; its end of this one is gone"))
                 return False
             return True
-        if envelope_id > self._opening:  # the newest counts: who sent an earlier one has given up
+        if envelope_id > self._opening:  # the newest counts: earlier calls were given up
             self._pipe, self._opening = frame.pipe, envelope_id
-            self._agree(frame)
+            self._set_heartbeat(frame)
             assert self._nursery is not None
-            self._nursery.start_soon(self._guarded, self._post, Kind.ACCEPT, self._seconds())
+            self._nursery.start_soon(self._guarded, self._post, Kind.ACCEPT, self._idle_text())
         return True
 
-    def _agree(self, frame: Frame) -> None:
+    def _set_heartbeat(self, frame: Frame) -> None:
         with suppress(ValueError):
             theirs = float(frame.data[:32])
             shorter = min(s for s in (theirs, self._idle_s, IDLE_S * 4) if s > 0)
             self._heartbeat_s = max(shorter / 4, 0.1)
 
     def _acknowledged(self, number: int) -> None:
-        while self._under_way and self._under_way[0].number <= number:
-            sent = self._under_way.popleft()
-            self._under_way_bytes -= sent.size
+        while self._in_flight and self._in_flight[0].number <= number:
+            sent = self._in_flight.popleft()
+            self._in_flight_bytes -= sent.size
             self._done.append(sent)
 
-    def _seconds(self) -> bytes:
+    def _idle_text(self) -> bytes:
         return f"{self._idle_s:g}".encode()
 
     async def _row(self, sent: _Sent) -> Row | None:
@@ -378,7 +378,7 @@ class Pipe:
         row = await outbox_sender.store(outbox_sender.outbox.find, sent.envelope_id)
         return row if isinstance(row, Row) else None
 
-    async def _waits(self, sent: _Sent) -> bool:
+    async def _is_waiting(self, sent: _Sent) -> bool:
         row = await self._row(sent)
         return row is not None and row.state == WAITING
 
@@ -386,17 +386,17 @@ class Pipe:
         """Wait until HQ has confirmed this end's last frame: the other end waits for it."""
         connection = self.client.connection
         end = trio.current_time() + connection.tries * connection.timeout_s
-        while await self._waits(self._last):
+        while await self._is_waiting(self._last):
             if trio.current_time() > end:
                 text = f"all is written out, but HQ has not confirmed the last word to {self.peer}"
                 raise Queued(f"{text}; it waits in the outbox")
             await trio.sleep(_TICK_S / 5)
 
-    async def _break(self) -> None:
+    async def _send_break(self) -> None:
         """Send the other end the reason for the abort, if that is possible quickly."""
         answered = self._open or (not self._calling and self._pipe != b"")
         stopped = self._failure is None and self._pipe != b""
-        if self._ended or self._their_break or not (answered or stopped):
+        if self._ended or self._peer_aborted or not (answered or stopped):
             return
         reason = "it was stopped" if self._failure is None else str(self._failure)
         await self._post(Kind.BREAK, reason.encode()[:500], wait=True)

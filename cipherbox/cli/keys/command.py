@@ -48,7 +48,7 @@ def keys_list(ctx: click.Context, as_json: bool) -> None:
                     "client_id": pin.bundle.client_id,
                     "fingerprint": pin.fingerprint,
                     "sequence": pin.bundle.sequence,
-                    "how": pin.how,
+                    "how": pin.pinned_by,
                     "pinned_at": pin.pinned_at,
                     "verified_at": pin.compared_at,
                     "ends_at": pin.bundle.ends_at,
@@ -65,7 +65,7 @@ def keys_list(ctx: click.Context, as_json: bool) -> None:
                 pin.fingerprint,
                 pin.bundle.sequence,
                 time_text(pin.pinned_at),
-                pin.how,
+                pin.pinned_by,
                 time_text(pin.compared_at) if pin.compared_at else "no",
                 time_text(pin.bundle.ends_at),
             )
@@ -110,7 +110,11 @@ def keys_show(ctx: click.Context, client_id: str | None, as_json: bool) -> None:
         "ends_at": bundle.ends_at,
     }
     if pin is not None:
-        thing |= {"pinned_at": pin.pinned_at, "pinned_by": pin.how, "compared_at": pin.compared_at}
+        thing |= {
+            "pinned_at": pin.pinned_at,
+            "pinned_by": pin.pinned_by,
+            "compared_at": pin.compared_at,
+        }
         thing["log_entry"] = entry_of(Pins(home).proof(bundle.client_id))
     kinds = {number: row.name for number, row in STANZAS.items()}
     signs = {number: row.name for number, row in SIGN_KEYS.items()}
@@ -223,4 +227,4 @@ def _own(ctx: click.Context) -> KeyBundle:
 
 
 async def _offered(client: Client, client_id: str) -> KeyBundle:
-    return await client.directory.offered(client_id)
+    return await client.directory.newest_at_hq(client_id)

@@ -120,7 +120,7 @@ async def _offer(client: Client, client_id: str) -> Offer:
     from cipherbox.wire import frames
 
     directory = client.directory
-    bundle = await directory.offered(client_id)
+    bundle = await directory.newest_at_hq(client_id)
     proof = directory.log.bundle_proofs.proof(bundle)
     pin = directory.pins.get(client_id)
     (answer,) = await directory.ask(

@@ -73,7 +73,7 @@ class _Locking:
     def __init__(self, home: Path, db: sqlite3.Connection, box: SecretBox, done: Locked) -> None:
         self._home, self._db, self._box, self._done = home, db, box, done
         self._path = home / DATABASE
-        self._kept, self._shelf = EncryptedLines(db, box), Shelf(db, self._path, box)
+        self._stored_lines, self._shelf = EncryptedLines(db, box), Shelf(db, self._path, box)
 
     def lines(self) -> None:
         """Encrypt every line of the readable files, and the files they name."""
@@ -123,7 +123,7 @@ class _Locking:
             with transaction(self._db, self._path):
                 if known is not None:
                     self._shelf.drop(wanted, sender)
-                self._kept.write(sender, envelope_id, at, fresh, types, suite)
+                self._stored_lines.write(sender, envelope_id, at, fresh, types, suite)
             self._done.lines += 1
         if readable is not None:
             readable.unlink()

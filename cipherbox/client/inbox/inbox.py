@@ -32,7 +32,7 @@ from cipherbox.client.inbox.incoming_files import Arrived, IncomingFiles
 from cipherbox.client.inbox.lines import MessageLines, Received, lines_of
 from cipherbox.client.inbox.lines_file import At, LinesFile
 from cipherbox.client.inbox.schema import DATABASE, LINES, OLDEST, STEPS
-from cipherbox.client.inbox.transfers import HELD, MOST, Transfers
+from cipherbox.client.inbox.transfers import MOST, RECEIPT_HELD, Transfers
 from cipherbox.client.local_database import open_database
 from cipherbox.client.receiving.faults import Fault, fault_of
 from cipherbox.client.sessions.receiving_chains import ReceivedSteps
@@ -50,7 +50,7 @@ _DAY_MS = 24 * 3600 * 1000
 
 
 @attrs.frozen
-class Storing:
+class InboxStorage:
     """How an inbox stores what it receives.
 
     ``incoming`` is the directory for complete files. ``box`` encrypts what is stored; None: nothing
@@ -66,7 +66,7 @@ class Storing:
     rotate: tuple[int, int] = (0, 0)
 
     @classmethod
-    def of(cls, home: Home, incoming: Path | None = None) -> Storing:
+    def of(cls, home: Home, incoming: Path | None = None) -> InboxStorage:
         """Return the storage that the home's settings and password determine."""
         settings = home.config.inbox
         return cls(
@@ -90,14 +90,14 @@ class Inbox:
         self,
         home: Path,
         on_cut: Callable[[int], None] | None = None,
-        storing: Storing | None = None,
+        storage: InboxStorage | None = None,
         *,
         keep_contents: bool = False,
         sessions: Sessions | None = None,
         say: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._sessions = sessions
-        self._storing = storing = storing or Storing(home / "incoming")
+        self._storage = storage = storage or InboxStorage(home / "incoming")
         self._unknown_state = False
         self._watermark = 0
         self._highest: dict[str, bytes] = {}
@@ -111,16 +111,16 @@ class Inbox:
             self._db.execute("PRAGMA secure_delete = ON")
             state = dict(self._db.execute("SELECT name, value FROM state"))
             self._prepare(state["watermark"])
-            if storing.plain:
+            if storage.plain:
                 at = At(state["length"], state["inode"], state["begun"])
-                self._file = LinesFile(home / LINES, at, say, storing.rotate)
+                self._file = LinesFile(home / LINES, at, say, storage.rotate)
                 self._record_at(self._file.at)
-            box = storing.box
-            self._kept = EncryptedLines(self._db, box) if box is not None else None
+            box = storage.box
+            self._stored_lines = EncryptedLines(self._db, box) if box is not None else None
             self._contents = Contents(self._db, box) if keep_contents else None
-            self._transfers = Transfers(self._db, self._contents, self._kept)
+            self._transfers = Transfers(self._db, self._contents, self._stored_lines)
             self._arriving = IncomingFiles(
-                home, storing.incoming, self._transfers, box, not storing.plain, say, self._step
+                home, storage.incoming, self._transfers, box, not storage.plain, say, self._step
             )
         except (OSError, sqlite3.Error) as error:
             raise StoreError(f"the inbox in {home} cannot be opened: {error}") from None
@@ -202,15 +202,15 @@ class Inbox:
         """
         now = clock.now_ms()
         for one, lines in made:
-            if self._kept is not None and lines.data:
-                self._kept.write(
+            if self._stored_lines is not None and lines.data:
+                self._stored_lines.write(
                     one.sender, one.envelope_id, now, lines.data, lines.types, one.suite
                 )
             if self._contents is not None:
                 number = self._transfers.number(one.sender, one.envelope_id)
                 self._contents.keep(number, one, frozenset(lines.files))
                 self._db.execute(
-                    "UPDATE envelopes SET receipt = ? WHERE number = ?", (HELD, number)
+                    "UPDATE envelopes SET receipt = ? WHERE number = ?", (RECEIPT_HELD, number)
                 )
 
     def ready(self) -> list[Check]:
@@ -234,9 +234,9 @@ class Inbox:
         """Delete stored lines and incomplete files that are older than the settings allow."""
         now = clock.now_ms()
         with self._failing():
-            if self._kept is not None:
-                self._kept.forget(now - self._storing.keep_days * _DAY_MS)
-            self._arriving.give_up(now - self._storing.partial_days * _DAY_MS)
+            if self._stored_lines is not None:
+                self._stored_lines.forget(now - self._storage.keep_days * _DAY_MS)
+            self._arriving.give_up(now - self._storage.partial_days * _DAY_MS)
 
     @contextmanager
     def _failing(self, recording: bool = False) -> Iterator[None]:

@@ -20,7 +20,7 @@ from cipherbox.client.publishing.parts import Manifest, read_manifest
 from cipherbox.envelope.outcomes import Outcome
 
 OPEN, NAMING, DONE, REFUSED, CHECKING = range(5)
-HELD = -1  # the receipt of an envelope whose files are incomplete, or that a handler has
+RECEIPT_HELD = -1  # the receipt of an envelope whose files are incomplete, or that a handler has
 FIRST_STEP = """
 CREATE TABLE transfers (
   sender TEXT NOT NULL, id BLOB NOT NULL, state INTEGER NOT NULL DEFAULT 0, manifest BLOB, envelope INTEGER,
@@ -122,9 +122,9 @@ class Transfers:
     """Reads and writes the rows of incoming files."""
 
     def __init__(
-        self, db: sqlite3.Connection, contents: Contents | None, kept: EncryptedLines | None
+        self, db: sqlite3.Connection, contents: Contents | None, stored_lines: EncryptedLines | None
     ) -> None:
-        self._db, self._contents, self._kept = db, contents, kept
+        self._db, self._contents, self._stored_lines = db, contents, stored_lines
 
     def find(self, sender: str, transfer: bytes) -> Row | None:
         row = self._db.execute(
@@ -265,9 +265,9 @@ class Transfers:
             "DELETE FROM parts WHERE sender = ? AND id = ?", [row.name for row, _, _ in found]
         )
         for row, manifest, line in found:
-            if self._kept is not None:
+            if self._stored_lines is not None:
                 suite = self._suite(row.envelope)
-                self._kept.write(
+                self._stored_lines.write(
                     row.sender, self.envelope_id(row), now, line, [manifest.content_type], suite
                 )
         if self._contents is not None:
@@ -308,7 +308,9 @@ class Transfers:
 
     def _hold(self, names: Sequence[tuple[str, bytes]], number: int) -> None:
         """Hold back the envelope's receipt until the files are complete."""
-        self._db.execute("UPDATE envelopes SET receipt = ? WHERE number = ?", (HELD, number))
+        self._db.execute(
+            "UPDATE envelopes SET receipt = ? WHERE number = ?", (RECEIPT_HELD, number)
+        )
         self._db.executemany(
             "INSERT OR IGNORE INTO manifests VALUES (?, ?, ?)", [(*name, number) for name in names]
         )

@@ -106,7 +106,7 @@ class Directory(Senders):
         reasons: dict[str, CipherBoxError] = {}
         for name, answer in zip(pins, answers, strict=True):
             try:
-                self._take(name, pins[name], answer)
+                self._apply_answer(name, pins[name], answer)
                 self._usable(name)
             except CipherBoxError as error:
                 reasons[name] = error
@@ -136,11 +136,11 @@ class Directory(Senders):
             pins = {name: self.pins.get(name) for name in old}
             answers = await self.ask(newer(pins))
             for name, answer in zip(pins, answers, strict=True):
-                self._take(name, pins[name], answer)
+                self._apply_answer(name, pins[name], answer)
                 self._asked[name] = now
 
     def refresh(self, client_id: str) -> None:
-        """Ask HQ for this client's newest keys before they are used again."""
+        """Ask HQ for this client's newest keys before the next use."""
         self._asked.pop(client_id, None)
 
     def _leaf(self, bundle: KeyBundle, name: str) -> x509.Certificate:
@@ -152,7 +152,7 @@ class Directory(Senders):
             )
         return leaf
 
-    async def offered(self, client_id: str) -> KeyBundle:
+    async def newest_at_hq(self, client_id: str) -> KeyBundle:
         """Return the newest bundle that HQ has of a client: certified, but not compared with the
         pin. It is for a person to look at.
         """
@@ -206,7 +206,7 @@ class Directory(Senders):
             found += answer.answers
         return found
 
-    def _take(self, name: str, pin: Pin | None, answer: frames.BundleAnswer) -> None:
+    def _apply_answer(self, name: str, pin: Pin | None, answer: frames.BundleAnswer) -> None:
         if answer.state == REVOKED:
             raise RecipientRevoked(f"the certificate of {name} was revoked", names_detail([name]))
         if answer.state == NOT_FOUND:

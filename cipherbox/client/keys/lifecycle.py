@@ -36,7 +36,7 @@ import trio
 
 from cipherbox import clock, pki
 from cipherbox.client.enrol import ISSUED, checked_chain
-from cipherbox.client.events import KEYS, RECEIVER, Events
+from cipherbox.client.events import KEYS, RECEIVER, EventKind, Events
 from cipherbox.client.home import (
     CERTIFICATE,
     IDENTITY,
@@ -184,6 +184,7 @@ class KeyLifecycle:
                     RECEIVER,
                     f"Public key of {bundle.client_id} is registered at HQ, bundle "
                     f"{bundle.sequence}",
+                    kind=EventKind.REGISTERED,
                 )
 
     def refresh(self) -> bool:

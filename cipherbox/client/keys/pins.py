@@ -40,7 +40,7 @@ class Pin:
     """The trusted bundle of one party; times are ms since 1970, 0: never."""
 
     bundle: KeyBundle
-    how: str
+    pinned_by: str
     pinned_at: int
     verified_at: int
     accepted: frozenset[bytes]  # hashes of this bundle and of those accepted before it
@@ -103,7 +103,7 @@ class Pins:
             return b""
 
     def accept(
-        self, bundle: KeyBundle, how: str, also: tuple[bytes, ...] = (), proof: bytes = b""
+        self, bundle: KeyBundle, pinned_by: str, also: tuple[bytes, ...] = (), proof: bytes = b""
     ) -> Pin:
         """Pin a bundle that the caller has checked, and return the pin. A lower sequence is always
         refused.
@@ -118,11 +118,11 @@ class Pins:
                 f"{before.bundle.sequence}, which is pinned here"
             )
         now = clock.now_ms()
-        verified = now if how == PERSON else 0
-        if before is not None and how == SUCCESSION:
+        verified = now if pinned_by == PERSON else 0
+        if before is not None and pinned_by == SUCCESSION:
             verified = before.compared_at  # the compared keys signed the new ones
         accepted = frozenset([bundle.hash, *also]) | (before.accepted if before else frozenset())
-        pin = Pin(bundle, how, now, verified, accepted)
+        pin = Pin(bundle, pinned_by, now, verified, accepted)
         with translated(self._directory):
             private_dir(self._directory)
             write_atomic(self._directory / f"{bundle.client_id}.bundle", bundle.raw)
@@ -140,7 +140,7 @@ class Pins:
         pin = self._load(client_id)
         if pin is None:
             raise NotFound(f"no keys of {client_id} are pinned here")
-        pin = attrs.evolve(pin, how=PERSON, verified_at=clock.now_ms())
+        pin = attrs.evolve(pin, pinned_by=PERSON, verified_at=clock.now_ms())
         self._note(pin)
         return pin
 
@@ -183,7 +183,7 @@ class Pins:
             "sequence": pin.bundle.sequence,
             "hash": pin.bundle.hash.hex(),
             "fingerprint": pin.fingerprint,
-            "how": pin.how,
+            "how": pin.pinned_by,
             "pinned_at": pin.pinned_at,
             "verified_at": pin.verified_at,
             "accepted": sorted(h.hex() for h in pin.accepted),

@@ -14,7 +14,7 @@ from cipherbox.client.outbox.folder_files import FolderFiles
 from cipherbox.client.outbox.receipts import another_entry
 from cipherbox.client.outbox.rows import CANCELLED, PARKED, WAITING, Row
 from cipherbox.client.publishing.calls import PublishingCalls
-from cipherbox.client.receiving.receipts import MENDED
+from cipherbox.client.receiving.receipts import RESEALABLE
 from cipherbox.client.topology import TopologyCalls
 from cipherbox.envelope import transparency_log as log
 from cipherbox.envelope.bundle import decode_bundle
@@ -205,7 +205,7 @@ class Tracking(PublishingCalls, TopologyCalls):
             return
         found: Any = await self.outbox().store(self.outbox().outbox.refusals, row.number)
         if whys := [
-            f"{name}: {outcome_words(why)}" for name, why in found.items() if why not in MENDED
+            f"{name}: {outcome_words(why)}" for name, why in found.items() if why not in RESEALABLE
         ]:
             shown = message_id(row.envelope_id, 0)
             raise RecipientRefuses(

@@ -1,12 +1,12 @@
-"""What becomes of a message that a handler did not take: it waits (*later*), or it is *bad*.
+"""Retries of messages that a handler did not accept: *later* means they wait, *bad* may park them.
 
-Later: what the handler hands messages to is away.  That says nothing about the message: it is tried
-again without end, after pauses that double up to five minutes, and counts no try.  When several in
-a row have to wait, the handler as a whole does, and one message at a time tries whether it takes
-them again: one that was never tried before one that was.  A person is told once when it begins and
-once when nothing waits any more.
+Later: the system behind the handler is unavailable.  That is not the message's fault: it is retried
+indefinitely, with a back-off of up to five minutes, and no attempt is counted.  When several in a
+row have to wait, the handler as a whole backs off, and one message at a time probes whether it is
+available again, preferably one that was never tried.  Its beginning and its end are reported
+once each.
 
-Bad: the handler will not take this message as it is.  It is tried again a few times and then parked
+Bad: the handler will not accept this message as it is.  It is retried a few times and then parked
 for a person.
 """
 
@@ -23,14 +23,13 @@ from cipherbox.errors import Bad, CipherBoxError
 
 STEP = "ALTER TABLE failures ADD COLUMN later INTEGER NOT NULL DEFAULT 0;\n"
 PAUSE_S, BAD_MAX_S, LATER_MAX_S = 1.0, 60.0, 300.0
-IN_A_ROW = 3  # that have to wait; then the handler as a whole waits
+IN_A_ROW = 3  # messages that have to wait, before the handler as a whole backs off
 _BUSY = ("SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_FULL", "SQLITE_IOERR")
 
 
 def is_later(error: Exception) -> bool:
-    """Whether this says something about the world, and nothing about the message: `Later`, the
-    system's errors (a connection that is refused, a disk that is full, a program that is not
-    installed), and our own that may pass.
+    """Return whether the error is not the message's fault: `Later`, a system error (a refused
+    connection, a full disk, a missing program), or a transient one of ours.
     """
     if isinstance(error, CipherBoxError):
         return error.retryable and not isinstance(error, Bad)
@@ -43,8 +42,8 @@ def is_later(error: Exception) -> bool:
 class Failure:
     """The attempts of a message; ``next_at`` is ms since 1970."""
 
-    attempts: int = 0  # in which it was bad
-    later: int = 0
+    attempts: int = 0  # that found it bad
+    later: int = 0  # attempts that found the handler unavailable
     next_at: int = 0
 
     def after(self, later: bool) -> Failure:
@@ -61,51 +60,49 @@ class Failure:
         return max(0.0, (self.next_at - clock.now_ms()) / 1000)
 
 
-class Away:
-    """Whether the handler as a whole has to wait, and what a person was told.  ``say`` is given
-    the lines.
-    """
+class HandlerBackoff:
+    """The back-off of the whole handler.  ``say`` reports its beginning and end to the user."""
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self._say = say
         self._row = 0
         self._until_ms = 0
         self._waiting: set[tuple[int, int]] = set()
-        self._told = False  # that it began, and not yet that it is over
-        self._took = False  # something was taken since that was told
+        self._reported = False  # its beginning, and not yet its end
+        self._accepted = False  # a message was accepted since that report
 
     @property
     def waits(self) -> bool:
-        """Whether nothing may be tried now."""
+        """Return whether nothing may be tried now."""
         return clock.now_ms() < self._until_ms
 
     @property
-    def doubtful(self) -> bool:
-        """The last one had to wait: one that was never tried tells more than one that was."""
+    def is_failing(self) -> bool:
+        """Return whether the last message had to wait; an untried one is then a better probe."""
         return self._row > 0
 
     def later(self, number: int, index: int, reason: str) -> None:
         """Note that a message has to wait."""
-        first = not self._waiting and not self._told
+        first = not self._waiting and not self._reported
         self._waiting.add((number, index))
         self._row += 1
-        if first or (self._row == IN_A_ROW and (self._took or not self._told)):
-            self._told, self._took = True, False
+        if first or (self._row == IN_A_ROW and (self._accepted or not self._reported)):
+            self._reported, self._accepted = True, False
             text = (
-                f"The handler takes nothing now: {reason}. What has come waits and is tried again "
-                "without end"
+                f"The handler is unavailable: {reason}. Messages wait and are retried "
+                f"indefinitely, with a back-off of up to {LATER_MAX_S:.0f} s"
             )
-            self._say(f"{text}, after pauses up to {LATER_MAX_S:.0f} s")
+            self._say(text)
         if self._row >= IN_A_ROW:
             pause = min(PAUSE_S * 2 ** min(self._row - IN_A_ROW, 20), LATER_MAX_S)
             self._until_ms = clock.now_ms() + int(pause * 1000)
 
     def over(self, number: int, index: int) -> None:
-        """Note that a message was taken or is bad: the handler is available."""
-        was_away = self._row >= IN_A_ROW
+        """Note that a message was accepted or is bad: the handler is available."""
+        backed_off = self._row >= IN_A_ROW
         self._row = self._until_ms = 0
-        self._took = True
+        self._accepted = True
         self._waiting.discard((number, index))
-        if self._told and (was_away or not self._waiting):
-            self._told = False
-            self._say("The handler takes messages again")
+        if self._reported and (backed_off or not self._waiting):
+            self._reported = False
+            self._say("The handler is available again")

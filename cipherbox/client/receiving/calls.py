@@ -1,4 +1,4 @@
-"""The calls of `Client` that consume."""
+"""The consuming calls of `Client`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CONSUME_BYTES = 16 * 1024 * 1024
 async def send_nack(
     connection: ReconnectingConnection, delivery: Delivery, requeue: bool, outcome: int, reason: str
 ) -> None:
-    """Tell HQ that this envelope was not taken in: back to the queue, or to the dead letters."""
+    """Tell HQ that this envelope was refused: it is requeued or dead-lettered."""
     await connection.request(
         frames.Nack,
         queue=delivery.queue,
@@ -49,7 +49,7 @@ class ConsumingCalls:
 
     @property
     def mailbox(self) -> str:
-        """The queue that holds what is sent to this client by name."""
+        """Return the queue of messages addressed to this client by name."""
         return f"box.{self.home.config.client_id}"
 
     @asynccontextmanager
@@ -60,10 +60,10 @@ class ConsumingCalls:
         envelopes: int = CONSUME_ENVELOPES,
         size: int = CONSUME_BYTES,
     ) -> AsyncIterator[Consumer]:
-        """Deliveries of a queue (None: this client's mailbox), verified and opened, as an async
-        iterator.
+        """Provide an async iterator over the deliveries of a queue (None: this client's mailbox),
+        verified and opened.
 
-        ``envelopes`` and ``size`` (bytes) bound what is handed out and not yet acknowledged.
+        ``envelopes`` and ``size`` (bytes) bound what is delivered and not yet acknowledged.
         """
         if self.home.identity is None:
             raise keyless()
@@ -78,7 +78,7 @@ class ConsumingCalls:
         envelopes: int = CONSUME_ENVELOPES,
         size: int = CONSUME_BYTES,
     ) -> AsyncIterator[Consumer]:
-        """As `consume`; take with ``batch()``, and open or refuse each delivery yourself."""
+        """Consume without opening: read with ``batch()``, and open or refuse each delivery."""
         await self.revocations.ensure()
         consumer = Consumer(self.connection, self.opener, queue or self.mailbox, envelopes, size)
         try:
@@ -96,7 +96,7 @@ class ConsumingCalls:
         return [delivery for delivery in found if await self.opener.admit(delivery)]
 
     async def fetch_unopened(self, queue: str | None = None, envelopes: int = 1) -> list[Delivery]:
-        """As `fetch`, not opened yet."""
+        """Return waiting deliveries as `fetch` does, but unopened."""
         name = queue or self.mailbox
         answer: frames.Fetched = await self.connection.request(
             frames.Fetch, queue=name, envelopes=envelopes, size=CONSUME_BYTES
@@ -105,13 +105,13 @@ class ConsumingCalls:
         return [Delivery(name, item, None, self.connection.current) for item in items]
 
     async def open(self, delivery: Delivery) -> Delivery:
-        """Verifies and opens a delivery taken unopened; EnvelopeError says why not."""
+        """Verify and open an unopened delivery; raise EnvelopeError if that fails."""
         await self.opener.open(delivery)
         return delivery
 
     async def ack(self, deliveries: Delivery | Iterable[Delivery]) -> int:
-        """Says that the outcome of these is durably recorded here, and waits for HQ's word; how
-        many it counted.
+        """Acknowledge deliveries whose outcome is durably recorded here; return the number that HQ
+        confirmed.
         """
         many = [deliveries] if isinstance(deliveries, Delivery) else list(deliveries)
         queues: dict[str, list[Delivery]] = {}
@@ -137,16 +137,14 @@ class ConsumingCalls:
     async def nack(
         self, delivery: Delivery, *, requeue: bool = True, outcome: int = 255, reason: str = ""
     ) -> None:
-        """Says that this envelope could not be verified or opened here: back to the queue, or to
-        the dead letters.
-        """
+        """Refuse an envelope that could not be opened: it is requeued or dead-lettered."""
         await send_nack(self.connection, delivery, requeue, outcome, reason)
 
     async def resend(
         self, queue: str | None = None, *, sender_id: str = "", envelope_id: bytes = bytes(16)
     ) -> int:
-        """Asks for everything unacknowledged again (None: of every queue), or for one envelope;
-        how many.
+        """Request redelivery of everything unacknowledged in a queue (None: in every queue), or of
+        one envelope; return the number.
         """
         answer: frames.Ok = await self.connection.request(
             frames.Resend, queue=queue or "", sender_id=sender_id, envelope_id=envelope_id

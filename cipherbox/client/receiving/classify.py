@@ -1,7 +1,7 @@
 """Classify deliveries: new, known or refused; and open what is new.
 
-What cannot be taken in ends with its own envelope, whatever went wrong (`faults`): it is refused,
-with its reason and its receipt, and the next one is taken.
+A failure that is the sender's fault (`faults`) affects only that envelope: it is refused, with a
+reason and a receipt, and the next one is processed.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from cipherbox.client.receiving.refuser import Refuser
 from cipherbox.envelope.outcomes import Outcome
 from cipherbox.errors import AnotherPlaintext, EnvelopeError
 
-# of opening, until what was opened is recorded: one sender's costly envelopes hold up no others
+# of opening, before what was opened is recorded: one sender's costly envelopes delay no others
 TURN_S = 0.25
 
 
 class Classified(NamedTuple):
     """``new`` was opened and is to be recorded; ``done`` may be acknowledged once it is;
-    ``rest`` was not looked at, for want of time.
+    ``rest`` was not processed for lack of time.
     """
 
     new: list[Received]
@@ -36,7 +36,7 @@ class Classified(NamedTuple):
 
 
 class Classifier:
-    """See the module."""
+    """Classifies and opens the deliveries of one receiver."""
 
     def __init__(
         self, opener: Opener, inbox: Inbox, refuser: Refuser, progress: Progress, events: Events

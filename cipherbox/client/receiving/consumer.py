@@ -1,13 +1,13 @@
-"""Deliveries: what HQ pushes from a queue, and what this client says back.
+"""Consumers: deliveries that HQ pushes from a queue, within a credit.
 
-A consumer has a credit in envelopes and bytes.  HQ pushes within it; what the client acknowledged
-or refused gives its part back, told to HQ in eighths, so that HQ hands on without pause.  So at
-most one credit is handed out and not yet acknowledged, and that bounds memory on both sides: a
-program that takes without ever acknowledging stops being given more.
+A consumer has a credit in envelopes and bytes, and HQ pushes within it.  Acknowledged and refused
+deliveries return their credit, in eighths, so that HQ delivers without pause.  At most one credit
+is delivered and not yet acknowledged, which bounds memory on both sides: a program that never
+acknowledges gets no more.
 
-When the connection ends, what was pushed and not yet taken by the program is dropped here and
-redelivered by HQ.  What the program holds is redelivered as well, with `attempt` raised; it may be
-acknowledged over the new connection.
+When the connection ends, deliveries that the program has not taken yet are dropped here and
+redelivered by HQ.  Those that the program has are redelivered too, with a higher `attempt`; they
+may be acknowledged over the new connection.
 """
 
 from __future__ import annotations
@@ -30,15 +30,14 @@ from cipherbox.limits import LIMITS
 from cipherbox.wire import frames
 from cipherbox.wire.codec import DeliveredItem
 
-AGAIN_S = 1.0  # before a subscription that HQ could not take is tried again
+RETRY_S = 1.0  # before a subscription that HQ refused temporarily is retried
 
 
 class Consumer:
-    """Deliveries of one queue, as an async iterator; made by `Client.consume`, inside ``async
-    with``.
+    """An async iterator over the deliveries of one queue; `Client.consume` provides it.
 
-    Each delivery that the iterator gives is verified and opened.  What cannot be is refused to HQ
-    with its reason and does not appear.
+    Each delivery is verified and opened.  One that cannot be is refused with its reason and does
+    not appear.
     """
 
     def __init__(
@@ -57,9 +56,9 @@ class Consumer:
         self._given = (self._envelopes, self._size)
         self._back_envelopes = self._back_bytes = 0
         self._waiting: deque[Delivery] = deque()
-        self._returned: deque[Delivery] = deque()  # taken before, to be taken next
+        self._returned: deque[Delivery] = deque()  # requeued here, to be taken next
         self._failure: CipherBoxError | None = None
-        # why HQ did not take the newest subscription, for now
+        # why HQ temporarily refused the newest subscription
         self._trouble: CipherBoxError | None = None
         self._changed = Signal()
         self._current: Connection | None = None
@@ -80,7 +79,7 @@ class Consumer:
             except (trio.Cancelled, CipherBoxError) as error:
                 lasts = isinstance(error, CipherBoxError) and not error.retryable
                 if delivery.connection is self._current and not lasts:
-                    # a caller's time limit, or HQ's silence, must not lose it
+                    # a caller's time limit, or a silent HQ, must not lose it
                     self._returned.appendleft(delivery)
                 raise
 
@@ -137,7 +136,7 @@ class Consumer:
             current.credit(self.tag, self._back_envelopes, self._back_bytes)
             self._back_envelopes = self._back_bytes = 0
 
-    # -- the line's subscriber ---------------------------------------------------------------------
+    # -- the connection's subscriber ---------------------------------------------------------------
 
     def attach(self, current: Connection) -> None:
         """Subscribe on a new connection, with the whole credit."""
@@ -160,9 +159,9 @@ class Consumer:
                 self._trouble = error
                 if self._current is current and current.error is None:
                     self._opener.events.emit(
-                        RECEIVER, f"HQ cannot hand out {self.queue} now: {error}; asking again"
+                        RECEIVER, f"HQ cannot deliver {self.queue} now: {error}; retrying"
                     )
-                    self._connection.later(AGAIN_S, again)
+                    self._connection.later(RETRY_S, again)
             elif self._current is current:
                 self.fail(error)
 
@@ -180,7 +179,7 @@ class Consumer:
         )
 
     def detach(self) -> None:
-        """Drop what nobody took: the connection ended, and HQ redelivers it."""
+        """Drop deliveries that were not taken: the connection ended, and HQ redelivers them."""
         self._current = None
         self._waiting.clear()
         self._returned.clear()

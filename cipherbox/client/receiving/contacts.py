@@ -1,10 +1,10 @@
-"""Whom this client takes mail from: everybody HQ's CA certified, until a person says otherwise.
+"""Contact lists: the senders this client accepts mail from. By default all that HQ's CA certified.
 
-``contacts.json`` holds two lists of client ids.  Programs of this home that run look at the file,
-so a change counts at the next envelope; what they refuse is a dead letter at HQ, which can be
+``contacts.json`` holds two lists of client ids.  Running programs of this home reread the file, so
+a change applies to the next envelope.  A refused envelope becomes a dead letter at HQ, which can be
 redriven, and its sender gets a signed receipt.
 
-HQ is told the lists as well (`contacts_upload`).
+The lists are also uploaded to HQ (`contacts_upload`).
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Contacts:
     def block(self, client_ids: Iterable[str]) -> ContactLists:
         """Block these clients. Blocking the last allowed one does not allow everybody else."""
         names, before = _checked(client_ids), self.lists()
-        # an empty list would let everybody in
+        # an empty list would accept everybody
         allowed = _without(before.allowed, names) or before.allowed
         return self._write(ContactLists(allowed, _union(before.blocked, names)))
 

@@ -1,6 +1,6 @@
-"""Tell HQ whose mail this client takes, so that HQ refuses the rest at publish time.
+"""Upload the contact lists to HQ, so that HQ refuses other senders at publish time.
 
-That saves the transfer and nothing else: the inbox decides, whatever HQ knows. `[contacts] tell_hq
+That only saves the transfer: the inbox decides, whatever HQ knows. `[contacts] tell_hq
 = false` keeps the lists here. WELCOME carries the digest of the lists HQ has, so nothing is sent
 twice; of several programs of one home each retries until HQ has what the file says.
 """

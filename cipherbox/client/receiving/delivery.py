@@ -16,7 +16,7 @@ from cipherbox.wire.codec import DeliveredItem
 
 
 class CreditHolder(Protocol):
-    """The consumer that a delivery was pushed to: it gets the delivery's credit back."""
+    """The consumer that a delivery was pushed to, which gets its credit back."""
 
     def settled(self, deliveries: Iterable[Delivery]) -> None: ...
 
@@ -24,10 +24,10 @@ class CreditHolder(Protocol):
 class Delivery:
     """One envelope of a queue.
 
-    ``sender_id``, ``envelope_id`` (16 bytes) and ``count`` are in the clear prefix; ``messages``
-    are there once it was verified and opened.  ``accepted_at`` is when HQ accepted it (ms since
-    1970), ``log_entry`` the entry of its log that says so, both by HQ's word; ``attempt`` above 1:
-    delivered before.
+    ``sender_id``, ``envelope_id`` (16 bytes) and ``count`` come from the clear prefix; ``messages``
+    exist once it was verified and opened.  ``accepted_at`` (ms since 1970) and ``log_entry`` are
+    HQ's statements of when it accepted the envelope and which log entry records that.  ``attempt``
+    above 1: delivered before.
     """
 
     __slots__ = (
@@ -55,7 +55,7 @@ class Delivery:
     ) -> None:
         self.queue = queue
         self.seq, self.attempt, self.accepted_at, self.log_entry, self.raw = item
-        self.size = len(self.raw)  # what it takes of the credit, also when the bytes are gone
+        self.size = len(self.raw)  # of its credit, also when the bytes are freed
         self.consumer, self.connection = consumer, connection
         self._messages: Sequence[Message] | None = None
         self._parsed: ParsedEnvelope | None = None
@@ -90,7 +90,7 @@ class Delivery:
 
     @property
     def commitment(self) -> bytes:
-        """The sender's commitment to the plaintext, the same in every generation; empty in
+        """Return the sender's commitment to the plaintext, the same in every generation; empty in
         version 1.
         """
         return self.parsed.layout.prefix.plain_commitment
@@ -112,7 +112,7 @@ class Delivery:
 
     @property
     def quiet(self) -> bool:
-        """Whether it is logged only as part of a whole: parts of files, and receipts."""
+        """Return whether it is not logged on its own: parts of files, and receipts."""
         return self.queue.endswith((".bulk", ".sys"))
 
     @property

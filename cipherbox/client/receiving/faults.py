@@ -1,18 +1,18 @@
-"""Whose fault an error is.  The one place that decides what an error ends: an envelope, a try, or
-this client's work.
+"""Whose fault an error is, and so what it affects: one envelope, one attempt, or all of this
+client's work.
 
-The rule: *an error that comes from one sender's bytes, keys, names or requests ends with that
-envelope or that sender; everybody else's mail arrives within seconds, in bounded memory.*  Wherever
-something of another party is taken in, its errors go through `fault_of`:
+The rule: *an error that comes from one sender's bytes, keys, names or requests affects only that
+envelope or that sender; everyone else's mail arrives within seconds, in bounded memory.*  Wherever
+another party's data is processed, errors go through `fault_of`:
 
-- SENDER: what came is at fault, whatever part of this program noticed it.  The envelope is refused,
-  with its reason and its receipt, and the next one is taken.  An error nobody thought of (a number
-  that no database holds, a name that no disk takes, a text that no parser likes) counts as this: it
-  was caused by what is being taken in, since all else was taken in before it without one.
-- LATER: HQ or the network.  What depends on it waits, or is given back; nothing is wrong with the
-  envelope.
-- OURS: this machine, its files and its certificate, and an HQ that contradicts itself.  It is
-  raised: a person has to look at it.
+- SENDER: the data is at fault, wherever the error was detected.  The envelope is refused, with a
+  reason and a receipt, and the next one is processed.  Unforeseen errors (a number too large for
+  the database, a name the disk refuses, text that a parser rejects) count as this kind: earlier
+  data caused none, so this data did.
+- LATER: HQ or the network.  Whatever depends on it waits or is requeued; the envelope is not at
+  fault.
+- OURS: this machine, its files or its certificate, or an HQ that contradicts itself.  It is raised,
+  for a person to resolve.
 """
 
 from __future__ import annotations
@@ -33,8 +33,7 @@ from cipherbox.errors import (
     StoreError,
 )
 
-# What the disk says about a name, a path or a number that somebody else chose, and not about
-# itself.
+# Disk errors about a name, a path or a number that another party chose, not about the disk.
 _CHOSEN = frozenset(
     [
         errno.ENAMETOOLONG,
@@ -52,7 +51,7 @@ _CHOSEN = frozenset(
 
 
 class Fault(enum.Enum):
-    """See the module."""
+    """The kinds of faults, described in the module."""
 
     SENDER = 0
     LATER = 1
@@ -83,8 +82,8 @@ def fault_of(error: Exception) -> Fault:
 
 
 def refusal(error: Exception) -> EnvelopeError:
-    """The same as the reason an envelope is refused for.  It is kept for a while: without its
-    traceback, which would keep all that was in memory when it was raised.
+    """Return the error as the reason for a refusal, without its traceback, which would keep in
+    memory everything that its frames refer to.
     """
     if isinstance(error, EnvelopeError):
         error.__context__ = error.__cause__ = None
@@ -93,4 +92,4 @@ def refusal(error: Exception) -> EnvelopeError:
         return SenderNotValid(f"the keys of its sender are not trusted: {error}")
     if isinstance(error, CipherBoxError):
         return SenderNotValid(str(error))
-    return EnvelopeError(f"it cannot be taken in here ({type(error).__name__}: {str(error)[:200]})")
+    return EnvelopeError(f"it cannot be received here ({type(error).__name__}: {str(error)[:200]})")

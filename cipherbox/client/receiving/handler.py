@@ -1,16 +1,16 @@
 """Handlers: a program's own function runs once for each message, in one transaction with its
 result.
 
-What arrives is recorded first, with its content, and acknowledged; so HQ need not wait for the
-program.  Then each message goes through: a transaction of the inbox's database begins, the handler
-runs and may write into it, the message is marked done, all is committed.  A crash at any
-instruction leaves either all of that or nothing, and then the handler runs again: what it wrote
-with ``tx`` is there exactly once.  What it does elsewhere can happen again.
+Messages are first recorded with their content and acknowledged, so HQ need not wait for the
+program.  Then, for each message, a transaction of the inbox's database begins, the handler runs and
+may write into it, the message is marked done, and everything is committed.  A crash leaves either
+all of that or nothing, and then the handler runs again: what it wrote with ``tx`` exists exactly
+once.  Its other effects can be repeated.
 
-What a handler does not take waits or is bad; see `trying`.  Messages go to it in the order in which
-they were recorded; those that wait for another try are passed by the others, unless ``ordered``:
-then the oldest of a sender holds up what this sender sent after it, until it is taken or parked.
-The receipt is signed when every message of an envelope is done or parked.
+A message that the handler does not accept waits or is bad; see `attempts`.  Messages are handled in
+the order in which they were recorded.  Others overtake those that wait for a retry, unless
+``ordered``: then the oldest message of a sender blocks that sender's later ones until it is
+accepted or parked.  The receipt is signed when every message of an envelope is done or parked.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from cipherbox.client.inbox.decrypted_files import forget_opened, opened_file
 from cipherbox.client.inbox.handler_contents import DONE, NOT_WHOLE, PARKED, WAITING, opened
 from cipherbox.client.inbox.schema import DATABASE, STEPS
 from cipherbox.client.local_database import open_database, transaction, translated
-from cipherbox.client.receiving.attempts import Away, Failure, is_later
+from cipherbox.client.receiving.attempts import Failure, HandlerBackoff, is_later
 from cipherbox.client.receiving.receiver import Receiver
 from cipherbox.concurrency import background
 from cipherbox.envelope.ids import message_id
@@ -53,9 +53,9 @@ class Handled:
     """One message or file as a handler gets it; ``sealed_at`` is ms since 1970, ``attempt`` counts
     from 1.
 
-    A file lies at ``file`` and was called ``filename`` by its sender; its message's ``content`` is
-    empty when it came in parts.  Under a password without ``[inbox] plain`` it is there in clear
-    for this call only.
+    A file is at ``file``; its sender named it ``filename``. Its message's ``content`` is empty if
+    it arrived in parts. With a password and without ``[inbox] plain``, ``file`` is in clear only
+    during this call.
     """
 
     message_id: uuid.UUID
@@ -65,7 +65,7 @@ class Handled:
     attempt: int
     file: Path | None = None
     filename: str = ""
-    _kept: str = attrs.field(default="", repr=False)
+    _stored_name: str = attrs.field(default="", repr=False)
     _size: int = attrs.field(default=0, repr=False)
     _files: list[dict[str, Any]] = attrs.field(factory=list, repr=False)
 
@@ -91,8 +91,8 @@ class Handlers:
         self._path = client.home.path / DATABASE
         self._db = open_database(self._path, STEPS)
         self._tries, self._ordered = tries, ordered
-        self._away = Away(lambda text: client.events.emit(RECEIVER, text))
-        self._read: tuple[int, Messages] | None = None  # the envelope that was read last
+        self._backoff = HandlerBackoff(lambda text: client.events.emit(RECEIVER, text))
+        self._read: tuple[int, Messages] | None = None  # the last envelope read
         self.done = 0
         self.parked_count = 0
 
@@ -101,7 +101,7 @@ class Handlers:
 
     def next(self) -> tuple[int, int, Handled] | None:
         """Return the oldest message that is due: (row, index, message)."""
-        if self._away.waits:
+        if self._backoff.waits:
             return None
         found = self._due()
         return None if found is None else self._handled(*found)
@@ -130,7 +130,7 @@ class Handlers:
                         blocked.add(sender)
                     if state == NOT_WHOLE or failure.next_at > now:
                         continue
-                    if not failure.next_at or not self._away.doubtful:
+                    if not failure.next_at or not self._backoff.is_failing:
                         return number, index, failure
                     tried = tried or (number, index, failure)
         return tried
@@ -182,8 +182,8 @@ class Handlers:
         db = self._db
         try:
             with translated(self._path):
-                # One that awaits takes the lock when it first writes: what else is recorded here
-                # must not wait for it.
+                # A coroutine takes the lock only when it first writes, so that recording does not
+                # wait for it.
                 db.execute("BEGIN" if inspect.iscoroutinefunction(handler) else "BEGIN IMMEDIATE")
             try:
                 async with self._in_clear(handled) as given:
@@ -191,7 +191,7 @@ class Handlers:
                     if inspect.isawaitable(found):
                         await found
                 db.execute("DELETE FROM failures WHERE number = ? AND message = ?", (number, index))
-                # after a write, which had the lock, it reads what is newest
+                # after a write, which took the lock, this reads the newest state
                 self._mark(number, index, DONE)
                 db.execute("COMMIT")
             except BaseException:
@@ -199,25 +199,24 @@ class Handlers:
                     db.execute("ROLLBACK")
                 raise
             self.done += 1
-            self._away.over(number, index)
+            self._backoff.over(number, index)
         except Exception as error:
             if getattr(error, "sqlite_errorname", "") == "SQLITE_BUSY_SNAPSHOT":
-                # it wrote by what it had read before something else was recorded: once more, from
-                # the start
+                # it had read before something else was recorded: run it again from the start
                 return
             self._failed(number, index, handled, error)
 
     @asynccontextmanager
     async def _in_clear(self, handled: Handled) -> AsyncIterator[Handled]:
         """Provide the message with its file decrypted."""
-        if not handled._kept:
+        if not handled._stored_name:
             yield handled
             return
         home = self._client.home
         with opened_file(
             home.path,
             home.secret_box.content_box,
-            handled._kept,
+            handled._stored_name,
             handled._size,
             handled.filename,
             handled._files,
@@ -244,9 +243,9 @@ class Handlers:
                 self._mark(number, index, PARKED)
         self.parked_count += over
         if later:
-            self._away.later(number, index, reason)
+            self._backoff.later(number, index, reason)
             return
-        self._away.over(number, index)
+        self._backoff.over(number, index)
         what = "parked" if over else f"tried again in {failure.pause_s:.0f} s"
         attempt = f"attempt {failure.attempts} of {self._tries}"
         text = (

@@ -1,17 +1,17 @@
-"""Look up senders' keys at HQ in the background: a delivery that waits delays no others.
+"""Look up senders' keys at HQ in the background, so that a waiting delivery delays no others.
 
 A delivery whose sender's bundle is not known here is parked, and HQ is asked for the bundles of all
-parked senders in one request.  What is found goes back to where it was taken from; what is not is
-refused, that delivery alone.
+parked senders in one request.  A delivery whose bundle is found returns to its consumer; any other
+is refused.
 
 Bounds, since an envelope may name any hash as its sender's bundle:
-1. Of one sender at most `OF_SENDER` hashes go into a request, and it has `PER_SENDER` requests a
-   minute; what names more than that is refused without a question.
-2. All look-ups together have `IN_ALL` requests a minute, half of what HQ allows a client: the rest
-   is for sending.
+1. A request has at most `OF_SENDER` hashes of one sender, and a sender causes at most `PER_SENDER`
+   requests a minute; deliveries beyond that are refused without a request.
+2. All look-ups together make at most `IN_ALL` requests a minute, half of what HQ allows a client:
+   the rest is for sending.
 3. A hash that HQ does not have is remembered for `MISS_S`, `MISSES` of each sender: redelivered, it
    is refused immediately.
-4. What is parked holds its part of the consumer's credit, and so is bounded by it.
+4. A parked delivery keeps its share of the consumer's credit, which bounds their number.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ Done = Callable[[Delivery, Exception | None], None]
 
 
 class Lookups:
-    """See the module.  ``nursery`` holds the task that asks."""
+    """Parked deliveries and their look-ups. ``nursery`` runs the task that asks HQ."""
 
     def __init__(self, directory: Directory, events: Events, nursery: trio.Nursery) -> None:
         self._directory, self._events, self._nursery = directory, events, nursery
@@ -52,11 +52,11 @@ class Lookups:
 
     @property
     def busy(self) -> bool:
-        """Whether something is parked."""
+        """Return whether a delivery is parked."""
         return bool(self._parked)
 
     def holds(self, sender: str) -> bool:
-        """Whether something of this sender is parked: what comes after it is parked behind it."""
+        """Return whether deliveries of this sender are parked: later ones wait behind them."""
         return sender in self._parked
 
     def missed(self, sender: str, bundle_hash: bytes) -> bool:
@@ -72,8 +72,8 @@ class Lookups:
             self._nursery.start_soon(self._run)
 
     async def bundle(self, sender: str, bundle_hash: bytes, accepted_at: int) -> KeyBundle:
-        """`Directory.sender` within this sender's bounds: of a bundle that something inside an
-        envelope names.
+        """Return the bundle that an envelope's content names, as `Directory.sender` does, within
+        this sender's bounds.
         """
         if not self._directory.has_sender(bundle_hash):
             if self.missed(sender, bundle_hash):
@@ -176,7 +176,7 @@ class Lookups:
             if len(wanted) == 1:
                 return dict.fromkeys(_pairs(wanted), error)
         found: dict[tuple[str, bytes], Exception | None] = {}
-        for sender, hashes in wanted.items():  # one of them spoils the answer: each separately
+        for sender, hashes in wanted.items():  # one of them fails the request: ask for each alone
             found.update(await self._ask({sender: hashes}))
         return found
 
@@ -192,7 +192,7 @@ class Lookups:
             for delivery, done in self._parked.pop(sender, ()):
                 pair = sender, _named(delivery)
                 if self._lost(delivery):
-                    # its connection has ended: HQ redelivers it, and nobody waits for this one
+                    # its connection has ended, and HQ redelivers it
                     done(delivery, None)
                 elif pair in found:
                     done(delivery, found[pair])

@@ -1,14 +1,14 @@
 """The receive loop: source -> classify -> open -> record -> acknowledge.
 
 Everything received into the inbox takes these steps: a subscription (`consume`), a fetch (`fetch`),
-and programs with a content type of their own, chat and pipe, through `Receiver.take_from` (`take`).
+and programs with their own content type, chat and pipe, through `Receiver.take_from` (`take`).
 While one batch is written to the disk the next one is opened, unless both are large.  So at most
-one batch is being written, and what it holds is neither new nor recorded: a task that finds one of
-its ids, or has to ask the database, waits for it first.
+one batch is being written, and its envelopes are neither new nor recorded: a task that meets one of
+their ids, or has to query the database, waits for that batch first.
 
-Chat cannot use `consume`, since that holds the home's lock for as long as it runs: chat locks each
-recording only, so that an agent started beside it takes over.  A pipe cannot, since a frame must
-reach it in order and unrecorded, and an OPEN that it leaves alone must stay unacknowledged.
+Chat cannot use `consume`, which holds the home's lock while it runs: chat locks only while it
+records, so that an agent started later can take over.  A pipe cannot, because frames must reach it
+in order and unrecorded, and an OPEN that it ignores must stay unacknowledged.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from cipherbox.errors import CipherBoxError
 
 FETCH_ENVELOPES = 256
 BATCH_BYTES = 4 * 1024 * 1024  # opened and recorded in one step
-ENVELOPES = 1024  # classified in one step: what there is no time for is classified again
-BULK_ENVELOPES = 16  # of files: then messages of others have their turn
+ENVELOPES = 1024  # classified in one step; those left for lack of time are classified again
+BULK_ENVELOPES = 16  # of files in one step; then other messages have their turn
 
 
 class ReceiveLoop:
@@ -44,24 +44,24 @@ class ReceiveLoop:
         self._classifier = Classifier(
             client.opener, recorder.inbox, self._refuser, progress, client.events
         )
-        self._turn = trio.Lock()  # one batch at a time is opened, of whatever queue
+        self._open_lock = trio.Lock()  # one batch at a time is opened, across all queues
         self._opening = 0  # batches that were taken and are not opened yet
         self._consumers: list[Consumer] = []
 
     @property
     def opening(self) -> bool:
-        """Whether something waits to be opened."""
+        """Return whether a delivery waits to be opened."""
         waiting = any(consumer.waiting for consumer in self._consumers)
         return waiting or self._opening > 0 or self._client.opener.lookups.busy
 
     @property
     def busy(self) -> bool:
-        """Whether something is being opened, recorded or acknowledged."""
+        """Return whether a delivery is being opened, recorded or acknowledged."""
         progress = self._progress
         recording = bool(progress.writing) or self.recorder.completing
         return self.opening or recording or bool(progress.acks_open)
 
-    # -- what the receiver asks for itself ---------------------------------------------------------
+    # -- fetched by the receiver -------------------------------------------------------------------
 
     async def fetch(self, queue: str) -> None:
         """Receive what waits in a queue now, up to the limit."""
@@ -118,7 +118,7 @@ class ReceiveLoop:
         self._refuser.send()
         return [delivery for delivery in deliveries if id(delivery) not in wrong]
 
-    # -- what HQ pushes ----------------------------------------------------------------------------
+    # -- pushed by HQ ------------------------------------------------------------------------------
 
     async def consume(
         self, queue: str, size: int, acks: trio.Nursery, task_status: trio.TaskStatus[None]
@@ -132,7 +132,7 @@ class ReceiveLoop:
             task_status.started()
             try:
                 while not progress.limit_reached:
-                    if progress.limits(0):  # if all that is under way is recorded
+                    if progress.limits(0):  # reached once everything in progress is recorded
                         await progress.changed.wait()
                         continue
                     taken = await self._next(consumer)
@@ -157,7 +157,7 @@ class ReceiveLoop:
         deliveries = await self._ready(consumer, taken)
         if not deliveries:
             return
-        async with self._turn:
+        async with self._open_lock:
             if progress.writing_bytes + sum(one.size for one in deliveries) > 2 * BATCH_BYTES:
                 await progress.written()  # two large ones are never in memory side by side
             new, done, rest = await self._classifier.open_new(deliveries)
@@ -171,7 +171,7 @@ class ReceiveLoop:
         """Return those that can be opened now; the others return to the consumer when their
         senders' keys were looked up.
         """
-        await self._client.revocations.ensure()  # what is wrong with that is no sender's fault
+        await self._client.revocations.ensure()  # a failure here is no sender's fault
         opener = self._client.opener
         ready = []
         for delivery in deliveries:
@@ -182,13 +182,13 @@ class ReceiveLoop:
         return ready
 
     async def _finish(
-        self, new: list[Received], done: list[Delivery], heard: ReceivedSteps | None
+        self, new: list[Received], done: list[Delivery], steps: ReceivedSteps | None
     ) -> None:
         """Record a batch and acknowledge it."""
         progress = self._progress
         try:
             try:
-                failed = await self.recorder.record(new, heard)
+                failed = await self.recorder.record(new, steps)
                 done = self._refuser.without(done, failed)
             except CipherBoxError as error:
                 progress.fail(error)

@@ -1,10 +1,10 @@
 """Verify and open deliveries, and refuse what cannot be opened.
 
-Whatever fails gives the outcome of the receipt format.  What can never be opened here (malformed,
-not for us, a wrong signature, a body that does not decrypt, a broken commitment) becomes a dead
-letter at HQ, with the reason.  What may open later (a key that is not here yet, keys of the sender
-that a person must compare first, a newer version) goes back to the queue, after a pause that grows
-with each attempt: returning it immediately would only use up its deliveries.
+Each failure has an outcome of the receipt format.  An envelope that can never be opened here
+(malformed, for another recipient, with an invalid signature, body or commitment) becomes a dead
+letter at HQ, with the reason.  One that may open later (a key is missing, a person must compare the
+sender's keys first, the version is newer) is requeued after a pause that grows with each attempt:
+requeueing it immediately would only use up its deliveries.
 """
 
 from __future__ import annotations
@@ -75,8 +75,8 @@ PAUSE_MAX_S = 60.0
 
 
 class Opener:
-    """See the module.  ``nack`` sends refusals to HQ; ``nursery`` has the pauses before a delivery
-    is requeued.
+    """Opens or refuses the deliveries of one client. ``nack`` sends refusals to HQ; ``nursery``
+    runs the pauses before a delivery is requeued.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class Opener:
         self._identity, self._directory = identity, directory
         self.lookups = Lookups(directory, events, nursery)
         self.refusals = Refusals(nack, events, nursery)
-        # looks for keys another process of this home has made
+        # loads keys that another process of this home has made
         self._refresh = refresh
 
     async def open(self, delivery: Delivery, *, later: bool = False) -> None:
@@ -224,7 +224,7 @@ class Opener:
             reason=reason,
             pause_s=0.0 if final else pause_s,
         )
-        what = "goes back to the queue" if back else "becomes a dead letter"
+        what = "is requeued" if back else "becomes a dead letter"
         self.events.emit(RECEIVER, f"Refused {name}: {error}; it {what}")
 
 

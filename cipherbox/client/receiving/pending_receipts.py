@@ -28,7 +28,7 @@ from cipherbox.client.local_database import open_database, transaction, translat
 from cipherbox.client.options import PublishOptions
 from cipherbox.client.outbox.resealing import waits
 from cipherbox.client.receiving.opening import NEVER
-from cipherbox.client.receiving.receipts import MENDED
+from cipherbox.client.receiving.receipts import RESEALABLE
 from cipherbox.client.sessions.sessions import STEP_TYPE
 from cipherbox.concurrency import Backoff, Flag, KeyedBackoff
 from cipherbox.envelope.group import TYPE, USE, Unsigned
@@ -42,13 +42,13 @@ if TYPE_CHECKING:
     from cipherbox.client.receiving.ports import ReceiptSender
 
 MOST_LEAVES = 4096  # of one signature: 300 KB of a group
-PAUSE_S = 0.1  # between signatures, so that a busy inbox signs for many at once
+PAUSE_S = 0.1  # between signatures, so that a busy inbox signs for many envelopes together
 RETRY_MAX_S = 60.0
 FLUSH_S = 5.0
 REFUSALS = 1000  # of each sender, in the record
 _GIVEN_UP = 0
 # refusals that the sender gets a receipt for
-REFUSALS_SIGNED = (NEVER | MENDED) - {Outcome.MALFORMED}
+REFUSALS_SIGNED = (NEVER | RESEALABLE) - {Outcome.MALFORMED}
 MOST_MS = (1 << 62) - 1  # the largest time or number of HQ's that is stored in SQLite
 
 
@@ -60,7 +60,7 @@ class PendingReceipt(NamedTuple):
 
 
 class PendingReceipts:
-    """See the module.  Has the inbox's database open beside the inbox itself."""
+    """The pending receipts of one home. It opens the inbox's database separately from the inbox."""
 
     def __init__(self, client: ReceiptSender) -> None:
         self._client = client
@@ -230,7 +230,7 @@ class PendingReceipts:
         options = PublishOptions.make(to=sender, box="sys", allow_mixed=True)
         route = await client.sealer.resolve_route(options)
         outcome, outbox = trio.Event(), client.outbox()
-        messages = [Message(group, TYPE), *await self._turn(sender)]
+        messages = [Message(group, TYPE), *await self._session_step(sender)]
         item = client.sealer.seal(
             options, route, pack(messages), len(messages), set_by_outcome(outcome), keep=False
         )
@@ -238,13 +238,13 @@ class PendingReceipts:
         if not await outbox.confirmed(item, outcome, TimeLimit(client.connection)):
             raise TimedOut("HQ did not confirm a receipt in time")
 
-    async def _turn(self, sender: str) -> list[Message]:
-        """Return the session's empty message; none if that fails: no receipt must wait for it."""
+    async def _session_step(self, sender: str) -> list[Message]:
+        """Return the session's empty message, or none if that fails."""
         sessions = self._client.sessions
         with suppress(CipherBoxError):
-            turn = sessions.make_step(sender) if sessions is not None else None
-            if turn is not None:
-                raw, step = turn
+            made = sessions.make_step(sender) if sessions is not None else None
+            if made is not None:
+                raw, step = made
                 await self._client.outbox().keep_step(step)
                 return [Message(raw, STEP_TYPE)]
         return []
@@ -252,7 +252,7 @@ class PendingReceipts:
     def _mark(
         self, pending: Sequence[PendingReceipt], sent: dict[str, int], at: int, root: bytes
     ) -> None:
-        # A power cut here costs a second receipt, as an end of this process before the mark does.
+        # After a power cut here a second receipt is sent, as after a crash before the mark.
         with transaction(self._db, self._path, synced=False):
             db = self._db
             receipt = (

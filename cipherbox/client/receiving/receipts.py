@@ -42,13 +42,13 @@ CREDIT_BYTES = 1024 * 1024  # and their bytes
 REST_S = 2.0
 _PAUSE_S = 5.0  # after an error, before the mailbox is looked at again
 SETTLE_S = 1.0
-_MOST = (1 << 63) - 1  # of a time that somebody else's clock says: no database takes more
-MENDED = frozenset({Outcome.KEY_MISSING})
-MOST_GENERATIONS = 16  # two ends that never agree stop some time
+_MOST = (1 << 63) - 1  # SQLite's largest integer, for times by another party's clock
+RESEALABLE = frozenset({Outcome.KEY_MISSING})
+MOST_GENERATIONS = 16  # so that two ends that never agree stop eventually
 
 
 class ReceiptConsumer:
-    """See the module."""
+    """Consumes the receipts for one client's messages."""
 
     def __init__(self, client: ReceiptSource) -> None:
         self._client = client
@@ -74,7 +74,7 @@ class ReceiptConsumer:
                 self._consumer.waiting or not self._idle.is_set()
             ):
                 await self._idle.wait()
-                await trio.lowlevel.checkpoint()  # the taker's turn: what waits makes it busy
+                await trio.lowlevel.checkpoint()  # lets `run` take what waits and become busy
         await self._client.log.finish(self._client.connection)
 
     async def run(self) -> None:
@@ -120,10 +120,10 @@ class ReceiptConsumer:
             return False
         for message in delivery.messages:
             if message.content_type == STEP_TYPE and client.sessions is not None:
-                with suppress(EnvelopeError):  # of a session that is gone here, or taken in before
+                with suppress(EnvelopeError):  # of a session that is lost here, or a duplicate
                     client.sessions.receive_step(delivery.sender_id, message.content)
             if message.content_type != TYPE:
-                continue  # of a newer program; it is not for this one
+                continue  # of a newer version
             try:
                 await self._group(delivery, message.content)
             except Exception as error:
@@ -145,7 +145,7 @@ class ReceiptConsumer:
         )
         verify_group(group, bundle)
         if receipt.checkpoint:
-            # a fork of HQ's log shows here: both ends saw a head of their own
+            # detects a fork of HQ's log, of which each end saw one branch
             client.log.observe(receipt.checkpoint, receipt.recipient)
         outbox_sender = client.outbox_sender
         assert outbox_sender is not None
@@ -164,8 +164,8 @@ class ReceiptConsumer:
         self._say(news)
         self.changed.notify()
         for one in news:
-            if one.outcome in MENDED and one.generation < MOST_GENERATIONS:
-                await self._mend(one)
+            if one.outcome in RESEALABLE and one.generation < MOST_GENERATIONS:
+                await self._reseal(one)
 
     def _outcomes(self, group: Group) -> list[Signed]:
         me = self._client.client_id
@@ -214,7 +214,7 @@ class ReceiptConsumer:
                 text = f"{one.recipient} refused {{}}: {why}; its receipt verifies"
             events.messages(SENDER, text, one.envelope_id, 1, mark=one.outcome == Outcome.OPENED)
 
-    async def _mend(self, one: Signed) -> None:
+    async def _reseal(self, one: Signed) -> None:
         client = self._client
         assert client.outbox_sender is not None
         try:

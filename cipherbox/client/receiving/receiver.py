@@ -1,11 +1,11 @@
-"""The receiver: every message exactly once into ``data/received_messages.jsonl``, whatever is cut
-off or sent again.
+"""The receiver: write every message exactly once to ``data/received_messages.jsonl``, despite
+crashes and redelivery.
 
-For each batch: what the inbox already has is acknowledged again and not written; what is new is
-verified and opened; what cannot be is refused with its reason; the rest is recorded (see `inbox`),
-and then acknowledged.  The lookup comes before the verification: an id that is recorded is only
-acknowledged, whatever bytes came with it.  If they commit to another plaintext than the recorded
-one, and the sender signed that, they are refused with a receipt.  The steps are in `loop`.
+For each batch: envelopes that the inbox already has are acknowledged and not written again; new
+ones are verified and opened, or refused with a reason; the opened ones are recorded (see `inbox`)
+and then acknowledged.  The lookup precedes the verification: an envelope whose id is recorded is
+acknowledged without being opened.  If it commits to another plaintext than the recorded one, and
+the sender signed that, it is refused with a receipt.  The steps are in `loop`.
 
 One receiver per home: the home's lock is held while it runs.  `run` ends with the first error;
 `keep`, for services, waits out transient errors and starts again.
@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from cipherbox.checks import checked
-from cipherbox.client.inbox.inbox import Storing
+from cipherbox.client.inbox.inbox import InboxStorage
 from cipherbox.client.receiving.consumer import Consumer
 from cipherbox.client.receiving.delivery import Delivery
 from cipherbox.client.receiving.inbox_lock import InboxLock
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 CREDIT_BYTES = 24 * 1024 * 1024
 LEAST_BYTES = 1024 * 1024  # of one queue
 TAKE_FLUSH_S = 1.0  # for receipts, when a program stops taking
-# deliveries -> those that are done with, and those to record
+# deliveries -> those only to acknowledge, and those to record
 Sort = Callable[[list[Delivery]], Awaitable[tuple[list[Delivery], list[Delivery]]]]
 Tolerate = Callable[[CipherBoxError], None] | None
 
@@ -53,11 +53,11 @@ async def keep_all(deliveries: list[Delivery]) -> tuple[list[Delivery], list[Del
 
 @checked
 class Receiver:
-    """See the module.  ``on_lines`` is given the recorded lines of each batch: one bytes of JSON
-    lines per envelope.
+    """Receives into one home. ``on_lines`` is called with the recorded lines of each batch: JSON
+    lines, as one bytes object per envelope.
 
-    ``incoming``: where files from others get their names; None: as the settings say.
-    ``keep_contents``: messages are kept for a handler, too (see `handler`).
+    ``incoming`` is the directory for received files; None: as configured. ``keep_contents`` also
+    stores messages for a handler (see `handler`).
     """
 
     def __init__(
@@ -69,7 +69,9 @@ class Receiver:
         keep_contents: bool = False,
     ) -> None:
         self.client = client
-        self.storing = Storing.of(client.home, Path(incoming) if incoming is not None else None)
+        self.storage = InboxStorage.of(
+            client.home, Path(incoming) if incoming is not None else None
+        )
         self.loop: ReceiveLoop | None = None  # while the inbox is open
         self._on_lines, self._keep_contents = on_lines, keep_contents
         self._progress = Progress()
@@ -77,31 +79,31 @@ class Receiver:
 
     @property
     def received(self) -> int:
-        """Messages recorded, and complete files."""
+        """Return the number of messages recorded and files completed."""
         return self._progress.received
 
     @property
     def files(self) -> int:
-        """Complete files."""
+        """Return the number of files completed."""
         return self._progress.files
 
     @property
     def duplicates(self) -> int:
-        """Envelopes that were received before."""
+        """Return the number of envelopes that were received before."""
         return self._progress.duplicates
 
     @property
     def refused(self) -> int:
-        """Envelopes that could not be opened."""
+        """Return the number of envelopes that could not be opened."""
         return self._progress.refused
 
     @property
     def refusals(self) -> Counter[tuple[str, str]]:
-        """Envelopes refused by (sender, reason), of the first few reasons."""
+        """Return the number of refused envelopes by (sender, reason), for the first few reasons."""
         return self._progress.refusals
 
     def locked_soon(self) -> AbstractAsyncContextManager[None]:
-        """As `locked`, after a brief wait while another program of this home holds the lock."""
+        """Hold the lock, after a brief wait while another program of this home has it."""
         return self._lock.held_soon()
 
     def locked(self) -> AbstractContextManager[None]:
@@ -199,8 +201,8 @@ class Receiver:
 
         The lock is held as for `take`.  ``sort`` separates the deliveries of a program's own
         content type: it returns those that are done with, which are only acknowledged, and those to
-        record.  ``tolerate`` is called with an error of HQ or the network, which then ends nothing:
-        HQ delivers again what was not acknowledged.
+        record.  ``tolerate`` is called with an error of HQ or the network, and receiving continues:
+        HQ redelivers what was not acknowledged.
         """
         receipts = PendingReceipts(self.client)
         try:
@@ -229,7 +231,7 @@ class Receiver:
 
     @property
     def busy(self) -> bool:
-        """Whether something is being opened, recorded or acknowledged."""
+        """Return whether a delivery is being opened, recorded or acknowledged."""
         return self.loop is not None and self.loop.busy
 
     async def wait_for_more(self) -> None:
@@ -254,7 +256,7 @@ class Receiver:
             self.locked(),
             open_recorder(
                 self.client,
-                self.storing,
+                self.storage,
                 self._progress,
                 on_lines=self._on_lines,
                 keep_contents=self._keep_contents,

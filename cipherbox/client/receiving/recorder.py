@@ -13,7 +13,7 @@ from cipherbox.client.events import RECEIVER, Events
 from cipherbox.client.home import keyless
 from cipherbox.client.inbox.completion import Completion
 from cipherbox.client.inbox.content_types import Recording, recording_of
-from cipherbox.client.inbox.inbox import Inbox, Storing
+from cipherbox.client.inbox.inbox import Inbox, InboxStorage
 from cipherbox.client.inbox.incoming_files import Arrived
 from cipherbox.client.inbox.lines import Received
 from cipherbox.client.inbox.schema import LINES
@@ -53,7 +53,7 @@ class Recorder:
         return self._completion.busy
 
     async def record(
-        self, new: Sequence[Received], heard: ReceivedSteps | None
+        self, new: Sequence[Received], steps: ReceivedSteps | None
     ) -> dict[Key, EnvelopeError]:
         """Record a batch, with what opening it changed in sessions; return what could not be
         recorded.
@@ -63,15 +63,15 @@ class Recorder:
         lines: list[bytes] | None = None
         failed: dict[Key, EnvelopeError] = {}
         try:
-            lines = await self._completion.on_disk(self.inbox.record, new, heard)
+            lines = await self._completion.on_disk(self.inbox.record, new, steps)
         except Exception as error:
             if fault_of(error) is not Fault.SENDER:
                 raise
         # outside of that block: the error keeps what was in memory when it was raised
         if lines is None:
-            new, lines, failed = await self._record_each(new, heard)
-        if heard is not None and self._sessions is not None:
-            self._sessions.recorded(heard)
+            new, lines, failed = await self._record_each(new, steps)
+        if steps is not None and self._sessions is not None:
+            self._sessions.recorded(steps)
         self.receipts.notify()
         for one in new:
             if recording_of(one) is Recording.LINES:
@@ -82,16 +82,16 @@ class Recorder:
         return failed
 
     async def _record_each(
-        self, new: Sequence[Received], heard: ReceivedSteps | None
+        self, new: Sequence[Received], steps: ReceivedSteps | None
     ) -> tuple[list[Received], list[bytes], dict[Key, EnvelopeError]]:
         recorded: list[Received] = []
         lines: list[bytes] = []
         failed: dict[Key, EnvelopeError] = {}
         for one in new:
             try:
-                lines += await self._completion.on_disk(self.inbox.record, [one], heard)
+                lines += await self._completion.on_disk(self.inbox.record, [one], steps)
                 recorded.append(one)
-                heard = None
+                steps = None
             except Exception as error:
                 if fault_of(error) is not Fault.SENDER:
                     raise
@@ -137,7 +137,7 @@ class Recorder:
 @contextmanager
 def open_recorder(
     client: ReceivingClient,
-    storing: Storing,
+    storage: InboxStorage,
     progress: Progress,
     *,
     on_lines: OnLines | None,
@@ -155,13 +155,13 @@ def open_recorder(
     inbox = Inbox(
         home.path,
         was_cut,
-        storing,
+        storage,
         keep_contents=keep_contents,
         sessions=sessions,
         say=lambda text: events.emit(RECEIVER, text),
     )
     progress.begin()
-    stored = f"Stored {{}} in {LINES}" if storing.plain else "Stored {} under this home's key"
+    stored = f"Stored {{}} in {LINES}" if storage.plain else "Stored {} under this home's key"
     receipts: PendingReceipts | None = None
     try:
         receipts = PendingReceipts(client)

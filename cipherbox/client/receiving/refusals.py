@@ -22,7 +22,7 @@ from cipherbox.concurrency import Flag, Signal
 from cipherbox.errors import CipherBoxError
 
 OF_SENDER = 256  # of one sender, waiting
-AT_ONCE = 64  # told to HQ side by side
+CONCURRENT = 64  # sent to HQ concurrently
 FLUSH_S = 5.0
 Nack = Callable[[Delivery, bool, int, str], Awaitable[None]]
 
@@ -38,7 +38,7 @@ class _Due(NamedTuple):
 
 
 class Refusals:
-    """See the module.  ``nack`` tells HQ; ``nursery`` holds the task that does."""
+    """The refusals due to HQ. ``nack`` sends one; ``nursery`` runs the task that does."""
 
     def __init__(self, nack: Nack, events: Events, nursery: trio.Nursery) -> None:
         self._nack, self._events, self._nursery = nack, events, nursery
@@ -92,7 +92,7 @@ class Refusals:
                 self._news.clear()
                 now = trio.current_time()
                 ready: list[_Due] = []
-                while self._due and self._due[0].at <= now and len(ready) < AT_ONCE:
+                while self._due and self._due[0].at <= now and len(ready) < CONCURRENT:
                     ready.append(heapq.heappop(self._due))
                 if ready:
                     self._under_way = len(ready)
@@ -115,7 +115,7 @@ class Refusals:
                 await self._nack(one.delivery, one.requeue, one.outcome, one.reason)
         except CipherBoxError as error:
             self._events.emit(
-                RECEIVER, f"HQ was not told of a refusal: {error}; it delivers the envelope again"
+                RECEIVER, f"A refusal could not be sent to HQ: {error}; HQ redelivers the envelope"
             )
         finally:
             if one.requeue:

@@ -24,7 +24,7 @@ async def keep_running(
     failed = False
 
     def transient(error: CipherBoxError) -> bool:
-        if client.connection.failure is not None:  # which no restart mends, whatever its class
+        if client.connection.failure is not None:  # a restart does not help, whatever its class
             return False
         counted = isinstance(error, also_transient) and not isinstance(error, CredentialsError)
         return error.retryable or counted
