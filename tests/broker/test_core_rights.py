@@ -257,3 +257,24 @@ def test_retention_is_recorded_and_needs_the_dead_letters_that_it_takes() -> Non
     retain = m.Retain(*HQ, w.next(), m.Cutoffs(1, 2, 3))
     assert w.broker.required_facts([retain]).retired == retain.cutoffs.dead_letters > 0
     assert w.run(retain).acts == [m.Act("", "Retain", retain.cutoffs._asdict())]
+
+
+def test_an_act_that_changes_nothing_here_is_recorded() -> None:
+    w = World(LIMITS, "A", "B")
+    home = w.connection_of["A"]
+    for command in (
+        m.EnrolHere(*HQ, w.next(), "A", "client"),
+        m.Enrol(*HQ, w.next(), "A", "client", True),
+        m.KeysAnew(*HQ, w.next(), "A", 3, "00"),
+        m.ReplaceClient(*HQ, w.next(), "A"),
+    ):
+        effects = w.run(command)
+        assert effects.answers[0] == [Done(command.correlation, 1)]
+        assert effects.changes.noted == 1
+        (act,) = effects.acts
+        assert (act.by, act.what) == ("", type(command).__name__)
+        assert set(act.detail) == {
+            name for name in attrs.asdict(command) if name not in attrs.asdict(m.Command(0, "", 0))
+        }
+        replaced = {home: "replaced"} if isinstance(command, m.ReplaceClient) else {}
+        assert {c: e.name for c, e in effects.closed.items()} == replaced

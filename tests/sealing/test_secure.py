@@ -162,3 +162,24 @@ def test_numbers_can_be_set_and_nothing_secret_is_shown() -> None:
         KeyPair(b"short")
     with pytest.raises(InvalidRequest):
         HandshakeBuilder(bob).peer_key(b"short")
+
+
+def test_a_peer_is_named_by_its_key_by_another_name_or_not_at_all() -> None:
+    alice, bob, mallory = SecureContext(), SecureContext(), SecureContext()
+
+    def met(name: bytes | None, peer: SecureContext) -> None:
+        theirs = peer.create_session()
+        first, session_id = alice.create_session(name).begin(theirs.offer())
+        assert theirs.finish(first) == session_id
+
+    met(None, bob)
+    met(bob.public_key, bob)
+    with pytest.raises(SignatureInvalid, match="not the expected peer"):
+        met(bob.public_key, mallory)
+    for name in (b"b", bytes(63), bytes(65)):
+        met(name, bob)
+        assert alice.key_of(name) == bob.public_key
+        with pytest.raises(SignatureInvalid):
+            met(name, mallory)
+    with pytest.raises(InvalidRequest, match="must not be empty"):
+        alice.create_session(b"")

@@ -337,6 +337,40 @@ def test_versions_without_a_common_one() -> None:
             negotiate(frames.Hello(frames.MAGIC, low, high, 1, 1, ""))
 
 
+def test_only_an_opening_is_sent_before_the_connection_is_open_and_nothing_after_its_end() -> None:
+    client = WireConnection("client")
+    with pytest.raises(ProtocolError, match="cannot send PING: the connection is not open yet"):
+        client.send(frames.Ping(1))
+    client.send(frames.Hello(frames.MAGIC, 2, 2, 1 << 25, 30, "test"))
+    client = opened("client")
+    client.receive_eof()
+    for frame in (frames.Ping(1), frames.Error(0, 1, False, "", b"")):
+        with pytest.raises(ProtocolError, match="the connection is closed"):
+            client.send(frame)
+
+
+def test_an_error_before_welcome_closes_the_clients_end_alone() -> None:
+    error = frames.Error(0, 0x0101, False, "no", b"")
+    client = WireConnection("client")
+    client.receive_data(codec.encode(error))
+    assert client.events() == [error]
+    assert client.state is State.CLOSED
+    later = opened("client")
+    later.receive_data(codec.encode(error))
+    assert later.events() == [error]
+    assert later.state is State.OPEN
+
+
+@pytest.mark.parametrize(
+    ("connection", "when"),
+    [(WireConnection("server"), "before the connection is open"), (opened("server"), "now")],
+)
+def test_a_refused_frame_says_when(connection: WireConnection, when: str) -> None:
+    connection.receive_data(codec.encode(frames.Ok(1, 1)))
+    with pytest.raises(ProtocolError, match=f"may not send OK {when}"):
+        connection.events()
+
+
 def test_what_the_other_end_cannot_take_is_not_sent() -> None:
     server = opened("server")
     with pytest.raises(ProtocolError, match="accepts"):
