@@ -113,11 +113,11 @@ async def test_a_final_refusal_overtakes_those_that_wait_and_few_are_told_side_b
     told = Told()
     waiting = Refusals(told.nack, EVENTS, nursery)
     slow, _ = put(waiting, pause_s=60)
-    for _ in range(refusals.AT_ONCE * 2):
+    for _ in range(refusals.CONCURRENT * 2):
         put(waiting, requeue=False, pause_s=0)
     await waiting.flush()
-    assert len(told.nacks) == refusals.AT_ONCE * 2
-    assert told.most == refusals.AT_ONCE
+    assert len(told.nacks) == refusals.CONCURRENT * 2
+    assert told.most == refusals.CONCURRENT
     await trio.sleep(60.1)
     assert told.nacks[-1][0] is slow
 
