@@ -126,7 +126,7 @@ def test_a_whole_machine(pyz: Path, tmp_path: Path) -> None:
     assert "code 5" in parts["said"]
     assert "stop" not in parts["taken"]
     assert "Job for cipherbox.socket failed" in parts["failed"]
-    assert "then run: systemctl restart cipherbox.socket cipherbox.service" in parts["failed"]
+    assert "Then run: systemctl restart cipherbox.socket cipherbox.service" in parts["failed"]
     assert (
         "disable --now cipherbox.socket cipherbox-websocket.socket cipherbox.service"
         in parts["gone"]

@@ -101,7 +101,7 @@ def test_a_password_file_from_join_to_remove(lab: Path, first: Path, second: Pat
     write_private(empty, b"\n")
     refused = shell("keys", "password", "--new-password-file", str(empty), home=lab)
     assert refused.code == Exit.CREDENTIALS
-    assert "an empty password protects nothing" in refused.err
+    assert "must not be empty" in refused.err
     write_private(empty, b"x\n")
     weak = shell("keys", "password", "--new-password-file", str(empty), home=lab)
     assert weak.code == Exit.CREDENTIALS

@@ -104,7 +104,7 @@ def test_a_day_at_the_terminal(hq: Hq, tmp_path: Path) -> None:
     )
     (lab / "client.toml").write_text(settings, "utf-8")
     assert shell("alerts", "test", home=lab).out.split() == ["command:", "taken"]
-    assert "set command, webhook or mail" in shell("alerts", "test", home=center).err
+    assert "Set command, webhook or mail" in shell("alerts", "test", home=center).err
 
 
 def test_a_token_is_pasted_over_two_lines_and_says_how_long_it_lives(
