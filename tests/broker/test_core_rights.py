@@ -278,3 +278,26 @@ def test_an_act_that_changes_nothing_here_is_recorded() -> None:
         }
         replaced = {home: "replaced"} if isinstance(command, m.ReplaceClient) else {}
         assert {c: e.name for c, e in effects.closed.items()} == replaced
+
+
+def test_an_unknown_right_is_refused_and_reading_is_granted_once() -> None:
+    w = World(LIMITS, "A", "B")
+    w.ok(m.DeclareQueue(*HQ, w.next(), "q", "B", ()))
+    assert w.fails(m.Grant(*HQ, w.next(), "A", "fly", "q", True)) == "invalid-request"
+    for give in (True, False):
+        for changed in (1, 0):
+            answer = w.ok(m.Grant(*HQ, w.next(), "A", "read", "q", give))
+            assert answer == Done(w.correlation, changed)
+
+
+def test_an_exchange_is_listed_for_those_that_may_use_it() -> None:
+    w = World(LIMITS, "A", "B", "C")
+    w.ok(m.DeclareExchange(*HQ, w.next(), "e", ExchangeType.DIRECT))
+    w.ok(m.Grant(*HQ, w.next(), "A", "publish", "e", True))
+    w.ok(m.Grant(*HQ, w.next(), "B", "bind", "e", True))
+    seen = {}
+    for name, connection in w.connection_of.items():
+        answer = w.ok(m.List(connection, name, w.next(), "exchanges", "", ""))
+        assert isinstance(answer, ListedRows)
+        seen[name] = [row["name"] for row in answer.rows]
+    assert seen == {"A": ["e"], "B": ["e"], "C": []}

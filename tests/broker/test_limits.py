@@ -110,3 +110,50 @@ def test_a_page_that_arrives_after_its_queue_was_deleted_is_dropped() -> None:
     w.ok(m.DeleteQueue(2, "B", 1, "q"))
     w.pages = late
     assert not w.run().deliveries
+
+
+def test_a_time_to_live_is_the_same_after_a_restart() -> None:
+    w = World(LIMITS, "A", "B")
+    w.ok(m.DeclareQueue(2, "B", 1, "q", "", (), ttl_s=10))
+    w.ok(m.Grant(0, "", 1, "A", "publish", "q", True))
+    w.recover()
+    w.connect("A")
+    w.connect("B")
+    w.publish(w.item("A", ("B",), "", "q"))
+    accepted = w.now
+    for after, dead in ((9_999, []), (10_000, [1])):
+        w.now = accepted + after - 1
+        w.run(m.Sweep())
+        assert w.store.open_dead("q") == dead
+
+
+def test_a_queue_is_listed_with_its_limits_and_its_numbers() -> None:
+    w = World(LIMITS, "A", "B", "C")
+    w.ok(m.DeclareQueue(0, "", 1, "q", "B", ("C", "A"), ttl_s=10, max_length=7))
+    w.ok(m.Grant(0, "", 1, "A", "publish", "q", True))
+    first = w.now + 1
+    for _ in range(3):
+        w.publish(w.item("A", ("A", "B", "C"), "", "q"))
+
+    def row() -> dict[str, object]:
+        answer = w.ok(m.List(0, "", 1, "queues", "q", ""))
+        assert isinstance(answer, m.ListedRows)
+        return answer.rows[0]
+
+    listed: dict[str, object] = {
+        "name": "q",
+        "owner": "B",
+        "readers": ["A", "C"],
+        "waiting": 3,
+        "unacknowledged": 0,
+        "bytes": 300,
+        "consumers": 0,
+        "oldest_at": first,
+        "ttl_s": 10,
+        "max_length": 7,
+    }
+    assert row() == listed
+    w.run(m.Consume(2, "B", 1, 1, "q", 1, 1 << 30))
+    assert row() == listed | {"waiting": 2, "unacknowledged": 1, "consumers": 1}
+    w.ok(m.Ack(2, "B", 1, "q", [(1, 1)]))
+    assert row() == listed | {"waiting": 2, "bytes": 200, "consumers": 1, "oldest_at": first + 1}

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cipherbox.errors import ProtocolError
+from cipherbox.limits import LIMITS
 from cipherbox.wire import codec, document, frames
 from cipherbox.wire.connection import LARGE, Deliveries, SendBatch, State, WireConnection
 from cipherbox.wire.fields import TABLE
@@ -335,6 +336,18 @@ def test_versions_without_a_common_one() -> None:
             ProtocolError, match=r"update the older program, HQ first \(cipherbox manual migrate\)"
         ):
             negotiate(frames.Hello(frames.MAGIC, low, high, 1, 1, ""))
+
+
+@pytest.mark.parametrize(("announced", "most"), [(1 << 25, 1 << 25), (1, LIMITS.first_frame_bytes)])
+def test_frames_are_as_large_as_hello_announced(announced: int, most: int) -> None:
+    server = WireConnection("server")
+    server.receive_data(codec.encode(frames.Hello(frames.MAGIC, 2, 2, announced, 30, "test")))
+    server.events()
+    server.send(frames.Welcome(1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 0, "A", "admin", ""))
+    empty = len(codec.encode(frames.Requests(1, b""))) - 4
+    server.send(frames.Requests(1, bytes(most - empty)))
+    with pytest.raises(ProtocolError, match=f"the peer accepts at most {most}"):
+        server.send(frames.Requests(1, bytes(most - empty + 1)))
 
 
 def test_only_an_opening_is_sent_before_the_connection_is_open_and_nothing_after_its_end() -> None:
