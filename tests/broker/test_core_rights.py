@@ -301,3 +301,42 @@ def test_an_exchange_is_listed_for_those_that_may_use_it() -> None:
         assert isinstance(answer, ListedRows)
         seen[name] = [row["name"] for row in answer.rows]
     assert seen == {"A": ["e"], "B": ["e"], "C": []}
+
+
+def test_every_list_shows_whole_rows_and_each_client_its_own() -> None:
+    w = World(LIMITS, "A", "B")
+    w.ok(m.DeclareExchange(*HQ, w.next(), "e", ExchangeType.DIRECT))
+    w.ok(m.DeclareQueue(*HQ, w.next(), "q", "B", ()))
+    w.ok(m.Bind(*HQ, w.next(), "e", "q", "k"))
+    w.ok(m.Grant(*HQ, w.next(), "A", "publish", "e", True))
+    w.publish(w.item("B", ("A",)))
+    w.ok(m.RevokeClient(*HQ, w.next(), "A", "lost"))
+
+    def rows(what: str, name: str = "", who: tuple[int, str] = HQ) -> list[dict[str, object]]:
+        answer = w.ok(m.List(*who, w.next(), what, name, ""))
+        assert isinstance(answer, ListedRows)
+        return answer.rows
+
+    assert rows("exchanges") == [{"name": "e", "type": "direct", "bindings": 1}]
+    bound = {"name": "e", "exchange": "e", "queue": "q", "routing_key": "k"}
+    assert rows("bindings") == [bound]
+    assert rows("grants") == [{"name": "A", "right": "publish", "resource": "e"}]
+    b = (w.connection_of["B"], "B")
+    assert rows("grants", who=b) == []
+    assert rows("clients", who=b) == [{"name": "B"}]
+    (shown,) = rows("clients", "B")
+    added, revoked = (w.store.clients[name] for name in "BA")
+    assert shown == {
+        "name": "B",
+        "role": "client",
+        "added_at": added.added_at,
+        "revoked_at": 0,
+        "reason": "",
+        "connected": True,
+        "bytes": 100,
+        "envelopes": 1,
+        "queues": 1,
+    }
+    (gone,) = rows("clients", "A")
+    assert (gone["revoked_at"], gone["reason"]) == (revoked.revoked_at, "lost")
+    assert rows("queues", "q")[0]["oldest_at"] == 0
