@@ -49,7 +49,8 @@ coverage: $(STAMP) $(PYZ) ## Run all tests and print the branches they reach; TE
 	$(RUN) -m coverage report
 
 mutate: $(STAMP) ## Change the code for MINUTES=10 and list what no test notices; MODULES=envelope.ids
-	$(RUN) -m tests.mutate --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(MODULES)
+	$(RUN) -m pip install --quiet --no-build-isolation --editable '.[mutate]'
+	$(RUN) -m tests.mutate --minutes $(MINUTES) $(MODULES)
 
 pyz: $(PYZ) ## Build dist/cipherbox.pyz: one file, for this system and Python
 
