@@ -151,7 +151,7 @@ PRIVATE = {
     # PostgreSQL's connections, to cut them
     *("_writer", "_connection", "_sock"),
     # the two ends of a pipe
-    *("_began", "_failure", "_their_break"),
+    *("_opened", "_failure", "_peer_aborted"),
     # constants and functions of one module, and the simulation's chance
     *(
         "_MOST",

@@ -294,7 +294,8 @@ async def _certificate(
             return checked_chain(answer.chain, root, key, token.client_id)
         if answer.state not in WAITING:
             raise EnrolmentRefused(
-                f"HQ answered with the unknown state {answer.state}; update this program"
+                f"HQ answered with the unknown state {answer.state}",
+                remedy="update this program",
             )
         if on_number is not None and told != answer.state:
             told = answer.state

@@ -49,7 +49,7 @@ REPLACED = "replaced.txt"  # HQ's message that another home has this id now
 
 
 def keyless(
-    text: str = "an admin's machine signed_now no keys that seal or open messages",
+    text: str = "an admin's machine holds no keys that seal or open messages",
 ) -> Forbidden:
     """Return the error for an action that an admin's home cannot do."""
     return Forbidden(
@@ -144,9 +144,7 @@ def home_with(config: ClientConfig, local_key: bytes) -> Home:
     if config.role != "admin":
         identity = keyfile.load(where / IDENTITY, local_key=local_key)
         if identity.client_id != config.client_id:
-            raise CredentialsError(
-                f"{where / IDENTITY} signed_now the keys of {identity.client_id}"
-            )
+            raise CredentialsError(f"{where / IDENTITY} holds the keys of {identity.client_id}")
     return Home(
         config,
         _certificates(where / ROOT)[0],

@@ -407,7 +407,7 @@ async def folders_without_end(scene: Scene) -> None:
 
 
 async def a_look_that_fails(scene: Scene) -> None:
-    """Whatever a look raises, the agent goes on."""
+    """Whatever a look raises, the agent continues."""
     look = scan.Scanner.look
     broken = [ValueError("what nobody thought of"), OSError(116, "Stale file handle")]
 
@@ -420,8 +420,11 @@ async def a_look_that_fails(scene: Scene) -> None:
     async with scene.agent() as agent:
         scene.put("x.txt", b"goes\n")
         await until(lambda: agent.sent == 1)
-    assert scene.said("Stale file handle; the agent goes on") == 1
-    assert scene.said("ValueError: what nobody thought of; the agent goes on") == 1
+    assert scene.said("Stale file handle; the agent continues when this is fixed") == 1
+    assert (
+        scene.said("ValueError: what nobody thought of; the agent continues when this is fixed")
+        == 1
+    )
 
 
 async def a_large_file_refused(scene: Scene) -> None:

@@ -39,7 +39,7 @@ class Directory:
         self.asked: list[dict[str, list[bytes]]] = []
         self.answer: Callable[[dict[str, list[bytes]]], None] = lambda wanted: None
 
-    def holds(self, bundle_hash: bytes) -> bool:
+    def has_sender(self, bundle_hash: bytes) -> bool:
         return bundle_hash in self.cached
 
     async def look_up(

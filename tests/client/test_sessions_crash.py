@@ -60,7 +60,7 @@ def test_crashes_between_any_two_steps(plan: list[tuple[str, int]], count: int) 
             elif what == "turn":
                 turned = home.sessions.make_step(to)
                 if turned is not None:
-                    assert home.outbox.write(turned=[turned[1]]) == set()
+                    assert home.outbox.write(steps=[turned[1]]) == set()
                     home.sessions.committed([turned[1]])
                     if chance % 3:
                         here.turns.append((home.name, to, turned[0]))
@@ -134,7 +134,7 @@ def test_what_is_changed_changes_nothing(tmp_path: Path) -> None:
         assert dump(center) != before
         turn = center.sessions.make_step("FL-LAB")
         assert turn is not None
-        center.outbox.write(turned=[turn[1]])
+        center.outbox.write(steps=[turn[1]])
         center.sessions.committed([turn[1]])
         lab.sessions.receive_step("CA-RC", turn[0])
 

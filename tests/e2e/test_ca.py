@@ -168,7 +168,7 @@ def test_the_root_key_leaves_and_renews_the_issuing_ca_when_it_is_back(tmp_path:
         guessed = shell(
             "--password-file", str(tmp_path / "guess"), *renew, "--root", str(stick), home=admin
         )
-        assert (guessed.code, f"wrong password for {stick / 'ca.key'}" in guessed.err) == (
+        assert (guessed.code, f"Wrong password for {stick / 'ca.key'}" in guessed.err) == (
             4,
             True,
         ), guessed.err

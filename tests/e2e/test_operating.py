@@ -142,7 +142,7 @@ def test_a_kicked_client_comes_back_and_roles_change(hq: Hq, patient: Patient) -
     assert "a word" in (center.parent / "CA-RC.out").read_text()
     nobody = shell("clients", "kick", "NY-RC", home=hq.admin)
     assert nobody.code == 1
-    assert "no connection of NY-RC" in nobody.err
+    assert "No connection of NY-RC" in nobody.err
     assert shell("clients", "kick", "admin", home=lab).code == 1
 
     assert shell("clients", "roles", home=lab).code == 1
@@ -293,7 +293,7 @@ def test_the_metrics_port_of_a_real_hq(tmp_path: Path) -> None:
         assert refused.code == 5
         assert f"listen on 127.0.0.1:{port}" in refused.err
         assert (
-            f"find the program (ss -ltnp 'sport = :{port}') and stop it, or set another port"
+            f"Find the program (ss -ltnp 'sport = :{port}') and stop it, or set another port"
             in refused.err
         )
         assert "ss -ltnp" in shell("config", "check", str(directory), home=admin).err

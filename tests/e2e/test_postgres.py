@@ -150,7 +150,7 @@ def test_init_says_what_is_wrong(tmp_path: Path, postgresql: postgres.Server) ->
         f"postgresql://cipherbox@127.0.0.1:{port}/postgres?password=hunter2",
         "password does not belong",
     )
-    refused(f"postgresql://cipherbox@127.0.0.1:{port}/postgres?tsl=off", "did you mean 'tls'")
+    refused(f"postgresql://cipherbox@127.0.0.1:{port}/postgres?tsl=off", "Did you mean 'tls'")
     refused(f"postgresql://cipherbox@127.0.0.1:{port}/postgres", "TLS")
     refused(f"postgresql://cipherbox@127.0.0.1:{port}/nowhere?tls=off", "no such database")
     refused(f"postgresql://nobody@127.0.0.1:{port}/postgres?tls=off", "does not accept this user")

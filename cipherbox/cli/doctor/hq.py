@@ -143,7 +143,7 @@ def _certificates(config: ServerConfig) -> Iterator[Finding]:
         lists = inspect_lists(config, read_material(config, settle=False))
     except CipherBoxError:
         lists = ListReading({}, [])  # the problem is reported below
-    for problem in certificates(config):
+    for problem in dict.fromkeys(certificates(config)):
         yield finding("certificates", problem, "put certificate and key that belong together there")
     for problem in lists.refused:
         yield finding(

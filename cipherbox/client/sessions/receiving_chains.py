@@ -406,7 +406,9 @@ class ReceivingChains:
             raise KeyMissing(f"the session with {peer} is not known here")
         now = self._clock_ms()
         if hello.made_at > now + LIMITS.clock_ahead_ms:
-            raise KeyMissing(f"the session was begun in the future; check the clock of {peer}")
+            raise KeyMissing(
+                "the session was begun in the future", remedy=f"check the clock of {peer}"
+            )
         if hello.once_id and any(
             pending.once_id == hello.once_id for pending in self._pending.values()
         ):

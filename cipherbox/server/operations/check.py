@@ -84,6 +84,7 @@ def certificates(config: ServerConfig) -> Iterator[Problem]:
             Problem(f"clients do not accept {tls.certificate}: {why.what}", why.remedy)
             for why in _tried(fits)
         )
+    yield from _tried(lambda: read_material(config, settle=False))  # that the keys fit
 
 
 def _expiry(config: ServerConfig) -> Iterator[Problem]:

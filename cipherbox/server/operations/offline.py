@@ -93,7 +93,7 @@ async def take(config: ServerConfig, document: bytes) -> int:
         pass
     if not put and any(not for_hq(leaf) for leaf in read_signed(document).leaves):
         raise InvalidRequest(
-            "this file has nothing new for HQ itself; import clients' certificates into the "
-            "running HQ: cipherbox ca import FILE"
+            "this file has nothing new for HQ itself",
+            remedy="import clients' certificates into the running HQ: cipherbox ca import FILE",
         )
     return put
