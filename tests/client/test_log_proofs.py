@@ -167,7 +167,7 @@ async def test_a_swap_by_hq_and_its_ca_stops_the_sender_and_is_explained(
         f"bundle 1, never compared, fingerprint {pin.fingerprint}",
         f"fingerprint {fingerprint(evil)}",
         "of its log",
-        "joined again, or somebody shows you a wrong key",
+        "joined again, or the key shown to you is false",
     ):
         assert part in text
 

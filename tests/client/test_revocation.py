@@ -153,7 +153,7 @@ async def test_after_lost_keys_a_person_compares_and_everything_is_sealed_again(
                 await until(lambda: any(refused in line for line in said))
                 nursery.cancel_scope.cancel()
         assert any(
-            "lost its keys and joined again, or somebody shows you a wrong key" in line
+            "lost its keys and joined again, or the key shown to you is false" in line
             for line in said
         )
         done, errors = await lab.seal_again("CA-RC")

@@ -127,7 +127,7 @@ def test_two_people_compare_and_a_swap_is_explained(hq: Hq) -> None:
         )
     stopped = shell("send", "--to", "CA-RC", "secret", home=lab)
     assert stopped.code == 7
-    assert "CA-RC lost its keys and joined again, or somebody shows you a wrong key" in stopped.err
+    assert "CA-RC lost its keys and joined again, or the key shown to you is false" in stopped.err
     assert "keys verify CLIENT_ID" in stopped.err
 
 

@@ -34,13 +34,13 @@ def change_of(pin: Pin, found: Sequence[KeyBundle], entry: int = 0) -> Change:
     try:
         check_succession(pin.bundle, [b for b in found if b.sequence > pin.bundle.sequence])
     except BundleError:
-        anew = f" {name} says that it begins anew." if bundle.breaks_continuity else ""
+        anew = f" {name} declares a new beginning." if bundle.breaks_continuity else ""
         return Change(
             f"The keys of {name} changed, and the old key did not sign the new "
             f"one.{anew}\nPinned here:  bundle {pin.bundle.sequence}, {_compared(pin)}: "
             f"{pin.fingerprint}\nHQ shows:     bundle {bundle.sequence}, made on "
             f"{day(bundle.created_at)}{logged}\nEither {name} lost its keys and joined again, or "
-            f"somebody shows you a wrong key. Ask {name} which it is.",
+            f"the key shown to you is false. Ask {name} which it is.",
             broken=True,
         )
     return Change(
@@ -59,7 +59,7 @@ def discontinuity_error(
         f"{why}. Pinned here: bundle {pin.bundle.sequence}, {_compared(pin)}, fingerprint "
         f"{pin.fingerprint}. HQ shows: bundle {shown.sequence} of "
         f"{day(shown.created_at)}{logged}, fingerprint {fingerprint(shown)}. Either {name} lost "
-        "its keys and joined again, or somebody shows you a wrong key; until this is resolved, "
+        "its keys and joined again, or the key shown to you is false; until this is resolved, "
         f"nothing is sealed for {name}"
     )
 
