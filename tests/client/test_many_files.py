@@ -192,7 +192,7 @@ def test_a_file_that_cannot_be_made_durable_is_tried_again(
             while not check.done:
                 check.step()
         assert len(inbox.complete(checks)) == 2
-    assert "tried again" in told[0]
+    assert "retrying in" in told[0]
     assert len(completed(inbox)) == 1
     inbox.close()
 

@@ -30,27 +30,21 @@ from .conftest import ENVIRONMENT, Shown, children_s, shell
 
 # As a user without rights sees it, whoever runs the tests.
 NOBODY = """
-import sys
 from cipherbox import portable
 portable.is_root = lambda: False
-from cipherbox.cli.main import main
-sys.argv[0] = sys.argv[1]
-main(sys.argv[2:])
 """
 
 # The commands of a file as the file runs them, in a fork of a warm process; and nothing is
 # compiled, which is most of an installation's time.  Both are done for real where the program is
 # installed first (`once_installed`), and in the tests whose subject they are.
-WARM = (
-    FORKED
-    + """
+QUICK = """
 import compileall, sys
 compileall.compile_dir = lambda *_, **__: True
 from cipherbox.cli.main import main
 sys.argv[0] = sys.argv[1]
 main(sys.argv[2:])
 """
-)
+WARM = FORKED + QUICK
 
 
 @attrs.frozen
@@ -346,7 +340,7 @@ def test_a_client_without_root(pyz: Path, tmp_path: Path) -> None:
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         environment = {**ENVIRONMENT, "HOME": str(home)}
-        command = [sys.executable, "-c", FORKED + NOBODY + WARM, str(pyz), *arguments]
+        command = [sys.executable, "-c", NOBODY + QUICK, str(pyz), *arguments]
         return subprocess.run(
             command, capture_output=True, text=True, env=environment, timeout=120, check=False
         )

@@ -95,7 +95,7 @@ def test_a_directory_that_cannot_be_written() -> None:
     if not is_root():
         pytest.skip("only root can become another user")
     assert as_user("nobody", found_at, Path("/opt/x")) == (
-        "/opt cannot be written; /opt belongs to root, run this as that user"
+        "/opt cannot be written; /opt belongs to root. Run this as that user"
     )
 
 

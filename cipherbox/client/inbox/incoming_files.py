@@ -358,9 +358,10 @@ class IncomingFiles:
     def _retry_later(self, name: Key, error: OSError) -> None:
         pause = min(self._later.get(name, (0, AGAIN_MS // 2))[1] * 2, AGAIN_MOST_MS)
         self._later[name] = clock.now_ms() + pause, pause
+        where = f" ({error.filename})" if error.filename else ""
         self._say(
-            f"a file from {name[0]} cannot be stored: {error.strerror or error} "
-            f"({error.filename}); retrying in {pause / 1000:.0f} s"
+            f"a file from {name[0]} cannot be stored: {error.strerror or error}{where}; "
+            f"retrying in {pause / 1000:g} s"
         )
 
     def _place(self, row: Row, manifest: Manifest, taken: set[str]) -> Row:
