@@ -7,6 +7,8 @@ Map, written by `make generate`:
 
     errors         Every error CipherBox raises or sends.
     clock          The clock: the only place that asks the system for the time of day.
+    classes        attrs classes that are completed when they are first used: `define` and `frozen`,
+                   as in attrs.
     limits         Every bound of the system with its reason, and the rules for names.
     checks         Types at the door of the public API: a wrong one is named, with the parameter,
                    before anything else happens.

@@ -11,21 +11,18 @@
 
 from __future__ import annotations
 
-import smtplib
 import ssl
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from datetime import UTC, datetime
-from email.message import EmailMessage
-from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
-import attrs
 import orjson
 import trio
 
+from cipherbox.classes import define
 from cipherbox.concurrency import Backoff
 from cipherbox.config.alerts import AlertSettings, mail_server
 from cipherbox.config.secret_file import secret
@@ -59,7 +56,7 @@ class Alert(NamedTuple):
         return f"{self.name}:{self.subject}" if self.subject else self.name
 
 
-@attrs.define
+@define
 class Known:
     """A condition that was seen."""
 
@@ -110,13 +107,16 @@ async def by_mail(settings: AlertSettings, event: dict[str, object]) -> None:
 
 
 async def _in_thread(settings: AlertSettings, work: Callable[[], None]) -> None:
+    from http.client import HTTPException
+
     try:
         # each step has the timeout; together no more than this
         with trio.fail_after(settings.timeout_s * 2):
             await trio.to_thread.run_sync(work, abandon_on_cancel=True, limiter=_limiter())
     except trio.TooSlowError:
         raise Failed(f"no answer within {settings.timeout_s:g} s") from None
-    except (OSError, HTTPException, smtplib.SMTPException, CipherBoxError, ValueError) as error:
+    # smtplib's errors are OSErrors
+    except (OSError, HTTPException, CipherBoxError, ValueError) as error:
         text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise Failed(escape_text(text or type(error).__name__)) from None
 
@@ -140,6 +140,8 @@ def _trusted(ca: Path | None) -> ssl.SSLContext:
 
 
 def _post(settings: AlertSettings, body: bytes) -> None:
+    from http.client import HTTPConnection, HTTPSConnection
+
     parts = urlsplit(settings.webhook)
     assert parts.hostname is not None
     if parts.scheme == "https":
@@ -163,6 +165,9 @@ def _post(settings: AlertSettings, body: bytes) -> None:
 
 
 def _mail(settings: AlertSettings, event: dict[str, object]) -> None:
+    import smtplib
+    from email.message import EmailMessage
+
     host, port = mail_server(settings)
     message = EmailMessage()
     begins = "OVER: " if event["state"] == ENDS else "TEST: " if event["state"] == TEST else ""

@@ -57,21 +57,22 @@ def unchecked(method: F) -> F:
 
 
 def _wrapped(function: Any) -> Any:
-    rules = parameters(function)
-    if not rules:
-        return function
-    names = list(inspect.signature(function).parameters)
-    unpacked = _unpacked(function)
+    @functools.cache
+    def known() -> tuple[list[str], dict[str, Check], dict[str, object]]:
+        """Return the names, checks and unpacked keywords; reading them takes longer than a call."""
+        return [*inspect.signature(function).parameters], parameters(function), _unpacked(function)
+
     by_source: str = function.__qualname__.removesuffix(".__init__")
 
     def called(args: tuple[object, ...]) -> str:
         """Return what the user called: the class of the object, not the one that it inherits."""
-        if names[0] != "self" or not args:
+        if known()[0][0] != "self" or not args:
             return by_source
         owner = type(args[0]).__name__
         return owner if by_source.count(".") == 0 else f"{owner}.{function.__name__}"
 
     def look(args: tuple[object, ...], kwargs: dict[str, object]) -> None:
+        names, rules, unpacked = known()
         for name, value in zip(names, args, strict=False):
             if name in rules and (wanted := rules[name](value)):
                 raise WrongType(f"{called(args)}: {name} must be {wanted}")

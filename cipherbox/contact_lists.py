@@ -8,8 +8,10 @@ import hashlib
 
 import attrs
 
+from cipherbox.classes import frozen
 
-@attrs.frozen
+
+@frozen
 class ContactLists:
     """Client ids as a person wrote them; they are compared without regard to case.
 

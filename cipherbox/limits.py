@@ -10,12 +10,11 @@ from __future__ import annotations
 import re
 import unicodedata
 
-import attrs
-
+from cipherbox.classes import frozen
 from cipherbox.errors import InvalidRequest
 
 
-@attrs.frozen
+@frozen
 class Limits:
     """The bounds; the comment at each gives the reason for its value."""
 

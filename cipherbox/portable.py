@@ -1,19 +1,16 @@
 """The only module that depends on Unix or Windows: file modes, locks, signals.
 
 Writes are atomic and durable: a new file beside the old one, synced and renamed over it, the
-directory synced.
+directory synced.  Every command imports this module, so it imports what is slow to import late.
 """
 
 from __future__ import annotations
 
 import errno
 import os
-import shutil
 import signal
-import socket
 import stat
 import sys
-import tempfile
 import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -71,6 +68,8 @@ def sync_file(path: Path) -> None:
 
 def write_atomic(path: Path, data: bytes, mode: int = 0o644) -> None:
     """Replace a file atomically; the new contents are durable when this returns."""
+    import tempfile
+
     name = ""
     try:
         fd, name = tempfile.mkstemp(prefix=f".{path.name[:40]}.", dir=path.parent)
@@ -102,6 +101,8 @@ def copy_file(source: Path, target: Path, part: Path) -> None:
     """Copy a file with its dates to ``target``, also on another file system, atomically; ``part``
     is the unfinished copy beside ``target``.
     """
+    import shutil
+
     try:
         part.unlink(missing_ok=True)
         shutil.copyfile(source, part, follow_symlinks=False)
@@ -233,6 +234,8 @@ def _try_lock(fd: int) -> bool:
 
 def free_bytes(path: Path) -> int:
     """Return the free space for this user on the file system of ``path``."""
+    import shutil
+
     return shutil.disk_usage(path).free
 
 
@@ -339,6 +342,8 @@ def unreadable(path: Path, error: OSError) -> Problem:
 
 def why_unreachable(error: OSError) -> str:
     """Return the system's reason for a failed connection; trio wraps the error of each address."""
+    import socket
+
     inner: BaseException | None = error
     while isinstance(inner, OSError) and not inner.strerror:
         inner = inner.__cause__

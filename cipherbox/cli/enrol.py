@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-import attrs
 import click
 
+from cipherbox.classes import frozen
 from cipherbox.cli.home import command_here, home_of, with_admin
 from cipherbox.cli.options import (
     CLIENT_ID,
@@ -32,7 +32,7 @@ _EMPTY = "The token is empty. The admin makes one with: cipherbox enroll CLIENT_
 TOKEN_BYTES = 4096  # far above a token; a wrong file is not read whole
 
 
-@attrs.frozen
+@frozen
 class EnrollOptions:
     """The options of `enroll`."""
 

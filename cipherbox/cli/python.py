@@ -27,6 +27,8 @@ def python(script: str | None, arguments: tuple[str, ...]) -> int:
     import runpy
     import traceback
 
+    # the one file writes bytecode into its own folder; the program's folders are the user's
+    sys.dont_write_bytecode = bool(sys.flags.dont_write_bytecode)
     if script is None:
         import code
 

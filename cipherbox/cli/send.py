@@ -9,9 +9,9 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-import attrs
 import click
 
+from cipherbox.classes import frozen
 from cipherbox.cli.exits import Exit
 from cipherbox.cli.home import command_here, suggesting
 from cipherbox.cli.options import CLIENT_ID, DURATION, EXCHANGE, KEY, as_record, json_option
@@ -31,7 +31,7 @@ BINARY = "application/octet-stream"
 WRAPS = {row.option: row.name for row in STANZAS.values()}
 
 
-@attrs.frozen
+@frozen
 class SendOptions:
     """The options of `send`."""
 

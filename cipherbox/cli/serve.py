@@ -9,9 +9,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import attrs
 import click
 
+from cipherbox.classes import frozen
 from cipherbox.cli.home import command_here, home_of
 from cipherbox.cli.options import CLIENT_ID, HQ_DIRECTORY, as_record, database_settings
 from cipherbox.cli.running import run
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 _DNS_S = 3.0
 
 
-@attrs.frozen
+@frozen
 class InitOptions:
     """The options of `init`."""
 

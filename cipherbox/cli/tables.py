@@ -7,7 +7,6 @@ fit is shown as one block of lines for each row.
 
 from __future__ import annotations
 
-import shutil
 import sys
 from collections.abc import Sequence
 
@@ -47,6 +46,8 @@ def show(
     if not on_terminal():
         _plain(heads, rows, bold=False)
         return
+    import shutil
+
     width = max(20, shutil.get_terminal_size().columns)
     heads, rows, left_out = fitting(heads, rows, drop, width)
     if needed(heads, rows) <= width:

@@ -27,6 +27,7 @@ from cryptography import x509
 
 from cipherbox import clock, pki
 from cipherbox.checks import checked
+from cipherbox.classes import frozen
 from cipherbox.client.comeback import come_back, next_key, returning
 from cipherbox.client.connection.connection import Connection, open_connection
 from cipherbox.client.home import CERTIFICATE, IDENTITY, ISSUING, KEY, ROOT, home_with
@@ -75,7 +76,7 @@ _ASKED = 4  # clients for an example
 OnNumber = Callable[..., None]
 
 
-@attrs.frozen
+@frozen
 class JoinReport:
     """The result of `join`."""
 

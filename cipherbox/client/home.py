@@ -15,14 +15,15 @@ prekeys in the inbox, encrypted under local.key.
 
 from __future__ import annotations
 
-import ssl
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import attrs
 from cryptography import x509
 
 from cipherbox import pki
+from cipherbox.classes import define
 from cipherbox.client.keys.local_key import (
     Password,
     Say,
@@ -33,13 +34,15 @@ from cipherbox.client.keys.local_key import (
 )
 from cipherbox.config.settings import ClientConfig, load_client_config
 from cipherbox.errors import CipherBoxError, ConfigError, CredentialsError, Forbidden, Replaced
-from cipherbox.net import tls
 from cipherbox.pki.key_replacement import KeyReplacement
 from cipherbox.portable import write_atomic
 from cipherbox.sealing import key_file as keyfile
 from cipherbox.sealing.identity import Identity
 from cipherbox.sealing.local_secret_box import LocalSecretBox, SecretBox
 from cipherbox.sealing.open import is_signed_by
+
+if TYPE_CHECKING:
+    import ssl
 
 ROOT, ISSUING, CERTIFICATE, KEY = "ca.crt", "issuing.crt", "client.crt", "client.key"
 IDENTITY, REVOCATIONS, LOCK = "keys.cbk", "issuing.crl", "lock"
@@ -58,7 +61,7 @@ def keyless(
     )
 
 
-@attrs.define(eq=False)
+@define(eq=False)
 class Home:
     """A loaded home. ``identity`` is None for an admin, whose machine opens no messages.
 
@@ -111,6 +114,8 @@ class Home:
 
     def context(self) -> ssl.SSLContext:
         """Return a new TLS context with this client's certificate."""
+        from cipherbox.net import tls  # and with it trio, which commands on local data do not need
+
         return tls.client_context(self.root, list(self.chain), self.key)
 
 

@@ -7,6 +7,7 @@ from typing import TypedDict
 
 import attrs
 
+from cipherbox.classes import frozen
 from cipherbox.client.publishing.routes import BOXES, is_mailbox
 from cipherbox.envelope.stanza_types import BY_NAME, StanzaType
 from cipherbox.envelope.suites import BODY_CIPHERS, BodyCipher
@@ -58,7 +59,7 @@ class PublishKeywords(TypedDict, total=False):
     partial: bool
 
 
-@attrs.frozen
+@frozen
 class PublishOptions:
     """Where a caller publishes to, and how; `Sealer.resolve_route` resolves it."""
 

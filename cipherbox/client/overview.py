@@ -10,8 +10,7 @@ from __future__ import annotations
 import sqlite3
 from typing import Protocol
 
-import attrs
-
+from cipherbox.classes import frozen
 from cipherbox.client.home import Home
 from cipherbox.client.inbox.inspect import looking
 from cipherbox.client.local_database import translated
@@ -28,7 +27,7 @@ class OverviewSource(Protocol):
     def outbox(self) -> OutboxSender: ...
 
 
-@attrs.frozen
+@frozen
 class Overview:
     """Counts of envelopes by state, of files in progress, and of received messages; times are in
     ms.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
@@ -19,6 +18,8 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """Return the id that ``name`` may have meant, or nothing if none is similar. Ids are unique
     regardless of case.
     """
+    import difflib
+
     by_case = {one.casefold(): one for one in known}
     wanted = name.casefold()
     found = (

@@ -10,8 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import attrs
-
+from cipherbox.classes import frozen
 from cipherbox.config.secret_file import check_credential
 from cipherbox.config.toml_file import setting
 from cipherbox.errors import ConfigError, InvalidRequest
@@ -21,7 +20,7 @@ MAIL_TLS = ("starttls", "tls", "off")
 _UNITS = {"m": 60, "h": 3600, "d": 86_400}
 
 
-@attrs.frozen
+@frozen
 class AlertSettings:
     """Table `[alerts]`."""
 

@@ -19,6 +19,7 @@ from urllib.parse import unquote, urlsplit
 
 import attrs
 
+from cipherbox.classes import frozen
 from cipherbox.config.secret_file import secret
 from cipherbox.config.toml_file import setting
 from cipherbox.errors import ConfigError
@@ -30,7 +31,7 @@ _PORTS = {HTTP: 8080, SOCKS5: 1080}
 _USUAL = "http://proxy.example.org:3128 or socks5://proxy.example.org:1080"
 
 
-@attrs.frozen
+@frozen
 class LineSettings:
     """Table `[line]`."""
 
@@ -44,7 +45,7 @@ class LineSettings:
     no_proxy: str = setting("", "hosts, domains and networks reached directly, separated by commas")
 
 
-@attrs.frozen
+@frozen
 class Proxy:
     """A proxy, and where it is configured."""
 
@@ -61,7 +62,7 @@ class Proxy:
         return f"{self.kind}://{host}:{self.port}"
 
 
-@attrs.frozen
+@frozen
 class Way:
     """How an address is reached; ``why`` is the setting that decided it."""
 

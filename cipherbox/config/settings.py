@@ -18,6 +18,7 @@ from typing import Any
 
 import attrs
 
+from cipherbox.classes import frozen
 from cipherbox.config.alerts import AlertSettings, check_alerts
 from cipherbox.config.database_url import parse_hosts, parse_url
 from cipherbox.config.proxies import DIRECT, LineSettings, parse_proxy
@@ -75,7 +76,7 @@ SIGNATURES = ("ed25519", "ed25519+mldsa65")
 # -- HQ --------------------------------------------------------------------------------------------
 
 
-@attrs.frozen
+@frozen
 class ServerSettings:
     """Table `[server]`."""
 
@@ -94,7 +95,7 @@ class ServerSettings:
     )
 
 
-@attrs.frozen
+@frozen
 class TlsSettings:
     """Table `[tls]`."""
 
@@ -104,7 +105,7 @@ class TlsSettings:
     key: Path = setting(Path("tls/server.key"), "its private key, encrypted under the service key")
 
 
-@attrs.frozen
+@frozen
 class LoggingSettings:
     """Table `[logging]`."""
 
@@ -117,7 +118,7 @@ class LoggingSettings:
     keep: int = setting(14, "number of older files of each kind to keep", low=0)
 
 
-@attrs.frozen
+@frozen
 class DatabaseSettings:
     """Table `[database]`."""
 
@@ -157,7 +158,7 @@ class DatabaseSettings:
     )
 
 
-@attrs.frozen
+@frozen
 class EncryptionSettings:
     """Table `[encryption]`: files, or credential:NAME, that contain 32 random bytes each."""
 
@@ -170,7 +171,7 @@ class EncryptionSettings:
     )
 
 
-@attrs.frozen
+@frozen
 class CaSettings:
     """Table `[ca]`."""
 
@@ -197,7 +198,7 @@ class CaSettings:
     )
 
 
-@attrs.frozen
+@frozen
 class RetentionSettings:
     """Table `[retention]`: the days after which records are deleted; 0: never.  Deletions are
     recorded in the signed log.
@@ -212,7 +213,7 @@ class RetentionSettings:
     log_days: int = setting(0, "days to keep entries of the signed log; 0: forever", low=0)
 
 
-@attrs.frozen
+@frozen
 class MetricsSettings:
     """Table `[metrics]`: metrics for Prometheus and health checks, over plain HTTP on loopback
     only.
@@ -229,7 +230,7 @@ class MetricsSettings:
     )
 
 
-@attrs.frozen
+@frozen
 class ServerConfig:
     """All settings of HQ.  ``directory`` is HQ's data directory; all paths are absolute."""
 
@@ -283,7 +284,7 @@ SERVER_TABLES: dict[str, type] = {
 # -- a client --------------------------------------------------------------------------------------
 
 
-@attrs.frozen
+@frozen
 class IdentitySettings:
     """Table `[client]`."""
 
@@ -297,7 +298,7 @@ class IdentitySettings:
     )
 
 
-@attrs.frozen
+@frozen
 class RetrySettings:
     """Table `[retry]`."""
 
@@ -306,7 +307,7 @@ class RetrySettings:
     pause_max_s: float = setting(60.0, "longest back-off before reconnecting", low=0.0)
 
 
-@attrs.frozen
+@frozen
 class OutboxSettings:
     """Table `[outbox]`."""
 
@@ -317,7 +318,7 @@ class OutboxSettings:
     )
 
 
-@attrs.frozen
+@frozen
 class KeySettings:
     """Table `[keys]`."""
 
@@ -329,7 +330,7 @@ class KeySettings:
     keep_old_days: int = setting(436, "days after which rotated private keys are destroyed", low=1)
 
 
-@attrs.frozen
+@frozen
 class SessionTable:
     """Table `[sessions]`, explained on the manual page `sessions`."""
 
@@ -351,7 +352,7 @@ class SessionTable:
     )
 
 
-@attrs.frozen
+@frozen
 class LogSettings:
     """Table `[log]`, explained on the manual page `log`."""
 
@@ -365,7 +366,7 @@ class LogSettings:
     )
 
 
-@attrs.frozen
+@frozen
 class ClientConfig:
     """All settings of a client.  ``home`` is its directory, absolute."""
 

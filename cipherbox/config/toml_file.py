@@ -6,7 +6,6 @@ and what is allowed; all mistakes of a file are reported together.
 
 from __future__ import annotations
 
-import difflib
 import os
 import shlex
 import tomllib
@@ -17,6 +16,7 @@ from urllib.parse import urlsplit
 
 import attrs
 
+from cipherbox.classes import frozen
 from cipherbox.errors import ConfigError, Problem
 from cipherbox.limits import Limits
 
@@ -74,7 +74,7 @@ def setting(
     return attrs.field(default=default, metadata=metadata)
 
 
-@attrs.frozen
+@frozen
 class AgentSettings:
     """Table `[agent]`."""
 
@@ -87,7 +87,7 @@ class AgentSettings:
     )
 
 
-@attrs.frozen
+@frozen
 class ContactSettings:
     """Table `[contacts]`; `cipherbox contacts` edits the allow and block lists."""
 
@@ -96,7 +96,7 @@ class ContactSettings:
     )
 
 
-@attrs.frozen
+@frozen
 class InboxSettings:
     """Table `[inbox]`."""
 
@@ -282,6 +282,8 @@ def _word(hint: Any) -> str:
 
 
 def _nearest(name: str, known: Mapping[str, Any] | tuple[str, ...]) -> str:
+    import difflib
+
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
 

@@ -27,6 +27,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from cipherbox import pki
+from cipherbox.classes import frozen
 from cipherbox.envelope import signature
 from cipherbox.envelope.labels import label
 from cipherbox.envelope.stanza_types import IN_BUNDLES, STANZAS, key_id
@@ -59,7 +60,7 @@ _KEY = struct.Struct(">BBH")
 _SIZE = struct.Struct(">H")
 
 
-@attrs.frozen
+@frozen
 class BundleKey:
     """One public key. Unknown usages and algorithms are preserved, but not used."""
 
@@ -72,7 +73,7 @@ class BundleKey:
         return key_id(self.algorithm, self.public)
 
 
-@attrs.frozen
+@frozen
 class KeyBundle:
     """A decoded bundle, not verified yet: see `check_bundle`. Times are ms since 1970."""
 

@@ -11,8 +11,7 @@ import hashlib
 import hmac
 from collections.abc import Sequence
 
-import attrs
-
+from cipherbox.classes import frozen
 from cipherbox.envelope.bundle import KeyBundle
 from cipherbox.envelope.merkle_tree import leaf_hash, merkle_path, merkle_root
 from cipherbox.envelope.receipt import (
@@ -33,7 +32,7 @@ TYPE = "application/vnd.cipherbox.receipts"
 _HASH, _LEAF = b"\x00", b"\x01"
 
 
-@attrs.frozen
+@frozen
 class Group:
     """A decoded group. ``leaves[i]`` is None where only ``hashes[i]`` is known."""
 
@@ -49,7 +48,7 @@ class Group:
         return Exported(self.receipt, leaf, index, merkle_path(self.hashes, index))
 
 
-@attrs.frozen
+@frozen
 class Unsigned:
     """Hashed leaves of one commit. The recipient signs `digest`, with the use `receipt`."""
 

@@ -18,6 +18,7 @@ from typing import Any
 import attrs
 from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PublicKey
 
+from cipherbox.classes import frozen
 from cipherbox.envelope import signature
 from cipherbox.envelope.stanza_types import MLKEM768_BYTES, check_x25519
 from cipherbox.envelope.suites import SIGNATURE_SIZES, SignatureSuite
@@ -38,7 +39,7 @@ _SIGNED = struct.Struct(f">Q32sI32s{MLKEM768_BYTES}sB")
 _ONCE = struct.Struct(f">32sI32s{MLKEM768_BYTES}sB")
 
 
-@attrs.frozen
+@frozen
 class SignedPrekeys:
     """The signed part. ``made_at`` is ms since 1970; ``kem`` is the last-resort key."""
 
@@ -53,7 +54,7 @@ class SignedPrekeys:
     digest: bytes = attrs.field(repr=False)
 
 
-@attrs.frozen
+@frozen
 class OncePrekey:
     """A one-time part of the signed part with the same identity key."""
 

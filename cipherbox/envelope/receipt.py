@@ -13,6 +13,7 @@ import struct
 
 import attrs
 
+from cipherbox.classes import frozen
 from cipherbox.envelope import signature
 from cipherbox.envelope.bundle import KeyBundle
 from cipherbox.envelope.merkle_tree import leaf_hash, root_from_path
@@ -32,7 +33,7 @@ NO_COMMITMENT = bytes(32)
 _PATH = struct.Struct(">IB")
 
 
-@attrs.frozen
+@frozen
 class Leaf:
     """What became of one envelope. ``messages`` holds an outcome for each message, or is empty if
     all have the envelope's outcome.
@@ -60,7 +61,7 @@ class Leaf:
         )
 
 
-@attrs.frozen
+@frozen
 class Receipt:
     """A signed root; ``at`` is ms since 1970."""
 
@@ -76,7 +77,7 @@ class Receipt:
     version: int = VERSION
 
 
-@attrs.frozen
+@frozen
 class Exported:
     """A receipt with one leaf and its path."""
 

@@ -11,10 +11,10 @@ import base64
 import json
 from typing import Any
 
-import attrs
 from cryptography import x509
 
 from cipherbox import pki
+from cipherbox.classes import frozen
 from cipherbox.envelope.bundle import KeyBundle, check_bundle, decode_bundle
 from cipherbox.envelope.ids import message_id, split_message_id
 from cipherbox.envelope.outcomes import outcome_code
@@ -25,7 +25,7 @@ FORMAT = "cipherbox-receipt-1"
 _MOST = 2 * 1024 * 1024  # bytes of a file: a receipt, a bundle and a certificate
 
 
-@attrs.frozen
+@frozen
 class Statement:
     """The contents of a verified receipt. Times are ms since 1970, hashes hexadecimal."""
 

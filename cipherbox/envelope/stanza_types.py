@@ -11,10 +11,10 @@ import enum
 import hashlib
 from collections.abc import Callable
 
-import attrs
 from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PublicKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 
+from cipherbox.classes import frozen
 from cipherbox.envelope import rsa
 from cipherbox.envelope.labels import label
 from cipherbox.limits import LIMITS
@@ -33,7 +33,7 @@ class StanzaType(enum.IntEnum):
     RATCHET = 4
 
 
-@attrs.frozen
+@frozen
 class StanzaFormat:
     """One row.  All sizes are bytes.
 

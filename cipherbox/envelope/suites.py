@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import enum
 
-import attrs
+from cipherbox.classes import frozen
 
 
 class BodyCipher(enum.IntEnum):
@@ -43,7 +43,7 @@ class SignAlgorithm(enum.IntEnum):
     MLDSA65 = 2
 
 
-@attrs.frozen
+@frozen
 class SignKeyFormat:
     """One row: a signing key's name, and the bytes of its public key and of its signatures."""
 

@@ -19,8 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import attrs
-
+from cipherbox.classes import define
 from cipherbox.errors import CipherBoxError, ConfigError
 from cipherbox.portable import other_user
 
@@ -67,7 +66,7 @@ def _as_user() -> dict[str, Any]:
     return {"cwd": "/", **other_user()}
 
 
-@attrs.define(eq=False)
+@define(eq=False)
 class Server:
     """One server in a directory of its own, reached by the socket there and by a port."""
 

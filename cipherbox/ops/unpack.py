@@ -3,18 +3,17 @@ Python's standard library only.
 
 The file contains `site/` (the same everywhere), `native/PLATFORM/any/` (for every Python) and
 `native/PLATFORM/cp311/`.  The first start copies the parts for this machine into a folder of this
-build, under another name until it is complete; later starts use the folder.  `cipherbox install`
-unpacks for every Python, into a directory that only root can change.
+build, under another name until it is complete; later starts use the folder, and Python adds the
+bytecode of what is imported.  `cipherbox install` unpacks for every Python, into a directory that
+only root can change.
 """
 
 from __future__ import annotations
 
 import errno
 import os
-import shutil
 import stat
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -62,8 +61,8 @@ def _has_glibc() -> bool:
         return False
 
 
-def cache_directories() -> list[Path]:
-    """Return the directories to unpack into, in order of preference; for root never in the home
+def cache_directories() -> Iterator[Path]:
+    """Yield the directories to unpack into, in order of preference; for root never in the home
     that sudo left in $HOME.
 
     A directory in $CIPHERBOX_CACHE is the only one.  A user without a home, or with a home mounted
@@ -71,13 +70,18 @@ def cache_directories() -> list[Path]:
     """
     named = os.environ.get(CACHE_VARIABLE)
     if named:
-        return [Path(named)]
+        yield Path(named)
+        return
     if os.name == "nt":
         local = os.environ.get("LOCALAPPDATA")
-        return [Path(local or os.path.expanduser("~"), "CipherBox", "cache")]
+        yield Path(local or os.path.expanduser("~"), "CipherBox", "cache")
+        return
     home = os.path.expanduser("~root" if os.geteuid() == 0 else "~")
-    own = [Path(home, ".cache", "cipherbox")] if os.path.isabs(home) else []
-    return [*own, Path(tempfile.gettempdir(), f"cipherbox-{os.geteuid()}")]
+    if os.path.isabs(home):
+        yield Path(home, ".cache", "cipherbox")
+    import tempfile  # a later start, which every command is, needs none of the slow modules
+
+    yield Path(tempfile.gettempdir(), f"cipherbox-{os.geteuid()}")
 
 
 def runs_nothing(place: Path) -> bool:
@@ -169,6 +173,8 @@ def _in(cache: Path, file: str, build: str, unusable: list[str]) -> Path:
 
 
 def _first(file: str, cache: Path, target: Path) -> None:
+    import shutil
+    import tempfile
     from zipfile import ZipFile
 
     with ZipFile(file) as archive:
@@ -249,6 +255,10 @@ def start(file: str, build: str) -> NoReturn:
         )
         sys.exit(6)
     sys.path[0] = str(folder)
+    # Bytecode halves the CPU time of every later start.  PYTHONDONTWRITEBYTECODE spares the folders
+    # of sources; this one is our cache.  Python gives each file its name when it is complete, so
+    # simultaneous and interrupted starts leave nothing that is half.
+    sys.dont_write_bytecode = False
     from cipherbox.__main__ import main
 
     main()

@@ -23,6 +23,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from cipherbox import clock
+from cipherbox.classes import frozen
 from cipherbox.errors import ConfigError, CredentialsError, InvalidRequest
 from cipherbox.limits import check_client_id
 from cipherbox.pki.profile import CLIENT, SERVER, SERVER_NAME, check_dates, load_der, verify_chain
@@ -40,7 +41,7 @@ PrivateKey = ec.EllipticCurvePrivateKey
 PublicKey = ec.EllipticCurvePublicKey
 
 
-@attrs.frozen
+@frozen
 class Authority:
     """A certificate that signs others, with its key."""
 

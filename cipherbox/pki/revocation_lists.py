@@ -16,13 +16,13 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import attrs
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import CRLEntryExtensionOID, ExtensionOID
 
 from cipherbox import clock
+from cipherbox.classes import frozen
 from cipherbox.errors import CredentialsError, ListOverdue
 from cipherbox.pki.certificates import BACKDATED, CRL_DAYS, Authority, ms
 from cipherbox.pki.profile import HASHES, signs_lists
@@ -62,7 +62,7 @@ def make_crl(
     return builder.sign(issuing.key, hashes.SHA384()).public_bytes(serialization.Encoding.DER)
 
 
-@attrs.frozen
+@frozen
 class RevocationList:
     """A checked revocation list: its number, its expiry, and when each serial was revoked (ms since
     1970).

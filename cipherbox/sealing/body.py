@@ -19,6 +19,7 @@ from typing import overload
 
 import attrs
 
+from cipherbox.classes import define
 from cipherbox.errors import InvalidRequest, MalformedEnvelope
 from cipherbox.limits import LIMITS
 
@@ -30,7 +31,7 @@ TEXT = "text/plain; charset=utf-8"
 _HEAD = struct.Struct(">BBI")
 
 
-@attrs.define
+@define
 class Message:
     """A message of an application: its content, content type, headers and time of sending (ms;
     None: now).

@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA65PrivateKey
 
 from cipherbox import pki
+from cipherbox.classes import frozen
 from cipherbox.envelope.bundle import (
     DISCONTINUOUS,
     NO_HASH,
@@ -40,7 +41,7 @@ from cipherbox.errors import KeyMissing
 from cipherbox.sealing.stanzas import SCHEMES
 
 
-@attrs.frozen
+@frozen
 class DecryptKey:
     """One encryption key pair; ``seed`` is the private key, ``retired_at`` is ms since 1970 or 0
     while in use.

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import nacl.exceptions
-import nacl.pwhash.argon2id
 import nacl.utils
 import orjson
 from nacl.bindings import (
@@ -136,10 +135,10 @@ def decrypt(data: bytes, *, local_key: bytes | None = None, password: bytes | No
 
 
 def stretch(password: bytes, salt: bytes, memory_kib: int, passes: int) -> bytes:
+    from nacl.pwhash import argon2id
+
     try:
-        return nacl.pwhash.argon2id.kdf(
-            _KEY, password, salt, opslimit=passes, memlimit=memory_kib * 1024
-        )
+        return argon2id.kdf(_KEY, password, salt, opslimit=passes, memlimit=memory_kib * 1024)
     except nacl.exceptions.CryptoError:  # within the caps only memory can be missing
         raise CredentialsError(
             f"not enough memory: opening this key file takes {memory_kib // 1024} MiB"

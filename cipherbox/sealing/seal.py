@@ -15,6 +15,7 @@ from typing import Protocol, TypeVar
 
 import attrs
 
+from cipherbox.classes import frozen
 from cipherbox.envelope.bundle import BundleKey, KeyBundle, best_key
 from cipherbox.envelope.prefix import TAG_BYTES, Recipient, decode_prefix, encode_prefix
 from cipherbox.envelope.stanza_types import POST_QUANTUM, StanzaType
@@ -37,7 +38,7 @@ SIGNATURE_USE = "envelope-signature"
 T = TypeVar("T")
 
 
-@attrs.frozen
+@frozen
 class Sealed:
     """An envelope as its sender stores it."""
 

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
-import attrs
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey, MLKEM768PublicKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
@@ -24,6 +23,7 @@ from cryptography.hazmat.primitives.hpke import (
     Suite,
 )
 
+from cipherbox.classes import frozen
 from cipherbox.envelope import rsa as rsa_keys
 from cipherbox.envelope.stanza_types import MLKEM768_BYTES, STANZAS, StanzaType, stanza_label
 from cipherbox.errors import BundleMalformed, DecryptionFailed, KeyMissing
@@ -34,7 +34,7 @@ MLKEM_SEED = 64
 _INVALID_KEY = "an encryption key in the bundle is invalid"
 
 
-@attrs.frozen
+@frozen
 class Scheme:
     """How one stanza type generates keys, wraps and unwraps; private keys are seeds, as bytes."""
 

@@ -21,9 +21,27 @@ DELIVER = 0x23
 SendItem = tuple[int, int, int, bytes]  # correlation, flags, route version, envelope
 DeliveredItem = tuple[int, int, int, int, bytes]  # seq, attempt, accepted_at, log entry, envelope
 
-_ENCODE: dict[int, Put] = {kind: encoder(spec.fields) for kind, spec in TABLE.items()}
-_DECODE: dict[int, Get] = {kind: decoder(spec.cls, spec.fields) for kind, spec in TABLE.items()}
 
+class _Encoders(dict[int, Put]):
+    """The encoder of each kind of frame, compiled when one is first sent."""
+
+    def __missing__(self, kind: int) -> Put:
+        self[kind] = put = encoder(TABLE[kind].fields)
+        return put
+
+
+class _Decoders(dict[int, Get]):
+    """The decoder of each kind of frame, compiled when one is first read."""
+
+    def __missing__(self, kind: int) -> Get:
+        spec = TABLE.get(kind)
+        if spec is None:
+            raise ProtocolError(f"unknown frame kind 0x{kind:02x}")
+        self[kind] = get = decoder(spec.cls, spec.fields)
+        return get
+
+
+_ENCODE, _DECODE = _Encoders(), _Decoders()
 _SEND_HEAD = struct.Struct(">IBQBQ")
 _SEND_BODY = struct.Struct(">QBQ")
 _DELIVER_HEAD = struct.Struct(">IBII")
@@ -51,10 +69,7 @@ def decode(kind: int, body: bytes) -> Any:
     """Return the decoded frame, ignoring bytes after its last field; raise ProtocolError if it is
     malformed.
     """
-    get = _DECODE.get(kind)
-    if get is None:
-        raise ProtocolError(f"unknown frame kind 0x{kind:02x}")
-    return get(body, 0)[0]
+    return _DECODE[kind](body, 0)[0]
 
 
 def encode_sends(items: Iterable[SendItem]) -> bytes:

@@ -9,8 +9,7 @@ import inspect
 from pathlib import Path
 
 from cipherbox.errors import BY_CODE, CipherBoxError, summary
-from cipherbox.wire import frames  # fills the tables
-from cipherbox.wire.fields import RECORDS, TABLE, FieldSpec
+from cipherbox.wire.fields import RECORDS, TABLE, FieldSpec, specs_of
 
 PAGE = Path(__file__).parent.parent / "manual" / "protocol.md"
 _SENDERS = {
@@ -41,9 +40,9 @@ def tables() -> dict[str, str]:
         ]
         out += _fields(spec.fields)
     records: list[str] = []
-    for name, fields in RECORDS.items():
-        doc = inspect.cleandoc(getattr(frames, name).__doc__ or "")
-        records += [f"### {name}", "", doc, "", *_fields(fields)]
+    for name, cls in RECORDS.items():
+        doc = inspect.cleandoc(cls.__doc__ or "")
+        records += [f"### {name}", "", doc, "", *_fields(specs_of(cls))]
     errors = [
         "| code | name | meaning | retry | connection ends |",
         "| --- | --- | --- | --- | --- |",

@@ -2,21 +2,23 @@
 into a frame.
 
 Each maker defines how one field is encoded.  A class under `@frame` or `@record` becomes a plain
-attrs class whose encoder and decoder are compiled once from its fields; a run of fields of fixed
-size is one `struct`.  Integers are big-endian, text is UTF-8, and a count is checked against the
-remaining bytes before anything is allocated for it, so a frame never costs more memory than its
-bytes justify.
+attrs class whose encoder and decoder are compiled from its fields when one is first sent or read; a
+run of fields of fixed size is one `struct`.  Integers are big-endian, text is UTF-8, and a count is
+checked against the remaining bytes before anything is allocated for it, so a frame never costs more
+memory than its bytes justify.
 """
 
 from __future__ import annotations
 
+import functools
 import inspect
 import struct
 from collections.abc import Callable
-from typing import Any, TypeVar, dataclass_transform
+from typing import Any, NamedTuple, TypeVar, dataclass_transform
 
 import attrs
 
+from cipherbox.classes import define
 from cipherbox.errors import ProtocolError
 
 T = TypeVar("T")
@@ -24,8 +26,7 @@ Put = Callable[[Any, "list[bytes]"], None]
 Get = Callable[[bytes, int], "tuple[Any, int]"]
 
 
-@attrs.frozen
-class Kind:
+class Kind(NamedTuple):
     """One encoding of a field: `code` for `struct` if its size is fixed, else the two functions."""
 
     name: str
@@ -44,8 +45,7 @@ class Kind:
         return f"{self.name} of {inner}"
 
 
-@attrs.frozen
-class FieldSpec:
+class FieldSpec(NamedTuple):
     """A field of a frame or a record: name, kind, and one line of documentation."""
 
     name: str
@@ -54,21 +54,31 @@ class FieldSpec:
     later: Any = None  # of a field added later: its value when a frame ends before it
 
 
-@attrs.frozen
-class FrameSpec:
+class FrameSpec(NamedTuple):
     """A row of the table of frames."""
 
     kind: int
-    name: str  # as written in the manual: ACK_CONFIRMED
     sender: str  # client, server, both, anonymous, admin
     answer: str | None
     cls: type
-    fields: tuple[FieldSpec, ...]
-    doc: str
+
+    @property
+    def name(self) -> str:
+        """Return its name in the manual: ACK_CONFIRMED."""
+        name = self.cls.__name__
+        return "".join("_" + c if c.isupper() and i else c for i, c in enumerate(name)).upper()
+
+    @property
+    def doc(self) -> str:
+        return inspect.cleandoc(self.cls.__doc__ or "")
+
+    @property
+    def fields(self) -> tuple[FieldSpec, ...]:
+        return specs_of(self.cls)
 
 
 TABLE: dict[int, FrameSpec] = {}
-RECORDS: dict[str, tuple[FieldSpec, ...]] = {}
+RECORDS: dict[str, type] = {}
 _KIND_OF: dict[type, int] = {}
 
 
@@ -159,9 +169,8 @@ _COUNT = struct.Struct(">I")
 
 
 def _listing(item: Kind | type) -> Kind:
-    put_item, get_item, least = _functions(item)
-
     def put(value: Any, out: list[bytes]) -> None:
+        put_item, _, _ = _functions(item)
         out.append(_COUNT.pack(len(value)))
         for one in value:
             put_item(one, out)
@@ -169,6 +178,7 @@ def _listing(item: Kind | type) -> Kind:
     def get(buf: bytes, at: int) -> tuple[Any, int]:
         if at + 4 > len(buf):
             raise _short("a listing")
+        _, get_item, least = _functions(item)
         count = _COUNT.unpack_from(buf, at)[0]
         at += 4
         if count * max(1, least) > len(buf) - at:
@@ -182,10 +192,11 @@ def _listing(item: Kind | type) -> Kind:
     return Kind("listing", "", put, get, 4, item)
 
 
+@functools.cache
 def _functions(item: Kind | type) -> tuple[Put, Get, int]:
     if isinstance(item, Kind):
         return item.put, item.get, item.least
-    fields = RECORDS[item.__name__]
+    fields = specs_of(item)
     return encoder(fields), decoder(item, fields), sum(f.kind.least for f in fields)
 
 
@@ -304,15 +315,13 @@ def _or_default(spec: FieldSpec) -> Get:
     return get
 
 
-def _specs(cls: type) -> tuple[FieldSpec, ...]:
+@functools.cache
+def specs_of(cls: type) -> tuple[FieldSpec, ...]:
+    """Return the fields of a frame or a record, in order."""
     return tuple(
         FieldSpec(a.name, a.metadata["kind"], a.metadata["doc"], a.metadata.get("later"))
         for a in attrs.fields(cls)
     )
-
-
-def _table_name(cls: type) -> str:
-    return "".join("_" + c if c.isupper() and i else c for i, c in enumerate(cls.__name__)).upper()
 
 
 @dataclass_transform(
@@ -320,8 +329,8 @@ def _table_name(cls: type) -> str:
 )
 def record(cls: type[T]) -> type[T]:
     """Make a class a record, which frames contain."""
-    made = attrs.define(cls)
-    RECORDS[made.__name__] = _specs(made)
+    made = define(cls)
+    RECORDS[made.__name__] = made
     return made
 
 
@@ -332,11 +341,10 @@ def frame(kind: int, sender: str, answer: str | None = None) -> Callable[[type[T
     """Make a class the frame of this kind, which ``sender`` may send and ``answer`` answers."""
 
     def decorate(cls: type[T]) -> type[T]:
-        made = attrs.define(cls)
+        made = define(cls)
         if kind in TABLE:
             raise ValueError(f"frame kind 0x{kind:02x} is already {TABLE[kind].name}")
-        doc = inspect.cleandoc(made.__doc__ or "")
-        TABLE[kind] = FrameSpec(kind, _table_name(made), sender, answer, made, _specs(made), doc)
+        TABLE[kind] = FrameSpec(kind, sender, answer, made)
         _KIND_OF[made] = kind
         return made
 

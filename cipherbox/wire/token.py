@@ -14,6 +14,7 @@ import struct
 
 import attrs
 
+from cipherbox.classes import frozen
 from cipherbox.errors import CipherBoxError, TokenError
 from cipherbox.limits import LIMITS, check_client_id
 
@@ -24,7 +25,7 @@ _SIZE = struct.Struct(">H")
 _CHECK = 4
 
 
-@attrs.frozen
+@frozen
 class Token:
     """A decoded token: ``expires_at`` is in milliseconds since 1970, ``root_fingerprint`` the
     SHA-256 of the root certificate's DER.

@@ -125,6 +125,26 @@ def test_many_first_starts_at_once(pyz: Path, tmp_path: Path) -> None:
     assert len(list((tmp_path / "root").iterdir())) == 1
 
 
+def test_it_keeps_its_own_bytecode_and_none_of_others(pyz: Path, tmp_path: Path) -> None:
+    """Where bytecode is unwanted, as in containers, every start would compile everything again."""
+    root, script = tmp_path / "root", tmp_path / "program" / "script.py"
+    script.parent.mkdir()
+    script.write_text("import beside\n")
+    (script.parent / "beside.py").write_text("import cipherbox.errors\nprint('ran')\n")
+    done = subprocess.run(
+        [sys.executable, "-B", str(pyz), "python", str(script)],
+        capture_output=True,
+        text=True,
+        env={**ENVIRONMENT, CACHE_VARIABLE: str(root)},
+        timeout=60,
+        check=False,
+    )
+    assert done.stdout == "ran\n", done.stderr
+    [folder] = root.iterdir()
+    assert list(folder.glob("cipherbox/cli/__pycache__/main.*.pyc"))
+    assert not (script.parent / "__pycache__").exists()
+
+
 def test_it_starts_fast_enough(pyz: Path, tmp_path: Path) -> None:
     """In CPU, and measured by what Python itself needs to start here now: the machine may be
     slow, or busy.

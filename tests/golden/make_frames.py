@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from cipherbox.wire import codec, frames
-from cipherbox.wire.fields import RECORDS, TABLE, Kind
+from cipherbox.wire.fields import TABLE, Kind, specs_of
 from cipherbox.wire.token import Token, encode_token
 from tests.golden import files
 
@@ -31,7 +31,7 @@ def sample(kind: Kind, seed: int, full: bool) -> Any:
 def make_item(item: Any, seed: int, full: bool) -> Any:
     if isinstance(item, Kind):
         return sample(item, seed, full)
-    return item(*[sample(f.kind, seed + i, full) for i, f in enumerate(RECORDS[item.__name__])])
+    return item(*[sample(f.kind, seed + i, full) for i, f in enumerate(specs_of(item))])
 
 
 def samples() -> list[tuple[str, Any]]:

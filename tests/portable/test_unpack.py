@@ -6,6 +6,7 @@ import grp
 import os
 import pwd
 import stat
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +101,7 @@ def test_without_a_home_it_unpacks_among_the_temporary_files(
     monkeypatch.delenv(unpack.CACHE_VARIABLE, raising=False)
     # what Python says of a user without an entry
     monkeypatch.setattr(os.path, "expanduser", lambda name: name)
-    monkeypatch.setattr(unpack.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(tempfile, "gettempdir", lambda: str(tmp_path))
     monkeypatch.setattr(unpack, "_first", _fake_first)
     monkeypatch.setattr(unpack, "check_place", lambda *_, **__: None)
     found = unpack.unpacked("file", "0" * 64)
@@ -115,7 +116,7 @@ def test_a_home_that_runs_nothing_is_said_and_gone_around(
     temporary.mkdir()
     monkeypatch.delenv(unpack.CACHE_VARIABLE, raising=False)
     monkeypatch.setattr(os.path, "expanduser", lambda _: str(home))
-    monkeypatch.setattr(unpack.tempfile, "gettempdir", lambda: str(temporary))
+    monkeypatch.setattr(tempfile, "gettempdir", lambda: str(temporary))
     monkeypatch.setattr(unpack, "_first", _fake_first)
     monkeypatch.setattr(unpack, "check_place", lambda *_, **__: None)
     monkeypatch.setattr(unpack, "runs_nothing", lambda place: place.is_relative_to(home))

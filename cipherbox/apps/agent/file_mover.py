@@ -12,10 +12,9 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-import attrs
-
 from cipherbox.apps.agent.place import drop_reason, explain, free_name, move
 from cipherbox.apps.agent.scan import Found, State, state_of
+from cipherbox.classes import define
 from cipherbox.client.outbox.folder_files import Claim
 from cipherbox.client.outbox.origins import OVER, REFUSED, SENT, FolderFile
 from cipherbox.client.outbox.rows import CONFIRMED, WAITING
@@ -24,7 +23,7 @@ from cipherbox.client.outbox.transfers import Transfer
 OUTGOING, SENT_TO, FAILED, REFUSED_TO = "outgoing", "sent", "failed", "refused"
 
 
-@attrs.define
+@define
 class Disposition:
     """The final state of one file; ``target`` None: it stays where it is, or no longer exists."""
 

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 import attrs
 import trio
 
+from cipherbox.classes import define
 from cipherbox.client.client import Client, Confirmation
 from cipherbox.client.events import RECEIVER
 from cipherbox.client.outbox.queries import OutboxQueries
@@ -47,7 +48,7 @@ _AT_MOST = 500  # lines under way to HQ; then writing waits
 _WATCHED = 2000  # lines that HQ has and not everybody opened; older ones are watched no more
 
 
-@attrs.define(eq=False)
+@define(eq=False)
 class ChatLine:
     """A line sent from here.  ``opened``, ``refused``: by whom, the latter with the reason."""
 

@@ -17,6 +17,7 @@ import attrs
 import orjson
 
 from cipherbox.apps.chat.conversation import HEADER
+from cipherbox.classes import frozen
 from cipherbox.client.home import Home
 from cipherbox.client.inbox.inspect import InboxInspection
 from cipherbox.client.inbox.schema import LINES
@@ -28,7 +29,7 @@ _KEPT_IDS = 4096
 _MARK = b'"headers":'
 
 
-@attrs.frozen
+@frozen
 class ReceivedLine:
     """A line from another client, which chose every text in it."""
 

@@ -18,6 +18,7 @@ import struct
 
 import attrs
 
+from cipherbox.classes import frozen
 from cipherbox.client.inbox.content_types import PIPE_FRAME
 from cipherbox.client.receiving.delivery import Delivery
 from cipherbox.errors import MalformedEnvelope
@@ -38,7 +39,7 @@ class Kind(enum.IntEnum):
     BREAK = 6  # aborted, with the reason
 
 
-@attrs.frozen
+@frozen
 class Frame:
     """See the module."""
 

@@ -19,12 +19,12 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Protocol
 
-import attrs
 import trio
 
 from cipherbox import clock
 from cipherbox.apps.pipe.frames import Frame, Kind
 from cipherbox.apps.pipe.mail import receive_frames
+from cipherbox.classes import define
 from cipherbox.client.outbox.rows import PARKED, WAITING, Row
 from cipherbox.client.receiving.receiver import Receiver
 from cipherbox.concurrency import Signal, background
@@ -59,7 +59,7 @@ class Ends(Protocol):
     async def close(self) -> None: ...  # nothing more will be written
 
 
-@attrs.define(eq=False)
+@define(eq=False)
 class _Sent:
     """A frame in flight; ``number`` 0: it is not numbered."""
 

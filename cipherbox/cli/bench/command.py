@@ -14,9 +14,9 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import attrs
 import click
 
+from cipherbox.classes import frozen
 from cipherbox.cli.bench.work import LARGEST, STANDARD, Work, size_words
 from cipherbox.cli.exits import Exit
 from cipherbox.cli.options import as_record, json_option
@@ -62,7 +62,7 @@ class Batch(click.ParamType[int]):
         return int(str(value))
 
 
-@attrs.frozen
+@frozen
 class BenchOptions:
     """The options of `bench`; None and False: not given."""
 

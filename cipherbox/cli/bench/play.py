@@ -13,6 +13,7 @@ import attrs
 import orjson
 import trio
 
+from cipherbox.classes import frozen
 from cipherbox.harness.stage import Stage, free_port
 from cipherbox.harness.worker import WorkerProcess
 from cipherbox.portable import process_usage
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from cipherbox.cli.bench.work import Work
 
 
-@attrs.frozen
+@frozen
 class Result:
     """The result of a measurement.  MB are 10^6 bytes of messages; CPU in seconds per million
     messages; None: not known.

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import attrs
+from cipherbox.classes import frozen
 
 LARGEST = 8 * 1024 * 1024
 SECONDS = 5  # about what one measurement lasts without --messages
 
 
-@attrs.frozen
+@frozen
 class Work:
     """The parameters of one measurement.  ``batch`` 0: automatic; ``rate`` 0: as fast as possible;
     sizes in bytes, counts per run.

@@ -22,9 +22,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import attrs
-
 from cipherbox import clock
+from cipherbox.classes import define
 from cipherbox.cli.demo.report import HQ, Scene, Shown
 from cipherbox.cli.exits import Exit
 
@@ -40,7 +39,7 @@ CLIENTS = (LAB, NEWCOMER, CENTER)
 QUIET_S = "3"  # how long a center waits for a message that will not arrive
 
 
-@attrs.define
+@define
 class Hostile:
     """The stage with its HQ, and its operator's hands."""
 

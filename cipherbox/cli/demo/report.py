@@ -9,10 +9,12 @@ from pathlib import Path
 
 import attrs
 
+from cipherbox.classes import define
+
 HQ = "DC-HQ"
 
 
-@attrs.define
+@define
 class Delivery:
     """One item at one center: the expected and the actual values."""
 
@@ -29,7 +31,7 @@ class Delivery:
     received_sha256: str = ""
 
 
-@attrs.define
+@define
 class Report:
     """The outcome of the demo; no differences means that every guarantee held."""
 
@@ -42,7 +44,7 @@ class Report:
     seconds: float = 0.0
 
 
-@attrs.define
+@define
 class Shown:
     """A command a user ran, how it ended and what it printed."""
 
@@ -51,7 +53,7 @@ class Shown:
     output: str
 
 
-@attrs.define
+@define
 class Scene:
     """One attempt of a dishonest HQ; ``missed`` lists what was not detected."""
 

@@ -10,9 +10,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import attrs
 import click
 
+from cipherbox.classes import frozen
 from cipherbox.cli.home import home_of
 from cipherbox.cli.options import as_record, sure, yes_option
 
@@ -34,7 +34,7 @@ _client = click.option(
 _dry = click.option("--dry-run", is_flag=True, help="Show what would be done, without doing it.")
 
 
-@attrs.frozen
+@frozen
 class InstallOptions:
     """The options of `install`."""
 
@@ -47,7 +47,7 @@ class InstallOptions:
     dry_run: bool
 
 
-@attrs.frozen
+@frozen
 class Version:
     """The version to install: its directory's name and files, the steps that create it, and the
     findings about this machine's data.

@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import attrs
-
+from cipherbox.classes import frozen
 from cipherbox.portable import WINDOWS
 
 SERVER, CLIENT = "server", "client"
@@ -16,7 +15,7 @@ SOCKETS = {"cipherbox.socket": "listen", "cipherbox-websocket.socket": "websocke
 MANIFEST = "install.json"
 
 
-@attrs.frozen
+@frozen
 class Places:
     """Absolute paths as the installed system sees them; `at` places them below ``root``, which is
     not / when building a package.

@@ -12,9 +12,8 @@ from importlib import metadata
 from pathlib import Path
 from zipfile import BadZipFile, ZipFile
 
-import attrs
-
 import cipherbox
+from cipherbox.classes import frozen
 from cipherbox.cli.install.programs import call
 from cipherbox.errors import ConfigError
 from cipherbox.ops.unpack import BUILD_NAME, misfit, platform_name, python_name, unpack
@@ -23,7 +22,7 @@ from cipherbox.ops.unpack import BUILD_NAME, misfit, platform_name, python_name,
 _PIPS = frozenset(["RECORD", "INSTALLER", "REQUESTED", "direct_url.json"])
 
 
-@attrs.frozen
+@frozen
 class ProgramSource:
     """``build`` identifies the contents; ``copy_to`` writes them into a directory."""
 

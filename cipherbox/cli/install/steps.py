@@ -17,10 +17,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import attrs
 import orjson
 
 import cipherbox
+from cipherbox.classes import frozen
 from cipherbox.cli.install.places import (
     MANIFEST,
     SERVER,
@@ -46,7 +46,7 @@ main()
 WINDOWS_LAUNCHER = '@"{python}" -Ps "{script}" %*\r\n'
 
 
-@attrs.frozen
+@frozen
 class Step:
     """One step; ``do`` is called unless ``done`` returns True."""
 

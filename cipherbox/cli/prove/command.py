@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import attrs
 import click
 
+from cipherbox.classes import frozen
 from cipherbox.cli.exits import Exit
 from cipherbox.cli.home import home_of
 from cipherbox.cli.options import as_record, json_option
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from cipherbox.cli.prove.play import Proof
 
 
-@attrs.frozen
+@frozen
 class ProveOptions:
     """The options of `prove`."""
 

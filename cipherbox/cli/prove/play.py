@@ -20,6 +20,7 @@ import attrs
 import orjson
 import trio
 
+from cipherbox.classes import define
 from cipherbox.cli.exits import Exit
 from cipherbox.cli.prove.database import Database, another_hq
 from cipherbox.cli.prove.worker import CONFIRMED, LOG, read_content, read_log
@@ -35,7 +36,7 @@ _DOWN_S = (0.0, 0.6)  # between a kill and the restart
 Say = Callable[[str], None]
 
 
-@attrs.define
+@define
 class Proof:
     """The result of the comparison; the counts are messages for each recipient."""
 

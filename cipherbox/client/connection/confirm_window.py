@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 import attrs
 import trio
 
+from cipherbox.classes import define, frozen
 from cipherbox.envelope.ids import message_id
 from cipherbox.envelope.layout import hashes, split
 from cipherbox.envelope.transparency_log import leaf
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 SLOWEST_BYTES_PER_S = 32 * 1024
 
 
-@attrs.frozen
+@frozen
 class Confirmed:
     """HQ's confirm of one envelope."""
 
@@ -50,7 +51,7 @@ class Confirmed:
     proof: bytes = b""
 
 
-@attrs.define(eq=False)
+@define(eq=False)
 class PendingPublish:
     """One sealed envelope on its way.  ``on_outcome`` is called once, when ``result`` or ``error``
     is known.

@@ -18,6 +18,7 @@ import attrs
 import orjson
 import zstandard
 
+from cipherbox.classes import frozen
 from cipherbox.client.inbox.lines import is_text
 from cipherbox.client.local_database import translated
 from cipherbox.envelope.ids import split_message_id
@@ -34,7 +35,7 @@ _PAGE = 256  # envelopes
 _MAX_BYTES = 64 * 1024 * 1024  # of one envelope's lines: a body, and JSON's overhead
 
 
-@attrs.frozen
+@frozen
 class Entry:
     """One received message or file; times are ms since 1970.
 

@@ -18,6 +18,7 @@ from typing import Any
 import attrs
 import orjson
 
+from cipherbox.classes import define
 from cipherbox.client.home import LOCK, Home
 from cipherbox.client.inbox.encrypted_lines import EncryptedLines, Shelf
 from cipherbox.client.inbox.handler_contents import lock_contents
@@ -35,7 +36,7 @@ _STEP = 4 * 1024 * 1024
 _OLD_PLACES = ("data/files", "data/incoming")  # of versions before 0.6.0
 
 
-@attrs.define
+@define
 class Locked:
     """The result; ``left`` lists what is still in clear, and why."""
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import attrs
 import orjson
 
+from cipherbox.classes import frozen
 from cipherbox.client.inbox.lines import FILENAME, Received, line_id
 from cipherbox.client.inbox.places import open_new
 from cipherbox.client.inbox.transfers import CHECKING, Row
@@ -175,7 +176,7 @@ class Hidden:
         )
 
 
-@attrs.frozen
+@frozen
 class Beside:
     """The files of one envelope that were written to hidden files: rows for `Transfers.add`, each
     created on access. ``places`` has the offset of each in their shared file, or `ALONE`.

@@ -21,9 +21,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import attrs
-
 from cipherbox import clock
+from cipherbox.classes import frozen
 from cipherbox.client.inbox.content_types import Recording, recording_of
 from cipherbox.client.inbox.encrypted_lines import EncryptedLines
 from cipherbox.client.inbox.file_check import Check
@@ -49,7 +48,7 @@ if TYPE_CHECKING:
 _DAY_MS = 24 * 3600 * 1000
 
 
-@attrs.frozen
+@frozen
 class InboxStorage:
     """How an inbox stores what it receives.
 

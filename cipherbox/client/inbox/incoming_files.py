@@ -28,6 +28,7 @@ import attrs
 import orjson
 
 from cipherbox import clock
+from cipherbox.classes import frozen
 from cipherbox.client.file_names import split_name
 from cipherbox.client.inbox.file_check import Check, sync_all
 from cipherbox.client.inbox.hidden import (
@@ -79,7 +80,7 @@ class Taken(NamedTuple):
     manifest: bytes | None = None
 
 
-@attrs.frozen
+@frozen
 class Arrived:
     """A file that got its name: ``file`` is its path, or empty when it is stored under the local
     key.

@@ -9,8 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import attrs
-
+from cipherbox.classes import frozen
 from cipherbox.client.file_names import safe_name
 from cipherbox.client.home import Home
 from cipherbox.client.inbox.decrypted_files import write_out, write_out_directory
@@ -32,7 +31,7 @@ _STANDS = (
 )
 
 
-@attrs.frozen
+@frozen
 class RefusedEntry:
     """An envelope or file that was refused; ``at`` is ms since 1970."""
 
@@ -43,7 +42,7 @@ class RefusedEntry:
     reason: str
 
 
-@attrs.frozen
+@frozen
 class ParkedEntry:
     """A message that waits for a person, because its handler failed permanently."""
 

@@ -14,6 +14,7 @@ from typing import Any
 import attrs
 
 from cipherbox import clock
+from cipherbox.classes import frozen
 from cipherbox.client.inbox.encrypted_lines import EncryptedLines
 from cipherbox.client.inbox.handler_contents import Contents
 from cipherbox.client.publishing.parts import Manifest, read_manifest
@@ -80,7 +81,7 @@ _COLUMNS = (
 Step = Callable[[Callable[[sqlite3.Connection], None], Sequence[bytes]], None]
 
 
-@attrs.frozen
+@frozen
 class Row:
     """One file. ``have`` and ``needs`` count its stored and required parts (-1: not counted);
     ``envelope`` is the number of the envelope that names it; ``shared`` is the hidden file it

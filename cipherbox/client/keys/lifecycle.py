@@ -31,10 +31,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import attrs
 import trio
 
 from cipherbox import clock, pki
+from cipherbox.classes import frozen
 from cipherbox.client.enrol import ISSUED, checked_chain
 from cipherbox.client.events import KEYS, RECEIVER, EventKind, Events
 from cipherbox.client.home import (
@@ -78,7 +78,7 @@ _DAY_MS = 24 * 3600 * 1000
 OLD_KEY_DAYS = pki.OFFLINE_CRL_DAYS + LIMITS.watermark_ms // _DAY_MS + 1
 
 
-@attrs.frozen
+@frozen
 class Renewal:
     """The result of a renewal request. ``ends_at`` is ms since 1970; 0: the request waits for the
     offline CA.

@@ -19,6 +19,7 @@ import attrs
 import orjson
 
 from cipherbox import clock
+from cipherbox.classes import frozen
 from cipherbox.client.local_database import translated
 from cipherbox.envelope.bundle import VERSION, KeyBundle, decode_bundle, fingerprint
 from cipherbox.errors import (
@@ -35,7 +36,7 @@ LOG_KEY = "hq-log.key"
 FIRST_USE, SUCCESSION, PERSON = "first use", "succession", "person"
 
 
-@attrs.frozen
+@frozen
 class Pin:
     """The trusted bundle of one party; times are ms since 1970, 0: never."""
 

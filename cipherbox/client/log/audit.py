@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import attrs
 import orjson
 
+from cipherbox.classes import define
 from cipherbox.client.log.verifier import LogProofVerifier
 from cipherbox.envelope import chained_log as oldlog
 from cipherbox.envelope import merkle_tree as tree
@@ -38,7 +39,7 @@ class LogReader(Protocol):
     ) -> frames.LogEntries: ...
 
 
-@attrs.define
+@define
 class Audit:
     """The result of reading the log."""
 

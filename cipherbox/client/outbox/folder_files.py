@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import attrs
 import orjson
 
 from cipherbox import clock
+from cipherbox.classes import frozen
 from cipherbox.client.local_database import transaction, translated
 from cipherbox.client.outbox.origins import OVER, REFUSED, SENT, FolderFile, insert_file
 from cipherbox.client.outbox.outbox import Outbox
@@ -28,7 +28,7 @@ _COLUMNS = (
 )
 
 
-@attrs.frozen
+@frozen
 class Claim:
     """One file that the agent took; ``place`` is where it was moved, or is about to be."""
 

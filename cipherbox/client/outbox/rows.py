@@ -7,6 +7,7 @@ from typing import NamedTuple
 import attrs
 import orjson
 
+from cipherbox.classes import frozen
 from cipherbox.client.outbox.origins import Origins
 from cipherbox.client.sessions.sending_chains import RatchetStep
 
@@ -87,7 +88,7 @@ class Signed(NamedTuple):
     proven_entry: int = 0  # the entry that HQ proved here, if it is another one
 
 
-@attrs.frozen
+@frozen
 class Row:
     """One envelope of the outbox; times are ms since 1970."""
 

@@ -33,6 +33,7 @@ import attrs
 import trio
 
 from cipherbox import clock
+from cipherbox.classes import define
 from cipherbox.client.connection.confirm_window import PendingPublish, kept_error
 from cipherbox.client.connection.reconnecting import Patience, ReconnectingConnection
 from cipherbox.client.events import SENDER, Events
@@ -395,7 +396,7 @@ class OutboxSender(Resealing):
             )
 
 
-@attrs.define(eq=False)
+@define(eq=False)
 class _StepToKeep:
     """A ratchet step that belongs to no envelope of the outbox."""
 

@@ -6,10 +6,10 @@ import uuid
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import attrs
 import trio
 
 from cipherbox.checks import checked
+from cipherbox.classes import frozen
 from cipherbox.client.outbox.folder_files import FolderFiles
 from cipherbox.client.outbox.receipts import another_entry
 from cipherbox.client.outbox.rows import CANCELLED, PARKED, WAITING, Row
@@ -33,7 +33,7 @@ MAILBOX = "box."
 _ASK_S = 0.5  # between questions to HQ while waiting for a delivery
 
 
-@attrs.frozen
+@frozen
 class Step:
     """One event of a timeline; ``at`` is ms since 1970, 0 if unknown; ``what`` is a fixed word for
     scripts.
@@ -45,7 +45,7 @@ class Step:
     client_id: str = ""
 
 
-@attrs.frozen
+@frozen
 class Timeline:
     """The timeline of one message.  ``open_for``: recipients that have signed nothing; ``report``:
     HQ's report, None if HQ is unreachable.

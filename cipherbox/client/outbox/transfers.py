@@ -18,6 +18,7 @@ import attrs
 import orjson
 
 from cipherbox import clock
+from cipherbox.classes import frozen
 from cipherbox.client.local_database import transaction, translated
 from cipherbox.client.outbox.origins import FolderFile, insert_file
 from cipherbox.client.outbox.outbox import Outbox
@@ -46,7 +47,7 @@ class SourceEntry(NamedTuple):
     modified_ns: int
 
 
-@attrs.frozen
+@frozen
 class Transfer:
     """One file in transfer; ``path`` is what the recipient sees, ``made_at`` ms since 1970."""
 

@@ -9,6 +9,7 @@ from typing import Any
 import attrs
 import orjson
 
+from cipherbox.classes import frozen
 from cipherbox.errors import MalformedEnvelope
 from cipherbox.limits import LIMITS
 from cipherbox.sealing.body import Message
@@ -22,7 +23,7 @@ NAMES_OF_ENTRIES = LIMITS.entries * 4
 VERSION = 2  # of manifests that have entries; without them they are as in version 1
 
 
-@attrs.frozen
+@frozen
 class Part:
     """One part as received; ``data`` is already decompressed."""
 
@@ -32,7 +33,7 @@ class Part:
     data: bytes | memoryview = attrs.field(repr=False)
 
 
-@attrs.frozen
+@frozen
 class Entry:
     """A file of a directory, or with size -1 an empty directory; ``path`` is relative to the
     directory, with slashes.
@@ -43,7 +44,7 @@ class Entry:
     modified_at: int
 
 
-@attrs.frozen
+@frozen
 class Manifest:
     """The description of a whole file; ``hashes`` are SHA-256 of its parts, ``modified_at`` is ms
     since 1970.

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 import attrs
 import trio
 
+from cipherbox.classes import frozen
 from cipherbox.client.connection.confirm_window import (
     Confirmed,
     PendingPublish,
@@ -45,7 +46,7 @@ from cipherbox.errors import (
 from cipherbox.sealing.body import Message, pack
 
 
-@attrs.frozen
+@frozen
 class Confirmation:
     """HQ's confirmation that a publish is on stable storage.
 
@@ -207,7 +208,7 @@ class EnvelopePublisher:
         )
 
 
-@attrs.frozen
+@frozen
 class _Sent:
     """An envelope that was sent.  ``refused``: HQ refused some of its recipients; ``route`` is that
     of what follows.

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 import attrs
 
 from cipherbox import clock
+from cipherbox.classes import frozen
 from cipherbox.client.connection.confirm_window import OnOutcome, PendingPublish
 from cipherbox.client.connection.reconnecting import HQ_UNAVAILABLE, ReconnectingConnection
 from cipherbox.client.events import SENDER, Events
@@ -45,7 +46,7 @@ from cipherbox.sealing.seal import Sealed, choose_keys, seal
 from cipherbox.wire import frames
 
 
-@attrs.frozen
+@frozen
 class ResolvedRoute:
     """A resolved route: its version, and the recipients with their bundles and keys."""
 

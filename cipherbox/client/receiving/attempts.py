@@ -15,10 +15,8 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable
 
-import attrs
-import trio
-
 from cipherbox import clock
+from cipherbox.classes import frozen
 from cipherbox.errors import Bad, CipherBoxError
 
 STEP = "ALTER TABLE failures ADD COLUMN later INTEGER NOT NULL DEFAULT 0;\n"
@@ -35,10 +33,12 @@ def is_later(error: Exception) -> bool:
         return error.retryable and not isinstance(error, Bad)
     if isinstance(error, sqlite3.Error):
         return getattr(error, "sqlite_errorname", "").startswith(_BUSY)
+    import trio
+
     return isinstance(error, OSError | trio.TooSlowError)
 
 
-@attrs.frozen
+@frozen
 class Failure:
     """The attempts of a message; ``next_at`` is ms since 1970."""
 

@@ -28,6 +28,7 @@ import orjson
 import trio
 
 from cipherbox import clock
+from cipherbox.classes import frozen
 from cipherbox.client.events import RECEIVER
 from cipherbox.client.inbox.decrypted_files import forget_opened, opened_file
 from cipherbox.client.inbox.handler_contents import DONE, NOT_WHOLE, PARKED, WAITING, opened
@@ -48,7 +49,7 @@ TRIES = 5
 _LOOK_S = 1.0
 
 
-@attrs.frozen
+@frozen
 class Handled:
     """One message or file as a handler gets it; ``sealed_at`` is ms since 1970, ``attempt`` counts
     from 1.
@@ -70,7 +71,7 @@ class Handled:
     _files: list[dict[str, Any]] = attrs.field(factory=list, repr=False)
 
 
-@attrs.frozen
+@frozen
 class Parked:
     """A message whose handler failed permanently."""
 

@@ -21,8 +21,8 @@ from pathlib import Path
 
 import attrs
 
+from cipherbox.classes import frozen
 from cipherbox.client.local_database import transaction, translated
-from cipherbox.concurrency import Signal
 from cipherbox.errors import KeyMissing
 from cipherbox.limits import LIMITS
 from cipherbox.sealing.identity import Identity
@@ -37,7 +37,7 @@ _PLAUSIBLE = 1_000_000  # numbers lost to a restored backup; a larger jump is ig
 _EXHAUSTED = 0xF0000000
 
 
-@attrs.frozen
+@frozen
 class Offer:
     """An offer of prekeys for HQ. ``replace``: it replaces all prekeys there; ``prekey_id`` is the
     signed prekey's.
@@ -61,6 +61,8 @@ class SessionKeys:
         settings: SessionSettings,
         clock_ms: Callable[[], int],
     ) -> None:
+        from cipherbox.concurrency import Signal  # with trio: reading an inbox needs neither
+
         self._db, self._path, self._box, self._identity = db, path, box, identity
         self._settings, self._clock_ms = settings, clock_ms
         # numbers that are in use, though not recorded in this file

@@ -26,6 +26,7 @@ from pathlib import Path
 
 import attrs
 
+from cipherbox.classes import define, frozen
 from cipherbox.client.local_database import transaction, translated
 from cipherbox.client.sessions.keys import SessionKeys
 from cipherbox.envelope.bundle import KeyBundle
@@ -57,7 +58,7 @@ _NO_ROW = 0  # the version of a session without a row
 Place = tuple[str, bytes]  # peer, session id
 
 
-@attrs.define(eq=False)
+@define(eq=False)
 class _Pending:
     """A session with the messages decrypted in it since ``version`` was stored."""
 
@@ -70,7 +71,7 @@ class _Pending:
     passed: int = 0  # a stored version that failed too
 
 
-@attrs.frozen(eq=False)
+@frozen(eq=False)
 class ReceivedSteps:
     """Next states for `ReceivingChains.write`. ``next_version`` is the version that each written
     row gets.

@@ -16,9 +16,8 @@ import sqlite3
 from collections.abc import Iterable
 from operator import attrgetter
 
-import attrs
-
 from cipherbox import clock
+from cipherbox.classes import frozen
 from cipherbox.limits import LIMITS
 from cipherbox.sealing.local_secret_box import SecretBox
 from cipherbox.sealing.ratchet import session
@@ -34,7 +33,7 @@ At = tuple[int, int]  # root step, messages sent in it
 _BEGINNING: At = (0, 0)
 
 
-@attrs.frozen(eq=False)
+@frozen(eq=False)
 class RatchetStep:
     """A message sealed in a session: its chain's position before, and the chain after it."""
 

@@ -34,6 +34,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
+from cipherbox.classes import frozen
 from cipherbox.envelope.labels import label
 from cipherbox.errors import DecryptionFailed, InvalidRequest, KeyMissing
 from cipherbox.sealing.primitives import hkdf
@@ -61,7 +62,7 @@ class Header(NamedTuple):
         return HEADER.pack(*self)
 
 
-@attrs.frozen(repr=False)
+@frozen(repr=False)
 class Chain:
     """The sending half: the sending chain of one root step.
 
@@ -79,7 +80,7 @@ class Chain:
         return f"Chain(turn={self.turn}, sent={self.sent})"
 
 
-@attrs.frozen(repr=False)
+@frozen(repr=False)
 class Ratchet:
     """The receiving half. ``receiving`` is a chain key, empty before the first chain.
 

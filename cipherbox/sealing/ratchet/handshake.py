@@ -24,6 +24,7 @@ import struct
 import attrs
 from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey, MLKEM768PublicKey
 
+from cipherbox.classes import frozen
 from cipherbox.envelope.labels import label
 from cipherbox.errors import BundleMalformed, DecryptionFailed, MalformedEnvelope
 from cipherbox.sealing.primitives import hkdf
@@ -37,7 +38,7 @@ _F = b"\xff" * 32
 _CURVE, _KEM = b"\x05", b"\x0a"
 
 
-@attrs.frozen
+@frozen
 class Prekeys:
     """A responder's public prekeys for one first contact; ``once`` is empty when the one-time keys
     are exhausted, and ``kem`` is then the last-resort key.
@@ -51,7 +52,7 @@ class Prekeys:
     once: bytes = b""
 
 
-@attrs.frozen(repr=False)
+@frozen(repr=False)
 class Secrets:
     """The private keys of `Prekeys`: X25519 keys, and an ML-KEM seed (64 bytes)."""
 
@@ -61,7 +62,7 @@ class Secrets:
     once: bytes = b""
 
 
-@attrs.frozen
+@frozen
 class Handshake:
     """What the initiator sends with every message until it has an answer; ``made_at`` is ms since
     1970 by its clock.
@@ -86,7 +87,7 @@ class Handshake:
         )
 
 
-@attrs.frozen(repr=False)
+@frozen(repr=False)
 class Agreed:
     """What both ends share: the first root key, the hash of everything agreed on, and the session's
     id.

@@ -9,9 +9,9 @@ from __future__ import annotations
 import hashlib
 import os
 
-import attrs
 from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey
 
+from cipherbox.classes import frozen
 from cipherbox.envelope import prekeys as public_form
 from cipherbox.envelope.stanza_types import StanzaType, key_id
 from cipherbox.errors import BundleNotCertified, StoreError
@@ -22,7 +22,7 @@ from cipherbox.sealing.ratchet.double_ratchet import KEY, Random, public
 SEED = 64
 
 
-@attrs.frozen(repr=False)
+@frozen(repr=False)
 class Pair:
     """An X25519 private key and an ML-KEM-768 seed."""
 

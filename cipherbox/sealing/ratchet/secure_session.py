@@ -32,6 +32,7 @@ import nacl.exceptions
 import nacl.signing
 
 from cipherbox.checks import checked
+from cipherbox.classes import frozen
 from cipherbox.envelope.labels import label
 from cipherbox.errors import (
     DecryptionFailed,
@@ -54,7 +55,7 @@ _FIRST_HEAD = struct.Struct(">6s64s64s")
 _CONFIRM = label("secure-confirm")
 
 
-@attrs.frozen(repr=False)
+@frozen(repr=False)
 class KeyPair:
     """A program's identity. ``private`` is an X25519 key and an Ed25519 seed, ``public`` their
     public keys; 64 bytes each.
@@ -251,7 +252,7 @@ class SecureContext:
 
 
 @checked
-@attrs.frozen
+@attrs.frozen  # complete, since `checked` reads its parameters
 class SecureSession:
     """One session of a context."""
 

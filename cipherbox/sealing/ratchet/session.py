@@ -21,6 +21,7 @@ import struct
 
 import attrs
 
+from cipherbox.classes import frozen
 from cipherbox.errors import Damaged, KeyMissing, MalformedEnvelope, StoreError
 from cipherbox.sealing.ratchet import double_ratchet as ratchet
 from cipherbox.sealing.ratchet import handshake as shake
@@ -41,7 +42,7 @@ _CHAIN = struct.Struct(">32sI")
 _HAS_START, _HAS_RECEIVING, _HAS_PEER, _HAS_CHAIN = 1, 2, 4, 8
 
 
-@attrs.frozen
+@frozen
 class Session:
     """One session's state. ``since`` is when this end made or first saw it; ``handshake`` is empty
     once the peer has answered.
@@ -64,7 +65,7 @@ class Session:
         return _HEAD + len(self.handshake) + HEADER.size + plaintext + TAG
 
 
-@attrs.frozen
+@frozen
 class Parsed:
     """A parsed message of a session; ``head`` is everything before the ratchet header."""
 

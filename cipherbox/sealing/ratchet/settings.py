@@ -8,7 +8,7 @@ from cipherbox.checks import checked
 
 
 @checked
-@attrs.frozen
+@attrs.frozen  # complete, since `checked` reads its parameters
 class SessionSettings:
     """A session's settings; the comment beside each gives the reason for its value."""
 
