@@ -135,6 +135,12 @@ def leaf(envelope_id: bytes, generation: int, envelope_hash: bytes) -> bytes:
     return envelope_id + generation.to_bytes(4, "big") + envelope_hash
 
 
+def read_leaves(leaves: bytes) -> list[Accepted]:
+    """Return the envelopes of leaves that were joined."""
+    found = [leaves[at : at + _LEAF_BYTES] for at in range(0, len(leaves), _LEAF_BYTES)]
+    return [Accepted(one[:16], int.from_bytes(one[16:20], "big"), one[20:]) for one in found]
+
+
 def group_root(kind: int, head: bytes, leaves: Sequence[bytes]) -> bytes:
     """Return the root of a group. For kinds without envelopes the payload is the only leaf, and
     ``head`` is empty.
@@ -152,10 +158,9 @@ def root_of(group: Group) -> bytes:
 
 def read_accepted(payload: bytes) -> tuple[str, int, list[Accepted]]:
     """Return (sender, accepted at, envelopes) of an ACCEPTED or AGAIN group."""
-    head, leaves = _split(payload)
+    head, _ = _split(payload)
     sender = head[1:-8].decode("utf-8", "replace")
-    found = [Accepted(one[:16], int.from_bytes(one[16:20], "big"), one[20:]) for one in leaves]
-    return sender, int.from_bytes(head[-8:], "big"), found
+    return sender, int.from_bytes(head[-8:], "big"), read_leaves(payload[len(head) :])
 
 
 def encode_groups(groups: Sequence[Group]) -> bytes:

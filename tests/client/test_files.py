@@ -206,6 +206,10 @@ def tree(top: Path) -> dict[str, bytes]:
     }
 
 
+def is_file(path: str) -> bool:
+    return Path(path).is_file()
+
+
 def made_directory(top: Path) -> Path:
     folder = top / "run-42"
     (folder / "plates" / "empty").mkdir(parents=True)
@@ -226,6 +230,11 @@ async def test_a_directory_is_one_line_one_receipt_and_whole_or_not_there(
         confirmation = await send_directory(lab, folder, ["CA-RC"], copy=copy)
         await receive(hq, 1)
         assert await lab.wait_for([confirmation.envelope_id], "opened", 10)
+        # nothing of it is needed here any more
+        transfers = Transfers(lab.outbox_sender.outbox)
+        (sent,) = transfers.all(10)
+        assert transfers.hashes(sent.number) == {}
+    assert not is_file(sent.file)
     (line,) = hq.lines("CA-RC")
     assert line["message_id"] == str(confirmation.message_ids[0])
     arrived = hq.home("CA-RC") / INCOMING / "FL-LAB" / "run-42"

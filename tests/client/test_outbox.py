@@ -17,15 +17,19 @@ from cipherbox.client.local_database import open_database
 from cipherbox.client.outbox.outbox import DATABASE, FILES, OLDEST, STEPS, Outbox
 from cipherbox.client.outbox.rows import (
     CONFIRMED,
+    COPIES,
     PARKED,
     WAITING,
     Confirmed,
     OutboxEntry,
+    Proven,
     Refused,
     Signed,
 )
+from cipherbox.client.outbox.transfers import SENT, Transfers
 from cipherbox.client.receiving.receiver import Receiver
 from cipherbox.envelope.receipt_file import verify_file
+from cipherbox.envelope.transparency_log import leaf
 from cipherbox.errors import (
     CipherBoxError,
     Damaged,
@@ -122,6 +126,93 @@ def test_of_a_replaced_envelope_nothing_is_left(tmp_path: Path) -> None:
     assert [row.envelope_id for row in outbox.rows([WAITING])] == [fresh(2).envelope_id]
     assert list((tmp_path / FILES).iterdir()) == []
     outbox.close()
+
+
+def counts(outbox: Outbox, *tables: str) -> list[int]:
+    db, _ = outbox.database
+    return [db.execute(f"SELECT count(*) FROM {table}").fetchone()[0] for table in tables]
+
+
+def proven(*items: OutboxEntry) -> Proven:
+    leaves = [leaf(item.envelope_id, item.generation, item.envelope_hash) for item in items]
+    return Proven(7, b"proof", b"".join(leaves), tuple(item.envelope_id for item in items))
+
+
+def test_a_dropped_envelope_takes_everything_with_it_and_its_number_inherits_nothing(
+    tmp_path: Path,
+) -> None:
+    """SQLite gives the number of a deleted newest row to the next one."""
+    outbox = Outbox(tmp_path)
+    other, first, second = fresh(1), fresh(2), fresh(2, generation=1)
+    outbox.write([other, first])
+    outbox.write([second], proven=[proven(other, second)])
+    sign(outbox, 1, signed(second, "CA-RC"), signed(second, "SF-RC"))
+    tables = ("generations", "outcomes", "receipts", "proofs")
+    assert counts(outbox, *tables) == [1, 2, 1, 1]
+    outbox.drop([second.envelope_id])
+    assert counts(outbox, *tables) == [0, 0, 0, 1]  # another envelope has the proof
+    outbox.write([fresh(3)])
+    assert [row.number for row in outbox.rows([WAITING])] == [1, 2]
+    assert len(sign(outbox, 2, signed(fresh(3), "CA-RC"))) == 1
+    assert outbox.find(fresh(3).envelope_id).owed == 1  # type: ignore[union-attr]
+    outbox.drop([fresh(3).envelope_id, other.envelope_id])
+    assert counts(outbox, *tables) == [0, 0, 0, 0]
+    outbox.close()
+
+
+def test_a_proof_of_what_was_dropped_is_not_kept(tmp_path: Path) -> None:
+    outbox = Outbox(tmp_path)
+    outbox.write([fresh(1)])
+    outbox.drop([fresh(1).envelope_id])
+    outbox.write(proven=[proven(fresh(1))])
+    assert counts(outbox, "proofs") == [0]
+    outbox.close()
+
+
+def test_a_receipt_that_is_signed_twice_can_still_be_exported(tmp_path: Path) -> None:
+    """As after a crash before the recipient noted that HQ had the first one."""
+    outbox = Outbox(tmp_path)
+    outbox.write([fresh(1)])
+    gave_up = signed(fresh(1), "CA-RC")._replace(messages=bytes([4]))
+    assert len(sign(outbox, 1, gave_up)) == 1
+    assert sign(outbox, 2, gave_up._replace(signed_at=6)) == []
+    (row,) = outbox.rows([WAITING])
+    ((*_, receipt, _, _),) = outbox.outcomes(row.number)
+    assert outbox.receipt(receipt) is not None
+    # what its handler took after all replaces it, and nothing is left of the one before
+    assert len(sign(outbox, 3, gave_up._replace(signed_at=7, messages=b""))) == 1
+    assert counts(outbox, "receipts", "outcomes") == [1, 1]
+    outbox.close()
+
+
+def test_copies_that_nobody_needs_go_after_a_day(tmp_path: Path) -> None:
+    outbox = Outbox(tmp_path)
+    (tmp_path / "file").write_bytes(b"content")
+    transfers = Transfers(outbox)
+    kinds = ("under way", "owed", "opened", "cancelled")
+    made = {
+        kind: transfers.begin(tmp_path / "file", ["f"], ["CA-RC"], "", compress=False, copy=True)
+        for kind in kinds
+    }
+    for number, kind in enumerate(kinds[1:], 1):
+        item = fresh(number, recipients=("CA-RC",), routing_key=".bulk")
+        outbox.write([item])
+        transfers.finish(made[kind], SENT, manifest=item.envelope_id)
+        if kind == "opened":
+            db, _ = outbox.database
+            db.execute("UPDATE envelopes SET owed = 0 WHERE envelope_id = ?", (item.envelope_id,))
+        if kind == "cancelled":
+            outbox.drop([item.envelope_id])
+    outbox.close()
+    stray = tmp_path / FILES / COPIES / "stray"
+    stray.write_bytes(b"of a crash")
+    Outbox(tmp_path).close()
+    assert stray.exists()
+    for path in stray.parent.iterdir():
+        os.utime(path, (1, 1))
+    Outbox(tmp_path).close()
+    kept = {kind for kind, transfer in made.items() if Path(transfer.file).exists()}
+    assert (kept, stray.exists()) == ({"under way", "owed"}, False)
 
 
 def test_a_write_that_fails_keeps_nothing(tmp_path: Path) -> None:

@@ -10,8 +10,11 @@ Rules.
 1. `write` is one transaction for all that gathered: new envelopes and outcomes together.
 2. Large envelopes are files in ``outbox/``, written and synced before the commit that names them,
    deleted after the commit that drops them.  A file no row names is left by a crash; it is swept
-   once it is a day old, since another process of this home may be about to name it.
+   once it is a day old, since another process of this home may be about to name it.  So is the
+   copy of a file that all recipients have.
 3. An outcome belongs to a generation: one of an earlier generation changes nothing.
+4. Whatever refers to a row is deleted in the transaction that deletes the row: SQLite gives the
+   number of the newest row to the next one, and that must not inherit what others signed.
 """
 
 from __future__ import annotations
@@ -26,8 +29,10 @@ from pathlib import Path
 from cipherbox import clock
 from cipherbox.client.local_database import open_database, transaction, translated
 from cipherbox.client.outbox import origins
-from cipherbox.client.outbox.receipts import OutboxReceipts
+from cipherbox.client.outbox.receipts import STEP as RECEIPTS_STEP
+from cipherbox.client.outbox.receipts import UNUSED, OutboxReceipts
 from cipherbox.client.outbox.rows import (
+    COPIES,
     UNTIL_CONFIRMED,
     UNTIL_DELIVERED,
     UNTIL_OPENED,
@@ -96,6 +101,7 @@ CREATE TABLE histories (one INTEGER PRIMARY KEY CHECK (one = 1), history BLOB NO
     "CREATE TABLE contact (one INTEGER PRIMARY KEY CHECK (one = 1), at INTEGER NOT NULL);\n",
     origins.MESSAGES_STEP,
     "ALTER TABLE transfers ADD COLUMN entries TEXT NOT NULL DEFAULT '';\n",
+    RECEIPTS_STEP,
 )
 
 
@@ -255,13 +261,8 @@ class Outbox(OutboxReceipts):
             )
             gone = self._db.execute(f"DELETE FROM envelopes WHERE {which}", (before_ms,)).rowcount
             origins.forget(self._db)
-            self._db.execute(
-                "DELETE FROM receipts WHERE receipt NOT IN (SELECT receipt FROM outcomes)"
-            )
-            self._db.execute(
-                "DELETE FROM proofs WHERE proof NOT IN (SELECT proof FROM envelopes WHERE proof "
-                "IS NOT NULL)"
-            )
+            for statement in UNUSED:
+                self._db.execute(statement)
         return gone
 
     def drop(self, envelope_ids: Iterable[bytes]) -> None:
@@ -366,6 +367,13 @@ class Outbox(OutboxReceipts):
                 dropped += self._forget_bytes_of(one.envelope_id)
 
     def _prove(self, one: Proven) -> None:
+        # A pipe deletes an envelope as soon as its peer has the bytes, which may be before HQ's
+        # confirm is recorded.
+        if not any(
+            self._db.execute("SELECT 1 FROM envelopes WHERE envelope_id = ?", (name,)).fetchone()
+            for name in one.envelope_ids
+        ):
+            return
         proof = self._db.execute(
             "INSERT INTO proofs (entry, bytes, leaves) VALUES (?, ?, ?)",
             (one.entry, one.proof, one.leaves),
@@ -383,21 +391,37 @@ class Outbox(OutboxReceipts):
 
     def _remove(self, envelope_id: bytes) -> list[str]:
         row = self._db.execute(
-            "SELECT number, file FROM envelopes WHERE envelope_id = ?", (envelope_id,)
+            "SELECT number, file, proof FROM envelopes WHERE envelope_id = ?", (envelope_id,)
         ).fetchone()
         if row is None:
             return []
-        self._db.execute("DELETE FROM envelopes WHERE number = ?", (row[0],))
-        self._db.execute("DELETE FROM publish_keys WHERE envelope_id = ?", (envelope_id,))
-        return [row[1]] if row[1] else []
+        number, file, proof = row
+        for table in ("envelopes", "publish_keys", "generations"):
+            self._db.execute(f"DELETE FROM {table} WHERE envelope_id = ?", (envelope_id,))
+        self._drop_outcomes(number)
+        if proof is not None:
+            self._drop_proof(proof)
+        return [file] if file else []
 
     def _sweep(self) -> None:
-        oldest = time.time() - _ORPHAN_S
-        old = [
-            e.name for e in os.scandir(self._files) if e.is_file() and e.stat().st_mtime < oldest
-        ]
-        if old:
+        if old := self._older_files(self._files):
             named = {
                 n for (n,) in self._db.execute("SELECT file FROM envelopes WHERE file IS NOT NULL")
             }
             self._delete(name for name in old if name not in named)
+        if old := self._older_files(self._files / COPIES):
+            needed = self._db.execute(
+                "SELECT t.id FROM transfers t LEFT JOIN envelopes e ON e.envelope_id = t.manifest "
+                "WHERE t.copied AND NOT (t.state = 1 AND e.owed <= 0)"
+            )
+            named = {transfer_id.hex() for (transfer_id,) in needed}
+            self._delete(f"{COPIES}/{name}" for name in old if name not in named)
+
+    def _older_files(self, directory: Path) -> list[str]:
+        """Return the names of files that no process of this home is about to name."""
+        oldest = time.time() - _ORPHAN_S
+        with suppress(FileNotFoundError):
+            return [
+                e.name for e in os.scandir(directory) if e.is_file() and e.stat().st_mtime < oldest
+            ]
+        return []

@@ -13,8 +13,23 @@ import orjson
 from cipherbox import clock
 from cipherbox.client.local_database import transaction
 from cipherbox.client.outbox.queries import OutboxQueries
-from cipherbox.client.outbox.rows import UNTIL_OPENED, Signed
+from cipherbox.client.outbox.rows import COPIES, UNTIL_OPENED, Signed
 from cipherbox.envelope import transparency_log as log
+
+BULK = ".bulk"  # routing key of a mailbox for files
+# Rows that nothing refers to.
+UNUSED = (
+    "DELETE FROM outcomes WHERE number NOT IN (SELECT number FROM envelopes)",
+    "DELETE FROM generations WHERE envelope_id NOT IN (SELECT envelope_id FROM envelopes)",
+    "DELETE FROM receipts WHERE receipt NOT IN (SELECT receipt FROM outcomes)",
+    "DELETE FROM bundles WHERE hash NOT IN (SELECT bundle_hash FROM receipts)",
+    "DELETE FROM proofs WHERE proof NOT IN (SELECT proof FROM envelopes WHERE proof IS NOT NULL)",
+)
+# Finds the outcomes of a receipt, then deletes what earlier versions left behind.  A migration
+# never changes: do not add to `UNUSED`.
+STEP = "CREATE INDEX outcomes_by_receipt ON outcomes (receipt);\n" + "".join(
+    f"{statement};\n" for statement in UNUSED
+)
 
 
 def another_entry(named: int, leaf: bytes, proof: tuple[int, bytes, bytes] | None) -> int:
@@ -64,40 +79,27 @@ class OutboxReceipts(OutboxQueries):
                 "?, ?, ?, ?)",
                 row,
             ).lastrowid
+            replaced = {receipt or 0}
             for one in outcomes:
-                known = self._take(one, receipt or 0, dropped)
+                known = self._take(one, receipt or 0, dropped, replaced)
                 if known is not None:
                     news.append(known)
-            if not news:
-                db.execute("DELETE FROM receipts WHERE receipt = ?", (receipt,))
+            self._drop_unused_receipts(replaced)
         self._delete(dropped)
         return news
 
-    def _take(self, one: Signed, receipt: int, dropped: list[str]) -> Signed | None:
-        """Return what was new in it."""
+    def _take(
+        self, one: Signed, receipt: int, dropped: list[str], replaced: set[int]
+    ) -> Signed | None:
+        """Return what was new in it; add to ``replaced`` the receipt that said otherwise before."""
         db = self._db
-        row = db.execute(
-            "SELECT e.number, e.recipients, e.generation, e.envelope_hash, coalesce(p.entry, 0) "
-            "FROM envelopes e LEFT JOIN proofs p ON p.proof = e.proof WHERE e.envelope_id = ?",
-            (one.envelope_id,),
-        ).fetchone()
-        if row is None or one.recipient not in orjson.loads(row[1]):
+        found = self._signed_envelope(one)
+        if found is None:
             return None
-        number, _, generation, digest, entry = row
-        if generation != one.generation:
-            earlier = db.execute(
-                "SELECT envelope_hash FROM generations WHERE envelope_id = ? AND generation = ?",
-                (one.envelope_id, one.generation),
-            ).fetchone()
-            digest = earlier[0] if earlier else None
-        if digest != one.envelope_hash:
-            return None
-        if one.log_entry and entry not in (0, one.log_entry):
-            leaf = log.leaf(one.envelope_id, one.generation, one.envelope_hash)
-            one = one._replace(proven_entry=another_entry(one.log_entry, leaf, self.proof(number)))
+        number, routing_key, one = found
         before = db.execute(
-            "SELECT outcome, generation, messages, signed_at FROM outcomes WHERE number = ? AND "
-            "recipient = ?",
+            "SELECT outcome, generation, messages, signed_at, receipt FROM outcomes WHERE "
+            "number = ? AND recipient = ?",
             (number, one.recipient),
         ).fetchone()
         values = (
@@ -117,16 +119,89 @@ class OutboxReceipts(OutboxQueries):
             and before[2]
             and before[3] < one.signed_at
         ):
+            if before[2] == one.messages:
+                return None
             db.execute(insert, values)  # its handler tried again what it had given up
-            return one if before[2] != one.messages else None
+            replaced.add(before[4])
+            return one
         if before is not None and (before[0] == 0 or before[1] >= one.generation):
             return None  # what was opened stays opened
         db.execute(insert, values)
+        if before is not None:
+            replaced.add(before[4])
         if one.outcome == 0:
             db.execute("UPDATE envelopes SET owed = owed - 1 WHERE number = ?", (number,))
             if self._keep_until == UNTIL_OPENED:
                 dropped += self._forget_bytes(number, "owed <= 0")
+            if routing_key == BULK:
+                dropped += self._forget_file(one.envelope_id)
         return one
+
+    def _signed_envelope(self, one: Signed) -> tuple[int, str, Signed] | None:
+        """Return (number, routing key) of an envelope that was sent to this recipient, and what is
+        signed, with the entry of HQ's log that was proven here; None if it was not sent.
+        """
+        db = self._db
+        row = db.execute(
+            "SELECT e.number, e.recipients, e.generation, e.envelope_hash, coalesce(p.entry, 0), "
+            "e.routing_key FROM envelopes e LEFT JOIN proofs p ON p.proof = e.proof WHERE "
+            "e.envelope_id = ?",
+            (one.envelope_id,),
+        ).fetchone()
+        if row is None or one.recipient not in orjson.loads(row[1]):
+            return None
+        number, _, generation, digest, entry, routing_key = row
+        if generation != one.generation:
+            earlier = db.execute(
+                "SELECT envelope_hash FROM generations WHERE envelope_id = ? AND generation = ?",
+                (one.envelope_id, one.generation),
+            ).fetchone()
+            digest = earlier[0] if earlier else None
+        if digest != one.envelope_hash:
+            return None
+        if one.log_entry and entry not in (0, one.log_entry):
+            leaf = log.leaf(one.envelope_id, one.generation, one.envelope_hash)
+            one = one._replace(proven_entry=another_entry(one.log_entry, leaf, self.proof(number)))
+        return number, routing_key, one
+
+    def _forget_file(self, manifest: bytes) -> list[str]:
+        """Delete the hashes of a file's parts once all recipients have signed for its manifest;
+        return the name of its copy, to delete after the commit.
+        """
+        db, copies = self._db, []
+        for number, transfer_id, copied in db.execute(
+            "SELECT t.number, t.id, t.copied FROM transfers t JOIN envelopes e ON e.envelope_id = "
+            "t.manifest WHERE t.manifest = ? AND e.owed <= 0",
+            (manifest,),
+        ).fetchall():
+            db.execute("DELETE FROM parts WHERE transfer = ?", (number,))
+            copies += [f"{COPIES}/{transfer_id.hex()}"] if copied else []
+        return copies
+
+    def _drop_outcomes(self, number: int) -> None:
+        """Delete, inside a transaction, what recipients signed for an envelope."""
+        receipts = self._db.execute(
+            "SELECT receipt FROM outcomes WHERE number = ?", (number,)
+        ).fetchall()
+        self._db.execute("DELETE FROM outcomes WHERE number = ?", (number,))
+        self._drop_unused_receipts({receipt for (receipt,) in receipts})
+
+    def _drop_unused_receipts(self, receipts: Iterable[int]) -> None:
+        self._db.executemany(
+            "DELETE FROM receipts WHERE receipt = ? AND NOT EXISTS (SELECT 1 FROM outcomes o "
+            "WHERE o.receipt = receipts.receipt)",
+            [(receipt,) for receipt in receipts],
+        )
+
+    def _drop_proof(self, proof: int) -> None:
+        """Delete, inside a transaction, a proof unless another envelope has it."""
+        db = self._db
+        (leaves,) = db.execute("SELECT leaves FROM proofs WHERE proof = ?", (proof,)).fetchone()
+        query = "SELECT 1 FROM envelopes WHERE envelope_id = ? AND proof = ?"
+        for one in log.read_leaves(leaves):
+            if db.execute(query, (one.envelope_id, proof)).fetchone():
+                return
+        db.execute("DELETE FROM proofs WHERE proof = ?", (proof,))
 
     def _forget_bytes(self, number: int, when: str) -> list[str]:
         """Delete key and bytes; return the names of files to delete after the commit."""

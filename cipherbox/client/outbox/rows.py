@@ -13,6 +13,7 @@ from cipherbox.client.sessions.sending_chains import RatchetStep
 
 WAITING, CONFIRMED, PARKED, CANCELLED = range(4)
 STATES = ("waiting", "confirmed", "aside", "cancelled")
+COPIES = "copies"  # directory of copies of files in transfer
 UNTIL_OPENED, UNTIL_DELIVERED, UNTIL_CONFIRMED = "opened", "delivered", "confirmed"
 
 

@@ -22,6 +22,7 @@ from cipherbox.classes import frozen
 from cipherbox.client.local_database import transaction, translated
 from cipherbox.client.outbox.origins import FolderFile, insert_file
 from cipherbox.client.outbox.outbox import Outbox
+from cipherbox.client.outbox.rows import COPIES
 from cipherbox.client.publishing.parts import DIRECTORY, NAMES_OF_ENTRIES
 from cipherbox.errors import FileChanged, FileError, FileUnreadable
 from cipherbox.limits import LIMITS
@@ -30,7 +31,6 @@ from cipherbox.sealing.encrypted_file import ClearFile, EncryptedFile, RandomAcc
 from cipherbox.sealing.local_secret_box import SecretBox
 
 SENDING, SENT, STOPPED = range(3)  # SENT: the manifest is in the outbox, which has it from here on
-COPIES = "copies"
 COPY, LOCKED_COPY = 1, 2
 _STEP = 4 * 1024 * 1024
 _COLUMNS = (
@@ -290,9 +290,7 @@ class Transfers:
     def finish(
         self, transfer: Transfer, state: int, *, manifest: bytes | None = None, reason: str = ""
     ) -> None:
-        """Record SENT with the manifest's envelope, or STOPPED with the reason; delete a copy that
-        is no longer needed.
-        """
+        """Record SENT with the manifest's envelope, or STOPPED with the reason."""
         with transaction(self._db, self._path):
             self._db.execute(
                 "UPDATE transfers SET state = ?, manifest = coalesce(?, manifest), reason = ? "
@@ -307,13 +305,6 @@ class Transfers:
             self._db.execute(
                 "UPDATE transfers SET recipients = ? WHERE number = ?", (names, transfer.number)
             )
-
-    def opened(self, manifest: bytes) -> None:
-        """Delete what was kept for a file whose manifest all recipients have signed for."""
-        rows = self._rows("WHERE manifest = ?", (manifest,))
-        for row in rows:
-            if row.copied:
-                Path(row.file).unlink(missing_ok=True)
 
     def _rows(self, where: str, values: Sequence[object]) -> list[Transfer]:
         with translated(self._path):

@@ -223,7 +223,7 @@ class PendingReceipts:
             for sender in senders:
                 nursery.start_soon(one, sender)
         if sent:
-            self._mark(pending, sent, at, unsigned.root)
+            self._mark(pending, sent, at)
 
     async def _send(self, sender: str, group: bytes) -> None:
         client = self._client
@@ -249,24 +249,16 @@ class PendingReceipts:
                 return [Message(raw, STEP_TYPE)]
         return []
 
-    def _mark(
-        self, pending: Sequence[PendingReceipt], sent: dict[str, int], at: int, root: bytes
-    ) -> None:
+    def _mark(self, pending: Sequence[PendingReceipt], sent: dict[str, int], at: int) -> None:
         # After a power cut here a second receipt is sent, as after a crash before the mark.
         with transaction(self._db, self._path, synced=False):
             db = self._db
-            receipt = (
-                db.execute(
-                    "INSERT INTO receipts (signed_at, root) VALUES (?, ?)", (at, root)
-                ).lastrowid
-                or 0
-            )
             numbers, refusals = [], []
             for one in pending:
                 state = sent.get(one.leaf.sender)
                 if state is None:
                     continue
-                mark = receipt if state else _GIVEN_UP
+                mark = at if state else _GIVEN_UP
                 self.signed += bool(state)
                 leaf = one.leaf
                 if one.number is not None:
