@@ -63,6 +63,7 @@ from cipherbox.server.transparency_log import (
     read_stored,
 )
 from cipherbox.store.port import INCARNATION, Store
+from cipherbox.store.reserve import PLENTY_BYTES
 
 T = TypeVar("T")
 log = get_logger(__name__)
@@ -70,8 +71,6 @@ SWEEP_S = 1.0
 RECOVER_PAUSE_S = 1.0  # between tries to reload while the store is not available
 SILENT_S = 2.0
 FULL_PAUSE_S = 5.0  # publishes are refused for this time after a commit found the disk full
-# with this much free space beyond a batch, the store is not asked for an exact answer
-_PLENTY_BYTES = 256 * 1024 * 1024
 _ROW_BYTES = 4096  # that an envelope takes on the disk besides its own bytes
 
 
@@ -228,6 +227,7 @@ class Engine:
                 )
             else:
                 self._distribute(effects, batch)
+                await self._log(effects, batch)
 
     async def _gather(self) -> None:
         """Wait for commands, at most until the next sweep."""
@@ -246,16 +246,8 @@ class Engine:
         self._pages = []
         need = sum(i.size + _ROW_BYTES for c in batch if isinstance(c, m.Publish) for i in c.items)
         room, facts = True, Facts()
-        ask = need if need and self._store.free_bytes() < need + _PLENTY_BYTES else 0
-        if (
-            ask
-            or wanted.known
-            or wanted.entries
-            or wanted.pages
-            or wanted.envelopes
-            or wanted.dead
-            or wanted.retired
-        ):
+        ask = need if need and self._store.free_bytes() < need + PLENTY_BYTES else 0
+        if ask or wanted != RequiredFacts():
             more = self._limits.disk_resume_bytes if self._disk_full and ask else 0
             room, facts = await self.in_store(self._read_facts, ask + more, wanted)
         if need:
@@ -318,10 +310,8 @@ class Engine:
         """Send the effects of a committed batch; without an await, so nothing can intervene."""
         entry = effects.changes.log.index if effects.changes.log is not None else 0
         self._cache_bodies(effects, entry)
-        self._event_log.committed(effects, batch.commands)
         count_batch(self.counts, effects)
         count_requests(self.counts, batch.commands, batch.queued_at)
-        self._event_log.delivered(effects)
         self._calls.prove(self._proofs.notes)
         for connection, answers in effects.answers.items():
             proofs = self._proofs.confirms.get(connection)
@@ -332,6 +322,20 @@ class Engine:
         for connection, error in effects.closed.items():
             if connection in self._peers:
                 self._peers[connection].end(error)
+
+    async def _log(self, effects: Effects, batch: Batch) -> None:
+        """Log a batch after its confirms and deliveries have left: a line costs 0.35 ms.  It is
+        logged even if the engine is cancelled meanwhile.
+        """
+        try:
+            if self._event_log.has_lines(effects):
+                # The writers of the connections run in the next round of trio's loop, in any order
+                # with this task; after a second one all of them have sent what they could.
+                await trio.lowlevel.checkpoint()
+                await trio.lowlevel.checkpoint()
+        finally:
+            self._event_log.committed(effects, batch.commands)
+            self._event_log.delivered(effects)
 
     def _cache_bodies(self, effects: Effects, log_entry: int) -> None:
         changes = effects.changes

@@ -7,33 +7,71 @@ no new envelope is accepted.
 A database does not shrink when its envelopes are acknowledged: it keeps empty pages.  They count as
 room, otherwise a store that was full once would refuse envelopes forever.  The write-ahead log and
 the spool need space of their own.
+
+Asking the system costs 0.1 to 0.3 ms, as much as the rest of a small commit.  So while there is
+plenty of space, its answer is used for `FRESH_S`, less what was committed since.  Only another
+program can make that wrong, by writing all of `PLENTY_BYTES` in this time; then a commit finds the
+disk full, nothing of it is written, and the reserve is still there for acks.
 """
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from contextlib import suppress
+from math import inf
 from pathlib import Path
 
 from cipherbox.store.files import Files
 
 _SMALLEST = 2  # half of the intended size is enough while the disk is nearly full
 _MARGIN = 8  # an eighth of it is left free as well, for other programs
+FRESH_S = 1.0
+PLENTY_BYTES = 256 * 1024 * 1024
 
 
 class Reserve:
     """The reserve: a file of ``size`` bytes.  Methods that access the disk raise OSError."""
 
-    def __init__(self, path: Path, size: int, files: Files) -> None:
+    def __init__(
+        self, path: Path, size: int, files: Files, now: Callable[[], float] = time.monotonic
+    ) -> None:
         self.path = path
         self._size = size
         self._files = files
+        self._now = now
+        self._known_free = 0  # as the disk said, less what was committed since
+        self._free_until = self._made_until = -inf  # when the answers must be asked for again
 
     def free_bytes(self) -> int:
-        return self._files.free_bytes(self.path.parent)
+        """Return the free space as known for at most `FRESH_S`."""
+        return self._known_free if self._now() < self._free_until else self._ask()
+
+    def _ask(self) -> int:
+        self._known_free = self._files.free_bytes(self.path.parent)
+        self._free_until = self._now() + FRESH_S
+        return self._known_free
+
+    def forget(self) -> None:
+        """Ask the disk again: what was known of it is wrong."""
+        self._free_until = self._made_until = -inf
+
+    def plenty(self, size_bytes: int) -> bool:
+        """Return whether there is room for envelopes beyond doubt: the whole reserve existed a
+        moment ago, and there is far more space than they take.
+        """
+        return (
+            self._now() < self._made_until
+            and self.free_bytes() - self._size // _MARGIN - 2 * size_bytes >= PLENTY_BYTES
+        )
+
+    def spend(self, size_bytes: int) -> None:
+        """Count envelopes that are written now, to the log or the spool and to the database."""
+        self._known_free -= 2 * size_bytes
 
     def low(self) -> bool:
         """Return whether the disk is almost full."""
-        return self.free_bytes() < self._size // _MARGIN
+        return self._ask() < self._size // _MARGIN
 
     def make(self) -> bool:
         """Create or enlarge the file if the disk has twice the space; return whether it
@@ -41,7 +79,7 @@ class Reserve:
         """
         held = self._files.size(self.path)
         if held < self._size:
-            size = min(self._size, held + self.free_bytes() // 2)
+            size = min(self._size, held + self._ask() // 2)
             if size == self._size or (size > held and held < self._size // _SMALLEST <= size):
                 try:
                     self._files.allocate(self.path, size)
@@ -49,9 +87,11 @@ class Reserve:
                 except OSError:
                     self.release()
                     held = 0
+        self._made_until = self._now() + FRESH_S if held >= self._size else -inf
         return held >= self._size // _SMALLEST
 
     def release(self) -> None:
+        self.forget()
         with suppress(OSError):
             self._files.delete(self.path)
 
@@ -63,5 +103,5 @@ class Reserve:
         """
         if not self.make():
             return False
-        free = self.free_bytes() - self._size // _MARGIN
+        free = self._ask() - self._size // _MARGIN
         return free >= size_bytes and free + spare_bytes >= 2 * size_bytes

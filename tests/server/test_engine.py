@@ -21,8 +21,15 @@ from cipherbox.errors import (
 )
 from cipherbox.server import engine as engine_module
 from cipherbox.server.body_cache import DAMAGED
+from cipherbox.store import reserve
 from tests.server.inline import SMALL, Noted, world
 from tests.store.suite import AT
+
+
+@pytest.fixture(autouse=True)
+def always_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk is asked before each commit."""
+    monkeypatch.setattr(reserve, "FRESH_S", 0.0)
 
 
 def correlations(peer: Noted, kind: type) -> list[int]:

@@ -6,6 +6,8 @@ import logging
 from pathlib import Path
 
 import pytest
+import trio
+import trio.testing
 
 from cipherbox.broker import model as m
 from cipherbox.envelope.ids import message_id
@@ -49,6 +51,29 @@ async def test_few_envelopes_have_a_line_each(
             peer.client,
             peer.connection,
         )
+
+
+async def test_a_batch_is_logged_after_it_was_sent_even_if_hq_ends_meanwhile(
+    tmp_path: Path, lines: pytest.LogCaptureFixture
+) -> None:
+    seen: list[tuple[str, int]] = []
+
+    async def send(what: str, sent: trio.Event) -> None:
+        """As a connection's writer: woken by what it is to send."""
+        await sent.wait()
+        seen.append((what, len(said(lines))))
+
+    async with trio.open_nursery() as writers, world(tmp_path) as w:
+        a, b = w.peer("A"), w.peer("B")
+        await w.consume(b)
+        await b.until(lambda: bool(b.answers))
+        writers.start_soon(send, "confirm", a.news)
+        writers.start_soon(send, "delivery", b.news)
+        await trio.testing.wait_all_tasks_blocked()
+        await w.publish(a, 1)
+        await a.until(lambda: bool(a.answers))  # and the engine is cancelled
+    assert sorted(seen) == [("confirm", 0), ("delivery", 0)]
+    assert len(said(lines)) == 1
 
 
 async def test_what_was_fetched_is_acknowledged_by_its_name(

@@ -138,6 +138,28 @@ async def test_deliveries_share_frames_up_to_the_limit_and_keep_their_order() ->
     assert line.out.size == 0
 
 
+async def test_what_one_commit_gives_to_a_peer_leaves_in_one_write() -> None:
+    line = Line(cache_bytes=1000)
+    line.bodies.put(1, 1, b"x" * 100, on_its_way=True)
+    writes: list[int] = []
+
+    async def count(data: bytes | bytearray | memoryview) -> None:
+        writes.append(len(data))
+        await Peer.send_all(line.peer, data)
+
+    line.peer.send_all = count  # type: ignore[method-assign]
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(line.out.run, nursery)
+        await trio.testing.wait_all_tasks_blocked()
+        line.out.put(codec.encode(frames.Ok(1, 0)))
+        line.out.put(codec.encode(frames.Ok(2, 0)))
+        line.out.push(1, "q", [entry(1)])
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+    assert [type(event) for event in line.peer.events] == [frames.Ok, frames.Ok, Deliveries]
+    assert len(writes) == 1
+
+
 async def test_bodies_are_read_when_their_turn_has_come_and_not_before() -> None:
     line = Line()
     line.out.push(1, "q", line.store(*(entry(i, 900) for i in range(1, 2000))))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cipherbox.store.reserve import Reserve
+from cipherbox.store.reserve import FRESH_S, PLENTY_BYTES, Reserve
 from tests.store.faults import Faulty
 
 SIZE = 64 * 1024
@@ -18,6 +18,57 @@ def reserve(tmp_path: Path, free: int) -> tuple[Reserve, Faulty]:
     files = Faulty()
     files.free = free
     return Reserve(tmp_path / "reserve", SIZE, files), files
+
+
+def asked(files: Faulty) -> int:
+    count = files.calls.count("free_bytes")
+    files.calls.clear()
+    return count
+
+
+def test_with_plenty_of_space_the_disk_is_asked_once_a_second(tmp_path: Path) -> None:
+    _, files = reserve(tmp_path, PLENTY_BYTES + MARGIN + 10_000)
+    now = [5.0]
+    held = Reserve(tmp_path / "reserve", SIZE, files, lambda: now[0])
+    assert not held.plenty(1)  # not before the reserve is there
+    assert held.make()
+    asked(files)
+    for _ in range(5):
+        assert held.plenty(1000)
+        held.spend(1000)
+    assert not held.plenty(1)  # 5 * 2 * 1000 bytes of it are taken
+    assert asked(files) == 0
+    now[0] += FRESH_S
+    assert not held.plenty(1000)
+    assert held.room(1000, 0)  # asks, and looks for the reserve
+    assert held.plenty(5000)
+    assert asked(files) == 1
+    assert held.free_bytes() == files.free
+
+
+def test_what_is_known_of_the_disk_ends_with_the_reserve_or_an_error(tmp_path: Path) -> None:
+    held, files = reserve(tmp_path, 2 * PLENTY_BYTES)
+    held.make()
+    assert held.plenty(1)
+    files.free = 0
+    held.forget()
+    assert not held.plenty(1)
+    assert held.free_bytes() == 0
+    files.free = 2 * PLENTY_BYTES
+    assert held.room(1, 0)
+    assert held.plenty(1)
+    held.release()
+    assert not held.plenty(1)
+
+
+def test_half_a_reserve_is_not_plenty(tmp_path: Path) -> None:
+    held, files = reserve(tmp_path, SIZE)
+    assert held.make()
+    files.free = 2 * PLENTY_BYTES
+    held.forget()
+    assert not held.plenty(1)
+    assert held.room(1, 0)  # makes all of it
+    assert held.plenty(1)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from cipherbox.broker import model as m
 from cipherbox.broker.model import Changes
 from cipherbox.contact_lists import ContactLists
 from cipherbox.errors import CipherBoxError, DiskFull, StoreUnavailable
+from cipherbox.store import reserve
 from cipherbox.store.sqlite.store import DATABASE, RESERVE
 from tests.store.faults import PLENTY, SMALL_RESERVE, FailingEnd, Faulty, opened, spool_names
 from tests.store.suite import AT, acknowledged, bodies_of, incoming, published
@@ -54,6 +55,12 @@ def ground() -> Changes:
     changes.client_limits = {("A", "queues"): 3}
     changes.contacts = {"B": ContactLists((), ("A",))}
     return changes
+
+
+@pytest.fixture(autouse=True)
+def always_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk is asked before each commit; `test_reserve` has the rest."""
+    monkeypatch.setattr(reserve, "FRESH_S", 0.0)
 
 
 @pytest.mark.parametrize("call", ["write_synced", "sync_directory", "free_bytes"])
@@ -245,6 +252,34 @@ def test_a_store_that_was_full_once_gives_its_empty_pages_back(tmp_path: Path) -
     files.free = 1 << 20
     assert store.room(1000)
     assert store.db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+def test_a_disk_that_was_filled_behind_a_fresh_answer_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another program was faster than the answer got old: the commit finds it, the reserve stays
+    for acks, and the next publish is refused by an exact answer.
+    """
+    monkeypatch.setattr(reserve, "FRESH_S", 3600.0)
+    files = Faulty()
+    store = opened(tmp_path, files)
+    store.commit(published(1, b"L" * LARGE), store.epoch)
+    files.calls.clear()
+    store.commit(published(2, b"L" * LARGE), store.epoch)
+    assert "free_bytes" not in files.calls
+    files.free = 0
+    files.fail = ("write_synced", errno.ENOSPC)
+    with pytest.raises(DiskFull):
+        store.commit(published(3, b"L" * LARGE), store.epoch)
+    files.fail = None
+    assert store.free_bytes() == 0
+    with pytest.raises(DiskFull, match="no new envelopes"):
+        store.commit(published(3, b"L" * LARGE), store.epoch)
+    assert (tmp_path / RESERVE).stat().st_size == SMALL_RESERVE.disk_reserve_bytes
+    store.commit(acknowledged(1, 2), store.epoch)
+    assert spool_names(tmp_path) == []
+    files.free = PLENTY
+    store.commit(published(3, b"L" * LARGE), store.epoch)
 
 
 def test_it_opens_on_a_full_disk(tmp_path: Path) -> None:

@@ -132,6 +132,7 @@ class SqliteStore(Registry):
                 dropped = self._write(lambda: commit.write(self.db, changes, self._numbers, {}))
                 self._spool.delete(dropped)
         except BaseException:
+            self._reserve.forget()
             # if this fails, too, `load` does it
             with suppress(CipherBoxError), database.translated():
                 self._numbers = QueueNumbers(self.db)
@@ -139,8 +140,12 @@ class SqliteStore(Registry):
 
     def _commit_new(self, changes: Changes) -> None:
         sizes = [e[3].size for e in changes.envelopes] + [i.size for _, i in changes.replaced]
-        if not self.room(sum(sizes) + len(sizes) * _ROW_BYTES):
+        need = sum(sizes) + len(sizes) * _ROW_BYTES
+        with database.translated():
+            plenty = self._reserve.plenty(need)
+        if not plenty and not self.room(need):
             raise DiskFull("HQ's disk is full; no new envelopes are accepted until it has room")
+        self._reserve.spend(need)
         large: list[tuple[int, Incoming]] = []
         if max(sizes) >= self._spool_from:
             large = [(e.number, e.incoming) for e in changes.envelopes] + changes.replaced
