@@ -169,8 +169,12 @@ _COUNT = struct.Struct(">I")
 
 
 def _listing(item: Kind | type) -> Kind:
+    @functools.cache
+    def of_item() -> tuple[Put, Get, int]:
+        return _functions(item)
+
     def put(value: Any, out: list[bytes]) -> None:
-        put_item, _, _ = _functions(item)
+        put_item, _, _ = of_item()
         out.append(_COUNT.pack(len(value)))
         for one in value:
             put_item(one, out)
@@ -178,7 +182,7 @@ def _listing(item: Kind | type) -> Kind:
     def get(buf: bytes, at: int) -> tuple[Any, int]:
         if at + 4 > len(buf):
             raise _short("a listing")
-        _, get_item, least = _functions(item)
+        _, get_item, least = of_item()
         count = _COUNT.unpack_from(buf, at)[0]
         at += 4
         if count * max(1, least) > len(buf) - at:
@@ -192,7 +196,6 @@ def _listing(item: Kind | type) -> Kind:
     return Kind("listing", "", put, get, 4, item)
 
 
-@functools.cache
 def _functions(item: Kind | type) -> tuple[Put, Get, int]:
     if isinstance(item, Kind):
         return item.put, item.get, item.least
