@@ -8,7 +8,7 @@ RUN := $(VENV)/bin/python
 STAMP := $(VENV)/ready
 PYZ := dist/cipherbox.pyz
 SOURCES := $(shell find cipherbox -type f -name '*.py' -o -type f -name '*.md' -o -type f -name '*.sql') $(wildcard systemd/*)
-JOBS ?= 3
+JOBS ?= 5
 SEEDS ?= 0:2000
 MINUTES ?= 10
 
@@ -24,7 +24,7 @@ help: ## List these targets
 demo: $(PYZ) ## Build the one file and play the labs scenario with it
 	$(RUN) $(PYZ) demo
 
-test: $(STAMP) $(PYZ) ## Run all tests in JOBS=3 processes; COLD=1: without warm starts
+test: $(STAMP) $(PYZ) ## Run all tests in JOBS=5 processes; COLD=1: without warm starts
 	@$(RUN) -m compileall -q cipherbox tests
 	$(RUN) -m pytest -rs -n $(JOBS) --dist worksteal
 
