@@ -38,7 +38,7 @@ def said() -> list[str]:
 
 
 @asynccontextmanager
-async def line_to(
+async def connected_to(
     hq: FakeHq, monkeypatch: pytest.MonkeyPatch, said: list[str] | None = None, **options: Any
 ) -> AsyncIterator[ReconnectingConnection]:
     monkeypatch.setattr(transport, "connect", hq.connect)
@@ -86,7 +86,7 @@ async def test_a_request_gets_its_own_answer(monkeypatch: pytest.MonkeyPatch) ->
 
     held: list[Any] = []
     found: dict[str, int] = {}
-    async with line_to(FakeHq(backwards), monkeypatch) as connection:
+    async with connected_to(FakeHq(backwards), monkeypatch) as connection:
 
         async def ask(queue: str) -> None:
             found[queue] = (await connection.request(frames.Purge, queue=queue)).count
@@ -103,7 +103,7 @@ async def test_a_refusal_is_raised_once_and_not_repeated(monkeypatch: pytest.Mon
         await session.send(frames.Error(event.correlation, NotFound.code, False, "no queue x", b""))
 
     hq = FakeHq(no)
-    async with line_to(hq, monkeypatch) as connection:
+    async with connected_to(hq, monkeypatch) as connection:
         with pytest.raises(NotFound, match="no queue x"):
             await connection.request(frames.Purge, queue="x")
     assert len(hq.seen) == 1
@@ -119,7 +119,7 @@ async def test_a_retryable_refusal_is_tried_again(
             await session.send(frames.Ok(event.correlation, 1))
 
     hq = FakeHq(later)
-    async with line_to(hq, monkeypatch) as connection:
+    async with connected_to(hq, monkeypatch) as connection:
         assert (await connection.request(frames.Purge, queue="x")).count == 1
     assert len(hq.seen) == 3
 
@@ -128,7 +128,7 @@ async def test_silence_is_tried_so_often_and_then_said(
     monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
 ) -> None:
     hq = FakeHq()
-    async with line_to(hq, monkeypatch, tries=3, timeout_s=10.0) as connection:
+    async with connected_to(hq, monkeypatch, tries=3, timeout_s=10.0) as connection:
         began = trio.current_time()
         with pytest.raises(TimedOut):
             await connection.request(frames.Purge, queue="x")
@@ -142,7 +142,7 @@ async def test_credentials_are_never_tried_again(
 ) -> None:
     hq = FakeHq()
     hq.refusals = [CredentialsError("it has expired")]
-    async with line_to(hq, monkeypatch) as connection:
+    async with connected_to(hq, monkeypatch) as connection:
         with pytest.raises(CredentialsError, match="expired"):
             await connection.ready()
         await trio.sleep(1000)
@@ -158,7 +158,7 @@ async def test_a_revoked_client_is_told_and_stops(
         await session.send(frames.Error(0, Revoked.code, False, "revoked by the admin", b""))
 
     hq = FakeHq(revoke)
-    async with line_to(hq, monkeypatch) as connection:
+    async with connected_to(hq, monkeypatch) as connection:
         outcome = Outcome(connection)
         item = await outcome.wait()
         assert isinstance(item.error, Revoked)
@@ -171,7 +171,7 @@ async def test_no_common_version_is_final(
 ) -> None:
     hq = FakeHq()
     hq.refusals = [VersionMismatch("HQ speaks version 9")]
-    async with line_to(hq, monkeypatch) as connection:
+    async with connected_to(hq, monkeypatch) as connection:
         with pytest.raises(VersionMismatch):
             await connection.ready()
 
@@ -181,7 +181,7 @@ async def test_pauses_grow_to_their_bound_and_never_end(
 ) -> None:
     hq = FakeHq(answer_ok)
     hq.refusals = [UNREACHABLE] * 40
-    async with line_to(hq, monkeypatch, said) as connection:
+    async with connected_to(hq, monkeypatch, said) as connection:
         await connection.ready()
         took = trio.current_time()
         assert connection.attempts == 0
@@ -198,7 +198,7 @@ async def test_the_first_connection_gives_up_after_its_tries(
 ) -> None:
     hq = FakeHq()
     hq.refusals = [UNREACHABLE] * 40
-    async with line_to(hq, monkeypatch) as connection:
+    async with connected_to(hq, monkeypatch) as connection:
         with pytest.raises(NetworkError, match="cannot be reached"):
             await connection.ready(3)
 
@@ -214,7 +214,7 @@ async def test_what_is_unconfirmed_goes_again_in_its_order_and_is_settled_once(
             await session.confirm([c for c, *_ in event.items], 1)
 
     hq = FakeHq(cut_the_first)
-    async with line_to(hq, monkeypatch) as connection:
+    async with connected_to(hq, monkeypatch) as connection:
         await connection.ready()
         outcomes = [Outcome(connection, bytes([n]) * 50) for n in range(3)]
         for outcome in outcomes:
@@ -237,7 +237,7 @@ async def test_a_lost_confirm_is_asked_for_again_over_the_same_line(
             await session.confirm([event.items[0][0]], 1)
 
     hq = FakeHq(forget_one, heartbeat_s=3)
-    async with line_to(hq, monkeypatch) as connection:
+    async with connected_to(hq, monkeypatch) as connection:
         outcome = Outcome(connection, b"same bytes")
         assert (await outcome.wait()).result is not None
     first, second = hq.sent()
@@ -260,7 +260,7 @@ async def test_a_full_disk_holds_the_envelope_back(
                 await session.confirm([correlation])
 
     hq = FakeHq(full_at_first)
-    async with line_to(hq, monkeypatch) as connection:
+    async with connected_to(hq, monkeypatch) as connection:
         outcomes = [Outcome(connection, bytes([n]) * 9) for n in range(4)]
         for outcome in outcomes:
             assert (await outcome.wait()).result is not None
@@ -275,7 +275,7 @@ async def test_a_refused_envelope_is_the_outcome(monkeypatch: pytest.MonkeyPatch
             frames.Error(event.items[0][0], RouteChanged.code, False, "changed", b"detail")
         )
 
-    async with line_to(FakeHq(changed), monkeypatch) as connection:
+    async with connected_to(FakeHq(changed), monkeypatch) as connection:
         item = await Outcome(connection).wait()
     assert isinstance(item.error, RouteChanged)
     assert item.error.detail == b"detail"
@@ -292,7 +292,7 @@ async def test_the_window_bounds_what_is_unconfirmed(
         await trio.sleep(0.1)
         await session.confirm([c for c, *_ in event.items])
 
-    async with line_to(FakeHq(slow, window=4), monkeypatch) as connection:
+    async with connected_to(FakeHq(slow, window=4), monkeypatch) as connection:
         await connection.ready()
         outcomes = [Outcome(connection) for _ in range(20)]
         assert connection.window.full
@@ -303,7 +303,7 @@ async def test_the_window_bounds_what_is_unconfirmed(
 
 
 async def test_too_large_for_hq_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with line_to(FakeHq(), monkeypatch) as connection:
+    async with connected_to(FakeHq(), monkeypatch) as connection:
         await connection.ready()
         with pytest.raises(TooLarge, match="HQ takes 16777216"):
             Outcome(connection, bytes((16 << 20) + 1))
@@ -317,7 +317,7 @@ async def test_the_heartbeat_is_kept_and_watched(
             await session.send(frames.Pong(event.correlation))
 
     hq = FakeHq(pong_until_50, heartbeat_s=9)
-    async with line_to(hq, monkeypatch) as connection:
+    async with connected_to(hq, monkeypatch) as connection:
         await trio.sleep(49)
         assert len(hq.sessions) == 1
         assert len([e for e in hq.seen if isinstance(e, frames.Ping)]) >= 49 // 9
@@ -332,7 +332,7 @@ async def test_hq_may_ask_whether_we_are_there(monkeypatch: pytest.MonkeyPatch) 
 
     answered = trio.Event()
     hq = FakeHq(remember)
-    async with line_to(hq, monkeypatch) as connection:
+    async with connected_to(hq, monkeypatch) as connection:
         await connection.ready()
         await hq.sessions[0].send(frames.Ping(77))
         with trio.fail_after(5):
@@ -351,7 +351,7 @@ async def test_going_away_is_waited_for_as_hq_asked(
             await answer_ok(session, event)
 
     hq = FakeHq(going)
-    async with line_to(hq, monkeypatch, said, tries=5) as connection:
+    async with connected_to(hq, monkeypatch, said, tries=5) as connection:
         await connection.request(frames.Purge, queue="x")
         assert trio.current_time() >= 20
     assert any("an update" in text for text in said)
@@ -364,7 +364,7 @@ async def test_going_away_with_a_request_says_so(
         await session.send(frames.GoingAway(0, "the end"))
         await session.cut()
 
-    async with line_to(FakeHq(going), monkeypatch, tries=1) as connection:
+    async with connected_to(FakeHq(going), monkeypatch, tries=1) as connection:
         with pytest.raises(GoingAway, match="the end"):
             await connection.request(frames.Purge, queue="x")
 
@@ -376,6 +376,6 @@ async def test_a_cut_in_the_middle_of_a_frame_is_a_network_error(
         await session.stream.send_all(session.wire.send(frames.Ok(event.correlation, 1))[:7])
         await session.cut()
 
-    async with line_to(FakeHq(half), monkeypatch, tries=1) as connection:
+    async with connected_to(FakeHq(half), monkeypatch, tries=1) as connection:
         with pytest.raises(NetworkError, match="closed the connection"):
             await connection.request(frames.Purge, queue="x")
