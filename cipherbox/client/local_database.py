@@ -97,6 +97,24 @@ def translated(path: Path) -> Iterator[None]:
         raise StoreError(f"{error.filename or path}: {error.strerror or error}") from error
 
 
+def sync(path: Path) -> None:
+    """Put every commit so far on stable storage, for a transaction that was not ``synced``.
+
+    The write-ahead log has no locks, so closing another descriptor of it releases none.  What was
+    moved to the database meanwhile is durable: a checkpoint syncs the log before and the database
+    after.
+    """
+    with translated(path):
+        try:
+            fd = os.open(f"{path}-wal", os.O_RDWR | O_BINARY)
+        except FileNotFoundError:
+            return  # a file system without write-ahead logs: each commit is synced
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+
 @contextmanager
 def transaction(db: sqlite3.Connection, path: Path, *, synced: bool = True) -> Iterator[None]:
     """Commit one transaction at the end of the block; roll it back on any error.

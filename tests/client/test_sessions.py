@@ -356,9 +356,9 @@ async def test_a_fresh_turn_is_safe_before_it_is_spoken_in(
     order: list[str] = []
     write, sync = Outbox.write, Sessions.sync
 
-    def noted_write(self: Any, fresh: Any = (), *more: Any) -> Any:
+    def noted_write(self: Any, fresh: Any = (), *more: Any, **named: Any) -> Any:
         order.extend("kept" for _ in fresh)
-        return write(self, fresh, *more)
+        return write(self, fresh, *more, **named)
 
     def noted_sync(self: Any) -> None:
         order.append("synced" if self.unsynced else "nothing")

@@ -22,12 +22,12 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from cipherbox import clock
-from cipherbox.client.local_database import open_database, transaction, translated
+from cipherbox.client.local_database import open_database, sync, transaction, translated
 from cipherbox.client.outbox import origins
 from cipherbox.client.outbox.receipts import STEP as RECEIPTS_STEP
 from cipherbox.client.outbox.receipts import UNUSED, OutboxReceipts
@@ -155,8 +155,13 @@ class Outbox(OutboxReceipts):
         refused: Sequence[Refused] = (),
         proven: Sequence[Proven] = (),
         steps: Sequence[RatchetStep] = (),
+        *,
+        on_visible: Callable[[], None] | None = None,
     ) -> set[bytes]:
         """Write all of it in one transaction; raise StoreError if nothing was written.
+
+        ``on_visible`` is called between commit and sync, when every process of this home sees it
+        and nothing but a power failure loses it; on StoreError after that it may be kept or not.
 
         ``steps`` are ratchet steps that belong to none of the envelopes.  Return the ids of the
         sessions that another process used meanwhile, and of the envelopes whose idempotency key
@@ -168,7 +173,7 @@ class Outbox(OutboxReceipts):
         try:
             with translated(self._path):
                 places = self._spool(fresh, written)
-            with transaction(self._db, self._path):
+            with transaction(self._db, self._path, synced=on_visible is None):
                 now = clock.now_ms()
                 moved = self._turn([*steps, *(step for item in fresh for step in item.steps)])
                 if moved:
@@ -194,6 +199,9 @@ class Outbox(OutboxReceipts):
         except BaseException:
             self._delete([path.name for path in written])
             raise
+        if on_visible is not None:
+            on_visible()
+            sync(self._path)
         self._delete(dropped)
         return moved | taken
 

@@ -6,9 +6,23 @@ confirmed; they are sent immediately.  From there on all are alike: the confirm 
 credit and sends them again over the next connection, and ``on_outcome`` is called once.
 
 One task writes.  What was sealed while it wrote is the next batch, so a busy publisher pays one
-sync for many envelopes, and nothing is sent before the sync that keeps it.  Outcomes are written
-with the next batch, or after a short pause: a crash in between sends the same bytes again, which HQ
-confirms again.
+sync for many envelopes.  Outcomes are written with the next batch, or after a short pause: a crash
+in between sends the same bytes again, which HQ confirms again.
+
+A batch is sent between its commit and its sync, and no caller is told that it is kept, confirmed or
+refused before the sync.  What a crash leaves:
+
+1. Before the commit: nothing was sent, nothing is kept.
+2. The process is killed after the commit: the rows are in the outbox, and the next process sends
+   them, under the same ids.  It also finds them when a receipt comes first.
+3. The power fails between commit and sync: the outbox has the batch or not, and so has HQ.  What
+   only HQ has is delivered once; its receipt finds no row and is ignored.  No caller had an answer.
+   One that repeats its publish sends a second message, as always without an idempotency key.
+4. After the sync: as 2.
+
+So a batch is synced first if 3 would do harm: if it has a ratchet step (a key would be used twice),
+an idempotency key or a file of the agent (sent once, whatever happens), or takes the place of
+another envelope or generation (that one would be sent again).
 
 What earlier processes of this home left behind goes first, in its order; until that is under way,
 new messages wait behind it.  Rows that changed a moment ago may belong to a process that is sending
@@ -28,6 +42,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 
 import attrs
 import trio
@@ -39,7 +54,7 @@ from cipherbox.client.connection.reconnecting import Patience, ReconnectingConne
 from cipherbox.client.events import SENDER, Events
 from cipherbox.client.outbox.outbox import Outbox
 from cipherbox.client.outbox.resealing import PAGE, Reseal, Resealing, Revoked, waits
-from cipherbox.client.outbox.rows import Confirmed, Proven, Refused, Row
+from cipherbox.client.outbox.rows import Confirmed, OutboxEntry, Outcomes, Proven, Refused, Row
 from cipherbox.client.publishing.routes import is_mailbox
 from cipherbox.client.sessions.sending_chains import RatchetStep
 from cipherbox.client.sessions.sessions import Sessions
@@ -87,21 +102,19 @@ class OutboxSender(Resealing):
         self._sessions, self._holds = sessions, holds
         self._new: list[PendingPublish] = []
         self._new_bytes = 0
+        self.opened_ms = clock.now_ms()
         # kept, and waiting behind what was left; None: nothing was left
-        self._behind: list[PendingPublish] | None = []
+        left = outbox.waiting(0, self.opened_ms, 1)
+        self._behind: list[PendingPublish] | None = [] if left else None
         self._known: dict[bytes, int] = {}  # envelope id -> generation, of what this process sends
-        self._confirmed: list[Confirmed] = []
-        self._refused: list[Refused] = []
-        self._proven: list[Proven] = []
+        self._outcomes = Outcomes()
         self._steps: list[_StepToKeep] = []
+        self._unsynced: set[PendingPublish] = set()  # sent, and being synced
         self._one_at_a_time = trio.Lock()  # is sealed again
         self._work, self._look = Flag(), Flag()
         self.written = Signal()  # envelopes or outcomes were written to the outbox
         # nothing that HQ may have lost in a restore still counts as confirmed
         self.compared = trio.Event()
-        self.opened_ms = clock.now_ms()
-        if not outbox.waiting(0, self.opened_ms, 1):
-            self._behind = None
 
     # -- for publishers ----------------------------------------------------------------------------
 
@@ -130,7 +143,7 @@ class OutboxSender(Resealing):
 
     async def kept(self, item: PendingPublish) -> None:
         """Wait until the envelope is on this machine's disk; raise StoreError if it cannot be."""
-        while not item.kept and item.error is None:
+        while not item.kept and (item.error is None or item in self._unsynced):
             await self.written.wait()
         if not item.kept and item.error is not None:
             raise item.error
@@ -159,7 +172,7 @@ class OutboxSender(Resealing):
     def park(self, envelope: PendingPublish | Row, error: CipherBoxError) -> None:
         """Park an envelope that HQ refused and nobody here can mend, with the reason."""
         refused = Refused(envelope.envelope_id, envelope.generation, error.code, str(error))
-        self._refused.append(refused)
+        self._outcomes.refused.append(refused)
         self._work.set()
 
     async def keep_step(self, step: RatchetStep) -> None:
@@ -184,6 +197,8 @@ class OutboxSender(Resealing):
         Another one means that HQ was restored and may have lost what it confirmed.
         """
         if incarnation:
+            while self._unsynced:
+                await self.written.wait()
             await self._write()  # what the earlier store confirmed is recorded before it is doubted
             count = await self.store(self.outbox.resend_if_restored, incarnation)
             if count:
@@ -202,7 +217,7 @@ class OutboxSender(Resealing):
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._drain)
-                self._nursery = nursery
+                self._nursery, self._token = nursery, trio.lowlevel.current_trio_token()
                 while True:
                     await self._work.wait()
                     if not self._new and not self._steps:
@@ -223,39 +238,48 @@ class OutboxSender(Resealing):
     async def _write(self) -> None:
         self._work.clear()
         new, self._new = self._new, []
-        confirmed, self._confirmed = self._confirmed, []
-        refused, self._refused = self._refused, []
-        proven, self._proven = self._proven, []
         steps, self._steps = self._steps, []
-        if not (new or confirmed or refused or proven or steps):
+        outcomes, self._outcomes = self._outcomes, Outcomes()
+        if not (new or steps or outcomes):
             return
         batch: list[PendingPublish | _StepToKeep] = [*new, *steps]
         entries = [item.entry for item in new if item.entry is not None]
-        lone_steps = [one.step for one in steps]
+        early = None
+        if new and not steps and not any(map(_is_synced_first, entries)):
+            early = partial(self._token.run_sync_soon, self._send_unsynced, new)
         try:
             if self._sessions.unsynced:
                 await self.store(self._sessions.sync)
             moved = await self.store(
-                self.outbox.write, entries, confirmed, refused, proven, lone_steps
+                self.outbox.write,
+                entries,
+                outcomes.confirmed,
+                outcomes.refused,
+                outcomes.proven,
+                [one.step for one in steps],
+                on_visible=early,
             )
         except CipherBoxError as error:
-            self._confirmed = confirmed + self._confirmed
-            self._refused = refused + self._refused
-            self._proven = proven + self._proven
-            failure = StoreError(
-                f"the outbox cannot keep what was sealed, so it was not sent: {error}"
-            )
+            self._outcomes = outcomes.before(self._outcomes)
             for one in batch:
-                self._not_kept(one, failure)
+                self._not_kept(one, _failure(error, sent=one in self._unsynced))
             if not new:
                 await trio.sleep(WRITE_RETRY_S)
                 self._work.set()
             return
         finally:
-            self._new_bytes -= sum(len(item.raw) for item in new)
+            self._new_bytes -= sum(len(item.raw) for item in new if item not in self._unsynced)
             self.written.notify()
         for one in batch:
             self._was_written(one, moved)
+
+    def _send_unsynced(self, items: list[PendingPublish]) -> None:
+        """Send what is committed and being synced, unless the sync was faster than this call."""
+        for item in items:
+            if self._behind is None and not item.kept and item.error is None:
+                self._unsynced.add(item)
+                self._new_bytes -= len(item.raw)  # the window counts them from here on
+                self._send(item)
 
     def _was_written(self, one: PendingPublish | _StepToKeep, moved: set[bytes]) -> None:
         """Send what was written.  ``moved``: the sessions, and the idempotency keys, that another
@@ -272,7 +296,11 @@ class OutboxSender(Resealing):
             one.done.set()
             return
         one.kept = True
-        if self._behind is not None:
+        if one in self._unsynced:
+            self._unsynced.discard(one)
+            if one.gone:  # HQ was faster than this disk
+                self.settled(one)
+        elif self._behind is not None:
             self._behind.append(one)
         else:
             self._send(one)
@@ -285,7 +313,9 @@ class OutboxSender(Resealing):
             one.done.set()
             return
         self._known.pop(one.envelope_id, None)
-        one.error, one.gone = error, True
+        self._unsynced.discard(one)
+        self._window.forget(one)
+        one.error = error
         one.tell_owner()
 
     def _send(self, item: PendingPublish) -> None:
@@ -330,10 +360,10 @@ class OutboxSender(Resealing):
         if raw is None:
             found = await self.store(self.outbox.find, row.envelope_id)
             if found is not None and not found.owed:  # all have opened it; the confirm was lost
-                self._confirmed.append(Confirmed(row.envelope_id, row.generation, 0, ()))
+                self._outcomes.confirmed.append(Confirmed(row.envelope_id, row.generation, 0, ()))
             else:
                 reason = "its bytes are gone from the outbox"
-                self._refused.append(Refused(row.envelope_id, row.generation, 0, reason))
+                self._outcomes.refused.append(Refused(row.envelope_id, row.generation, 0, reason))
             self._work.set()
             return
         await self._connection.ready()
@@ -355,21 +385,23 @@ class OutboxSender(Resealing):
 
     def proven(self, frame: Confirm, items: list[PendingPublish]) -> None:
         """Keep HQ's proof that these envelopes are in its signed log, with those in the outbox."""
-        names = tuple(item.envelope_id for item in items if item.kept)
+        names = tuple(i.envelope_id for i in items if i.kept or i in self._unsynced)
         if names:
             leaves = b"".join(item.leaf() for item in items)
-            self._proven.append(Proven(frame.log_position, frame.proof, leaves, names))
+            self._outcomes.proven.append(Proven(frame.log_position, frame.proof, leaves, names))
             self._work.set()
 
     def settled(self, item: PendingPublish) -> None:
         """Record the outcome of an envelope of the outbox; pass every outcome on to its owner."""
+        if item in self._unsynced:
+            return  # until it is synced
         if not item.kept:
             item.tell_owner()
             return
         self._known.pop(item.envelope_id, None)
         error = item.error
         if item.result is not None:
-            self._confirmed.append(
+            self._outcomes.confirmed.append(
                 Confirmed(
                     item.envelope_id, item.generation, item.result.accepted_at, item.result.queues
                 )
@@ -382,7 +414,9 @@ class OutboxSender(Resealing):
             self._nursery.start_soon(self.seal_for_others, item, error)
             return
         elif error is not None and not waits(error):
-            self._refused.append(Refused(item.envelope_id, item.generation, error.code, str(error)))
+            self._outcomes.refused.append(
+                Refused(item.envelope_id, item.generation, error.code, str(error))
+            )
         self._work.set()
         if item.on_outcome is not None:
             item.tell_owner()
@@ -409,6 +443,15 @@ def _steps_of(one: PendingPublish | _StepToKeep) -> tuple[RatchetStep, ...]:
     if isinstance(one, _StepToKeep):
         return (one.step,)
     return one.entry.steps if one.entry is not None else ()
+
+
+def _is_synced_first(entry: OutboxEntry) -> bool:
+    return bool(entry.steps or entry.origins or entry.replaces or entry.generation)
+
+
+def _failure(error: CipherBoxError, *, sent: bool) -> StoreError:
+    what = "HQ may have it nevertheless" if sent else "it was not sent"
+    return StoreError(f"the outbox cannot keep what was sealed, and {what}: {error}")
 
 
 def _others(item: PendingPublish, error: CipherBoxError) -> tuple[str, ...]:

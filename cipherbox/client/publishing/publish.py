@@ -129,7 +129,7 @@ class EnvelopePublisher:
             route, refused, replaces = sent.route, refused or sent.refused, None
         if refused is not None:
             raise refused
-        return _confirmation(done)
+        return _confirmation(done, wait=wait)
 
     async def _publish_part(
         self,
@@ -186,9 +186,10 @@ class EnvelopePublisher:
         """Keep and send an envelope, and wait for its confirm; Queued if none came in time."""
         connection, outbox_sender = self.connection, self.outbox()
         outbox_sender.add(item)
-        await outbox_sender.kept(item)
         if not wait:
             item.disown()
+        await outbox_sender.kept(item)
+        if not wait:
             self._events.messages(SENDER, "Kept {} in the outbox", item.envelope_id, item.count)
             return
         what = "Sent {}" if connection.current is not None else "Kept {} in the outbox"
@@ -219,9 +220,12 @@ class _Sent:
     refused: CipherBoxError | None = None
 
 
-def _confirmation(items: Sequence[PendingPublish]) -> Confirmation:
-    """Return the confirmation of one publish that became these envelopes."""
-    results = [item.result or Confirmed(0, False, (), ()) for item in items]
+def _confirmation(items: Sequence[PendingPublish], *, wait: bool) -> Confirmation:
+    """Return the confirmation of one publish that became these envelopes.  Without ``wait`` it is
+    the outbox's, even if HQ was faster.
+    """
+    kept = Confirmed(0, False, (), ())
+    results = [(item.result if wait else None) or kept for item in items]
     return Confirmation(
         results[-1].accepted_at,
         tuple(dict.fromkeys(q for result in results for q in result.queues)),
