@@ -237,6 +237,7 @@ async def _send(
                 stanza=options.stanza,
                 wait=options.until != "queued",
                 key=options.idempotency_key,
+                prompt_receipt=options.until == "opened",
             )
             done.append(confirmation)
         if large:

@@ -57,6 +57,7 @@ class PublishKeywords(TypedDict, total=False):
     cipher: int | str | None
     allow_mixed: bool
     partial: bool
+    prompt_receipt: bool
 
 
 @frozen
@@ -71,6 +72,7 @@ class PublishOptions:
     allow_mixed: bool = False
     expires_at: int = 0
     flags: int = 0
+    prompt_receipt: bool = False
 
     @classmethod
     def make(
@@ -85,6 +87,7 @@ class PublishOptions:
         cipher: int | str | None = None,
         allow_mixed: bool = False,
         partial: bool = False,
+        prompt_receipt: bool = False,
     ) -> PublishOptions:
         """Return the options for `PublishKeywords`; raise InvalidRequest if they contradict each
         other.
@@ -116,6 +119,7 @@ class PublishOptions:
             allow_mixed,
             expires_at,
             PARTIAL if partial else 0,
+            prompt_receipt,
         )
 
     @property

@@ -7,7 +7,8 @@ table.
 
 Version 2 is written.  Recipients still read version 1 (0.5.0 and older), for envelopes waiting at
 HQ.  A reader ignores unknown flags among the low four and refuses unknown ones among the high four.
-Bytes between the last recipient and the prefix's end belong to flags; without flags there are none.
+Bytes between the last recipient and the prefix's end belong to unknown flags; without one there are
+none.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from cipherbox.limits import LIMITS, check_client_id, check_name
 MAGIC = b"CBXE"
 VERSION, FIRST_VERSION = 2, 1
 CRITICAL_FLAGS = 0xF0
+PROMPT_RECEIPT = 0x01  # the sender waits for the receipt: sign it now, not with the next ones
+_FLAGS_WITHOUT_BYTES = PROMPT_RECEIPT
 TAG_BYTES = 16
 COMMITMENT_BYTES = 32
 FIXED = struct.Struct(">4sBBIIQQ16sIIBBB32s32s32sHBBB")
@@ -70,12 +73,18 @@ class Prefix(NamedTuple):
     commitment: bytes  # to the content key
     plain_commitment: bytes  # to the plaintext, the same in every generation; empty in version 1
     version: int
+    flags: int
     sender: str
     exchange: str
     routing_key: str
     recipients: tuple[Recipient, ...]
     recipient_ids: tuple[str, ...]
     stanzas_length: int
+
+    @property
+    def prompt_receipt(self) -> bool:
+        """Return whether the sender waits for the receipt."""
+        return bool(self.flags & PROMPT_RECEIPT)
 
 
 class Parties(NamedTuple):
@@ -122,6 +131,7 @@ def encode_prefix(
     exchange: str,
     routing_key: str,
     recipients: tuple[Recipient, ...],
+    flags: int = 0,
 ) -> bytes:
     """Return the prefix's bytes; raise InvalidRequest if a value does not fit into its field.
 
@@ -140,7 +150,7 @@ def encode_prefix(
         head = FIXED.pack(
             MAGIC,
             VERSION,
-            0,
+            flags,
             length,
             body_length,
             sealed_at,
@@ -211,8 +221,9 @@ def decode_prefix(buf: bytes) -> Prefix:
         raise MalformedEnvelope(f"an envelope has 1 to {LIMITS.recipients} recipients")
     read = _known_parties if length <= _KNOWN_BYTES else _parties
     end = buf[fixed:length]
-    parties = read(end, recipients, sender_size, exchange_size, key_size, bool(flags))
-    return _new(Prefix, (*values[:12], version, *parties))
+    more = bool(flags & ~_FLAGS_WITHOUT_BYTES)
+    parties = read(end, recipients, sender_size, exchange_size, key_size, more)
+    return _new(Prefix, (*values[:12], version, flags, *parties))
 
 
 def _parties(
@@ -221,8 +232,9 @@ def _parties(
     sender_size: int,
     exchange_size: int,
     key_size: int,
-    flagged: bool,
+    more: bool,
 ) -> Parties:
+    """Return the parties; ``more``: bytes of an unknown flag may follow them."""
     at = sender_size
     sender = _client_id(raw[:at])
     exchange = _name(raw[at : at + exchange_size])
@@ -248,7 +260,7 @@ def _parties(
             Recipient(key_id, stanza_type, stanza_length, _client_id(raw[at : at + id_size]))
         )
         at += id_size
-    if at > len(raw) or (at < len(raw) and not flagged):
+    if at > len(raw) or (at < len(raw) and not more):
         raise MalformedEnvelope("the prefix does not have the length it states")
     ids = tuple(r.client_id for r in recipients)
     if recipient_count > 1 and len({name.casefold() for name in ids}) != recipient_count:

@@ -17,7 +17,13 @@ import attrs
 
 from cipherbox.classes import frozen
 from cipherbox.envelope.bundle import BundleKey, KeyBundle, best_key
-from cipherbox.envelope.prefix import TAG_BYTES, Recipient, decode_prefix, encode_prefix
+from cipherbox.envelope.prefix import (
+    PROMPT_RECEIPT,
+    TAG_BYTES,
+    Recipient,
+    decode_prefix,
+    encode_prefix,
+)
 from cipherbox.envelope.stanza_types import POST_QUANTUM, StanzaType
 from cipherbox.envelope.suites import BodyCipher
 from cipherbox.errors import (
@@ -143,14 +149,15 @@ def seal(
     keys: Sequence[BundleKey] | None = None,
     allow_mixed: bool = False,
     sending_chains: Sequence[SendingChain] | None = None,
+    prompt_receipt: bool = False,
 ) -> Sealed:
     """Seal ``plain`` (`body.pack`) of ``count`` messages for ``recipients``, whose bundles the
     caller has checked, and return the envelope.
 
     ``keys`` are those `choose_keys` returned for the same recipients, which refuses an unsafe mix;
     without it the keys are chosen here. ``sending_chains``, of a session with each recipient,
-    replace the keys and make stanzas of type `ratchet`. Raise InvalidRequest for an envelope that a
-    reader would refuse.
+    replace the keys and make stanzas of type `ratchet`. ``prompt_receipt``: the caller waits for
+    the receipts. Raise InvalidRequest for an envelope that a reader would refuse.
     """
     if identity.bundle is None:
         raise BundleError("this client has not published its keys yet")
@@ -176,6 +183,7 @@ def seal(
         exchange=exchange,
         routing_key=routing_key,
         recipients=_entries(recipients, keys, sending_chains),
+        flags=PROMPT_RECEIPT if prompt_receipt else 0,
     )
     _check(prefix)
     wrapped = _wrapped(prefix, content_key, recipients, keys, sending_chains)

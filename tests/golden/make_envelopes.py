@@ -241,6 +241,12 @@ def write_envelopes() -> tuple[Party, Party, Party]:
             lab,
             MESSAGES[:1],
         ),
+        opened_row(
+            "prompt receipt",
+            sealed(lab, [ca], MESSAGES[:1], prompt_receipt=True),
+            lab,
+            MESSAGES[:1],
+        ),
     ]
     bad = [_failed(lab, *row) for row in [*damaged(raw), *dishonest(lab, ca)]]
     bad.append(_failed(lab, "for another", sealed(lab, [ny], MESSAGES), "not-recipient"))

@@ -113,7 +113,9 @@ def read_envelope(raw: bytes) -> dict[str, Any]:
         "key_size",
     )
     e: dict[str, Any] = dict(zip(names, struct.unpack_from(PREFIX, raw), strict=True))
-    assert (e["magic"], e["version"], e["flags"], struct.calcsize(PREFIX)) == (b"CBXE", 2, 0, 158)
+    assert (e["magic"], e["version"], struct.calcsize(PREFIX)) == (b"CBXE", 2, 158)
+    assert e["flags"] in (0, 1)
+    e["prompt_receipt"] = e["flags"] == 1
     assert e["hash_suite"] == 1
     c = Cursor(raw, 158)
     e["sender"], e["exchange"] = (

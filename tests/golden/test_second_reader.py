@@ -70,6 +70,7 @@ def test_envelopes(document: dict[str, Any], row: dict[str, Any]) -> None:
     assert (e["bundle"], e["sender"]) == (sender["hash"], sender["client_id"])
     assert e["envelope_hash"].hex() == row["envelope_hash"]
     assert sha256(raw).hex() == row["stored_hash"]
+    assert e["prompt_receipt"] == (row["name"] == "prompt receipt")
     message = label("envelope-signature") + bytes([e["suite"]]) + e["envelope_hash"]
     check_signatures(sender["sign"], e["suite"], message, e["signatures"])
     wanted = [{**m, "sent_at": m["sent_at"] or e["sealed_at"]} for m in row["messages"]]

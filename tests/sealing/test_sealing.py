@@ -145,9 +145,10 @@ def test_a_flag_that_may_be_passed_over_may_have_bytes_behind_the_recipients() -
     raw = sealed(lab, [ca], MESSAGES)
     at = split(raw)
     length = (at.stanzas_at + 3).to_bytes(4, "big")
-    hinted = raw[:5] + b"\x01" + length + raw[10 : at.stanzas_at] + b"new" + raw[at.stanzas_at :]
-    assert split(hinted).prefix._replace(prefix_length=at.stanzas_at) == at.prefix
-    for flags in (b"\x00", b"\x11", b"\x80"):
+    hinted = raw[:5] + b"\x02" + length + raw[10 : at.stanzas_at] + b"new" + raw[at.stanzas_at :]
+    assert split(hinted).prefix._replace(prefix_length=at.stanzas_at, flags=0) == at.prefix
+    assert split(hinted[:5] + b"\x03" + hinted[6:]).prefix.prompt_receipt
+    for flags in (b"\x00", b"\x01", b"\x12", b"\x80"):  # flag 1 has no bytes
         with pytest.raises(EnvelopeError):
             split(hinted[:5] + flags + hinted[6:])
 

@@ -136,6 +136,7 @@ class Chat:
             to=self.others,
             wait=False,
             partial=self._to_all,
+            prompt_receipt=True,  # a person watches the line's state
         )
 
     async def settled(self, within_s: float) -> bool:

@@ -314,8 +314,8 @@ class Inbox:
         now = clock.now_ms()
         self._db.executemany(
             "INSERT INTO envelopes (sender, envelope_id, generation, messages, queue, "
-            "accepted_at, received_at, envelope_hash, commitment, suite, log_entry) VALUES (?, "
-            "?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "accepted_at, received_at, envelope_hash, commitment, suite, log_entry, prompt) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             [
                 (
                     r.sender,
@@ -329,6 +329,7 @@ class Inbox:
                     r.commitment,
                     r.suite,
                     min(r.log_entry, MOST),
+                    r.prompt_receipt,
                 )
                 for r in batch
             ],

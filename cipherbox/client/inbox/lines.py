@@ -62,6 +62,7 @@ class Received(NamedTuple):
     commitment: bytes = b""  # to the plaintext; empty in envelopes of version 1
     suite: int = 0  # of the signature that was verified
     log_entry: int = 0  # the entry of HQ's log that names its acceptance, as HQ stated
+    prompt_receipt: bool = False  # the sender waits for the receipt
 
 
 class MessageLines(NamedTuple):

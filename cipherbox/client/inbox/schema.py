@@ -69,4 +69,6 @@ ALTER TABLE refusals ADD COLUMN log_entry INTEGER NOT NULL DEFAULT 0;
     # When its receipt was signed is all that is kept of it: `receipt` of envelopes and refusals is
     # ms since 1970 (a number of this table, before).  Nothing ever read the table.
     "DROP TABLE receipts;\n",
+    # Whether the sender waits for the receipt; a handler may finish long after the envelope came.
+    "ALTER TABLE envelopes ADD COLUMN prompt INTEGER NOT NULL DEFAULT 0;\n",
 )

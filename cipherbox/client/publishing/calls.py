@@ -54,9 +54,10 @@ class PublishingCalls:
         ``expires_at``: ms since 1970, 0 never.  ``stanza``: how the content key is wrapped;
         "ratchet" for sessions (`cipherbox manual sessions`).  ``cipher``: the body cipher.
         ``allow_mixed``: permit a classical recipient beside post-quantum ones.  ``partial``: send
-        to those who can get it.  ``wait`` False: return when the outbox has it, with
-        ``accepted_at`` 0.  ``key``: an idempotency key.  Raise HQ's refusal, or Queued if HQ did
-        not confirm in time: then it is sent from the outbox.
+        to those who can get it.  ``prompt_receipt``: recipients sign immediately instead of once a
+        second, for callers that wait until it was opened.  ``wait`` False: return when the outbox
+        has it, with ``accepted_at`` 0.  ``key``: an idempotency key.  Raise HQ's refusal, or Queued
+        if HQ did not confirm in time: then it is sent from the outbox.
         """
         options = PublishOptions.make(**keywords)
         if key is not None:

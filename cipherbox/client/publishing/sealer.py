@@ -193,6 +193,7 @@ class Sealer:
                 cipher=options.cipher,
                 keys=route.keys,
                 sending_chains=sending_chains,
+                prompt_receipt=options.prompt_receipt,
             )
         steps = tuple(step for chain in sending_chains or () for step in chain.steps)
         entry = None
@@ -301,6 +302,7 @@ class Sealer:
             expires_at=prefix.expires_at,
             flags=row.flags,
             allow_mixed=bool(kinds & POST_QUANTUM) and not kinds <= POST_QUANTUM,
+            prompt_receipt=prefix.prompt_receipt,
         )
         try:
             route = await self.resolve_route(options, anew=True)

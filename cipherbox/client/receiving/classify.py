@@ -116,4 +116,5 @@ class Classifier:
             delivery.commitment,
             prefix.signature_suite,
             delivery.log_entry,
+            prefix.prompt_receipt,
         )

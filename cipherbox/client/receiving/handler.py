@@ -69,6 +69,7 @@ class Handled:
     _stored_name: str = attrs.field(default="", repr=False)
     _size: int = attrs.field(default=0, repr=False)
     _files: list[dict[str, Any]] = attrs.field(factory=list, repr=False)
+    _prompt: bool = attrs.field(default=False, repr=False)  # the sender waits for the receipt
 
 
 @frozen
@@ -142,13 +143,13 @@ class Handlers:
         with translated(self._path):
             row = self._db.execute(
                 "SELECT e.sender, e.envelope_id, e.messages, c.sealed_at, c.plain, c.locked, "
-                "c.files FROM contents c JOIN envelopes e ON e.number = c.number WHERE c.number "
-                "= ?",
+                "c.files, e.prompt FROM contents c JOIN envelopes e ON e.number = c.number WHERE "
+                "c.number = ?",
                 (number,),
             ).fetchone()
         if row is None:
             return None
-        sender, envelope_id, count, sealed_at, plain, locked, files = row
+        sender, envelope_id, count, sealed_at, plain, locked, files, prompt = row
         if self._read is None or self._read[0] != number:
             read = opened(
                 self._client.home.secret_box.content_box,
@@ -175,6 +176,7 @@ class Handlers:
                 about.get("kept", ""),
                 about.get("size", 0),
                 about.get("files", []),
+                bool(prompt or about),
             ),
         )
 
@@ -290,7 +292,7 @@ class Handlers:
             found = self.next()
             if found is not None:
                 await self.run(handler, *found)
-                receiver.receipts_due()
+                receiver.receipts_due(prompt=found[2]._prompt)
                 idle_since = trio.current_time()
                 await trio.lowlevel.checkpoint()
                 continue

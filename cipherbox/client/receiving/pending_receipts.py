@@ -6,6 +6,11 @@ no harm.  One signature covers all pending receipts of all senders; each sender 
 its own leaves, sealed, in its mailbox `.sys`, and an envelope is marked when HQ has confirmed that
 group.  No receipt is due for a receipt.
 
+A group costs each end and HQ as much as a message: an envelope, two commits, a sync at both ends.
+So signatures are `EVERY_S` apart, and only `PAUSE_S` when somebody waits: a sender that says so in
+the envelope, one that can resolve a refusal or sends a file, or this program, which is to end.
+After a pause the first receipt is signed immediately, and a group that is full does not wait.
+
 With the group goes an empty message of the session with that sender, if one exists, so that traffic
 in one direction heals the session, too.  The group is not sealed in the session: a receipt opens
 even if the session was lost.
@@ -42,9 +47,11 @@ if TYPE_CHECKING:
     from cipherbox.client.receiving.ports import ReceiptSender
 
 MOST_LEAVES = 4096  # of one signature: 300 KB of a group
-PAUSE_S = 0.1  # between signatures, so that a busy inbox signs for many envelopes together
+EVERY_S = 1.0  # between signatures, so that a busy inbox signs for many envelopes together
+PAUSE_S = 0.1  # the same while somebody waits for a receipt
 RETRY_MAX_S = 60.0
 FLUSH_S = 5.0
+END_S = 1.0  # for what is pending when `run` is cancelled
 REFUSALS = 1000  # of each sender, in the record
 _GIVEN_UP = 0
 # refusals that the sender gets a receipt for
@@ -67,6 +74,8 @@ class PendingReceipts:
         self._path = client.home.path / DATABASE
         self._db = open_database(self._path, STEPS, OLDEST)
         self._news = Flag()
+        self._prompt = Flag()  # somebody waits for a receipt that is pending
+        self._flushing = 0  # calls of `flush`
         self._idle = Flag()
         # of senders whose receipts cannot be sent now
         self._backoff: KeyedBackoff[str] = KeyedBackoff(lambda: Backoff(PAUSE_S, RETRY_MAX_S))
@@ -75,10 +84,12 @@ class PendingReceipts:
     def close(self) -> None:
         self._db.close()
 
-    def notify(self) -> None:
-        """Look for pending receipts: something was recorded."""
+    def notify(self, *, prompt: bool) -> None:
+        """Look for pending receipts: something was recorded.  ``prompt``: somebody waits."""
         self._idle.clear()
         self._news.set()
+        if prompt:
+            self._prompt.set()
 
     def refuse(self, refused: Sequence[tuple[Delivery, Outcome, str]]) -> None:
         """Record refusals, bounded per sender, with a receipt pending wherever the sender is known.
@@ -122,27 +133,62 @@ class PendingReceipts:
                     "FROM refusals WHERE sender = ?1 ORDER BY refused_at DESC LIMIT 1 OFFSET ?2)",
                     (sender, REFUSALS),
                 )
-        self.notify()
+        self.notify(prompt=True)
 
     async def run(self) -> None:
-        """Sign and send pending receipts until cancelled, with a back-off for each sender."""
-        while True:
-            self._news.clear()
-            pending = self._pending(self._backoff.waiting())
-            if pending:
-                await self._sign(pending)
-                await trio.sleep(PAUSE_S)
-                continue
-            self._idle.set()
-            with trio.move_on_at(self._backoff.next_due()):
-                await self._news.wait()
+        """Sign and send pending receipts until cancelled, with a back-off for each sender; then
+        send what is still pending, if HQ takes it within a moment.
+        """
+        try:
+            while True:
+                self._news.clear()
+                self._prompt.clear()
+                pending = self._pending(self._backoff.waiting())
+                if pending:
+                    await self._sign(pending)
+                    await self._pause(full=len(pending) >= MOST_LEAVES)
+                    continue
+                self._idle.set()
+                with trio.move_on_at(self._backoff.next_due()):
+                    await self._news.wait()
+        except trio.Cancelled:
+            await self._finish()
+            raise
+        finally:
+            self._idle.set()  # nobody waits for a task that has ended
 
     async def flush(self) -> None:
         """Wait briefly until no receipt is pending; the next command sends the rest."""
-        with trio.move_on_after(FLUSH_S):
-            await self._idle.wait()
+        self._flushing += 1
+        self._prompt.set()
+        try:
+            with trio.move_on_after(FLUSH_S):
+                await self._idle.wait()
+        finally:
+            self._flushing -= 1
 
     # -- inside ------------------------------------------------------------------------------------
+
+    async def _pause(self, *, full: bool) -> None:
+        await trio.sleep(PAUSE_S)
+        if not (full or self._flushing):
+            with trio.move_on_after(EVERY_S - PAUSE_S):
+                await self._prompt.wait()
+
+    async def _finish(self) -> None:
+        current = self._client.connection.current
+        if current is None or not (pending := self._pending(self._backoff.waiting())):
+            return
+        with trio.move_on_after(END_S, shield=True):
+            async with trio.open_nursery() as nursery:
+
+                async def until_closed() -> None:
+                    await current.closed.wait()
+                    nursery.cancel_scope.cancel()
+
+                nursery.start_soon(until_closed)
+                await self._sign(pending)
+                nursery.cancel_scope.cancel()
 
     def _pending(self, without: Sequence[str]) -> list[PendingReceipt]:
         names = orjson.dumps(without).decode()

@@ -40,7 +40,6 @@ if TYPE_CHECKING:
 # of all queues together; the last envelope that HQ pushes from each may exceed its share
 CREDIT_BYTES = 24 * 1024 * 1024
 LEAST_BYTES = 1024 * 1024  # of one queue
-TAKE_FLUSH_S = 1.0  # for receipts, when a program stops taking
 # deliveries -> those only to acknowledge, and those to record
 Sort = Callable[[list[Delivery]], Awaitable[tuple[list[Delivery], list[Delivery]]]]
 Tolerate = Callable[[CipherBoxError], None] | None
@@ -208,22 +207,18 @@ class Receiver:
         try:
             async with background() as nursery:
                 nursery.start_soon(receipts.run)
-                try:
-                    while True:
-                        done, others = await sort(await consumer.batch(most, BATCH_BYTES))
-                        try:
-                            if others:
-                                await self.take(others)
-                                receipts.notify()
-                            if done:
-                                await self.client.ack(done)
-                        except (NetworkError, Refused) as error:
-                            if tolerate is None:
-                                raise
-                            tolerate(error)
-                finally:
-                    with trio.move_on_after(TAKE_FLUSH_S, shield=True):
-                        await receipts.flush()
+                while True:
+                    done, others = await sort(await consumer.batch(most, BATCH_BYTES))
+                    try:
+                        if others:
+                            await self.take(others)
+                            receipts.notify(prompt=True)  # people may watch both ends
+                        if done:
+                            await self.client.ack(done)
+                    except (NetworkError, Refused) as error:
+                        if tolerate is None:
+                            raise
+                        tolerate(error)
         finally:
             receipts.close()
 
@@ -238,10 +233,10 @@ class Receiver:
         """Wait until something was recorded."""
         await self._progress.changed.wait()
 
-    def receipts_due(self) -> None:
+    def receipts_due(self, *, prompt: bool) -> None:
         """Look for pending receipts: a handler has finished."""
         if self.loop is not None:
-            self.loop.recorder.receipts.notify()
+            self.loop.recorder.receipts.notify(prompt=prompt)
 
     async def flush(self) -> None:
         """Wait briefly until no receipt is pending."""

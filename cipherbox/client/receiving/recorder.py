@@ -68,17 +68,22 @@ class Recorder:
             if fault_of(error) is not Fault.SENDER:
                 raise
         # outside of that block: the error keeps what was in memory when it was raised
+        each = lines is None
         if lines is None:
             new, lines, failed = await self._record_each(new, steps)
         if steps is not None and self._sessions is not None:
             self._sessions.recorded(steps)
-        self.receipts.notify()
+        self.receipts.notify(prompt=any(one.prompt_receipt for one in new))
+        files = each or bool(self.inbox.file_counts)
         for one in new:
             if recording_of(one) is Recording.LINES:
                 self._count(one)
+            else:
+                files = True
         if self._on_lines is not None and lines:
             self._on_lines(lines)
-        self._completion.notify()
+        if files:
+            self._completion.notify()
         return failed
 
     async def _record_each(
@@ -128,7 +133,7 @@ class Recorder:
             text = f"{one.filename} from {one.sender} is whole, {one.size} bytes: {where}"
             self._events.emit(RECEIVER, text, mark=True)
         if arrived:
-            self.receipts.notify()
+            self.receipts.notify(prompt=True)
             if self._on_lines is not None:
                 self._on_lines([one.line for one in arrived])
         progress.changed.notify()

@@ -68,6 +68,7 @@ def incoming(item: SendItem, client: str, envelope_bytes: int) -> m.Incoming:
         _,
         commitment,
         version,
+        _,
         sender,
         exchange,
         routing_key,
