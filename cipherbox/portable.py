@@ -23,6 +23,8 @@ WINDOWS = sys.platform == "win32"
 T = TypeVar("T")
 O_BINARY = getattr(os, "O_BINARY", 0)  # for os.open: Windows would change the ends of lines
 CREDENTIALS_VARIABLE = "CREDENTIALS_DIRECTORY"  # systemd.exec(5)
+# of the kernel's fs/ext4/ext4.h: _IOR('X', 125, __u32), and do not flush the journal
+_FS_IOC_SHUTDOWN, _NO_LOG_FLUSH = 0x8004587D, (2).to_bytes(4, sys.byteorder)
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # of glibc's malloc.h
 
 
@@ -282,6 +284,49 @@ def process_usage(pid: int) -> tuple[float, int] | None:
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK"), peak
     except (OSError, IndexError, ValueError, AttributeError):
         return None
+
+
+def files_of(pid: int) -> int | None:
+    """Return the number of open files of a running process; None if the system does not say."""
+    try:
+        return len(os.listdir(f"/proc/{pid}/fd"))
+    except OSError:
+        return None
+
+
+def is_stopped(pid: int) -> bool:
+    """Return whether a signal stopped a process, such as SIGSTOP; False where it cannot be told."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+    except (OSError, IndexError):
+        return False
+
+
+def stop_process(pid: int) -> None:
+    """Stop a process until `continue_process`; Windows has no such signal."""
+    if sys.platform != "win32":
+        os.kill(pid, signal.SIGSTOP)
+
+
+def continue_process(pid: int) -> None:
+    """Let a stopped process continue."""
+    if sys.platform != "win32":
+        os.kill(pid, signal.SIGCONT)
+
+
+def shut_file_system(path: Path) -> None:
+    """Shut the file system of ``path`` as a power cut does: nothing that is not on the disk yet
+    reaches it.  Linux, as root.
+    """
+    if sys.platform != "linux":
+        raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP), str(path))
+    import fcntl
+
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.ioctl(fd, _FS_IOC_SHUTDOWN, _NO_LOG_FLUSH)
+    finally:
+        os.close(fd)
 
 
 def other_user() -> dict[str, Any]:

@@ -54,6 +54,7 @@ INDEX: dict[str, dict[str, str]] = {
     "Explanation: how and why": {
         "architecture": "layers, a message's path, commits, failover; diagrams",
         "delivery": "why nothing is lost or duplicated, with proof",
+        "reliability": "which faults are tested, how, and what is not covered",
         "broker": "exchanges, queues, routes, order, checks, limits",
         "sessions": "the Double Ratchet between two clients",
         "security": "a summary of who can do what, and your duties",

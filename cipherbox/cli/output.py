@@ -33,8 +33,9 @@ _USUAL = 80  # columns of a terminal that does not report its width
 _WORDS = "|".join(
     ["--home", "--password-file", *(name for section in COMMANDS.values() for name in section)]
 )
-# Another user types the installed command, and may not be able to read this file.
-_COMMAND = re.compile(rf"(?<!sudo -u cipherbox )\bcipherbox (?=(?:{_WORDS})\b)")
+# Another user types the installed command, and may not be able to read this file.  What is already
+# as it has to be typed stays.
+_COMMAND = re.compile(rf"(?<!sudo -u cipherbox )(?<!-m )\bcipherbox (?=(?:{_WORDS})\b)")
 
 __all__ = [
     "as_called",

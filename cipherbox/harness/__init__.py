@@ -2,8 +2,11 @@
 
 Map, written by `make generate`:
 
+    disk              A disk of our own that can lose power and be full: an ext4 file system in a
+                      file, on a loop device.
     failure           A process on the stage failed.
-    fault_proxy       A TCP proxy in front of HQ that cuts or freezes connections.
+    fault_proxy       A TCP proxy in front of HQ: it cuts connections, lets nothing through, or is
+                      slow.
     postgres_servers  PostgreSQL servers of our own for trials and tests: create, start, kill,
                       replicate, promote.
     stage             The stage: this same program, started as several processes, each stopped by

@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO
 
@@ -149,16 +149,20 @@ class Stage:
                 env=self.environment,
             )
 
-    async def enrol(self, admin: Path, homes: Iterable[Path]) -> None:
-        """Enrol a client for each home, named like it, with tokens of this admin's."""
+    async def enrol(self, admin: Path, homes: Mapping[str, Path]) -> None:
+        """Enrol a client of each name in its home, with tokens of this admin's."""
         from cipherbox.client.client import open_client
 
-        async def join(home: Path, token: str) -> None:
-            await self.run(home.name, "--home", str(home), "join", stdin=token.encode())
+        # on a slow machine all together would wait too long for one another
+        turns = trio.CapacityLimiter(os.cpu_count() or 1)
+
+        async def join(name: str, home: Path, token: str) -> None:
+            async with turns:
+                await self.run(name, "--home", str(home), "join", stdin=token.encode())
 
         async with open_client(admin) as client, trio.open_nursery() as nursery:
-            for home in homes:
-                nursery.start_soon(join, home, await client.enrol(home.name))
+            for name, home in homes.items():
+                nursery.start_soon(join, name, home, await client.enrol(name))
 
     def check(self, name: str, process: trio.Process) -> None:
         """Raise StageFailed if the process ended with an error."""

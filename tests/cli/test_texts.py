@@ -138,6 +138,7 @@ def test_commands_are_shown_as_the_user_types_them(
     monkeypatch.setenv("PATH", "")
     shown = output.as_called("run: cipherbox send --to X, not cipherbox alone")
     assert shown == f"run: {command} --to X, not cipherbox alone"
+    assert output.as_called(shown) == shown  # already as the user types it
 
 
 @pytest.mark.parametrize(

@@ -1,17 +1,18 @@
-"""`cipherbox prove` with real processes: it finds nothing wrong here, and it finds what a broken
-store does.
+"""`cipherbox prove` with real processes: it finds nothing wrong here, it finds what a broken store
+does, and a standstill fails.
 """
 
 import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
 
+from cipherbox.cli.prove.cast import Cast
 from cipherbox.cli.prove.database import Database
-from cipherbox.cli.prove.play import Trial
 from cipherbox.cli.scratch import Scratch
 from cipherbox.harness import stage
 from cipherbox.harness.failure import StageFailed
@@ -19,67 +20,106 @@ from tests import soak
 
 from .conftest import shell
 
+GOLDEN = Path(__file__).parent.parent / "golden" / "prove_report.json"
+FAULTS = ("kill", "kill two", "kill in recovery", "pause", "cut", "partition", "slow link")
+
+
+def chosen(*kinds: str) -> list[str]:
+    """What every machine can play: power cuts and full disks need root."""
+    return [word for kind in kinds for word in ("--fault", kind)]
+
+
+def shape(value: Any) -> Any:
+    """The names in a report, whatever the clients are called and however long its lists are."""
+    if isinstance(value, dict):
+        if any(name.startswith(("S", "R")) and name[1:].isdigit() for name in value):
+            return {"CLIENT": shape(next(iter(value.values())))}
+        return {name: shape(inner) for name, inner in value.items()}
+    return [shape(value[0])] if isinstance(value, list) and value else type(value).__name__
+
 
 @soak.more
 def test_nothing_is_lost_or_doubled(tmp_path: Path) -> None:
-    rounds = 5 if soak.ON else 2
-    shown = shell("prove", "--rounds", str(rounds), "--json", home=tmp_path)
-    found = json.loads(shown.out)
-    assert shown.code == 0, (shown.err, found)
-    assert (found["lost"], found["duplicated"], found["unexpected"]) == (0, 0, 0)
-    assert found["confirmed"] > 0
-    assert found["kills"] + found["cuts"] == found["rounds"] == rounds
+    rounds = 14 if soak.ON else 2
+    report = tmp_path / "report.json"
+    shown = shell(
+        "prove", "--rounds", str(rounds), "--json", "--report", str(report),
+        *chosen(*(FAULTS if soak.ON else ("kill", "cut"))), home=tmp_path,
+    )  # fmt: skip
+    proof = json.loads(shown.out)
+    assert shown.code == 0, (shown.err, proof)
+    assert proof["good"]
+    assert not proof["examples"]
+    assert proof["counts"]["confirmed"] > 0
+    assert sum(proof["faults"].values()) == proof["rounds"] == rounds
+    made, golden = json.loads(report.read_bytes()), json.loads(GOLDEN.read_bytes())
+    for name in ("skipped", "standstill", "faults", "hq", "senders", "receivers"):
+        assert type(made[name]) is type(golden[name])
+    assert made.keys() == golden.keys()
+    assert shape(made["senders"]) == shape(golden["senders"])
+    assert shape(made["receivers"]) == shape(golden["receivers"])
+    assert made["hq"].keys() == golden["hq"].keys()
+    again = shell("prove", "--check", str(report), home=tmp_path)
+    assert again.code == 0, again.err
+    made["receivers"]["R1"]["lines"].pop()
+    report.write_text(json.dumps(made))
+    assert shell("prove", "--check", str(report), home=tmp_path).code == 1
 
 
 def test_a_store_that_loses_is_found_out(tmp_path: Path) -> None:
-    shown = shell("prove", "--rounds", "2", "--seed", "5", "--broken-store", home=tmp_path)
+    shown = shell(
+        "prove", "--rounds", "2", "--seed", "5", "--broken-store", "--senders", "1",
+        "--receivers", "1", "--patience", "10", *chosen("kill", "cut"), home=tmp_path,
+    )  # fmt: skip
     assert shown.code == 1, shown.err
     words = shown.out.replace(",", "").split()
     assert int(words[words.index("lost") + 1]) > 0
     assert "which HQ confirmed" in shown.err
 
 
+def test_a_standstill_fails(tmp_path: Path) -> None:
+    shown = shell(
+        "prove", "--rounds", "1", "--senders", "1", "--receivers", "1", "--stop-hq",
+        "--patience", "8", "--json", *chosen("cut"), home=tmp_path,
+    )  # fmt: skip
+    proof = json.loads(shown.out)
+    assert shown.code == 1, (shown.err, proof)
+    assert not proof["good"]
+    first, hq, *others = proof["standstill"]
+    assert first.startswith("nothing happened for")
+    assert "is stopped by a signal" in hq
+    assert any("S1" in text and "confirms of HQ" in text for text in others)
+
+
 @pytest.mark.parametrize("name", ["R1", "S1", "HQ"])
 async def test_a_process_that_ends_by_itself_is_named(tmp_path: Path, name: str) -> None:
-    trial = Trial(
-        tmp_path, senders=1, receivers=1, rounds=1, seconds=0, seed=1, broken=False, say=print
-    )
-    trial.stage.output(name).write_text("the last thing it said")
-    trial.processes[name] = await _ended(3)
+    cast = Cast(tmp_path, senders=1, receivers=1, seed=1)
+    cast.stage.output(name).write_text("the last thing it said")
+    cast.processes[name] = await _ended(3)
     with pytest.raises(StageFailed, match=rf"{name} ended with 3:\nthe last thing it said"):
-        await trial.look_after()
+        await cast.look_after()
 
 
 async def test_an_hq_that_another_one_took_over_is_started_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     database = Database(Scratch("postgresql://nobody@127.0.0.1/nothing"))
-    trial = Trial(
-        tmp_path,
-        senders=1,
-        receivers=1,
-        rounds=1,
-        seconds=0,
-        seed=1,
-        broken=False,
-        say=print,
-        database=database,
-    )
-    trial.processes = {"HQ": await _ended(6), "HQ2": await _ended(0)}
+    cast = Cast(tmp_path, senders=1, receivers=1, seed=1, database=database)
+    cast.processes = {"HQ": await _ended(6), "HQ2": await _ended(0)}
     started: list[str] = []
 
     async def start(name: str) -> None:
         started.append(name)
 
-    monkeypatch.setattr(trial, "_start", start)
-    await trial.look_after()
+    monkeypatch.setattr(cast, "start", start)
+    await cast.look_after()
     assert started == ["HQ"]
-    trial.processes["R1"] = await _ended(0)
+    cast.processes["R1"] = await _ended(0)
     with pytest.raises(StageFailed, match="R1 ended unexpectedly"):
-        await trial.look_after()
-    trial.processes["R1"] = await _ended(6)
+        await cast.look_after()
+    cast.processes["R1"] = await _ended(6)
     with pytest.raises(StageFailed, match="R1 ended with 6"):
-        await trial.look_after()
+        await cast.look_after()
 
 
 async def _ended(code: int) -> trio.Process:

@@ -70,7 +70,7 @@ async def play(directory: Path, work: Work, database: list[str]) -> Result:
     )
     server, _ = await stage.start("HQ", "serve", str(hq))
     try:
-        await stage.enrol(admin, [directory / name for name in (*names[0], *names[1])])
+        await stage.enrol(admin, {name: directory / name for name in (*names[0], *names[1])})
         if work.wrap == "rsa":
             for name in names[1]:
                 await stage.run(name, "--home", str(directory / name), "keys", "generate", "--rsa")

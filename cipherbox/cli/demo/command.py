@@ -103,7 +103,7 @@ async def play(directory: Path, talk: bool, database: Scratch) -> Report:
     server = await _start_hq(stage, hq, admin, database)
     try:
         tell(f"{HQ} serves; its directory is {hq}")
-        await stage.enrol(admin, [directory / name for name in (*LABS, *QUEUES)])
+        await stage.enrol(admin, {name: directory / name for name in (*LABS, *QUEUES)})
         tell(f"enrolled by token: {', '.join([*LABS, *QUEUES])}")
         await _topology(admin)
         tell(f"exchange {EXCHANGE}: {', '.join(f'{key} -> {queue}' for queue, key in BINDINGS)}")
@@ -147,7 +147,7 @@ async def play_hostile(directory: Path, talk: bool) -> list[Scene]:
     stage, admin = Stage(directory), directory / "admin"
     server = await _start_hq(stage, directory / HQ, admin, Scratch(""))
     try:
-        await stage.enrol(admin, [directory / name for name in CLIENTS])
+        await stage.enrol(admin, {name: directory / name for name in CLIENTS})
         tell(f"{HQ} serves; enrolled by token: {', '.join(CLIENTS)}")
     except BaseException:
         await stage.stop(server)

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import attrs
 
@@ -13,7 +14,7 @@ from cipherbox.cli.scratch import Scratch, scratch
 from cipherbox.harness.postgres_servers import PAUSE, Server, find_programs, new_server
 
 LOCAL = "local"
-CUT, KILL, FAILOVER = "cutting sessions", "killing PostgreSQL", "failing over to the standby"
+SESSIONS, KILL, FAILOVER = "database sessions", "database kill", "failover"
 
 
 class Database:
@@ -22,7 +23,11 @@ class Database:
     def __init__(self, database: Scratch) -> None:
         self._scratch = database
         self.arguments = database.arguments
-        self.faults = [CUT]
+        self.faults = [SESSIONS]
+
+    def rows(self, query: str) -> list[list[Any]]:
+        """Return the rows of a query over HQ's views."""
+        return self._scratch.rows(query)
 
     def fault(self, what: str, down_s: float) -> None:
         from cipherbox.errors import CipherBoxError
@@ -49,7 +54,7 @@ class LocalDatabase(Database):
         except BaseException:
             self.remove()
             raise
-        self.faults = [CUT, KILL, FAILOVER]
+        self.faults = [SESSIONS, KILL, FAILOVER]
 
     @property
     def _standby(self) -> Server:

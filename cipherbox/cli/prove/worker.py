@@ -1,9 +1,10 @@
-"""A sender under trial: publishes numbered messages until it is killed or stopped, and logs those
-that HQ confirmed.
+"""A sender under trial: publishes numbered messages and files until it is killed or stopped, and
+logs what became of them.
 
-It may be killed at any instruction.  A message's number is logged before it is published, and is
-never used again; `ok` is written only after HQ's confirm.  So after any number of kills the log
-shows which messages were confirmed, and which may or may not have been sealed.
+It may be killed at any instruction.  A number is logged with its recipients and hash (`put`) before
+it is published, and is never used again; `kept` is written when the outbox has it, `ok` only after
+HQ's confirm.  So after any number of kills the log shows what was promised, and what may or may not
+have been sealed.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import os
 import random
-import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,17 +20,18 @@ import orjson
 import trio
 
 from cipherbox.cli.exits import Exit
-from cipherbox.errors import CipherBoxError
+from cipherbox.errors import CipherBoxError, Queued
 from cipherbox.portable import O_BINARY
 
 if TYPE_CHECKING:
     from cipherbox.client.client import Client
 
-LOG = "prove.log"
-CONFIRMED = b'"ok"'  # in a line of it
-TASKS = 3
+LOG, STATE = "prove.log", "state.json"
+PUBLISHING = "publishing"  # what its state says before it finishes
+CONFIRMED = b'"ok"'  # in a line of the log
 _LARGEST_BATCH = 20  # messages of one publish
 _LARGEST = 40_000  # characters of a filler
+_FILES = (0, 1_000, 100_000, 2_500_000)  # sizes: no part, one, and two
 
 
 def content_of(sender: str, number: int, filler: str) -> str:
@@ -49,80 +51,160 @@ def read_content(text: str) -> tuple[str, int] | None:
     return parts[0], int(parts[1])
 
 
-def read_log(path: Path) -> tuple[dict[int, list[str]], set[int]]:
-    """Return the recipients of every logged number, and the confirmed numbers."""
-    begun: dict[int, list[str]] = {}
-    confirmed: set[int] = set()
-    if path.exists():
-        for line in path.read_bytes().splitlines():
-            try:
-                row = orjson.loads(line)
-            except ValueError:
-                continue  # the process was killed in the middle of this line
-            numbers = range(row["first"], row["first"] + row["count"])
-            if row["what"] == "put":
-                begun.update(dict.fromkeys(numbers, row["to"]))
-            else:
-                confirmed.update(numbers)
-    return begun, confirmed
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of a sender's log, without lines that a kill cut off."""
+    rows = []
+    for line in path.read_bytes().splitlines() if path.exists() else []:
+        try:
+            rows.append(orjson.loads(line))
+        except ValueError:
+            continue
+    return rows
 
 
 async def work(home: Path) -> int:
-    """Publish until standard input ends, then wait until the outbox is empty."""
+    """Publish until standard input ends, then wait until everything is confirmed and signed for."""
     from cipherbox.client.client import open_client
 
-    task: dict[str, Any] = orjson.loads(await trio.to_thread.run_sync(sys.stdin.buffer.readline))
+    task: dict[str, Any] = orjson.loads(await trio.to_thread.run_sync(_line))
     async with open_client(
-        home, keep_trying=True, tries=3, timeout_s=5.0, pause_max_s=1.0
+        home, keep_trying=True, tries=3, timeout_s=task["timeout_s"], pause_max_s=1.0
     ) as client:
-        sender = _Sender(client, home / LOG, task["recipients"], random.Random(task["seed"]))  # noqa: S311
+        chance = random.Random(task["seed"])  # noqa: S311
+        sender = _Sender(client, Path(task["notes"]), task["recipients"], chance)
         async with trio.open_nursery() as nursery:
-            for _ in range(TASKS):
-                nursery.start_soon(sender.publish)
-            await trio.to_thread.run_sync(sys.stdin.buffer.read, abandon_on_cancel=True)
+            nursery.start_soon(sender.tell)
+            async with trio.open_nursery() as publishing:
+                publishing.start_soon(sender.publish)
+                publishing.start_soon(sender.publish)
+                publishing.start_soon(partial(sender.publish, wait=False))
+                publishing.start_soon(partial(sender.publish, stanza="ratchet"))
+                publishing.start_soon(sender.send_files)
+                await trio.to_thread.run_sync(_line, abandon_on_cancel=True)
+                publishing.cancel_scope.cancel()
+            await sender.finish()
             nursery.cancel_scope.cancel()
-        await sender.emptied()
     return Exit.OK
 
 
+def _line() -> bytes:
+    """Read standard input to the end of a line.  Not with `sys.stdin`, whose lock an abandoned
+    thread would hold when the program ends.
+    """
+    line = b""
+    while not line.endswith(b"\n") and (piece := os.read(0, 1)):
+        line += piece
+    return line
+
+
 class _Sender:
+    """``notes``: the directory of its log, its state and the files that it sends.  It is not in the
+    home, whose disk may lose power.
+    """
+
     def __init__(
-        self, client: Client, log: Path, recipients: list[str], chance: random.Random
+        self, client: Client, notes: Path, recipients: list[str], chance: random.Random
     ) -> None:
         self._client, self._recipients, self._chance = client, recipients, chance
-        self._next = max(read_log(log)[0], default=0) + 1
+        self._notes, log = notes, notes / LOG
+        self._next = max((row["first"] + row["count"] for row in read_log(log)), default=1)
         self._log = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | O_BINARY, 0o600)
         os.write(self._log, b"\n")  # after a line that a kill cut off
+        self._doing = PUBLISHING
 
-    def _write(self, what: str, first: int, count: int, to: list[str]) -> None:
-        row = {"what": what, "first": first, "count": count, "to": to}
+    def _write(self, what: str, first: int, count: int, **more: Any) -> None:
+        row = {"what": what, "first": first, "count": count, **more}
         os.write(self._log, orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE))
 
-    async def publish(self) -> None:
+    def _draw(self, count: int) -> tuple[int, list[str]]:
+        """Return the first of the next ``count`` numbers, and who receives them."""
+        first, self._next = self._next, self._next + count
+        chosen = self._chance.sample(
+            self._recipients, self._chance.randint(1, len(self._recipients))
+        )
+        return first, sorted(chosen)
+
+    async def publish(self, *, wait: bool = True, stanza: str | None = None) -> None:
         """Publish one or a few messages at a time, to one or several recipients, indefinitely."""
         chance, name = self._chance, self._client.client_id
+        kind = "message" if stanza is None else "session"
         while True:
             count = chance.choice((1, 1, chance.randint(1, _LARGEST_BATCH)))
-            first, self._next = self._next, self._next + count
-            to = sorted(chance.sample(self._recipients, chance.randint(1, len(self._recipients))))
+            first, to = self._draw(count)
             fillers = [
                 "x" * chance.choice((0, 100, chance.randint(0, _LARGEST))) for _ in range(count)
             ]
             contents = [content_of(name, first + i, filler) for i, filler in enumerate(fillers)]
-            self._write("put", first, count, to)
+            digests = [hashlib.sha256(content.encode()).hexdigest() for content in contents]
+            self._write("put", first, count, to=to, kind=kind, name="", sha256=digests)
             try:
-                await self._client.publish(contents, to=to)
-                self._write("ok", first, count, to)
+                await self._client.publish(contents, to=to, wait=wait, stanza=stanza)
+                self._write("ok" if wait else "kept", first, count)
+            except Queued:
+                self._write("kept", first, count)
             except CipherBoxError:
-                await trio.sleep(0.1)  # it is in the outbox, or was never sealed
-            await trio.sleep(chance.uniform(0, 0.02))
+                await trio.sleep(0.1)  # it was never sealed, for example without the keys for it
+            await trio.sleep(chance.uniform(0, 0.02 if wait and stanza is None else 0.1))
 
-    async def emptied(self) -> None:
-        """Wait until every sealed envelope is confirmed."""
-        sender = self._client.outbox()
+    async def send_files(self) -> None:
+        """Send files of no, one or two parts; first those that a kill interrupted."""
+        from cipherbox.client.publishing.files import send_file, send_unfinished
+
+        chance, name = self._chance, self._client.client_id
         while True:
+            try:
+                await send_unfinished(self._client, patient=True)
+            except CipherBoxError:
+                await trio.sleep(0.5)
+                continue
+            first, to = self._draw(1)
+            content = chance.randbytes(chance.choice(_FILES))
+            file = self._notes / f"{name}-{first}.bin"
+            file.write_bytes(content)
+            digest = hashlib.sha256(content).hexdigest()
+            self._write("put", first, 1, to=to, kind="file", name=file.name, sha256=[digest])
+            try:
+                await send_file(self._client, file, (file.name,), to, "application/octet-stream")
+                self._write("ok", first, 1)
+            except CipherBoxError:
+                await trio.sleep(0.1)
+            await trio.sleep(chance.uniform(0.1, 1.0))
+
+    async def finish(self) -> None:
+        """Wait until files are sent, envelopes confirmed, and every recipient has signed."""
+        from cipherbox.client.publishing.files import send_unfinished
+
+        sender = self._client.outbox()
+        self._doing = "sending its files"
+        while True:
+            try:
+                await send_unfinished(self._client, patient=True)
+                break
+            except CipherBoxError:
+                await trio.sleep(0.5)
+        self._doing = "emptying its outbox"
+        while await sender.store(sender.outbox.waiting, 0, 1 << 62, 1):
             sender.look()
-            waiting = await sender.store(sender.outbox.waiting, 0, 1 << 62, 1)
-            if not waiting:
-                return
             await trio.sleep(0.2)
+        self._doing = "waiting for receipts"
+        while await sender.store(sender.outbox.unsigned, 1):  # noqa: ASYNC110
+            await trio.sleep(0.2)  # the disk tells, whichever task of this process wrote it
+
+    async def tell(self) -> None:
+        """Say twice a second what it does and waits for, for whoever finds a standstill."""
+        connection, sender = self._client.connection, self._client.outbox()
+        while True:
+            waiting = await sender.store(sender.outbox.waiting, 0, 1 << 62, 1000)
+            unsigned = await sender.store(sender.outbox.unsigned, 1000)
+            trouble = connection.trouble or connection.failure
+            state = {
+                "doing": self._doing,
+                "waiting": len(waiting),
+                "unsigned": len(unsigned),
+                "connected": connection.current is not None,
+                "trouble": "" if trouble is None else str(trouble),
+            }
+            part = self._notes / "state.part"
+            part.write_bytes(orjson.dumps(state))
+            part.replace(self._notes / STATE)
+            await trio.sleep(0.5)

@@ -1,0 +1,197 @@
+"""The checker of `prove` finds each thing that can be wrong, in a report that is right; the watch
+says who waits for what.
+"""
+
+import ast
+import copy
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from cipherbox import portable
+from cipherbox.cli.prove import checker, watch
+from cipherbox.cli.prove.cast import Cast
+from cipherbox.cli.prove.faults import KINDS, skipped
+from cipherbox.cli.prove.watch import Standstill, Watch
+
+GOLDEN = Path(__file__).parent.parent / "golden" / "prove_report.json"
+SOURCE = Path(checker.__file__)
+Json = Any
+
+
+def report() -> Json:
+    return json.loads(GOLDEN.read_bytes())
+
+
+def s1(r: Json) -> Json:
+    return r["senders"]["S1"]
+
+
+def r1(r: Json) -> Json:
+    return r["receivers"]["R1"]["lines"]
+
+
+def swap(r: Json) -> None:
+    """Number 5, put after 1 was confirmed, arrives before it."""
+    lines = r1(r)
+    lines.insert(0, lines.pop())
+
+
+BROKEN: dict[str, tuple[str, Callable[[Json], Any]]] = {
+    "a confirmed message is missing": ("lost", lambda r: r1(r).pop(0)),
+    "a kept message is missing": ("lost", lambda r: r1(r).pop(2)),
+    "a message arrived twice": ("duplicated", lambda r: r1(r).append(r1(r)[3])),
+    "an id arrived twice": (
+        "duplicated",
+        lambda r: r1(r).append(dict(r1(r)[3], number=6, sha256=s1(r)["log"][7]["sha256"][0])),
+    ),
+    "what nobody put": ("unexpected", lambda r: r1(r)[0].update(number=99)),
+    "another one's message": ("unexpected", lambda r: r1(r)[0].update(number=4)),
+    "a number is put twice": ("unexpected", lambda r: s1(r)["log"].append(s1(r)["log"][0])),
+    "other content": ("changed", lambda r: r1(r)[0].update(sha256="00")),
+    "another file name": (
+        "changed",
+        lambda r: r["receivers"]["R2"]["lines"][2].update(name="S1-4 (2).bin"),
+    ),
+    "order": ("disordered", swap),
+    "something waits in an outbox": (
+        "undelivered",
+        lambda r: s1(r)["outbox"][0].update(state="waiting"),
+    ),
+    "a file is unfinished": (
+        "undelivered",
+        lambda r: s1(r)["transfers"][0].update(state="unfinished"),
+    ),
+    "no receipt": ("receipts", lambda r: s1(r)["outbox"][0]["receipts"].pop("R1")),
+    "a receipt that refuses": ("receipts", lambda r: s1(r)["outbox"][0]["receipts"].update(R1="x")),
+    "a receipt for what never arrived": ("receipts", lambda r: r1(r).pop()),
+    "an entry is wrong": ("log", lambda r: r["hq"]["log_wrong"].append("entry 3: changed")),
+    "not in the log": ("log", lambda r: r["hq"]["accepted"].pop(0)),
+    "accepted twice": ("log", lambda r: r["hq"]["accepted"].append(r["hq"]["accepted"][0])),
+    "another hash in the log": ("log", lambda r: r["hq"]["accepted"][0].update(sha256="00")),
+    "another entry than proven": ("log", lambda r: s1(r)["outbox"][4].update(entry=10)),
+    "a dead letter": (
+        "dead letters",
+        lambda r: r["hq"]["dead_letters"].append(
+            {"queue": "box.R1", "reason": "damaged", "sender": "S1"}
+        ),
+    ),
+    "not acknowledged": ("metadata", lambda r: r["hq"]["deliveries"][0].__setitem__(2, "waiting")),
+    "no record at HQ": ("metadata", lambda r: r["hq"]["deliveries"].pop(0)),
+    "an outbox forgot": ("metadata", lambda r: s1(r)["outbox"].pop(4)),
+    "memory": ("memory", lambda r: r["processes"]["HQ"][0].__setitem__(1, 1 << 30)),
+    "open files": ("open files", lambda r: r["processes"]["HQ"][1].__setitem__(2, 1000)),
+    "a standstill": ("standstill", lambda r: r["standstill"].append("nothing happened for 45 s")),
+}
+
+
+def test_the_golden_report_is_right() -> None:
+    found = checker.check(report())
+    assert found.problems == []
+    assert dict(found.counts) == {
+        "put": 8, "confirmed": 5, "kept": 1, "recovered": 1, "files": 1, "sessions": 1,
+        "receipts": 5, "log entries": 12,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_what_is_wrong_is_found(name: str) -> None:
+    rule, damage = BROKEN[name]
+    damaged = report()
+    damage(damaged)
+    assert rule in {found for found, _ in checker.check(damaged).problems}
+
+
+def test_a_file_that_is_no_report_is_refused(tmp_path: Path) -> None:
+    for damage in (lambda r: r.update(version=2), lambda r: r.pop("senders")):
+        damaged = copy.deepcopy(report())
+        damage(damaged)
+        with pytest.raises(ValueError, match="not a|incomplete"):
+            checker.check(damaged)
+
+
+def test_the_checker_needs_python_alone() -> None:
+    names = set()
+    for node in ast.walk(ast.parse(SOURCE.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names.add(str(node.module).partition(".")[0])
+    assert names <= sys.stdlib_module_names
+
+
+@pytest.mark.parametrize("good", [True, False])
+def test_the_checker_runs_alone(tmp_path: Path, good: bool) -> None:
+    (tmp_path / "checker.py").write_bytes(SOURCE.read_bytes())
+    shown = report()
+    if not good:
+        r1(shown).pop(0)
+    (tmp_path / "report.json").write_text(json.dumps(shown))
+    command = [sys.executable, "-I", "-S", "checker.py", "report.json"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == (0 if good else 1), done.stderr
+    assert "confirmed 5" in done.stdout
+    assert ("R1 never got number 1 of S1" in done.stdout) is not good
+
+
+def test_faults_that_cannot_be_played_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(portable, "is_root", lambda: False)
+    found = skipped(KINDS, ["database sessions"])
+    assert found["power cut"] == found["full disk"] == "needs root"
+    assert set(found) == {"power cut", "full disk", "database kill", "failover"}
+    assert skipped(("kill",), []) == {}
+
+
+async def test_a_standstill_says_who_waits_for_what(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch, "LOOK_S", 0.001)
+    cast = Cast(tmp_path, senders=1, receivers=1, seed=1)
+    seen = Watch(cast, time.monotonic(), patience_s=0.2)
+    for name in cast.names:
+        cast.processes[name] = await trio.lowlevel.open_process(
+            [sys.executable, "-c", "import threading; threading.Event().wait(600)"]
+        )
+    cast.notes("S1").mkdir()
+    state = {"doing": "publishing", "waiting": 3, "unsigned": 2, "connected": False, "trouble": "x"}
+    (cast.notes("S1") / "state.json").write_text(json.dumps(state))
+    try:
+        portable.stop_process(cast.processes["HQ"].pid)
+        with trio.fail_after(60):
+            while not portable.is_stopped(cast.processes["HQ"].pid):
+                await trio.sleep(0.01)
+            with pytest.raises(Standstill) as caught:
+                await seen.confirmed()
+    finally:
+        await cast.end()
+    first, hq, sender, receiver = caught.value.args
+    assert first.startswith("nothing happened for")
+    assert "is stopped by a signal" in hq
+    assert "waits for 3 confirms of HQ and for receipts of 2 envelopes" in sender
+    assert "it is not connected to HQ (x)" in sender
+    assert "R1" in receiver
+    assert "has 0 messages" in receiver
+
+
+async def test_what_an_outbox_takes_is_no_progress(tmp_path: Path) -> None:
+    cast = Cast(tmp_path, senders=1, receivers=1, seed=1)
+    seen = Watch(cast, time.monotonic(), patience_s=0.0)
+    cast.notes("S1").mkdir()
+    log, state = cast.notes("S1") / "prove.log", cast.notes("S1") / "state.json"
+    seen.judge()
+    log.write_text('{"what":"kept","first":1,"count":1}\n')
+    state.write_text(json.dumps({"doing": "publishing", "waiting": 5}))
+    with pytest.raises(Standstill):
+        seen.judge()
+    with log.open("a") as file:
+        file.write('{"what":"ok","first":1,"count":1}\n')
+    seen.judge()
+    state.write_text(json.dumps({"doing": "emptying its outbox", "waiting": 4}))
+    seen.judge()
