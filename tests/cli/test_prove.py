@@ -113,7 +113,7 @@ def test_a_file_that_is_no_report_is_refused(tmp_path: Path) -> None:
     for damage in (lambda r: r.update(version=2), lambda r: r.pop("senders")):
         damaged = copy.deepcopy(report())
         damage(damaged)
-        with pytest.raises(ValueError, match="not a|incomplete"):
+        with pytest.raises(ValueError, match=r"not a|incomplete"):
             checker.check(damaged)
 
 
