@@ -171,7 +171,7 @@ class Check:
                 if outcome != "opened":
                     self._wrong("receipts", f"{what}: {recipient}: {outcome}")
                 missing = set(_message_ids(row)) - self.ids.get(recipient, set())
-                if missing and not row["manifest"] and outcome == "opened":
+                if missing and not row["box"] and outcome == "opened":
                     self._wrong("receipts", f"{recipient} signed for {what} and does not have it")
                 self.counts["receipts"] += outcome == "opened"
 
@@ -219,9 +219,8 @@ class Check:
                 known.add(row["envelope"])
                 if row["state"] != "confirmed" or row["part"]:
                     continue
-                box = ".bulk" if row["manifest"] else ""
                 wrong = {
-                    states.get((one, f"box.{recipient}{box}"), "unknown")
+                    states.get((one, f"box.{recipient}{row['box']}"), "unknown")
                     for one in _message_ids(row)
                     for recipient in row["to"]
                 } - {"acknowledged"}

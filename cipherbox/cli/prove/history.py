@@ -90,12 +90,10 @@ async def sender_seen(cast: Cast, name: str) -> Json:
         sender = client.outbox()
         box = sender.outbox
         transfers = await sender.store(Transfers(box).all, _ALL)
-        manifests = {transfer.manifest for transfer in transfers}
         rows: list[Row] = await sender.store(box.newest, _ALL)
         outbox = [
             _outbox_row(
                 row,
-                row.envelope_id in manifests,
                 await sender.store(box.outcomes, row.number),
                 await sender.store(box.proof, row.number),
             )
@@ -110,7 +108,7 @@ async def sender_seen(cast: Cast, name: str) -> Json:
     }
 
 
-def _outbox_row(row: Row, manifest: bool, outcomes: Any, proof: Any) -> Json:
+def _outbox_row(row: Row, outcomes: Any, proof: Any) -> Json:
     return {
         "envelope": row.envelope_id.hex(),
         "generation": row.generation,
@@ -120,7 +118,7 @@ def _outbox_row(row: Row, manifest: bool, outcomes: Any, proof: Any) -> Json:
         "state": STATES[row.state],
         "why": row.reason,
         "part": row.transfer is not None,
-        "manifest": manifest,
+        "box": row.routing_key,
         "entry": proof[0] if proof is not None else 0,
         "receipts": {
             recipient: outcome_code(next((one for one in messages if one), outcome))
