@@ -69,6 +69,10 @@ BROKEN: dict[str, tuple[str, Callable[[Json], Any]]] = {
         "undelivered",
         lambda r: s1(r)["transfers"][0].update(state="unfinished"),
     ),
+    "a file that was only put": (
+        "lost",
+        lambda r: (r["receivers"]["R2"]["lines"].pop(), s1(r)["log"].pop(5)),
+    ),
     "no receipt": ("receipts", lambda r: s1(r)["outbox"][0]["receipts"].pop("R1")),
     "a receipt that refuses": ("receipts", lambda r: s1(r)["outbox"][0]["receipts"].update(R1="x")),
     "a receipt for what never arrived": ("receipts", lambda r: r1(r).pop()),

@@ -48,6 +48,7 @@ class Check:
         self.puts: dict[tuple[str, int], Json] = {}  # (sender, number) -> its put, with places
         self.arrived: dict[str, Counter[tuple[str, int]]] = {}
         self.ids: dict[str, set[str]] = {}  # receiver -> message ids
+        self.files: dict[str, set[tuple[str, str]]] = {}  # receiver -> (sender, file name)
         for text in report["standstill"]:
             self._wrong("standstill", text)
         for name, sender in report["senders"].items():
@@ -104,6 +105,7 @@ class Check:
             if line["name"] != put["name"]:
                 self._wrong("changed", f"{name} has {put['name']} of {key[0]} as {line['name']}")
         self.ids[name] = set(ids)
+        self.files[name] = {(line["from"], line["name"]) for line in lines if line["name"]}
         doubled = {key: count for key, count in found.items() if count > 1}
         for key, count in doubled.items():
             self._wrong(
@@ -159,6 +161,10 @@ class Check:
                 self._wrong(
                     "undelivered", f"{sender}: the file {transfer['name']} is {transfer['state']}"
                 )
+                continue
+            for recipient in transfer["to"]:
+                if (sender, transfer["name"]) not in self.files.get(recipient, ()):
+                    self._wrong("lost", f"{recipient} never got {transfer['name']} of {sender}")
         for row in seen["outbox"]:
             what = f"envelope {row['envelope']} of {sender}"
             if row["state"] != "confirmed":

@@ -103,7 +103,12 @@ async def sender_seen(cast: Cast, name: str) -> Json:
         "log": read_log(cast.notes(name) / LOG),
         "outbox": outbox,
         "transfers": [
-            {"name": "/".join(one.path), "state": _TRANSFER_STATES[one.state]} for one in transfers
+            {
+                "name": "/".join(one.path),
+                "state": _TRANSFER_STATES[one.state],
+                "to": list(one.recipients),
+            }
+            for one in transfers
         ],
     }
 
