@@ -119,7 +119,7 @@ class Limits:
     certificates_per_client: int = 16
     # reserved for acks and deletions while publishes are refused
     disk_reserve_bytes: int = 64 * 1024 * 1024
-    # additional free space required before publishes are accepted again
+    # free space beside the reserve before publishes are accepted again after a full disk
     disk_resume_bytes: int = 128 * 1024 * 1024
     deliveries: int = 20  # of one envelope; then it is a dead letter
     watermark_ms: int = 400 * 24 * 3600 * 1000  # how long records of ids are kept

@@ -2,12 +2,17 @@
 
 Writes are atomic and durable: a new file beside the old one, synced and renamed over it, the
 directory synced.  Every command imports this module, so it imports what is slow to import late.
+
+A killed write leaves that new file, the part, which may hold a secret.  Its writer holds a lock on
+it, which ends with the process: a part that nobody has locked is abandoned, however the clock
+stands.  The next write of the same file removes it, and so does `doctor`.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import re
 import signal
 import stat
 import sys
@@ -25,6 +30,9 @@ O_BINARY = getattr(os, "O_BINARY", 0)  # for os.open: Windows would change the e
 CREDENTIALS_VARIABLE = "CREDENTIALS_DIRECTORY"  # systemd.exec(5)
 # of the kernel's fs/ext4/ext4.h: _IOR('X', 125, __u32), and do not flush the journal
 _FS_IOC_SHUTDOWN, _NO_LOG_FLUSH = 0x8004587D, (2).to_bytes(4, sys.byteorder)
+PART = ".part"  # ends the name of what is not finished
+_PART_OF = 40  # characters of a file's name that the name of its part begins with
+_PART_NAME = re.compile(r"\.(.+)\.[a-z0-9_]{8}" + re.escape(PART), re.DOTALL)
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # of glibc's malloc.h
 
 
@@ -70,18 +78,20 @@ def sync_file(path: Path) -> None:
 
 def write_atomic(path: Path, data: bytes, mode: int = 0o644) -> None:
     """Replace a file atomically; the new contents are durable when this returns."""
-    import tempfile
-
     name = ""
     try:
-        fd, name = tempfile.mkstemp(prefix=f".{path.name[:40]}.", dir=path.parent)
+        remove_parts(path.parent, path.name)
+        fd, name = _new_part(path)
         with os.fdopen(fd, "wb") as file:
             if not WINDOWS:
                 os.fchmod(file.fileno(), mode)
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(name, path)
+            if not WINDOWS:  # there an open file cannot be renamed; here it stays locked until then
+                os.replace(name, path)
+        if WINDOWS:
+            os.replace(name, path)
     except BaseException as error:
         if name:
             with suppress(OSError):
@@ -91,6 +101,66 @@ def write_atomic(path: Path, data: bytes, mode: int = 0o644) -> None:
             error.filename, error.filename2 = str(path), None
         raise
     sync_directory(path.parent)
+
+
+def _new_part(path: Path) -> tuple[int, str]:
+    """Create the part of a file, private and locked by this process."""
+    import tempfile
+
+    while True:
+        fd, name = tempfile.mkstemp(PART, f".{path.name[:_PART_OF]}.", path.parent)
+        if not WINDOWS:
+            import fcntl
+
+            with suppress(OSError):  # a file system without locks: nobody removes its parts
+                fcntl.flock(fd, fcntl.LOCK_EX)
+            if not os.fstat(fd).st_nlink:  # removed before it was locked
+                os.close(fd)
+                continue
+        return fd, name
+
+
+def parts_in(directory: Path, name: str = "") -> list[Path]:
+    """Return the parts of files in a directory, of the file ``name`` alone if given."""
+    found = []
+    with suppress(OSError):
+        for entry in os.scandir(directory):
+            part = _PART_NAME.fullmatch(entry.name)
+            if part and name[:_PART_OF] in ("", part[1]) and entry.is_file(follow_symlinks=False):
+                found.append(Path(entry.path))
+    return sorted(found)
+
+
+def is_part(name: str) -> bool:
+    """Return whether a file has the name of a part, which may be gone the next moment."""
+    return _PART_NAME.fullmatch(name) is not None
+
+
+def remove_parts(directory: Path, name: str = "") -> list[Path]:
+    """Remove abandoned parts as `parts_in` finds them, and return their paths."""
+    return [part for part in parts_in(directory, name) if _remove_abandoned(part)]
+
+
+def _remove_abandoned(part: Path) -> bool:
+    try:
+        fd = os.open(part, os.O_RDWR | O_BINARY | getattr(os, "O_NOFOLLOW", 0))
+    except OSError:
+        return False
+    try:
+        if not _try_lock(fd):
+            return False
+        if not WINDOWS:
+            part.unlink()
+    except OSError:
+        return False
+    finally:
+        os.close(fd)
+    if WINDOWS:  # where an open file cannot be removed, neither here nor while it is written
+        try:
+            part.unlink()
+        except OSError:
+            return False
+    return True
 
 
 def replace_file(source: Path, target: Path) -> None:
@@ -191,6 +261,9 @@ def lock_file(path: Path, what: str) -> Iterator[None]:
     """
     fd = os.open(path, os.O_RDWR | os.O_CREAT | O_BINARY, 0o600)
     try:
+        if is_root():  # keep it writable for the directory's owner
+            there = path.parent.stat()
+            give_to(path, (there.st_uid, there.st_gid))
         if not _try_lock(fd):
             holder = os.pread(fd, 32, 0).decode("ascii", "replace").strip() if not WINDOWS else ""
             who = f" (process {holder})" if holder.isdigit() else ""

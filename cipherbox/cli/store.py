@@ -132,9 +132,13 @@ def store_copy(directory: Path, to: str, switch: bool, as_json: bool) -> None:
     from cipherbox.portable import lock_file
     from cipherbox.server.operations.backup import copy_store
     from cipherbox.server.operations.check import LOCK
+    from cipherbox.server.operations.open_store import is_same_database
 
     config = load_server_config(directory)
     target: ServerConfig = attrs.evolve(config, database=database_settings(to))
+    if is_same_database(config.database, target.database):
+        say(f"HQ uses this database already: cipherbox serve {directory}")
+        return
     with lock_file(config.directory / LOCK, f"HQ's directory {config.directory}"):
         with progress(silent=as_json) as tell:
             sums = copy_store(config, target, tell)

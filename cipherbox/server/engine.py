@@ -101,7 +101,7 @@ class Engine:
         self._next_connection = 1
         self._calls = OwnCalls(self.post)
         self._full_until = 0.0
-        self._disk_full = False
+        self._disk_full = not store.room(0)
         # trio's time since which a write or load of the store has been pending
         self._store_since: float | None = None
         self.turns = 0  # of the task: at least one per second, unless a commit hangs
@@ -246,10 +246,10 @@ class Engine:
         self._pages = []
         need = sum(i.size + _ROW_BYTES for c in batch if isinstance(c, m.Publish) for i in c.items)
         room, facts = True, Facts()
-        ask = need if need and self._store.free_bytes() < need + PLENTY_BYTES else 0
+        plenty = not self._disk_full and self._store.free_bytes() >= need + PLENTY_BYTES
+        ask = 0 if plenty else need
         if ask or wanted != RequiredFacts():
-            more = self._limits.disk_resume_bytes if self._disk_full and ask else 0
-            room, facts = await self.in_store(self._read_facts, ask + more, wanted)
+            room, facts = await self.in_store(self._read_facts, ask, wanted)
         if need:
             self._note_disk(full=not room or trio.current_time() < self._full_until)
         if need and (self._disk_full or self.draining):

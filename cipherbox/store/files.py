@@ -74,6 +74,9 @@ class Files:
     def free_bytes(self, path: Path) -> int:
         return portable.free_bytes(path)
 
+    def truncate(self, path: Path, size: int) -> None:
+        os.truncate(path, size)
+
     def allocate(self, path: Path, size: int) -> None:
         """Make a file occupy ``size`` bytes on the disk, keeping its contents."""
         with path.open("ab") as file:

@@ -214,6 +214,9 @@ class Store(Protocol):
     # see `copying`: into an empty store
     def fill(self, table: str, rows: Sequence[Row]) -> None: ...
 
+    # deletes everything but the store's own settings: what a killed copy left
+    def empty(self) -> None: ...
+
     # renews the writer's lease every few seconds; Fenced if another process has taken it
     def renew(self) -> None: ...
 

@@ -1,8 +1,17 @@
 """The disk reserve for acks, and whether there is room for more envelopes.
 
 The reserve is a file that occupies space.  When the disk is full the file is deleted, so that acks,
-deletes and revocations still commit; it is created again when there is room.  Without the reserve
-no new envelope is accepted.
+deletes and revocations still commit; it is created again when there is room.
+
+Rules:
+
+1. Envelopes are accepted while the reserve is whole and they fit beside it: each byte is written to
+   the log or the spool, and at most once more to the database.  `_MARGIN` stays free besides, for
+   other programs.
+2. Once they did not fit, the reserve is not whole: it lacks its last page, or is gone.  It is made
+   whole, and envelopes are accepted again, when ``resume`` bytes are free beside it.
+3. So the file itself says whether HQ refuses envelopes, and a restart changes nothing.  The same
+   holds for the first start: a disk that has less than ``resume`` beside the reserve is full.
 
 A database does not shrink when its envelopes are acknowledged: it keeps empty pages.  They count as
 room, otherwise a store that was full once would refuse envelopes forever.  The write-ahead log and
@@ -24,8 +33,8 @@ from pathlib import Path
 
 from cipherbox.store.files import Files
 
-_SMALLEST = 2  # half of the intended size is enough while the disk is nearly full
 _MARGIN = 8  # an eighth of it is left free as well, for other programs
+_PAGE = 4096  # what it lacks while envelopes are refused
 FRESH_S = 1.0
 PLENTY_BYTES = 256 * 1024 * 1024
 
@@ -34,10 +43,17 @@ class Reserve:
     """The reserve: a file of ``size`` bytes.  Methods that access the disk raise OSError."""
 
     def __init__(
-        self, path: Path, size: int, files: Files, now: Callable[[], float] = time.monotonic
+        self,
+        path: Path,
+        size: int,
+        files: Files,
+        now: Callable[[], float] = time.monotonic,
+        *,
+        resume: int = 0,
     ) -> None:
         self.path = path
         self._size = size
+        self._resume = resume
         self._files = files
         self._now = now
         self._known_free = 0  # as the disk said, less what was committed since
@@ -74,21 +90,25 @@ class Reserve:
         return self._ask() < self._size // _MARGIN
 
     def make(self) -> bool:
-        """Create or enlarge the file if the disk has twice the space; return whether it
-        is enough.
+        """Create or enlarge the file if ``resume`` bytes are left beside it; return whether it is
+        whole.
         """
         held = self._files.size(self.path)
-        if held < self._size:
-            size = min(self._size, held + self._ask() // 2)
-            if size == self._size or (size > held and held < self._size // _SMALLEST <= size):
-                try:
-                    self._files.allocate(self.path, size)
-                    held = size
-                except OSError:
-                    self.release()
-                    held = 0
+        if held < self._size and self._ask() >= self._size - held + self._resume:
+            try:
+                self._files.allocate(self.path, self._size)
+                held = self._size
+            except OSError:
+                self.release()
+                held = 0
         self._made_until = self._now() + FRESH_S if held >= self._size else -inf
-        return held >= self._size // _SMALLEST
+        return held >= self._size
+
+    def refuse(self) -> None:
+        """Take a page from the reserve: envelopes are refused until it is made whole."""
+        self.forget()
+        if self._files.size(self.path) >= self._size:
+            self._files.truncate(self.path, max(0, self._size - _PAGE))
 
     def release(self) -> None:
         self.forget()
@@ -98,8 +118,6 @@ class Reserve:
     def room(self, size_bytes: int, spare_bytes: int) -> bool:
         """Return whether there is room for envelopes; ``spare_bytes`` are the database's empty
         pages.
-
-        Each byte is written to the log or the spool, and at most once more to the database.
         """
         if not self.make():
             return False

@@ -29,6 +29,7 @@ SHARED_BYTES = 4 * 1024 * 1024
 _SUFFIX = ".spool"
 _TRIES = 10  # for a snapshot while HQ is busy
 NAME = re.compile(r"[0-9]+-[0-9]+\.spool", re.ASCII)  # of a file that a row may name
+LINKS, LINKS_NAME = "spool.", re.compile(r"spool\.[0-9a-f]{12}", re.ASCII)
 
 
 class Place(NamedTuple):
@@ -96,17 +97,24 @@ class SpoolSnapshot:
 
     All files are linked before the database's snapshot begins and again after it.  If the snapshot
     names a file that was created and deleted in between, it is taken again.
+
+    ``still``: nobody writes this store, so no links are needed, and the disk may be read-only.  A
+    killed process leaves its links, which keep the space of deleted files: `link_directories`.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, still: bool = False) -> None:
         self._spool = directory / "spool"
-        self._links = directory / f"spool.{secrets.token_hex(6)}"
+        self._still = still
+        self._links = self._spool if still else directory / f"{LINKS}{secrets.token_hex(6)}"
         self._files = Files()
 
     def take(self, begin: Callable[[], Iterable[str]], undo: Callable[[], None]) -> None:
         """Take a snapshot: ``begin`` begins the database's and returns the files it names, ``undo``
         ends it.  Raise StoreUnavailable if HQ is too busy.
         """
+        if self._still:
+            begin()
+            return
         private_dir(self._links)
         missing: set[str] = set()
         for _ in range(_TRIES):
@@ -138,7 +146,13 @@ class SpoolSnapshot:
 
     def close(self) -> None:
         """Remove the links."""
-        shutil.rmtree(self._links, ignore_errors=True)
+        if not self._still:
+            shutil.rmtree(self._links, ignore_errors=True)
+
+
+def link_directories(directory: Path) -> list[Path]:
+    """Return the links of snapshots: of those being read now, and of those that were killed."""
+    return sorted(path for path in directory.glob(f"{LINKS}*") if LINKS_NAME.fullmatch(path.name))
 
 
 def _groups(bodies: Sequence[bytes]) -> Iterable[list[bytes]]:

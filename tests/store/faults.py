@@ -13,7 +13,7 @@ from cipherbox.limits import LIMITS
 from cipherbox.store.files import Files
 from cipherbox.store.sqlite.store import SqliteStore, open_store
 
-SMALL_RESERVE = attrs.evolve(LIMITS, disk_reserve_bytes=64 * 1024)
+SMALL_RESERVE = attrs.evolve(LIMITS, disk_reserve_bytes=64 * 1024, disk_resume_bytes=512 * 1024)
 PLENTY = 1 << 40
 
 

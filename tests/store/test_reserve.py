@@ -14,6 +14,22 @@ SIZE = 64 * 1024
 MARGIN = SIZE // 8
 
 
+RESUME = 4 * SIZE
+
+
+class Disk(Faulty):
+    """A disk of ``total`` bytes, of which others have ``used`` and the reserve what it has."""
+
+    def __init__(self, path: Path, total: int) -> None:
+        super().__init__()
+        self.path, self.total, self.used = path, total, 0
+
+    def free_bytes(self, path: Path) -> int:
+        super().free_bytes(path)
+        held = self.path.stat().st_size if self.path.exists() else 0
+        return self.total - self.used - held
+
+
 def reserve(tmp_path: Path, free: int) -> tuple[Reserve, Faulty]:
     files = Faulty()
     files.free = free
@@ -61,40 +77,59 @@ def test_what_is_known_of_the_disk_ends_with_the_reserve_or_an_error(tmp_path: P
     assert not held.plenty(1)
 
 
-def test_half_a_reserve_is_not_plenty(tmp_path: Path) -> None:
-    held, files = reserve(tmp_path, SIZE)
-    assert held.make()
+def test_a_reserve_that_is_not_whole_is_not_plenty(tmp_path: Path) -> None:
+    held, files = reserve(tmp_path, SIZE - 1)
+    assert not held.make()
     files.free = 2 * PLENTY_BYTES
     held.forget()
     assert not held.plenty(1)
-    assert held.room(1, 0)  # makes all of it
+    assert held.room(1, 0)  # makes it
+    assert held.path.stat().st_blocks * 512 >= SIZE  # it really takes the space
     assert held.plenty(1)
 
 
-@pytest.mark.parametrize(
-    ("free", "size", "made"),
-    [(0, 0, False), (SIZE - 2, 0, False), (SIZE, SIZE // 2, True), (2 * SIZE, SIZE, True)],
-)
-def test_it_takes_at_most_half_of_what_is_free(
-    tmp_path: Path, free: int, size: int, made: bool
-) -> None:
-    held, _ = reserve(tmp_path, free)
-    assert held.make() is made
-    assert held.path.exists() is bool(size)
-    if size:
-        assert held.path.stat().st_size == size
-        assert held.path.stat().st_blocks * 512 >= size  # it really takes the space
+def test_one_rule_says_when_envelopes_are_taken_again(tmp_path: Path) -> None:
+    """Byte by byte: refused from the envelope that did not fit, taken from `resume` bytes beside
+    the reserve on, and a restart changes nothing, wherever the disk stands.
+    """
+    disk = Disk(tmp_path / "reserve", SIZE + RESUME)
+
+    def start() -> Reserve:
+        return Reserve(disk.path, SIZE, disk, resume=RESUME)
+
+    def states(free: int) -> set[bool]:
+        """Whether there is room with so many bytes free: of the running one, and after a start."""
+        nonlocal held
+        disk.used = 0
+        disk.used = disk.free_bytes(disk.path) - free
+        running = held.room(1, 0)
+        held = start()
+        held.make()
+        return {running, held.room(1, 0)}
+
+    held = start()
+    assert held.room(1, 0)  # the first start: the whole rule, to the byte
+    assert states(MARGIN + 2) == {True}
+    assert states(MARGIN + 1) == {False}
+    held.refuse()
+    assert states(MARGIN + 2) == {False}
+    lacks = SIZE - disk.path.stat().st_size
+    assert 0 < lacks <= 4096
+    assert states(RESUME + lacks - 1) == {False}
+    assert states(RESUME + lacks) == {True}
+    assert states(MARGIN + 2) == {True}
+    held.release()  # acks took it
+    assert states(SIZE + RESUME - 1) == {False}
+    assert states(SIZE + RESUME) == {True}
 
 
-def test_it_grows_when_there_is_room_for_all_of_it(tmp_path: Path) -> None:
-    held, files = reserve(tmp_path, SIZE)
-    held.make()
-    files.free = SIZE - 2
-    assert held.make()
-    assert held.path.stat().st_size == SIZE // 2  # not bit by bit
-    files.free = 10 * SIZE
-    held.make()
-    assert held.path.stat().st_size == SIZE
+def test_a_first_start_needs_what_is_needed_after_a_full_disk(tmp_path: Path) -> None:
+    disk = Disk(tmp_path / "reserve", SIZE + RESUME - 1)
+    held = Reserve(disk.path, SIZE, disk, resume=RESUME)
+    assert not held.make()
+    assert not held.room(0, 1 << 30)
+    disk.total += 1
+    assert held.room(1, 0)
 
 
 def test_a_disk_that_does_not_give_it_leaves_none(tmp_path: Path) -> None:

@@ -193,10 +193,20 @@ def test_without_room_publishes_are_refused_and_acks_taken(tmp_path: Path) -> No
     with pytest.raises(DiskFull):
         store.commit(mixed(7), store.epoch)
     store.commit(acknowledged(1, 2, 3, 4, 5, 6), store.epoch)
-    # there was no need
-    assert (tmp_path / RESERVE).stat().st_size == SMALL_RESERVE.disk_reserve_bytes
-    files.free = PLENTY
+    # there was no need; it lacks the page that says that envelopes are refused
+    assert (tmp_path / RESERVE).stat().st_size == SMALL_RESERVE.disk_reserve_bytes - 4096
+    files.free = SMALL_RESERVE.disk_resume_bytes
+    assert not store.room(1)
+    store.close()
+    store = opened(tmp_path, files)
+    assert not store.room(1)
+    with pytest.raises(DiskFull):
+        store.commit(published(7), store.epoch)
+    files.free = SMALL_RESERVE.disk_resume_bytes + 4096
+    store.close()
+    store = opened(tmp_path, files)
     store.commit(published(7), store.epoch)
+    assert (tmp_path / RESERVE).stat().st_size == SMALL_RESERVE.disk_reserve_bytes
 
 
 @pytest.mark.parametrize("kind", ["ack", "setting"])
@@ -275,7 +285,7 @@ def test_a_disk_that_was_filled_behind_a_fresh_answer_loses_nothing(
     assert store.free_bytes() == 0
     with pytest.raises(DiskFull, match="no new envelopes"):
         store.commit(published(3, b"L" * LARGE), store.epoch)
-    assert (tmp_path / RESERVE).stat().st_size == SMALL_RESERVE.disk_reserve_bytes
+    assert (tmp_path / RESERVE).stat().st_size == SMALL_RESERVE.disk_reserve_bytes - 4096
     store.commit(acknowledged(1, 2), store.epoch)
     assert spool_names(tmp_path) == []
     files.free = PLENTY

@@ -26,6 +26,7 @@ from cipherbox.cli.doctor.findings import (
     findings_of,
     opening,
 )
+from cipherbox.cli.doctor.leftovers import check, of_client
 from cipherbox.errors import BundleError, CipherBoxError, NetworkError, PasswordError, StoreError
 
 if TYPE_CHECKING:
@@ -43,8 +44,8 @@ _PROXY = "correct [line] in client.toml, or HTTPS_PROXY"
 _JOIN = "ask the admin for a token (cipherbox enroll) and run: cipherbox join"
 
 
-def look(ctx: click.Context, home: Path) -> list[Finding]:
-    """Return all findings about the client in ``home``."""
+def look(ctx: click.Context, home: Path, *, clean: bool = False) -> list[Finding]:
+    """Return all findings about the client in ``home``; with ``clean`` remove leftovers."""
     from cipherbox.client.home import replaced
     from cipherbox.config.settings import CLIENT_FILE, load_client_config
 
@@ -57,6 +58,7 @@ def look(ctx: click.Context, home: Path) -> list[Finding]:
         begun.append(Finding(BAD, "home", f"this home was replaced: {why}", _REPLACED))
     files = collect([("files", lambda: _files(config))])
     checks: list[tuple[str, Check]] = [
+        ("leftovers", lambda: check(of_client(config), "cipherbox doctor", clean=clean)),
         ("certificates", lambda: _certificates(config)),
         ("disk", lambda: disk([config.home])),
         ("network", lambda: _addresses(config)),

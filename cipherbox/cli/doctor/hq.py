@@ -1,5 +1,5 @@
-"""`doctor` on HQ's machine: check everything that `serve` needs, and change nothing.  HQ may be
-running.
+"""`doctor` on HQ's machine: check everything that `serve` needs, and change nothing but leftovers.
+HQ may be running.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from cipherbox.cli.doctor.findings import (
     findings_of,
     opening,
 )
+from cipherbox.cli.doctor.leftovers import check, of_hq
 from cipherbox.errors import Busy, CipherBoxError, ConfigError, Problem
 
 if TYPE_CHECKING:
@@ -36,14 +37,18 @@ CA_SOON_DAYS = 365  # a root key has to come out of a safe
 _SPARE_FILES = 256  # beside one for each connection
 
 
-def look(directory: Path) -> list[Finding]:
-    """Return all findings about the HQ in ``directory``."""
+def look(directory: Path, *, clean: bool = False) -> list[Finding]:
+    """Return all findings about the HQ in ``directory``; with ``clean`` remove leftovers."""
     from cipherbox.config.settings import load_server_config
     from cipherbox.portable import is_locked
     from cipherbox.server.ca.credentials import check_answered
     from cipherbox.server.operations.check import LOCK
+    from cipherbox.server.operations.setup import is_unfinished
 
     begun, config = opening(directory, load_server_config)
+    if is_unfinished(directory):
+        text = f"`init` or a restore into {directory} was killed, or is running"
+        begun.append(Finding(BAD, "leftovers", text, "run it again: it starts anew"))
     if config is None:
         return begun
     begun.append(Finding(GOOD, "settings", f"{config.file} is in order"))
@@ -68,6 +73,7 @@ def look(directory: Path) -> list[Finding]:
                 [config.database.path.parent, config.logging.directory or config.directory]
             ),
         ),
+        ("leftovers", lambda: _leftovers(config, clean=clean)),
         *secrets,
         ("ports", lambda: _ports(config, running=running)),
         ("network", lambda: _path(config, running=running)),
@@ -98,6 +104,16 @@ def _files(config: ServerConfig) -> Iterator[Finding]:
         return
     for why in filter(None, places(config)):
         yield finding("rights", why)
+
+
+def _leftovers(config: ServerConfig, *, clean: bool) -> Iterator[Finding]:
+    from cipherbox.server.operations.backup import MANIFEST, unfinished_backups
+
+    yield from check(of_hq(config), f"cipherbox doctor {config.directory}", clean=clean)
+    for path in unfinished_backups(config, config.directory.parent):
+        if (path / MANIFEST).exists():
+            text = f"{path} is a complete backup whose command was killed before it was named"
+            yield Finding(WARN, "leftovers", text, "rename it; the next backup there removes it")
 
 
 def _keys(config: ServerConfig) -> Iterator[Finding]:

@@ -215,7 +215,8 @@ def uninstall(
     manifest = steps.manifest_of(
         places.at(places.base) / (read_pointer(places.at(places.current)) or "none")
     )
-    if not manifest and not purge:
+    # without a manifest the rest is what a killed `uninstall` left
+    if not manifest and not purge and not places.at(places.base).exists():
         raise ConfigError(f"nothing is installed in {places.base}")
     server = places.system and (steps.is_server(manifest.get("parts", [])) or not client)
     if server and client:

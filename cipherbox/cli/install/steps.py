@@ -34,6 +34,7 @@ from cipherbox.cli.install.programs import call
 from cipherbox.cli.install.schemas import known_schemas
 from cipherbox.cli.install.source import ProgramSource
 from cipherbox.errors import ConfigError
+from cipherbox.ops.unpack import sync_files
 from cipherbox.portable import WINDOWS, give_to, ids_of, sync_directory, write_atomic
 
 LAUNCHER = """#!{python} -Ps
@@ -100,6 +101,7 @@ def tree_step(
             )
             _readable(part)
             (part / "bin" / "cipherbox").chmod(0o755)
+            sync_files(part)
             old = tree.with_name(f".part-old-{name}")
             shutil.rmtree(old, ignore_errors=True)
             if tree.exists():

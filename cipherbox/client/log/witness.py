@@ -43,13 +43,14 @@ def load_key(home: Home) -> nacl.signing.SigningKey:
     keys.
     """
     path = home.path / KEY_FILE
+    part = path.with_name(f"{KEY_FILE}.next")
     if not path.exists():
-        part = path.with_name(f"{KEY_FILE}.{os.getpid()}")
         seed = bytes(nacl.signing.SigningKey.generate())
         write_private(part, home.secret_box.session_box.encrypt(seed, _PLACE))
-        with suppress(FileExistsError):
-            os.link(part, path)  # never replaces a key that another program created
-        part.unlink()
+        # never replaces a key that another program created, and may have finished meanwhile
+        with suppress(FileExistsError, FileNotFoundError):
+            os.link(part, path)
+    part.unlink(missing_ok=True)
     return nacl.signing.SigningKey(home.secret_box.session_box.decrypt(read_private(path), _PLACE))
 
 

@@ -12,6 +12,13 @@ Rules:
    its first entry on.
 3. A restored store begins a new incarnation, so clients learn that HQ may have lost what it
    confirmed after the backup.
+4. All of it may be killed at any instant and run again.  Backups of one HQ exclude each other by a
+   lock, so the next one knows what a killed one left: links beside the spool, and a `.part` beside
+   the backup, whose name says whose it is.  A `.part` with a manifest may be the only complete
+   backup and goes once there is another.  A restore writes the settings last: without them its mark
+   makes the next one start anew.  A database says that it is an unfinished copy until it was
+   compared, and is emptied by the next copy into it.  A copy that is complete already is not an
+   error: its reporter may have been killed.
 """
 
 from __future__ import annotations
@@ -20,6 +27,7 @@ import hashlib
 import os
 import secrets
 import shutil
+import socket
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -30,6 +38,7 @@ import orjson
 
 from cipherbox import __version__, clock
 from cipherbox.config.settings import (
+    SERVER_FILE,
     DatabaseSettings,
     ServerConfig,
     load_server_config,
@@ -40,18 +49,30 @@ from cipherbox.envelope import chained_log as oldlog
 from cipherbox.envelope import merkle_tree as tree
 from cipherbox.envelope import transparency_log as log_format
 from cipherbox.errors import ConfigError, Damaged, EnvelopeError
-from cipherbox.portable import private_dir, sync_directory, write_private
-from cipherbox.server.operations.open_store import open_source, open_store
+from cipherbox.portable import (
+    O_BINARY,
+    PART,
+    is_part,
+    lock_file,
+    private_dir,
+    sync_directory,
+    write_private,
+)
+from cipherbox.server.operations.open_store import empty_for, open_source, open_store
+from cipherbox.server.operations.setup import UNFINISHED, clear_unfinished, whole_or_nothing
 from cipherbox.server.transparency_log import KEY_FILE, Stored, load_key, read_stored
-from cipherbox.store.copying import COPYING, OnProgress, Sum, copy, sums_of
+from cipherbox.store.copying import COPYING, OnProgress, Source, Sum, copy, sums_of
 from cipherbox.store.port import INCARNATION, Store
+from cipherbox.store.spool import link_directories
 from cipherbox.store.sqlite.copying import SqliteSource
 from cipherbox.store.sqlite.store import DATABASE, RESERVE, SPOOL
 from cipherbox.store.sqlite.store import open_store as open_sqlite
 
 FORMAT = "cipherbox-backup-1"
 MANIFEST, STORE, FILES = "manifest.json", "store", "files"
-_LEFT_OUT = {"lock", RESERVE, SPOOL, "logs"}
+BACKUP_LOCK = "backup.lock"  # in HQ's directory, held by its only backup
+_LEFT_OUT = {"lock", BACKUP_LOCK, UNFINISHED, RESERVE, SPOOL, "logs"}
+_SETTINGS_PART = ".restored.toml"  # the settings of a backup, until the restored HQ is whole
 
 
 @attrs.frozen
@@ -67,44 +88,67 @@ class Summary:
 
 
 def back_up(config: ServerConfig, to: Path, tell: OnProgress = lambda _, __: None) -> Summary:
-    """Write a backup to ``to``, which must not exist; HQ may be running."""
+    """Write a backup to ``to``, which must not exist; HQ may be running.  Raise StoreLocked during
+    another backup of this HQ.
+    """
     if to.exists():
         raise ConfigError(f"{to} already exists", remedy="give each backup a name of its own")
-    part = to.with_name(f"{to.name}.{secrets.token_hex(4)}.part")
-    private_dir(part)
-    try:
-        made_at = clock.now_ms()
-        with (
-            closing(open_source(config)) as source,
-            closing(_sqlite(part / STORE, create=True)) as sink,
-        ):
-            tables = copy(source, sink, tell)
-            newest, root = sink.last_log(), read_stored(sink)
-        (part / STORE / RESERVE).unlink(missing_ok=True)
-        files = {
-            name: _keep(config.directory / name, part / FILES / name) for name in _own_files(config)
-        }
-        outside = _outside(config)
-        manifest = {
-            "format": FORMAT,
-            "software": __version__,
-            "made_at": made_at,
-            "name": config.server.name,
-            "directory": str(config.directory),
-            "database": config.database.kind,
-            "tables": {name: list(one) for name, one in tables.items()},
-            "files": files,
-            "outside": outside,
-            "log": newest.index if newest else 0,
-            "log_root": _root(root),
-        }
-        write_private(part / MANIFEST, orjson.dumps(manifest, option=orjson.OPT_INDENT_2))
-        _sync_tree(part)
-        os.rename(part, to)
-        sync_directory(to.parent)
-    except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
-        raise
+    with lock_file(config.directory / BACKUP_LOCK, f"the backup of {config.directory}"):
+        for left in [*link_directories(config.directory), *unfinished_backups(config, to.parent)]:
+            if not (left / MANIFEST).exists():
+                shutil.rmtree(left, ignore_errors=True)
+        part = private_dir(to.with_name(f"{to.name}.{secrets.token_hex(4)}{_part_of(config)}"))
+        try:
+            done = _back_up(config, part, to, tell)
+        except BaseException:
+            shutil.rmtree(part, ignore_errors=True)
+            raise
+        for left in unfinished_backups(config, to.parent):
+            shutil.rmtree(left, ignore_errors=True)
+    return done
+
+
+def unfinished_backups(config: ServerConfig, directory: Path) -> list[Path]:
+    """Return what killed backups of this HQ left in ``directory``, if no backup is running."""
+    return sorted(directory.glob(f"*{_part_of(config)}"))
+
+
+def _part_of(config: ServerConfig) -> str:
+    """Return how the name of an unfinished backup ends: the same for each of this HQ."""
+    whose = "\0".join([socket.gethostname(), str(config.directory), config.server.name])
+    return f".{hashlib.sha256(whose.encode()).hexdigest()[:8]}{PART}"
+
+
+def _back_up(config: ServerConfig, part: Path, to: Path, tell: OnProgress) -> Summary:
+    made_at = clock.now_ms()
+    with (
+        closing(open_source(config)) as source,
+        closing(_sqlite(part / STORE, create=True)) as sink,
+    ):
+        tables = copy(source, sink, tell)
+        newest, root = sink.last_log(), read_stored(sink)
+    (part / STORE / RESERVE).unlink(missing_ok=True)
+    files = {
+        name: _keep(config.directory / name, part / FILES / name) for name in _own_files(config)
+    }
+    outside = _outside(config)
+    manifest = {
+        "format": FORMAT,
+        "software": __version__,
+        "made_at": made_at,
+        "name": config.server.name,
+        "directory": str(config.directory),
+        "database": config.database.kind,
+        "tables": {name: list(one) for name, one in tables.items()},
+        "files": files,
+        "outside": outside,
+        "log": newest.index if newest else 0,
+        "log_root": _root(root),
+    }
+    _sync_directories(part)
+    write_private(part / MANIFEST, orjson.dumps(manifest, option=orjson.OPT_INDENT_2))
+    os.rename(part, to)
+    sync_directory(to.parent)
     return Summary(to, made_at, tables, newest.index if newest else 0, sorted(files), outside)
 
 
@@ -113,13 +157,17 @@ def restore(
 ) -> Summary:
     """Restore an HQ into a new ``directory`` and verify it; without ``database`` it uses SQLite."""
     manifest = read_manifest(backup)
+    clear_unfinished(directory)
     if directory.exists() and any(directory.iterdir()):
-        raise ConfigError(f"{directory} is not empty", remedy="restore into a new directory")
-    try:
+        raise ConfigError(
+            f"{directory} is not empty",
+            remedy=(
+                "restore into a new directory, or run the HQ that is there: cipherbox serve "
+                f"{directory}"
+            ),
+        )
+    with whole_or_nothing(directory, others_database=database is not None):
         return _restore(backup, directory, database, manifest, tell)
-    except BaseException:
-        shutil.rmtree(directory, ignore_errors=True)  # it was empty before
-        raise
 
 
 def _restore(
@@ -132,27 +180,22 @@ def _restore(
     for name, digest in manifest["files"].items():
         if _digest(backup / FILES / name) != digest:
             raise Damaged(f"{backup / FILES / name} was changed after the backup")
-        private_dir((directory / name).parent)
-        shutil.copy2(backup / FILES / name, directory / name)
-    config = load_server_config(directory)
+        if name != SERVER_FILE:
+            _copy(backup / FILES / name, directory / name)
+    config = _settings(backup, directory)
     config = attrs.evolve(config, database=database or DatabaseSettings())
-    write_server_config(config)
     wanted = {name: Sum(*values) for name, values in manifest["tables"].items()}
     with (
-        closing(SqliteSource(backup / STORE, DATABASE)) as source,
+        closing(SqliteSource(backup / STORE, DATABASE, still=True)) as source,
         closing(open_store(config, create=True)) as store,
     ):
-        if store.load(1).clients:
-            raise ConfigError(
-                "this database already contains an HQ", remedy="restore into another schema"
-            )
-        store.put_setting(COPYING, b"restore")
+        empty_for(store, b"restore", "restore into another schema")
         copy(source, store, tell)
         log_key = load_key(
             config.own_secrets / KEY_FILE, secret_key(config.encryption.service_key_file)
         )
         root_found = _verify_log(store, bytes(log_key.verify_key))
-    with closing(open_source(config)) as written:
+    with closing(open_source(config, still=True)) as written:
         found = sums_of(written, tell)
     wrong = [name for name in wanted if found[name] != wanted[name]]
     if wrong or root_found != manifest["log_root"]:
@@ -162,6 +205,8 @@ def _restore(
     with closing(open_store(config)) as store:
         store.put_setting(INCARNATION, os.urandom(16))
         store.put_setting(COPYING, b"")
+    _sync_directories(directory)
+    write_server_config(config)
     return Summary(
         directory,
         manifest["made_at"],
@@ -172,15 +217,33 @@ def _restore(
     )
 
 
+def _settings(backup: Path, directory: Path) -> ServerConfig:
+    """Return the settings in a backup as those of ``directory``, which gets them when it is whole:
+    until then it has no HQ.
+    """
+    part = directory / _SETTINGS_PART
+    _copy(backup / FILES / SERVER_FILE, part)
+    try:
+        return attrs.evolve(load_server_config(part), source=None)
+    finally:
+        part.unlink()
+
+
 def copy_store(config: ServerConfig, to: ServerConfig, tell: OnProgress) -> dict[str, Sum]:
-    """Copy the store to another, empty database and verify the copy; HQ must not be running."""
+    """Copy the store to another, empty database and verify the copy; HQ must not be running.  A
+    database that has the copy already is only compared.
+    """
     with closing(open_store(config)):  # so that nobody else opens it
-        with closing(open_source(config)) as source, closing(open_store(to, create=True)) as store:
-            if store.load(1).clients:
-                raise ConfigError("the target database already contains an HQ")
-            store.put_setting(COPYING, b"copy")
-            sums = copy(source, store, tell)
-        with closing(open_source(to)) as written:
+        with (
+            closing(open_source(config, still=True)) as source,
+            closing(open_store(to, create=True)) as store,
+        ):
+            if not store.get_setting(COPYING) and store.load(1).clients:
+                sums = _same(source, to, tell)
+            else:
+                empty_for(store, b"copy")
+                sums = copy(source, store, tell)
+        with closing(open_source(to, still=True)) as written:
             found = sums_of(written, tell)
         wrong = [name for name in sums if found[name] != sums[name]]
         if wrong:
@@ -190,6 +253,15 @@ def copy_store(config: ServerConfig, to: ServerConfig, tell: OnProgress) -> dict
             )
         with closing(open_store(to)) as store:
             store.put_setting(COPYING, b"")
+    return sums
+
+
+def _same(source: Source, to: ServerConfig, tell: OnProgress) -> dict[str, Sum]:
+    """Return the sums of a store; raise ConfigError if ``to`` contains anything else."""
+    sums = sums_of(source, tell)
+    with closing(open_source(to, still=True)) as written:
+        if sums_of(written, tell) != sums:
+            raise ConfigError("the target database already contains an HQ")
     return sums
 
 
@@ -262,6 +334,7 @@ def _own_files(config: ServerConfig) -> Iterator[str]:
             and not is_log
             and top not in _LEFT_OUT
             and not top.startswith("spool.")
+            and not is_part(path.name)
         ):
             yield name.as_posix()
 
@@ -273,9 +346,19 @@ def _outside(config: ServerConfig) -> list[str]:
 
 
 def _keep(source: Path, target: Path) -> str:
-    private_dir(target.parent)
-    shutil.copy2(source, target)
+    _copy(source, target)
     return _digest(target)
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy a file with its mode and dates, synced; until it is complete it is private."""
+    private_dir(target.parent)
+    fd = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | O_BINARY, 0o600)
+    with source.open("rb") as file, os.fdopen(fd, "wb") as copied:
+        shutil.copyfileobj(file, copied)
+        copied.flush()
+        os.fsync(copied.fileno())
+    shutil.copystat(source, target)
 
 
 def _digest(path: Path) -> str:
@@ -286,13 +369,7 @@ def _digest(path: Path) -> str:
         raise Damaged(f"{path} is missing from the backup") from None
 
 
-def _sync_tree(top: Path) -> None:
-    for path in top.rglob("*"):
-        if path.is_file():
-            fd = os.open(path, os.O_RDONLY)
-            try:
-                os.fsync(fd)
-            finally:
-                os.close(fd)
-        else:
-            sync_directory(path)
+def _sync_directories(top: Path) -> None:
+    """Make the names of files durable that were synced when they were written."""
+    for folder in {top, *(path.parent for path in top.rglob("*"))}:
+        sync_directory(folder)

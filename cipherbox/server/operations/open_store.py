@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from cipherbox.config.database_url import parse_hosts
 from cipherbox.config.settings import DatabaseSettings, ServerConfig, secret
-from cipherbox.errors import StoreError
+from cipherbox.errors import ConfigError, StoreError
 from cipherbox.store.copying import COPYING, Source
 from cipherbox.store.port import Store
 from cipherbox.store.postgres.target import Target
@@ -35,13 +35,24 @@ def target_of(settings: DatabaseSettings) -> Target:
     )
 
 
-def open_source(config: ServerConfig) -> Source:
-    """Open a snapshot of the store, also while HQ is running."""
+def is_same_database(one: DatabaseSettings, other: DatabaseSettings) -> bool:
+    """Return whether settings name the same database, however it is reached."""
+    if one.kind != other.kind:
+        return False
+    if one.kind == "sqlite":
+        return one.path.resolve() == other.path.resolve()
+    return (one.hosts, one.name, one.schema) == (other.hosts, other.name, other.schema)
+
+
+def open_source(config: ServerConfig, *, still: bool = False) -> Source:
+    """Open a snapshot of the store, also while HQ is running, unless ``still``: then nobody may
+    write it.
+    """
     if config.database.kind == "postgresql":
         from cipherbox.store.postgres.copying import PostgresSource
 
-        return PostgresSource(target_of(config.database), config.directory)
-    return SqliteSource(config.database.path.parent, config.database.path.name)
+        return PostgresSource(target_of(config.database), config.directory, still=still)
+    return SqliteSource(config.database.path.parent, config.database.path.name, still=still)
 
 
 def open_store(
@@ -78,9 +89,21 @@ def reach(config: ServerConfig) -> None:
         connection.close()
 
 
+def empty_for(store: Store, copying: bytes, remedy: str | None = None) -> None:
+    """Mark an empty store as an unfinished copy; one that is, because its copy was killed, is
+    emptied first.  Raise ConfigError if it contains an HQ.
+    """
+    if store.get_setting(COPYING):
+        store.empty()
+    elif store.load(1).clients:
+        raise ConfigError("this database already contains an HQ", remedy=remedy)
+    store.put_setting(COPYING, copying)
+
+
 def check_whole(store: Store) -> None:
     """Raise StoreError if the store is an unfinished copy."""
     if store.get_setting(COPYING):
         raise StoreError(
-            "this database is an unfinished copy", remedy="remove it and copy or restore again"
+            "this database is an unfinished copy",
+            remedy="run the copy or restore again: it starts anew",
         )

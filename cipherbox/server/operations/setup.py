@@ -32,15 +32,15 @@ from cipherbox.config.settings import (
 from cipherbox.errors import ConfigError, DiskFull, StoreError, StoreUnavailable
 from cipherbox.limits import check_client_id
 from cipherbox.pki.revocation_lists import make_crl
-from cipherbox.portable import private_dir, write_atomic, write_private
+from cipherbox.portable import private_dir, remove_parts, write_atomic, write_private
 from cipherbox.server.ca.credentials import next_key, put_server
 from cipherbox.server.ca.offline import CA_KEY
 from cipherbox.server.directory.trust import CRL_NUMBER_SETTING, CRL_SETTING
-from cipherbox.server.operations.open_store import open_store
+from cipherbox.server.operations.open_store import empty_for, open_store
 from cipherbox.server.transparency_log import KEY_FILE, load_key
 from cipherbox.store.port import CertificateRow
 
-# lists the names that were in HQ's directory before; exists while `init` is in progress
+# lists the names that were in HQ's directory before; exists while `init` or a restore runs
 UNFINISHED = ".init-unfinished"
 
 
@@ -101,7 +101,9 @@ def check_free(directory: Path, admin_id: str, admin_home: Path) -> None:
     killed `init`.
     """
     check_client_id(admin_id)
-    _clear_unfinished(directory, admin_home)
+    if (admin_home / "client.toml").exists() and is_unfinished(directory):
+        _clear_admin(directory, admin_home)
+    clear_unfinished(directory)
     if (directory / SERVER_FILE).exists() or (directory / "cipherbox.sqlite3").exists():
         raise ConfigError(
             f"{directory} already has an HQ", remedy=f"to run it: cipherbox serve {directory}"
@@ -127,18 +129,31 @@ def make_directory(config: ServerConfig) -> bytes:
     return service_key
 
 
-def _clear_unfinished(directory: Path, admin_home: Path) -> None:
-    marker, client = directory / UNFINISHED, admin_home / "client.toml"
-    if not marker.exists() or (directory / SERVER_FILE).exists():
+def is_unfinished(directory: Path) -> bool:
+    """Return whether `init` or a restore into ``directory`` was killed, or is in progress."""
+    return (directory / UNFINISHED).exists() and not (directory / SERVER_FILE).exists()
+
+
+def clear_unfinished(directory: Path) -> None:
+    """Remove what a killed `init` or restore left in HQ's directory."""
+    remove_parts(directory, UNFINISHED)
+    if not is_unfinished(directory):
         return
-    known = admin_home / "ca.crt"
-    if not (admin_home / "client.crt").exists() or (
-        known.exists() and known.read_bytes() == (directory / "ca" / "root.crt").read_bytes()
-    ):
-        client.unlink(missing_ok=True)
+    marker = directory / UNFINISHED
     kept = {UNFINISHED, *json.loads(marker.read_text())}
     _remove(path for path in directory.iterdir() if path.name not in kept)
     marker.unlink()
+
+
+def _clear_admin(directory: Path, admin_home: Path) -> None:
+    """Remove the settings of the admin that a killed `init` made, unless another HQ's client came
+    into that home meanwhile.
+    """
+    known, root = admin_home / "ca.crt", directory / "ca" / "root.crt"
+    if not (admin_home / "client.crt").exists() or (
+        known.exists() and root.exists() and known.read_bytes() == root.read_bytes()
+    ):
+        (admin_home / "client.toml").unlink()
 
 
 def _remove(paths: Iterable[Path]) -> None:
@@ -153,8 +168,8 @@ def whole_or_nothing(
     """Remove everything new in the directories if the block fails: a partial HQ would look like
     one.
 
-    A marker in HQ's directory lets the next `init` do the same after a kill; once the settings
-    exist, it is an HQ.
+    A marker in HQ's directory lets the next one do the same after a kill; once the settings exist,
+    it is an HQ.
     """
     before = {path: set(path.iterdir()) if path.exists() else None for path in (directory, *others)}
     try:
@@ -251,11 +266,7 @@ def _try_store(config: ServerConfig) -> None:
     """Raise ConfigError if the database already contains an HQ."""
     store = open_store(config, create=True)
     try:
-        if store.load(1).clients:
-            raise ConfigError(
-                "this database already contains an HQ",
-                remedy="choose another schema, or serve its own directory",
-            )
+        empty_for(store, b"", "choose another schema, or serve its own directory")
     finally:
         store.close()
 

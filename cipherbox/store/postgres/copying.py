@@ -12,7 +12,7 @@ from struct import Struct
 from typing import Any
 
 from cipherbox.errors import StoreError
-from cipherbox.store.copying import OWN_SETTINGS, Row, batches, columns
+from cipherbox.store.copying import OWN_SETTINGS, TABLES, Row, batches, columns
 from cipherbox.store.postgres import commit, schema
 from cipherbox.store.postgres.connect import Connector
 from cipherbox.store.postgres.copy_binary import EPOCH_MS, micros, row_of, stream, text
@@ -77,9 +77,11 @@ _OF_DELIVERY = (
 class PostgresSource:
     """A snapshot of a PostgreSQL store."""
 
-    def __init__(self, target: Target, directory: Path) -> None:
-        """Open a snapshot; HQ's ``directory`` holds the spool, which may contain large bodies."""
-        self._spool = SpoolSnapshot(directory)
+    def __init__(self, target: Target, directory: Path, *, still: bool = False) -> None:
+        """Open a snapshot; HQ's ``directory`` holds the spool, which may contain large bodies.
+        ``still``: nobody writes the store.
+        """
+        self._spool = SpoolSnapshot(directory, still=still)
         self._connection: PostgresConnection = Connector(target).writable()
         try:
             if schema.version_of(self._connection, target.schema) != len(schema.scripts()):
@@ -199,6 +201,14 @@ def fill(connection: PostgresConnection, table: str, rows: Sequence[Row]) -> Non
         into,
         [[_encoded(kinds[n], v) for n, v in zip(names, row, strict=True)] for row in rows],
     )
+
+
+def empty(connection: PostgresConnection) -> None:
+    """Delete everything but the database's own settings, in the open transaction."""
+    names = [*(name for name in TABLES if name != "settings"), "deliveries"]
+    connection.script(f"TRUNCATE {', '.join(names)}")
+    own = ", ".join("?" * len(OWN_SETTINGS))
+    connection.run(f"DELETE FROM settings WHERE name NOT IN ({own})", OWN_SETTINGS)
 
 
 def months_of(table: str, rows: Sequence[Row]) -> set[int]:

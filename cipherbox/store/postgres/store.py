@@ -370,6 +370,12 @@ class PostgresStore(Registry):
             self._months.add(month)
         self._write_once(lambda connection: copying.fill(connection, table, rows))
 
+    def empty(self) -> None:
+        self._numbers = None
+        self._write_once(copying.empty)
+        if self._spool is not None:
+            self._spool.sweep(set())
+
     def renew(self) -> None:
         connection = self._writer()
         lease.renew(connection, self.epoch)

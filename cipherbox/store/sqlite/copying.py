@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from cipherbox.errors import StoreError
-from cipherbox.store.copying import OWN_SETTINGS, Row, batches, columns
+from cipherbox.store.copying import OWN_SETTINGS, TABLES, Row, batches, columns
 from cipherbox.store.spool import Place, Spool, SpoolSnapshot
 from cipherbox.store.sqlite import database
 from cipherbox.store.sqlite.commit import INTO_SPOOL
@@ -29,14 +29,17 @@ _OF_ENVELOPE = ("accepted_at", "bytes", "fan", "expires_at", "sender", "envelope
 
 
 class SqliteSource:
-    """A snapshot of the database ``name`` and its spool in ``directory``."""
+    """A snapshot of the database ``name`` and its spool in ``directory``.
 
-    def __init__(self, directory: Path, name: str) -> None:
+    ``still``: nobody writes them, as those of a backup, which may be on a read-only disk.
+    """
+
+    def __init__(self, directory: Path, name: str, *, still: bool = False) -> None:
         path = directory / name
         if not path.exists():
             raise StoreError(f"no database {path}")
-        self._spool = SpoolSnapshot(directory)
-        self._db = database.connect_reader(path)
+        self._spool = SpoolSnapshot(directory, still=still)
+        self._db = database.connect_reader(path, still=still)
         try:
             with database.translated():
                 version, ours = (
@@ -123,6 +126,15 @@ def fill(db: Connection, table: str, rows: Sequence[Row], spool: Spool, spool_fr
     marks = ", ".join("?" * len(names))
     quoted = ", ".join(f'"{name}"' for name in names)
     db.executemany(f"INSERT INTO {table} ({quoted}) VALUES ({marks})", values)
+
+
+def empty(db: Connection) -> None:
+    """Delete everything but the database's own settings, in the open transaction."""
+    for table in TABLES:
+        if table != "settings":
+            db.execute(f"DELETE FROM {table}")
+    marks = ", ".join("?" * len(OWN_SETTINGS))
+    db.execute(f"DELETE FROM settings WHERE name NOT IN ({marks})", OWN_SETTINGS)
 
 
 def _fill_bodies(db: Connection, rows: Sequence[Row], spool: Spool, spool_from: int) -> None:

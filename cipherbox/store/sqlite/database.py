@@ -93,10 +93,15 @@ def connect(path: Path, *, create: bool, files: Files) -> Connection:
     return db
 
 
-def connect_reader(path: Path) -> Connection:
-    """Open a second connection that only reads."""
+def connect_reader(path: Path, *, still: bool = False) -> Connection:
+    """Open a second connection that only reads.  A ``still`` database, which nobody writes, is read
+    without files beside it, unless its write-ahead log is there.
+    """
+    uri = path.absolute().as_uri()
+    if still and not path.with_name(f"{path.name}-wal").exists():
+        uri += "?immutable=1"
     with translated():
-        db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        db = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
         try:
             for setting in ("query_only = ON", "busy_timeout = 5000", "cache_size = -2048"):
                 db.execute(f"PRAGMA {setting}")

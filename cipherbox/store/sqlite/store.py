@@ -46,7 +46,12 @@ class SqliteStore(Registry):
     ) -> None:
         self._files = files
         self._spool_from = limits.spool_from_bytes
-        self._reserve = Reserve(directory / RESERVE, limits.disk_reserve_bytes, files)
+        self._reserve = Reserve(
+            directory / RESERVE,
+            limits.disk_reserve_bytes,
+            files,
+            resume=limits.disk_resume_bytes,
+        )
         with database.translated():
             if self._reserve.low():
                 self._reserve.release()  # opening needs some space
@@ -111,6 +116,7 @@ class SqliteStore(Registry):
             while not self._reserve.room(size_bytes, spare):
                 before, spare = spare, self._shrunk(spare)
                 if spare >= before:
+                    self._reserve.refuse()
                     return False
             return True
 
@@ -210,6 +216,12 @@ class SqliteStore(Registry):
     def fill(self, table: str, rows: Sequence[Row]) -> None:
         """Insert rows of a copy, as a `copying.Sink`."""
         self._write(lambda: copying.fill(self.db, table, rows, self._spool, self._spool_from))
+
+    def empty(self) -> None:
+        self._write(lambda: copying.empty(self.db))
+        self._numbers = QueueNumbers(self.db)
+        with database.translated():
+            self._spool.sweep(set())
 
     def renew(self) -> None:
         """Do nothing: the data directory's lock lasts as long as the process."""

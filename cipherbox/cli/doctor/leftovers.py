@@ -1,0 +1,102 @@
+"""Find what killed commands left behind, and remove it (`doctor --clean`).
+
+Rules:
+
+1. Nothing is touched that a running process may be using: it holds a lock on it, or on what makes
+   it.  What 0.5.0 writes has no lock, so it counts after an hour.
+2. Nothing is removed that may be the only copy of a message: only copies whose original is in
+   place, and what no program reads.  A complete backup that lacks its name is only reported.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from cipherbox.cli.doctor.findings import GOOD, WARN, Finding
+from cipherbox.portable import is_locked, parts_in
+
+if TYPE_CHECKING:
+    from cipherbox.config.settings import ClientConfig, ServerConfig
+
+_OLD_PART = re.compile(r"\.(.+)\.[a-z0-9_]{8}")  # as 0.5.0 names it
+_OLD_S = 3600
+_SHOWN = 3
+_WRITE = "an interrupted write"
+
+
+class Leftover(NamedTuple):
+    """A file or directory that a killed command left."""
+
+    path: Path
+    what: str
+
+
+def of_hq(config: ServerConfig) -> Iterator[Leftover]:
+    """Yield what killed commands left in HQ's directory and beside it."""
+    from cipherbox.server.operations.backup import BACKUP_LOCK, MANIFEST, unfinished_backups
+    from cipherbox.server.operations.check import LOCK
+    from cipherbox.server.operations.setup import UNFINISHED
+    from cipherbox.store.spool import link_directories
+
+    top = config.directory
+    yield from _parts(top, *(top / name for name in ("ca", "tls", "secrets")))
+    if not is_locked(top / BACKUP_LOCK):
+        for path in link_directories(top):
+            yield Leftover(path, "links of an interrupted backup, which keep deleted files")
+        for path in unfinished_backups(config, top.parent):
+            if not (path / MANIFEST).exists():
+                yield Leftover(path, "an interrupted backup, with HQ's secrets")
+    if not is_locked(top / LOCK):
+        if (top / UNFINISHED).exists():
+            yield Leftover(top / UNFINISHED, "the mark of an `init` or a restore that is complete")
+        database = config.database.path
+        for path in sorted(database.parent.glob(f"{database.name}.schema*.part*")):
+            yield Leftover(path, "an interrupted copy of the database before an upgrade")
+
+
+def of_client(config: ClientConfig) -> Iterator[Leftover]:
+    """Yield what killed commands left in a client's home."""
+    from cipherbox.client.home import LOCK
+    from cipherbox.client.inbox.decrypted_files import OPENED
+
+    yield from _parts(config.home, config.home / "certs")
+    if (config.home / OPENED).exists() and not is_locked(config.home / LOCK):
+        yield Leftover(config.home / OPENED, "readable copies of files for an interrupted handler")
+
+
+def _parts(*directories: Path) -> Iterator[Leftover]:
+    for directory in directories:
+        for part in parts_in(directory):
+            if not is_locked(part):
+                yield Leftover(part, _WRITE)
+        for path in sorted(directory.glob(".*")):
+            name = _OLD_PART.fullmatch(path.name)
+            if name and (directory / name[1]).is_file() and path.is_file() and _is_old(path):
+                yield Leftover(path, _WRITE)
+
+
+def _is_old(path: Path) -> bool:
+    return time.time() - path.stat().st_mtime > _OLD_S
+
+
+def check(found: Iterable[Leftover], command: str, *, clean: bool) -> Iterator[Finding]:
+    """Report what was left; with ``clean`` remove it, and report that."""
+    left = list(found)
+    for path, what in left if clean else []:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+        yield Finding(WARN, "leftovers", f"removed {path}: {what}")
+    if left and not clean:
+        named = ", ".join(f"{path} ({what})" for path, what in left[:_SHOWN])
+        more = f" and {len(left) - _SHOWN} more" if len(left) > _SHOWN else ""
+        text = f"killed commands left files behind: {named}{more}"
+        yield Finding(WARN, "leftovers", text, f"remove them: {command} --clean")
+    if not left:
+        yield Finding(GOOD, "leftovers", "no command left unfinished files behind")

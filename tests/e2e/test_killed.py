@@ -1,0 +1,296 @@
+"""Each command that writes, killed at any instant and run again: the second run succeeds, or says
+that the first had done it; nothing is left over, and no secret ever lies open.
+
+A command that is in no table here fails the test: a new one needs a row.  `make test` plays some
+instants of the commands that need no HQ, `make soak` all instants of all.
+"""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import json
+import shlex
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import attrs
+import click
+import pytest
+
+from cipherbox.cli.main import cli
+from cipherbox.harness.stage import free_port
+from tests import soak
+from tests.client.real_hq import copy_hq
+
+from .conftest import make_hq, serving, shell
+from .killing import in_the_open, killed_at, names, secrets_of
+
+WORD = "correct horse battery staple 17"
+
+
+@attrs.frozen
+class Row:
+    """A command, as `HOME: words`.  ``before``: what is run first, each time.  ``done``: what the
+    second run may say instead of succeeding, because the first was killed after its last step.
+    """
+
+    command: str
+    before: tuple[str, ...] = ()
+    done: str = ""
+
+
+OFF = "admin: ca take-off {w}/hq {w}/stick --all --yes"
+EXPORT = "admin: ca export {w}/requests --hq {w}/hq"
+SIGN = "admin: ca sign {w}/requests {w}/signed --ca {w}/stick --yes"
+# without HQ, each time on a fresh copy of `world`
+ALONE: dict[str, Row] = {
+    "init": Row("boss: init {w}/another --address 127.0.0.1:{port}", done="already has an HQ"),
+    "backup": Row("admin: backup {w}/hq --to {w}/out/backup", done="already exists"),
+    "restore": Row(
+        "admin: restore {w}/backup {w}/again",
+        ("admin: backup {w}/hq --to {w}/backup",),
+        "cipherbox serve",
+    ),
+    "store copy": Row("admin: store copy {w}/hq sqlite:{w}/out/new.sqlite3 --switch"),
+    "ca take-off": Row(OFF, done="taken off before"),
+    "ca bring-back": Row("admin: ca bring-back {w}/hq {w}/stick --all", (OFF,)),
+    "ca renew": Row("admin: ca renew {w}/hq"),
+    "ca export": Row(EXPORT, (OFF,)),
+    "ca sign": Row(SIGN, (OFF, EXPORT)),
+    "ca import": Row("admin: ca import {w}/signed --hq {w}/hq", (OFF, EXPORT, SIGN), "nothing new"),
+    "doctor": Row("FL-LAB: doctor {w}/hq --clean"),
+    "keys password": Row(
+        "FL-LAB: keys password --new-password-file {w}/word", done="--password-file"
+    ),
+    "keys export": Row("FL-LAB: keys export {w}/out/bundle"),
+    "inbox export": Row("CA-RC: inbox export {w}/out/lines", done="exists"),
+    "inbox save": Row("CA-RC: inbox save {file} {w}/out/saved", done="exists"),
+    "inbox rotate": Row("CA-RC: inbox rotate"),
+    "inbox lock": Row(
+        "CA-RC: --password-file {w}/word inbox lock",
+        ("CA-RC: keys password --new-password-file {w}/word",),
+    ),
+    "receipt export": Row("FL-LAB: receipt export {text} --output {w}/out/receipts"),
+    "route allow": Row("FL-LAB: route allow results CA-RC"),
+    "audit accept": Row("FL-LAB: audit accept --yes"),
+}
+# with a running HQ, one after the other; {n} is new each time
+SERVED: dict[str, Row] = {
+    "enroll": Row("admin: enroll NEW-{n} --output {w}/out/token"),
+    "join": Row(
+        "K-{n}: join --token-file {w}/out/token-{n}",
+        ("admin: enroll K-{n} --output {w}/out/token-{n}",),
+        "already",
+    ),
+    "revoke": Row(
+        "admin: revoke R-{n} --yes",
+        (
+            "admin: enroll R-{n} --output {w}/out/token-{n}",
+            "R-{n}: join --token-file {w}/out/token-{n}",
+        ),
+    ),
+    "grant": Row("admin: grant FL-LAB publish default_exchange"),
+    "exchange declare": Row("admin: exchange declare x{n}"),
+    "exchange delete": Row("admin: exchange delete x{n} --yes", ("admin: exchange declare x{n}",)),
+    "queue declare": Row("admin: queue declare q{n} --owner CA-RC"),
+    "queue delete": Row("admin: queue delete q{n} --yes", ("admin: queue declare q{n}",)),
+    "queue purge": Row("admin: queue purge q --yes", ("admin: queue declare q",)),
+    "binding declare": Row(
+        "admin: binding declare default_exchange q k{n}", ("admin: queue declare q",)
+    ),
+    "binding delete": Row(
+        "admin: binding delete default_exchange q k{n}",
+        ("admin: queue declare q", "admin: binding declare default_exchange q k{n}"),
+    ),
+    "clients limit": Row("admin: clients limit FL-LAB bytes 1000000000"),
+    "clients roles": Row("admin: clients roles FL-LAB client"),
+    "clients kick": Row("admin: clients kick FL-LAB", done="not connected"),
+    "contacts allow": Row("CA-RC: contacts allow FL-LAB"),
+    "contacts block": Row("CA-RC: contacts block NY-LAB"),
+    "reload": Row("admin: reload"),
+    "audit verify": Row("FL-LAB: audit verify"),
+    "audit restored": Row("admin: audit restored --yes"),
+    "witness": Row("FL-LAB: witness --once"),
+    "send": Row("FL-LAB: send --to CA-RC text-{n} --file {w}/large.bin --copy"),
+    "fetch": Row("CA-RC: fetch", ("FL-LAB: send --to CA-RC --file {w}/large.bin",)),
+    "receive": Row("CA-RC: receive --idle 0.2", ("FL-LAB: send --to CA-RC text-{n}",)),
+    "outbox send": Row("FL-LAB: outbox send"),
+    "outbox reseal": Row("FL-LAB: outbox reseal", ("FL-LAB: send --to CA-RC text-{n}",)),
+    "keys rotate": Row("FL-LAB: keys rotate"),
+    "keys renew": Row("FL-LAB: keys renew"),
+    "keys pin": Row("FL-LAB: keys pin CA-RC"),
+    "keys generate": Row("FL-LAB: keys generate --rsa --bits 2048"),
+    "keys import": Row("FL-LAB: keys import {w}/out/b --yes", ("CA-RC: keys export {w}/out/b",)),
+}
+# tests of their own kill these, or what they do
+ELSEWHERE = {
+    "serve": "tests/e2e/test_kill.py",
+    "agent": "tests/cases/moments.py",
+    "chat": "tests/client/test_chat.py",
+    "pipe": "tests/client/test_pipe.py",
+    "store upgrade": "tests/e2e/test_killed.py",
+    "install": "tests/e2e/test_killed.py",
+    "uninstall": "tests/e2e/test_killed.py",
+    # one transaction at HQ or in the outbox, as `grant` and `outbox reseal`
+    "approve": "tests/server/test_enrolment.py",
+    "dead drop": "tests/broker/test_one_commit.py",
+    "dead redrive": "tests/broker/test_one_commit.py",
+    "drain": "tests/e2e/test_operating.py",
+    "outbox cancel": "tests/client/test_outbox.py",
+    "outbox retry": "tests/client/test_outbox.py",
+    "inbox retry": "tests/client/test_handler.py",
+    "keys verify": "tests/client/test_keys.py",  # writes the pin as `keys pin` does
+    "alerts test": "tests/client/test_alerts.py",
+    # what they write is temporary, and theirs
+    "demo": "tests/e2e/test_demo.py",
+    "prove": "tests/e2e/test_prove.py",
+    "bench": "tests/cli/test_bench.py",
+}
+# these write at most what every connection does: `send`
+READ = set(
+    """
+    grants|config check|config show|dead list|dead show|audit evidence|audit show|top|ca show|status
+    inbox list|inbox search|inbox show|outbox list|outbox show|receipt verify|clients list
+    clients show|alerts list|exchange list|exchange show|queue list|queue show|binding list
+    binding show|contacts list|route list|route resolve|keys fingerprint|keys list|keys show|manual
+    python|completion|version
+    """.strip()
+    .replace("\n", "|")
+    .split("|")
+)
+
+
+def leaves(command: click.Command, words: tuple[str, ...] = ()) -> Iterator[str]:
+    if isinstance(command, click.Group):
+        context = click.Context(command)
+        for name in command.list_commands(context):
+            inner = command.get_command(context, name)
+            assert inner is not None
+            yield from leaves(inner, (*words, name))
+    else:
+        yield " ".join(words)
+
+
+def test_every_command_is_in_one_table() -> None:
+    tables = [set(ALONE), set(SERVED), set(ELSEWHERE), {name.strip() for name in READ}]
+    listed = [name for table in tables for name in table]
+    assert sorted(listed) == sorted(leaves(cli))
+    top = Path(__file__).resolve().parents[2]
+    assert [path for path in ELSEWHERE.values() if not (top / path).exists()] == []
+
+
+@functools.cache
+def world() -> tuple[Path, dict[str, str]]:
+    """An HQ at rest whose clients have sent and received, made once; and the ids of two messages
+    that were received and signed for, a text and a file.  Homes name their files by their full
+    paths, so it is kept beside the place where it was made, and played there.
+    """
+    base = Path(tempfile.mkdtemp(prefix="cipherbox-killed-"))
+    atexit.register(shutil.rmtree, base, ignore_errors=True)
+    place, ids = base / "world", {}
+    directory, _ = make_hq(place, joined=True)
+    (place / "out").mkdir()
+    (place / "large.bin").write_bytes(bytes(range(256)) * 1000)
+    (place / "word").write_text(WORD)
+    (place / "word").chmod(0o600)
+    lab, center = place / "FL-LAB", place / "CA-RC"
+    with serving(directory):
+        for name, words in (("text", ["hello"]), ("file", ["--file", str(place / "large.bin")])):
+            sent = shell("send", "--to", "CA-RC", *words, "--json", home=lab)
+            assert sent.code == 0, sent.err
+            ids[name] = json.loads(sent.out)["message_ids"][0]
+        assert shell("receive", "--count", "2", "--idle", "20", home=center).code == 0
+        assert shell("send", "--to", "CA-RC", "waits", home=lab).code == 0
+        assert shell("status", ids["text"], home=lab).code == 0
+    (place / "serve.log").unlink()
+    place.rename(base / "kept")
+    return place, ids
+
+
+def fresh() -> dict[str, str]:
+    """The world as it was made, and what rows may name."""
+    place, ids = world()
+    shutil.rmtree(place, ignore_errors=True)
+    copy_hq(place.with_name("kept"), place, f"127.0.0.1:{free_port()}")
+    return {"w": str(place), "port": str(free_port()), "n": "0", **ids}
+
+
+def split(command: str, values: dict[str, str]) -> tuple[Path, list[str]]:
+    home, _, words = command.format(**values).partition(": ")
+    return Path(values["w"], home), shlex.split(words)
+
+
+def run(command: str, values: dict[str, str], done: str = "") -> bool:
+    """Run a command; whether it did it, or says that it was done."""
+    home, words = split(command, values)
+    shown = shell(*words, home=home)
+    if shown.code and done and done in shown.err:
+        return False
+    assert shown.code in (0, 5) if words[0] == "doctor" else shown.code == 0, shown.err
+    return True
+
+
+def again(row: Row, values: dict[str, str], step: int, expected: set[str]) -> bool:
+    """Kill a command at its ``step`` and run it again; whether it was killed."""
+    top = Path(values["w"])
+    for one in row.before:
+        run(one, values)
+    secrets = secrets_of(top)
+    home, words = split(row.command, values)
+    killed = killed_at(step, *words, home=home)
+    if killed.code != -9:
+        assert killed.code in (0, 5) if words[0] == "doctor" else killed.code == 0, killed.err
+        return False
+    assert [*in_the_open(top, secrets)] == []
+    if not run(row.command, values, row.done):  # it was complete, whatever lies beside it
+        for directory in (values["w"] + "/hq", values["w"] + "/again"):
+            shell("doctor", directory, "--clean", home=top / "admin")
+    found = names(top)
+    assert found == expected, (step, sorted(found ^ expected))
+    return True
+
+
+def steps(name: str) -> Iterator[int]:
+    """All instants, or two of them that differ from command to command."""
+    if soak.ON:
+        yield from range(1, 1000)
+    else:
+        yield from range(1 + len(name) % 5, 1000, 11 + len(name) % 7)
+
+
+@soak.more
+@pytest.mark.parametrize("name", ALONE)
+def test_killed_without_hq(name: str) -> None:
+    row, values = ALONE[name], fresh()
+    for one in (*row.before, row.command):
+        run(one, values)
+    expected = names(Path(values["w"]))
+    for count, step in enumerate(steps(name)):
+        if not again(row, fresh(), step, expected) or (count == 2 and not soak.ON):
+            break
+
+
+@soak.only
+@pytest.mark.parametrize("name", SERVED)
+def test_killed_with_hq(name: str) -> None:
+    row, values = SERVED[name], fresh()
+    place = Path(values["w"])
+    with serving(place / "hq"):
+        for one in (*row.before, row.command):
+            run(one, values)
+        expected = names(place)
+        for step in range(1, 1000):
+            values["n"] = str(step)
+            for one in row.before:
+                run(one, values)
+            home, words = split(row.command, values)
+            killed = killed_at(step, *words, home=home)
+            assert killed.code in (0, -9), killed.err
+            run(row.command, values, row.done)
+            found = names(place)
+            assert found == expected, (step, sorted(found ^ expected))
+            if killed.code == 0:
+                break
