@@ -176,7 +176,8 @@ _ADVICE: dict[type[errors.CipherBoxError], str] = {
     ),
     errors.SchemaTooNew: "Install the newer cipherbox.pyz that wrote it.",
     errors.SchemaTooOld: (
-        "Keep using the version that wrote it, or start anew: cipherbox init, cipherbox join."
+        "With the version that wrote it, deliver what waits and keep what was received; then start "
+        "anew: cipherbox init, cipherbox join (cipherbox manual operations)."
     ),
     errors.VersionMismatch: "Install the same cipherbox.pyz on both machines.",
 }

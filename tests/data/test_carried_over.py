@@ -7,11 +7,14 @@ How the data was made, and how long its certificates last, is in `make_0_5_0.py`
 from __future__ import annotations
 
 import hashlib
+import time
 from pathlib import Path
 from typing import Any
 
+import pytest
 import trio
 
+from cipherbox import clock, pki
 from cipherbox.client.client import open_client
 from cipherbox.client.home import Home
 from cipherbox.client.inbox.inspect import looking
@@ -22,7 +25,7 @@ from cipherbox.client.receiving.receiver import Receiver
 from cipherbox.envelope.receipt_file import verify_file
 from cipherbox.limits import LIMITS
 from tests.client.real_hq import RealHq
-from tests.data.unpack import PASSWORD, old_hq, skip_when_too_old, unpack
+from tests.data.unpack import PASSWORD, old_hq, set_clock, shift_clock, unpack
 
 LABS, CENTERS = ("FL-LAB", "MA-LAB"), ("CA-RC", "NY-RC")
 
@@ -103,9 +106,19 @@ def text_of(hq: RealHq, name: str, line: dict[str, Any]) -> str:
     return f"sha256:{hashlib.sha256(raw).hexdigest()}"
 
 
-async def test_what_waited_in_0_5_0_is_delivered(tmp_path: Path) -> None:
+def test_in_three_years_the_data_is_as_young_as_today(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = {"made_at": clock.now_ms()}
+    shift_clock(monkeypatch, 3 * 365 * 24 * 3600.0)
+    set_clock(expected, monkeypatch)
+    for now_ms in (clock.now_ms(), pki.ms(clock.now()), time.time_ns() // 1_000_000):
+        assert 0 <= now_ms - expected["made_at"] < 25 * 3600 * 1000
+
+
+async def test_what_waited_in_0_5_0_is_delivered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     expected = unpack("0.5.0", tmp_path)
-    skip_when_too_old(expected)
+    set_clock(expected, monkeypatch)
     said: list[str] = []
     async with old_hq(tmp_path) as hq:
         await started(hq, *CENTERS, *LABS)
@@ -147,12 +160,12 @@ async def test_what_waited_in_0_5_0_is_delivered(tmp_path: Path) -> None:
 
 
 async def test_what_was_pinned_in_0_5_0_still_is_and_is_to_be_compared_once_more(
-    tmp_path: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The pinned keys signed for those of today; the number that people compared covered the
     signing keys alone.
     """
-    unpack("0.5.0", tmp_path)
+    set_clock(unpack("0.5.0", tmp_path), monkeypatch)
     said: list[str] = []
     async with old_hq(tmp_path) as hq:
         before = {name: Pins(hq.home("FL-LAB")).get(name) for name in CENTERS}
@@ -178,8 +191,10 @@ async def test_what_was_pinned_in_0_5_0_still_is_and_is_to_be_compared_once_more
     )
 
 
-async def test_hq_of_0_5_0_is_whole_after_the_upgrade(tmp_path: Path) -> None:
-    unpack("0.5.0", tmp_path)
+async def test_hq_of_0_5_0_is_whole_after_the_upgrade(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_clock(unpack("0.5.0", tmp_path), monkeypatch)
     async with old_hq(tmp_path) as hq, hq.admin() as admin:
         rows = {row["name"]: row for row in await admin.list("clients")}
         assert {name for name, row in rows.items() if row["revoked_at"]} == {"TX-LAB"}

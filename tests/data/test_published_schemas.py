@@ -1,18 +1,22 @@
 """Published schemas are frozen: another table needs another number.  What is older than 0.5.0 is
-refused.
+refused, and the refusal names the way.  Each release freezes what it adds (page `contributing`).
 """
 
 from __future__ import annotations
 
 import hashlib
+import re
 import sqlite3
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+import cipherbox
+from cipherbox.cli.exits import advice
 from cipherbox.client.inbox import schema as inbox
 from cipherbox.client.outbox import outbox
+from cipherbox.client.sessions import secure_socket
 from cipherbox.errors import SchemaTooOld
 from cipherbox.limits import LIMITS
 from cipherbox.store import postgres, sqlite
@@ -45,10 +49,12 @@ FILES = {
         "0002_prekeys.sql",
     ): "1d39ec734330aef4fe56cdf50523ca57b9e0c4eb25c5aa55c9441ded567a5dc4",
 }
-CLIENTS = {  # the first four steps of each
-    outbox: "c86bcefc5427acaff491bc085e8ad9ec54422271fa1002172c5fcdab78b0b43b",
-    inbox: "e93eae590a3aeca5ec63ab272602d978d4bb9fe5ad2f52cab1b036cc6dd17bd2",
+CLIENTS: dict[object, tuple[int, str]] = {  # the steps of 0.5.0: how many, and their hash
+    outbox: (4, "c86bcefc5427acaff491bc085e8ad9ec54422271fa1002172c5fcdab78b0b43b"),
+    inbox: (4, "e93eae590a3aeca5ec63ab272602d978d4bb9fe5ad2f52cab1b036cc6dd17bd2"),
+    secure_socket: (1, "9c8abe233caaac3db65290d17aab8b846c84ef92ddcc0952d2f245325c01950c"),
 }
+RELEASED = {sqlite: 4, postgres: 2}  # files of 0.5.0
 FIX = "this step was published: never edit it, add another"
 # Of 0.1.0's first schema, which was edited in place afterwards: its bodies, and its bundles of
 # binary columns.
@@ -75,7 +81,27 @@ def test_published_schema_files_are_frozen(package: object, name: str) -> None:
 
 @pytest.mark.parametrize("module", CLIENTS)
 def test_published_steps_of_a_clients_databases_are_frozen(module: object) -> None:
-    assert digest("\0".join(module.STEPS[:4])) == CLIENTS[module], FIX  # type: ignore[attr-defined]
+    count, wanted = CLIENTS[module]
+    assert digest("\0".join(module.STEPS[:count])) == wanted, FIX  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("package", RELEASED)
+def test_every_published_file_is_frozen(package: object) -> None:
+    (place,) = package.__path__  # type: ignore[attr-defined]
+    names = sorted(path.name for path in Path(place).glob("*.sql"))
+    assert [name for of, name in FILES if of is package] == names[: RELEASED[package]]
+    assert [int(name[:4]) for name in names] == [*range(1, len(names) + 1)]
+
+
+def test_each_release_left_its_data_and_froze_its_schemas() -> None:
+    """From 0.5.0 on; the version in the making has neither yet."""
+    top = Path(__file__).resolve().parents[2]
+    versions = re.findall(r"(?m)^## (\d+\.\d+\.\d+)", (top / "CHANGELOG.md").read_text("utf-8"))
+    released = versions[versions.index(cipherbox.__version__) + 1 : versions.index("0.4.0")]
+    assert released
+    found = {path.name.removesuffix(".tar.xz") for path in Path(__file__).parent.glob("*.tar.xz")}
+    assert found == set(released), "page contributing, section A release"
+    assert max(path.stat().st_size for path in Path(__file__).parent.glob("*.tar.xz")) < 1_000_000
 
 
 def of_version(path: Path, version: int) -> None:
@@ -93,8 +119,9 @@ def refused(path: Path) -> None:
         lambda: open_store(path.parent, create=False, files=Files(), limits=LIMITS),
         lambda: inspect_store(path),
     ):
-        with pytest.raises(SchemaTooOld, match=r"before 0\.5\.0"):
+        with pytest.raises(SchemaTooOld, match=r"before 0\.5\.0") as caught:
             look()
+        assert "deliver what waits" in str(caught.value.remedy or advice(caught.value))
     assert path.read_bytes() == before
 
 

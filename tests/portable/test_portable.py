@@ -6,6 +6,7 @@ import errno
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -159,3 +160,54 @@ def test_a_copy_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.Monkey
     portable.replace_file(source, target)
     assert target.read_bytes() == b"other content"
     assert not source.exists()
+
+
+def test_a_part_that_a_killed_write_left_goes_with_the_next_write(tmp_path: Path) -> None:
+    """One that a process is writing stays, however old; and so do other files."""
+    path = tmp_path / "client.key"
+    for name in (".client.key.abcdefg1.part", ".client.key.abcdefg2.part", ".client.crt.aaaaaaaa"):
+        (tmp_path / name).write_bytes(b"half")
+    busy = tmp_path / ".client.key.abcdefg2.part"
+    os.utime(busy, (0, 0))
+    with portable.lock_file(busy, "a write"):
+        assert portable.parts_in(tmp_path) == [
+            tmp_path / ".client.key.abcdefg1.part",
+            busy,
+        ]
+        portable.write_private(path, b"new")
+        assert sorted(os.listdir(tmp_path)) == [".client.crt.aaaaaaaa", busy.name, "client.key"]
+    portable.write_private(path, b"newer")
+    assert sorted(os.listdir(tmp_path)) == [".client.crt.aaaaaaaa", "client.key"]
+
+
+def test_a_part_is_locked_until_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replace = os.replace
+
+    def look(source: str, target: Path) -> None:
+        assert portable.is_locked(Path(source))
+        assert portable.remove_parts(tmp_path) == []
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", look)
+    portable.write_atomic(tmp_path / "file", b"new")
+    assert (tmp_path / "file").read_bytes() == b"new"
+
+
+def test_a_part_that_is_removed_before_it_is_locked_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = tempfile.mkstemp
+    left = [1]
+
+    def mkstemp(*arguments: object) -> tuple[int, str]:
+        fd, name = made(*arguments)  # type: ignore[call-overload]
+        if left:
+            left.pop()
+            assert portable.remove_parts(tmp_path) == [Path(name)]
+        return fd, name
+
+    monkeypatch.setattr(tempfile, "mkstemp", mkstemp)
+    portable.write_atomic(tmp_path / "file", b"new")
+    assert os.listdir(tmp_path) == ["file"]

@@ -7,6 +7,7 @@ import os
 import pwd
 import stat
 import tempfile
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -130,3 +131,26 @@ def test_a_home_that_runs_nothing_is_said_and_gone_around(
     monkeypatch.setenv(unpack.CACHE_VARIABLE, str(tmp_path / "named"))
     with pytest.raises(ValueError, match="named: files there may not be executed"):
         unpack.unpacked("file", "1" * 64)
+
+
+def test_everything_is_synced_before_the_folder_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a power cut just after the first start leaves empty modules that every start uses."""
+    file = tmp_path / "cipherbox.pyz"
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("site/one.py", "1")
+        archive.writestr(f"native/{unpack.platform_name()}/any/two.py", "2")
+    synced, sync = [], unpack.sync_files
+
+    def note(folder: Path) -> None:
+        synced.append((sorted(path.name for path in folder.iterdir()), target.exists()))
+        sync(folder)
+
+    target = tmp_path / "cache" / "build"
+    target.parent.mkdir()
+    monkeypatch.setattr(unpack, "sync_files", note)
+    unpack._first(str(file), target.parent, target)
+    assert synced == [(["one.py", "two.py"], False)]
+    assert (target / "one.py").read_text() == "1"
+    assert os.listdir(target.parent) == ["build"]

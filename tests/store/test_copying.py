@@ -12,7 +12,7 @@ from cipherbox.broker import model as m
 from cipherbox.broker.model import LogRow
 from cipherbox.contact_lists import ContactLists
 from cipherbox.errors import Damaged, StoreUnavailable
-from cipherbox.store.copying import TABLES, Source, copy, sums_of
+from cipherbox.store.copying import COPYING, TABLES, Source, copy, sums_of
 from cipherbox.store.port import BundleRow, CertificateRow, Enrolment, Store
 from cipherbox.store.postgres.copying import PostgresSource
 from cipherbox.store.postgres.store import PostgresStore
@@ -216,3 +216,55 @@ def test_a_snapshot_that_names_what_went_meanwhile_is_begun_again(tmp_path: Path
 
     with pytest.raises(StoreUnavailable, match="too busy"):
         SpoolSnapshot(tmp_path).take(never, lambda: None)
+
+
+@pytest.mark.parametrize("to", KINDS)
+def test_a_store_that_holds_half_a_copy_is_emptied_and_takes_the_whole(
+    tmp_path: Path, postgresql: postgres.Server, closing: ExitStack, to: str
+) -> None:
+    first, second = (
+        Place("sqlite", tmp_path / "a", postgresql),
+        Place(to, tmp_path / "b", postgresql),
+    )
+    store = first.open()
+    closing.callback(store.close)
+    lived_in(store)
+    source = first.source()
+    closing.callback(source.close)
+    target = second.open()
+    epoch = target.epoch
+    target.put_setting(COPYING, b"copy")
+    copy(source, target, lambda *_: None)  # all of it, and more than its second half could be
+    target.put_setting("of another", b"HQ")
+    target.empty()
+    assert target.load(10).clients == []
+    assert target.get_setting(COPYING) == b"copy"
+    assert target.epoch == epoch
+    sums = copy(source, target, lambda *_: None)
+    target.close()
+    check = second.source()
+    closing.callback(check.close)
+    assert sums_of(check) == sums
+    if to == "sqlite":
+        (kept,) = (second.path / "spool").iterdir()
+        assert kept.name.endswith("-0000000002.spool")  # the file of the first is gone
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_store_at_rest_is_read_without_links(
+    tmp_path: Path, postgresql: postgres.Server, closing: ExitStack, kind: str
+) -> None:
+    """As a backup on a disk that cannot be written: nothing appears beside it."""
+    place = Place(kind, tmp_path / "a", postgresql)
+    store = place.open()
+    lived_in(store)
+    store.close()
+    before = sorted(path.name for path in place.path.iterdir())
+    source: Source = (
+        SqliteSource(place.path, DATABASE, still=True)
+        if kind == "sqlite"
+        else PostgresSource(place.target, place.path, still=True)
+    )
+    closing.callback(source.close)
+    assert {row[0] for batch in source.rows("bodies") for row in batch} >= {30, 31}
+    assert sorted(path.name for path in place.path.iterdir()) == before

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import errno
+import re
 from pathlib import Path
 
-import pytest
-
+from cipherbox.cli.doctor import findings
+from cipherbox.cli.manual import manual_pages
+from cipherbox.client import watch
+from cipherbox.limits import LIMITS
+from cipherbox.store import reserve as reserve_module
 from cipherbox.store.reserve import FRESH_S, PLENTY_BYTES, Reserve
 from tests.store.faults import Faulty
 
@@ -151,3 +155,15 @@ def test_room_counts_log_database_and_empty_pages(tmp_path: Path) -> None:
     assert not held.low()
     files.free = MARGIN - 1
     assert held.low()
+
+
+def test_the_manual_s_table_of_free_space_is_true() -> None:
+    section = manual_pages()["operations"].partition("### The disk is full")[2]
+    told = [int(number) for number in re.findall(r"(?m)^\| (\d+)(?: MiB)? \|", section)]
+    assert told == sorted(told, reverse=True)
+    warns, wrong, soon, again, refused, none = (number << 20 for number in told)
+    assert (warns, wrong, wrong) == (findings.LOW_BYTES, findings.LEAST_BYTES, watch.LEAST_BYTES)
+    assert soon == LIMITS.disk_reserve_bytes + LIMITS.disk_resume_bytes
+    assert again == LIMITS.disk_resume_bytes
+    assert refused == LIMITS.disk_reserve_bytes // reserve_module._MARGIN
+    assert none == 0

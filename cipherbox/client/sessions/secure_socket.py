@@ -37,6 +37,8 @@ _LENGTH = struct.Struct(">I")
 _FIRST_FRAME = 4096  # an offer has 1,350 bytes, an answer 1,359
 _OVERHEAD = 2048
 _END, _DATA = b"\x00", b"\x01"
+# of a session file
+STEPS = ("CREATE TABLE states (session_id BLOB PRIMARY KEY, state BLOB NOT NULL) WITHOUT ROWID;\n",)
 
 
 @checked
@@ -226,13 +228,7 @@ class SqliteSessions:
             raise InvalidRequest(f"the key of a session file must have 32 bytes, not {len(key)}")
         self._path = path
         self._box = SecretBox(hkdf(key, label("secure-sessions"), 32))
-        self._db = open_database(
-            path,
-            (
-                "CREATE TABLE states (session_id BLOB PRIMARY KEY, state BLOB NOT NULL) WITHOUT "
-                "ROWID;\n",
-            ),
-        )
+        self._db = open_database(path, STEPS)
         self._db.execute("PRAGMA secure_delete = ON")
 
     def load(self, session_id: bytes) -> bytes | None:

@@ -73,8 +73,7 @@ class PostgresStore(Registry):
         self._lost_commits = False  # the server is behind what was read from it: load first
         self._pause = threading.Event()  # never set: waits out a pause
         self._numbers: QueueNumbers | None = None
-        # the session of the transaction that is open
-        self._inside: PostgresConnection | None = None
+        self._inside: PostgresConnection | None = None  # the session of the open transaction
         self.epoch = self._commits = 0
         self._connection: PostgresConnection | None = self._connector.writable()
         try:
@@ -238,8 +237,7 @@ class PostgresStore(Registry):
         return self._read(lambda connection: retention.is_due(connection, cutoffs))
 
     def free_bytes(self) -> int:
-        # only the server knows; it reports a full disk
-        return LIMITS.disk_resume_bytes * 1024
+        return LIMITS.disk_resume_bytes * 1024  # only the server knows; it reports a full disk
 
     def room(self, size_bytes: int) -> bool:
         return True
@@ -373,8 +371,6 @@ class PostgresStore(Registry):
     def empty(self) -> None:
         self._numbers = None
         self._write_once(copying.empty)
-        if self._spool is not None:
-            self._spool.sweep(set())
 
     def renew(self) -> None:
         connection = self._writer()

@@ -1,0 +1,123 @@
+"""`doctor --clean`: what killed commands left is found and removed, and nothing else."""
+
+from __future__ import annotations
+
+import os
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from cipherbox.cli.doctor import hq as doctor_hq
+from cipherbox.cli.doctor.findings import GOOD, WARN
+from cipherbox.cli.doctor.leftovers import check, of_client, of_hq
+from cipherbox.client.inbox.decrypted_files import OPENED
+from cipherbox.config.settings import ServerConfig, load_client_config, load_server_config
+from cipherbox.portable import lock_file, write_private
+from cipherbox.server.operations import backup
+from cipherbox.server.operations.check import LOCK
+from cipherbox.server.operations.setup import UNFINISHED
+from tests.client.real_hq import copy_hq
+
+
+@pytest.fixture
+def config(enrolled: Path, tmp_path: Path) -> ServerConfig:
+    copy_hq(enrolled, tmp_path, "127.0.0.1:9")
+    return load_server_config(tmp_path / "hq")
+
+
+def names(top: Path) -> set[str]:
+    return {str(path.relative_to(top)) for path in top.rglob("*")}
+
+
+def left_by_hq(config: ServerConfig) -> list[Path]:
+    """Something of each kind, as kills leave it."""
+    top = config.directory
+    part = top.parent / f"backup-1.0123abcd{backup._part_of(config)}"
+    files = [
+        top / ".cipherbox.toml.abcd_123.part",
+        top / "secrets" / ".service.key.0bcdefgh.part",
+        top / "tls" / ".server.key.zzzzzzzz",  # of 0.5.0
+        top / "spool.0123456789ab" / "00000001-0000000001.spool",
+        part / "files" / "secrets" / "service.key",
+        top / UNFINISHED,
+        top / "cipherbox.sqlite3.schema4.part",
+        top / "cipherbox.sqlite3.schema4.part-journal",
+    ]
+    for path in files:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"secret")
+    old = time.time() - 4000
+    os.utime(files[2], (old, old))
+    return [*files[:3], files[3].parent, part, *files[5:]]
+
+
+def test_hq_s_are_found_named_and_removed_when_asked(config: ServerConfig) -> None:
+    before = names(config.directory.parent)
+    left = left_by_hq(config)
+    found = {item.path: item.what for item in of_hq(config)}
+    assert set(found) == set(left)
+    assert "HQ's secrets" in found[left[4]]
+    (told,) = check(of_hq(config), "cipherbox doctor hq", clean=False)
+    assert (told.level, told.todo) == (WARN, "remove them: cipherbox doctor hq --clean")
+    assert "and 5 more" in told.text
+    assert all(path.exists() for path in left)
+    removed = [*check(of_hq(config), "cipherbox doctor hq", clean=True)]
+    assert len(removed) == len(left)
+    assert f"removed {left[3]}: links of an interrupted backup" in " ".join(
+        one.text for one in removed
+    )
+    assert names(config.directory.parent) == before
+    (good,) = check(of_hq(config), "", clean=True)
+    assert good.level == GOOD
+
+
+def test_what_a_running_command_uses_stays(config: ServerConfig) -> None:
+    left = left_by_hq(config)
+    with ExitStack() as stack:
+        for path in (*left[:2], config.directory / LOCK, config.directory / backup.BACKUP_LOCK):
+            stack.enter_context(lock_file(path, "this"))
+        os.utime(left[2])  # just written
+        assert [*of_hq(config)] == []
+        [*check(of_hq(config), "", clean=True)]
+        assert all(path.exists() for path in left)
+    assert len([*of_hq(config)]) == len(left) - 1
+
+
+def test_a_complete_backup_that_lacks_its_name_is_reported_and_kept(config: ServerConfig) -> None:
+    """It may hold the only copy of what was lost since."""
+    to = config.directory.parent / "backup"
+    backup.back_up(config, to)
+    part = to.rename(to.with_name(f"backup.89abcdef{backup._part_of(config)}"))
+    other = config.directory.parent / "backup.89abcdef.00000000.part"  # of another HQ
+    other.mkdir()
+    assert [*of_hq(config)] == []
+    found = [one for one in doctor_hq._leftovers(config, clean=True) if one.level == WARN]
+    assert [str(part) in one.text for one in found] == [True]
+    assert part.exists()
+    backup.back_up(config, to)
+    assert not part.exists()  # now there is another
+    assert other.exists()
+
+
+def test_a_clients_are_found_and_removed(config: ServerConfig) -> None:
+    client = load_client_config(config.directory.parent / "homes" / "CA-RC")
+    before = names(client.home)
+    write_private(client.home / ".allow.json.00000000.part", b"x")
+    opened = client.home / OPENED / "0123" / "patient.txt"
+    opened.parent.mkdir(parents=True)
+    opened.write_text("readable")
+    own = client.home / ".notes.original"  # nobody's but the owner's
+    own.write_text("mine")
+    with lock_file(client.home / "lock", "this home"):
+        assert len([*of_client(client)]) == 1
+    removed = [*check(of_client(client), "cipherbox doctor", clean=True)]
+    assert "readable copies" in removed[-1].text
+    assert names(client.home) - before == {".notes.original", "lock", "data"}
+
+
+def test_an_unfinished_restore_is_named_with_the_way_on(tmp_path: Path) -> None:
+    write_private(tmp_path / UNFINISHED, b"[]")
+    found = [one for one in doctor_hq.look(tmp_path) if one.about == "leftovers"]
+    assert [one.todo for one in found] == ["run it again: it starts anew"]
