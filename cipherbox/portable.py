@@ -163,6 +163,29 @@ def _remove_abandoned(part: Path) -> bool:
     return True
 
 
+@contextmanager
+def passing_file(data: bytes) -> Iterator[Path]:
+    """Provide data as a private file during the block: in memory where the system has such files,
+    so that a killed process leaves nothing.
+    """
+    here = Path("/proc/self/fd")
+    if sys.platform == "linux" and hasattr(os, "memfd_create") and here.is_dir():
+        fd = os.memfd_create("cipherbox")
+        try:
+            write_all(fd, data)
+            yield here / str(fd)
+        finally:
+            os.close(fd)
+        return
+    import tempfile
+
+    with tempfile.TemporaryDirectory(prefix="cipherbox-") as directory:
+        path = Path(directory) / "data"
+        path.touch(0o600)
+        path.write_bytes(data)
+        yield path
+
+
 def replace_file(source: Path, target: Path) -> None:
     """Rename a file that is already synced over ``target``, durably."""
     os.replace(source, target)

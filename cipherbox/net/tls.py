@@ -19,15 +19,14 @@ import _ssl
 import contextlib
 import os
 import ssl
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 
 import trio
 from cryptography import x509
 
 from cipherbox import clock, pki
 from cipherbox.errors import BundleNotCertified, CipherBoxError, CredentialsError, NetworkError
+from cipherbox.portable import passing_file
 
 ALPN = "cipherbox/1"
 CHUNK = 256 * 1024
@@ -124,13 +123,9 @@ def _context(purpose: int, certificate: bytes | None, key: pki.PrivateKey | None
     # refused.
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN | ssl.VERIFY_X509_STRICT
     if certificate is not None and key is not None:
-        # `ssl` loads certificates only from files: the key is encrypted with a one-time password,
-        # in a private directory.
+        # `ssl` loads certificates only from files: the key is encrypted with a one-time password
         once = os.urandom(32)
-        with tempfile.TemporaryDirectory(prefix="cipherbox-") as directory:
-            path = Path(directory) / "identity.pem"
-            path.touch(0o600)
-            path.write_bytes(certificate + pki.key_pem(key, once))
+        with passing_file(certificate + pki.key_pem(key, once)) as path:
             context.load_cert_chain(path, password=pki.password_of(once))
     return context
 

@@ -46,10 +46,12 @@ main(sys.argv[2:])
 _NEW = re.compile(r"[0-9a-f]{8,}|\d+")  # in names: numbers, ids, times
 
 
-def killed_at(step: int, *words: str, home: Path, stdin: str = "") -> Shown:
-    """Run a command that kills itself at its ``step``; its code is -9, or that of its end."""
+def killed_at(step: int, *words: str, home: Path, stdin: str = "", first: str = "") -> Shown:
+    """Run a command that kills itself at its ``step``; its code is -9, or that of its end.
+    ``first`` is Python that runs before it.
+    """
     done = subprocess.run(
-        [sys.executable, "-c", FORKED + DYING, str(step), "--home", str(home), *words],
+        [sys.executable, "-c", FORKED + first + DYING, str(step), "--home", str(home), *words],
         input=stdin.encode(),
         capture_output=True,
         env=ENVIRONMENT,

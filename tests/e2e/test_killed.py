@@ -24,6 +24,7 @@ from cipherbox.cli.main import cli
 from cipherbox.harness.stage import free_port
 from tests import soak
 from tests.client.real_hq import copy_hq
+from tests.data.unpack import unpack
 
 from .conftest import make_hq, serving, shell
 from .killing import in_the_open, killed_at, names, secrets_of
@@ -270,6 +271,61 @@ def test_killed_without_hq(name: str) -> None:
     expected = names(Path(values["w"]))
     for count, step in enumerate(steps(name)):
         if not again(row, fresh(), step, expected) or (count == 2 and not soak.ON):
+            break
+
+
+# A program of one file, so that there are tens of instants and not thousands.
+SMALL = """
+import compileall
+from cipherbox.cli.install import source
+def copy_to(target):
+    target.mkdir(parents=True)
+    (target / "one.py").write_bytes(b"1")
+compileall.compile_dir = lambda *_, **__: True
+source.program_source = lambda *_: source.ProgramSource("0" * 64, copy_to)
+"""
+NEVER = 1 << 30
+
+
+@soak.more
+@pytest.mark.parametrize("words", ["install", "uninstall"])
+def test_an_installation_killed(tmp_path: Path, words: str) -> None:
+    def play(step: int, top: Path, words: str, says: str = "") -> bool:
+        shown = killed_at(step, words, "--root", str(top), home=tmp_path / "home", first=SMALL)
+        assert shown.code in (0, -9) or (says and says in shown.err), shown.err
+        return shown.code == -9
+
+    def prepared(name: str) -> Path:
+        top = tmp_path / name
+        top.mkdir()
+        if words == "uninstall":
+            play(NEVER, top, "install")
+        return top
+
+    whole = prepared("whole")
+    play(NEVER, whole, words)
+    for step in range(1 if soak.ON else 5, 1000, 1 if soak.ON else 25):
+        top = prepared(f"killed-{step}")
+        if not play(step, top, words):
+            break
+        assert not play(NEVER, top, words, "nothing is installed")
+        assert names(top) == names(whole), step
+
+
+@soak.more
+def test_an_upgrade_killed(tmp_path: Path) -> None:
+    unpack("0.5.0", tmp_path / "kept")
+    expected: set[str] = set()
+    for step in (NEVER, *(range(1, 1000) if soak.ON else (4, 9))):
+        top = tmp_path / f"killed-{step}"
+        shutil.copytree(tmp_path / "kept" / "hq", top)
+        killed = killed_at(step, "store", "upgrade", str(top), home=tmp_path)
+        assert killed.code in (0, -9), killed.err
+        again = shell("store", "upgrade", str(top), home=tmp_path)
+        assert again.code == 0, again.err
+        expected = expected or names(top)
+        assert names(top) == expected, step
+        if killed.code == 0 and step != NEVER:
             break
 
 

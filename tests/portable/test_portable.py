@@ -211,3 +211,20 @@ def test_a_part_that_is_removed_before_it_is_locked_is_made_again(
     monkeypatch.setattr(tempfile, "mkstemp", mkstemp)
     portable.write_atomic(tmp_path / "file", b"new")
     assert os.listdir(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize("here", ["linux", "another system"])
+def test_data_is_passed_as_a_private_file_that_is_gone_afterwards(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, here: str
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    if here == "linux" and not Path("/proc/self/fd").is_dir():
+        pytest.skip("this system has no /proc")
+    monkeypatch.setattr(sys, "platform", here)
+    with portable.passing_file(b"key") as path:
+        assert path.read_bytes() == b"key"
+        assert (os.listdir(tmp_path) == []) is (here == "linux")
+        if here != "linux":
+            assert path.stat().st_mode & 0o777 == 0o600
+    assert os.listdir(tmp_path) == []
+    assert not path.exists()
