@@ -125,8 +125,8 @@ def test_copy_to_postgresql_and_back(tmp_path: Path, postgresql: postgres.Server
     copied = shell("store", "copy", str(directory), url, "--switch", home=admin)
     assert copied.code == 0, copied.err
     assert "all the same" in copied.out
-    taken = shell("store", "copy", str(directory), url, home=admin)
-    assert taken.code != 0
+    again = shell("store", "copy", str(directory), url, "--switch", home=admin)
+    assert (again.code, "uses this database already" in again.out) == (0, True)
     with serving(directory):
         assert shell("send", "--to", "CA-RC", "in PostgreSQL", home=lab).code == 0
     back = tmp_path / "back.sqlite3"
@@ -134,8 +134,12 @@ def test_copy_to_postgresql_and_back(tmp_path: Path, postgresql: postgres.Server
         shell("store", "copy", str(directory), f"sqlite:{back}", "--switch", home=admin).code == 0
     )
     assert back.exists()
+    taken = shell("store", "copy", str(directory), f"sqlite:{back}", home=admin)
+    assert (taken.code, "uses this database already" in taken.out) == (0, True)
     with serving(directory):
         assert shell("receive", "--count", "2", "--idle", "20", home=center).code == 0
         assert shell("audit", "verify", home=admin).code == 0
+    taken = shell("store", "copy", str(directory), url, home=admin)  # it has an older HQ
+    assert (taken.code, "already contains an HQ" in taken.err) == (5, True)
     assert received(center) == ["in SQLite", "in PostgreSQL"]
     assert shell("store", "upgrade", str(directory), home=admin).code == 0

@@ -137,12 +137,12 @@ def is_unfinished(directory: Path) -> bool:
 def clear_unfinished(directory: Path) -> None:
     """Remove what a killed `init` or restore left in HQ's directory."""
     remove_parts(directory, UNFINISHED)
-    if not is_unfinished(directory):
-        return
     marker = directory / UNFINISHED
-    kept = {UNFINISHED, *json.loads(marker.read_text())}
-    _remove(path for path in directory.iterdir() if path.name not in kept)
-    marker.unlink()
+    if is_unfinished(directory):
+        kept = {UNFINISHED, *json.loads(marker.read_text())}
+        _remove(path for path in directory.iterdir() if path.name not in kept)
+    if marker.exists():
+        marker.unlink()
 
 
 def _clear_admin(directory: Path, admin_home: Path) -> None:
@@ -176,7 +176,7 @@ def whole_or_nothing(
         names = sorted(path.name for path in before[directory] or ())
         write_private(private_dir(directory) / UNFINISHED, json.dumps(names).encode())
         yield
-        (directory / UNFINISHED).unlink()
+        (directory / UNFINISHED).unlink(missing_ok=True)
     except BaseException as error:
         for path, kept in before.items():
             _remove(set(path.iterdir() if path.exists() else ()) - (kept or set()))
