@@ -18,6 +18,7 @@ from cipherbox.cli.doctor.findings import (
     WARN,
     Check,
     Finding,
+    closed,
     collect,
     disk,
     ends,
@@ -46,7 +47,7 @@ def look(directory: Path, *, clean: bool = False) -> list[Finding]:
     from cipherbox.server.operations.setup import is_unfinished
 
     begun, config = opening(directory, load_server_config)
-    if is_unfinished(directory):
+    if not closed(directory) and is_unfinished(directory):
         text = f"`init` or a restore into {directory} was killed, or is running"
         begun.append(Finding(BAD, "leftovers", text, "run it again: it starts anew"))
     if config is None:
