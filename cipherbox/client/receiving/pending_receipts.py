@@ -152,7 +152,7 @@ class PendingReceipts:
                 with trio.move_on_at(self._backoff.next_due()):
                     await self._news.wait()
         except trio.Cancelled:
-            await self._finish()
+            await self._client.connection.last_call(self._finish, END_S)
             raise
         finally:
             self._idle.set()  # nobody waits for a task that has ended
@@ -176,19 +176,8 @@ class PendingReceipts:
                 await self._prompt.wait()
 
     async def _finish(self) -> None:
-        current = self._client.connection.current
-        if current is None or not (pending := self._pending(self._backoff.waiting())):
-            return
-        with trio.move_on_after(END_S, shield=True):
-            async with trio.open_nursery() as nursery:
-
-                async def until_closed() -> None:
-                    await current.closed.wait()
-                    nursery.cancel_scope.cancel()
-
-                nursery.start_soon(until_closed)
-                await self._sign(pending)
-                nursery.cancel_scope.cancel()
+        if pending := self._pending(self._backoff.waiting()):
+            await self._sign(pending)
 
     def _pending(self, without: Sequence[str]) -> list[PendingReceipt]:
         names = orjson.dumps(without).decode()

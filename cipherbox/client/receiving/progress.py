@@ -28,14 +28,14 @@ class Progress:
         self.failure: CipherBoxError | None = None
         self.limit: int | None = None  # of ``received``
         self.incomplete_files = 0  # messages that are files and not complete yet
-        self.acks_open = 0
+        self.recording = 0  # batches
         self.writing: frozenset[Key] = frozenset()
         self.writing_count = self.writing_bytes = 0
 
     def begin(self) -> None:
         """Forget the state of the last run; the counts stay."""
         self.failure = None
-        self.incomplete_files = self.acks_open = 0
+        self.incomplete_files = self.recording = 0
         self.end_writing()
 
     def stop_after(self, count: int | None) -> None:
@@ -79,9 +79,9 @@ class Progress:
         if self.failure is not None:
             raise self.failure
 
-    async def acknowledged(self) -> None:
-        """Wait for HQ's answers to all acknowledgements; each is bounded."""
-        while self.acks_open:
+    async def recorded(self) -> None:
+        """Wait until every batch is recorded, or failed."""
+        while self.recording:
             await self.changed.wait()
 
     def fail(self, error: CipherBoxError) -> None:

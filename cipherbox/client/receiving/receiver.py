@@ -147,19 +147,21 @@ class Receiver:
         async with self.locked_soon():
             with self._opened() as loop:
                 names = await self._names(queues)
-                async with background() as acks:
-                    acks.start_soon(loop.recorder.receipts.run)
+                async with background() as tasks:
+                    tasks.start_soon(loop.recorder.receipts.run)
+                    tasks.start_soon(loop.acks.run)
                     assert self.client.prekeys is not None
-                    acks.start_soon(self.client.prekeys.keep)
-                    acks.start_soon(self.client.key_lifecycle.say_registered)
-                    acks.start_soon(loop.recorder.keep_completing)
+                    tasks.start_soon(self.client.prekeys.keep)
+                    tasks.start_soon(self.client.key_lifecycle.say_registered)
+                    tasks.start_soon(loop.recorder.keep_completing)
                     async with background() as nursery:
                         credit = max(CREDIT_BYTES // len(names), LEAST_BYTES)
                         for name in names:
-                            await nursery.start(loop.consume, name, credit, acks)
+                            await nursery.start(loop.consume, name, credit, tasks)
                         task_status.started()
                         await self._until_done(loop, idle_s)
-                    await self._progress.acknowledged()
+                    await self._progress.recorded()
+                    await loop.acks.flush()
                     await self._flush_all(loop)
         return self.received - before
 
@@ -226,7 +228,7 @@ class Receiver:
 
     @property
     def busy(self) -> bool:
-        """Return whether a delivery is being opened, recorded or acknowledged."""
+        """Return whether a delivery is being opened or recorded."""
         return self.loop is not None and self.loop.busy
 
     async def wait_for_more(self) -> None:
