@@ -154,6 +154,7 @@ def delivery(sender: str = "BAD-LAB") -> Any:
         sealed_at=1,
         signature_suite=1,
         message_count=1,
+        prompt_receipt=False,
     )
     return SimpleNamespace(
         sender_id=sender,
@@ -274,7 +275,7 @@ class Disk:
 
 
 def recorder(disk: Disk) -> Recorder:
-    receipts: Any = SimpleNamespace(notify=lambda: None)
+    receipts: Any = SimpleNamespace(notify=lambda prompt: None)
     inbox: Any = disk
     return Recorder(inbox, receipts, None, Progress(), EVENTS, on_lines=None, stored="Stored {}")
 

@@ -2,6 +2,7 @@
 
 Map, written by `make generate`:
 
+    acknowledger      Acknowledge what is recorded, many envelopes at a time.
     attempts          Retries of messages that a handler did not accept: *later* means they wait,
                       *bad* may park them.
     calls             The consuming calls of `Client`.
