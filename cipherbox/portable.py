@@ -264,6 +264,13 @@ def can_ask() -> bool:
     return True
 
 
+def has_screen() -> bool:
+    """Return whether a browser can show something: not over a plain SSH connection, for example."""
+    if WINDOWS or sys.platform == "darwin":
+        return True
+    return any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY"))
+
+
 def others_may_read(path: Path) -> bool:
     """Return whether other users may read the file; always False on Windows."""
     return not WINDOWS and bool(path.stat().st_mode & 0o044)

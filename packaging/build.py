@@ -37,7 +37,7 @@ from cipherbox import __version__  # noqa: E402
 from cipherbox.ops.unpack import ANY, BUILD_NAME, NATIVE, SITE, platform_name  # noqa: E402
 
 LARGEST = 60_000_000
-OWN_FILES = frozenset([".py", ".md", ".sql", ".typed"])
+OWN_FILES = frozenset([".py", ".md", ".sql", ".typed", ".html", ".css", ".js", ".svg", ".toml"])
 NOTES = frozenset(
     [
         "RECORD",

@@ -17,6 +17,8 @@ PACKAGE = Path(__file__).resolve().parent.parent / "cipherbox"
 
 BASE = {"errors", "clock", "classes", "limits", "checks", "contact_lists"}
 GROUND = BASE | {"concurrency", "portable", "config", "alerting", "pki", "net", "ops"}
+# the web page's, which nothing but `apps/page` may import
+PAGE_ONLY = {"hypercorn", "jinja2", "markdown_it", "markupsafe", "segno", "starlette"}
 # layer -> (layers it may import besides itself, packages from outside the standard library)
 TABLE: dict[str, tuple[set[str], set[str]]] = {
     "errors": (set(), set()),
@@ -53,8 +55,8 @@ TABLE: dict[str, tuple[set[str], set[str]]] = {
         {"attrs", "trio", "cryptography", "nacl", "orjson", "zstandard", "zxcvbn"},
     ),
     "apps": (
-        BASE | {"concurrency", "portable", "config", "envelope", "sealing", "client"},
-        {"attrs", "trio", "orjson"},
+        BASE | {"concurrency", "portable", "config", "pki", "envelope", "sealing", "client"},
+        {"attrs", "trio", "orjson", *PAGE_ONLY},
     ),
     # the built program as processes, for demo, prove and bench
     "harness": (
@@ -242,6 +244,17 @@ def test_only_portable_knows_the_system() -> None:
         if layer != "portable" and path.name != "unpack.py"
         for name, line in imported(path)
         if name.split(".")[0] in UNIX_OR_WINDOWS
+    ]
+    assert wrong == []
+
+
+def test_only_the_page_knows_the_web() -> None:
+    wrong = [
+        f"{path.relative_to(PACKAGE)}:{line} imports {name}"
+        for _, path in modules()
+        if PACKAGE / "apps" / "page" not in path.parents
+        for name, line in imported(path)
+        if name.split(".")[0] in PAGE_ONLY
     ]
     assert wrong == []
 

@@ -46,6 +46,8 @@ Map, written by `make generate`:
                       irreversible actions.
     outbox            `outbox`: the sealed messages and files of this machine, and their state.
     output            Output: results, warnings, errors, tables and records.
+    page              `page`: this client in the browser of this machine; for an admin, the console
+                      of HQ.
     page_layout       Layout of a manual page on a terminal: text and tables fit its width, code is
                       unchanged, so that it can be copied.
     password          The password of a client's keys: from a file, a systemd credential, or the

@@ -51,12 +51,14 @@ def agent(
     in the outbox is sent, too. A file is sent when it has not changed for ten seconds and no
     program has it open for writing ([agent] in client.toml sets other times, marker files, names to
     ignore). The agent recovers automatically from an unreachable HQ, cut connections and restarts.
+    With [page] listen it also serves the page: cipherbox page.
     """
     import trio
 
     from cipherbox.apps.agent.agent import Agent
     from cipherbox.cli.home import load_here
     from cipherbox.cli.output import print_event, warn
+    from cipherbox.cli.page import serve_page
     from cipherbox.client.client import open_client
     from cipherbox.ops.systemd import notify
     from cipherbox.portable import stop_signals
@@ -77,6 +79,8 @@ def agent(
 
                     nursery.start_soon(until_stopped)
                     await nursery.start(service.run)
+                    if home.config.page.listen:
+                        nursery.start_soon(serve_page, ctx, client)
                     warn(f"Watching {where / 'outgoing'}; Ctrl-C stops.")
                     received = incoming or home.config.inbox.incoming or where / "incoming"
                     announce_incoming(home, received)

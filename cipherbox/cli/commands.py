@@ -40,6 +40,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str, str]]] = {
         "send": ("send", "send", "Seal a message or file and send it."),
         "receive": ("receive", "receive", "Receive messages and files until stopped."),
         "fetch": ("receive", "fetch", "Receive what is waiting now, then exit."),
+        "page": ("page", "page", "Open this client, or HQ's console, in the browser."),
         "chat": ("chat", "chat", "Exchange messages with clients, line by line."),
         "pipe": (
             "pipe",

@@ -81,6 +81,11 @@ def load_here(ctx: click.Context, *, renews: bool = False) -> Home:
     return home
 
 
+def keep_loaded(ctx: click.Context, home: Home) -> None:
+    """Let `load_here` return this home, whose keys are open already."""
+    ctx.meta[_HOME] = home
+
+
 def unlock(ctx: click.Context, config: ClientConfig) -> bytes:
     """Return the local key.  A mistyped password is asked for again; one from a file is final."""
     from cipherbox.cli.output import warn

@@ -27,6 +27,7 @@ INDEX: dict[str, dict[str, str]] = {
         "migrate": "from RabbitMQ, SFTP, AS2, mail, CipherBox's predecessors",
         "operations": "install, size, back up, upgrade, each disaster",
         "tools": "chat and pipe",
+        "page": "messages, people and HQ's console in the browser",
     },
     "Reference: look it up": {
         "commands": "every command and option",

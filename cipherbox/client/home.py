@@ -61,6 +61,16 @@ def keyless(
     )
 
 
+def visible_folder(home: Path) -> Path:
+    """Return the directory that a person works with: the home, or a visible one beside a hidden
+    home.
+    """
+    if not home.name.startswith("."):
+        return home
+    name = home.name.lstrip(".")
+    return home.with_name(FOLDER if name == FOLDER.lower() else name or FOLDER)
+
+
 @define(eq=False)
 class Home:
     """A loaded home. ``identity`` is None for an admin, whose machine opens no messages.
@@ -92,13 +102,8 @@ class Home:
 
     @property
     def folder(self) -> Path:
-        """The directory that a person works with: the home, or a visible one beside a hidden
-        home.
-        """
-        if not self.path.name.startswith("."):
-            return self.path
-        name = self.path.name.lstrip(".")
-        return self.path.with_name(FOLDER if name == FOLDER.lower() else name or FOLDER)
+        """The directory that a person works with; see `visible_folder`."""
+        return visible_folder(self.path)
 
     @property
     def incoming(self) -> Path:

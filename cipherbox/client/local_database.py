@@ -65,6 +65,14 @@ def open_database(path: Path, steps: Sequence[str], oldest: int = 1) -> sqlite3.
     return db
 
 
+def version_of(db: sqlite3.Connection) -> tuple[int, int]:
+    """Return a mark that changes with every commit to the database, of this connection (the second
+    number) and of others, in whichever process.
+    """
+    (others,) = db.execute("PRAGMA data_version").fetchone()
+    return others, db.total_changes
+
+
 def _upgrade(db: sqlite3.Connection, path: Path, steps: Sequence[str], oldest: int) -> None:
     (version,) = db.execute("PRAGMA user_version").fetchone()
     if version > len(steps):

@@ -34,6 +34,7 @@ from cipherbox.config.toml_file import (
     AgentSettings,
     ContactSettings,
     InboxSettings,
+    PageSettings,
     build_table,
     check_address,
     check_loopback,
@@ -387,6 +388,7 @@ class ClientConfig:
     sessions: SessionTable = attrs.Factory(SessionTable)
     inbox: InboxSettings = attrs.Factory(InboxSettings)
     contacts: ContactSettings = attrs.Factory(ContactSettings)
+    page: PageSettings = attrs.Factory(PageSettings)
     log: LogSettings = attrs.Factory(LogSettings)
 
 
@@ -402,6 +404,7 @@ CLIENT_TABLES: dict[str, type] = {
     "sessions": SessionTable,
     "log": LogSettings,
     "contacts": ContactSettings,
+    "page": PageSettings,
 }
 
 # -- loading and writing ---------------------------------------------------------------------------
@@ -493,6 +496,9 @@ def load_client_config(home: Path | None = None) -> ClientConfig:
     check_credential(f"{file}: [line] proxy_credentials_file", line.proxy_credentials_file)
     if line.proxy and line.proxy.lower() != DIRECT:
         parse_proxy(line.proxy, f"{file}: [line] proxy")
+    check_loopback(f"{file}: [page] listen", tables["page"].listen)
+    if len(parse_listen(tables["page"].listen)) > 1:
+        raise ConfigError(f"{file}: [page] listen: one address, not several")
     more = (
         attrs.asdict(tables["retry"])
         | attrs.asdict(tables["outbox"])
@@ -509,6 +515,7 @@ def load_client_config(home: Path | None = None) -> ClientConfig:
         contacts=tables["contacts"],
         inbox=_absolute(home, tables["inbox"]),
         sessions=tables["sessions"],
+        page=tables["page"],
     )
 
 

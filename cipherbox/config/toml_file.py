@@ -97,6 +97,20 @@ class ContactSettings:
 
 
 @frozen
+class PageSettings:
+    """Table `[page]`, explained on the manual page `page`."""
+
+    listen: str = setting(
+        "",
+        "loopback host:port of the page, for example 127.0.0.1:8443: the agent then serves it, "
+        "too; empty: `cipherbox page` alone, on a port that the system chooses",
+    )
+    idle_minutes: int = setting(
+        15, "minutes without a click or key after which the page is locked", low=1
+    )
+
+
+@frozen
 class InboxSettings:
     """Table `[inbox]`."""
 

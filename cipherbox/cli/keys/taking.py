@@ -97,9 +97,9 @@ def _import_bundle(ctx: click.Context, data: bytes, heard: str | None, yes: bool
 
 def _compared(pin: Pin, bundle: KeyBundle, heard: str | None) -> bool:
     """Return whether the owner's fingerprint matches keys that the pinned ones did not sign."""
-    from cipherbox.cli.keys.verify import digits
     from cipherbox.cli.output import fail, say
     from cipherbox.client.keys.changes import change_of
+    from cipherbox.client.keys.comparing import digits
     from cipherbox.envelope.bundle import fingerprint
 
     name = bundle.client_id
@@ -119,8 +119,8 @@ def _compared(pin: Pin, bundle: KeyBundle, heard: str | None) -> bool:
 
 def _confirmed(bundle: KeyBundle, heard: str | None, yes: bool) -> bool:
     """Return whether these are the owner's keys: by the given fingerprint, or by a yes."""
-    from cipherbox.cli.keys.verify import digits
     from cipherbox.cli.output import fail, say
+    from cipherbox.client.keys.comparing import digits
     from cipherbox.envelope.bundle import fingerprint
 
     name = bundle.client_id

@@ -27,7 +27,7 @@ def write_out(home: Path, box: SecretBox, kept: str, size: int, target: Path) ->
     """Decrypt a stored file into a new private file. Raise FileError if the stored file is missing
     or the name is taken.
     """
-    source = _source(home, box, kept)
+    source = open_kept(home, box, kept)
     try:
         if os.path.lexists(target):
             raise FileError(f"{target} exists already")
@@ -49,7 +49,7 @@ def write_out_directory(
     home: Path, box: SecretBox, kept: str, files: Sequence[dict[str, Any]], target: Path
 ) -> None:
     """Decrypt a stored directory, as `write_out` does."""
-    source = _source(home, box, kept)
+    source = open_kept(home, box, kept)
     try:
         if os.path.lexists(target):
             raise FileError(f"{target} exists already")
@@ -60,7 +60,10 @@ def write_out_directory(
         source.close()
 
 
-def _source(home: Path, box: SecretBox, kept: str) -> EncryptedFile:
+def open_kept(home: Path, box: SecretBox, kept: str) -> EncryptedFile:
+    """Open a stored file for reading; nothing of it is written in clear. Raise FileError if it is
+    missing.
+    """
     try:
         fd = os.open(home / KEPT / kept, os.O_RDONLY | O_BINARY)
     except FileNotFoundError:

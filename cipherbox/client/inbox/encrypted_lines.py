@@ -11,6 +11,7 @@ from __future__ import annotations
 import sqlite3
 import uuid
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ CREATE INDEX lines_by_envelope ON lines (envelope_id);
 CREATE INDEX lines_by_time ON lines (at);
 """  # noqa: E501
 _PAGE = 256  # envelopes
+START = 1 << 62, 1 << 62  # the mark above every entry
 _MAX_BYTES = 64 * 1024 * 1024  # of one envelope's lines: a body, and JSON's overhead
 
 
@@ -116,6 +118,36 @@ class Shelf:
             ).fetchall()
         return (rows[-1][0] if rows else place), [one for row in rows for one in self._of_row(row)]
 
+    def page(
+        self, most: int, before: tuple[int, int] = START, sender: str = ""
+    ) -> tuple[tuple[int, int] | None, list[Entry]]:
+        """Return the newest entries before a mark, newest first, and the mark of the next page, or
+        None at the end.
+
+        A mark is (place, index): one row may have thousands of messages, of which only those shown
+        are parsed.
+        """
+        found: list[Entry] = []
+        place, index = before
+        query = (
+            "SELECT place, sender, envelope_id, at, data FROM lines WHERE place <= ? AND "
+            "(? = '' OR sender = ?) ORDER BY place DESC"
+        )
+        # closed at the end of the page: a statement that is not read to its end holds a snapshot
+        with (
+            translated(self._path),
+            closing(self._db.execute(query, (place, sender, sender))) as rows,
+        ):
+            for row in rows:
+                lines, types, suite = self._lines_of_row(row)
+                end = min(index, len(lines)) if row[0] == place else len(lines)
+                for at in reversed(range(end)):
+                    if len(found) == most:
+                        return (row[0], at + 1), found
+                    kind = types[at if len(types) > 1 else 0]
+                    found.append(_entry(lines[at], row[3], kind, suite))
+        return None, found
+
     def end(self) -> int:
         """Return the place after the last recorded entry."""
         with translated(self._path):
@@ -164,14 +196,19 @@ class Shelf:
             place = rows[-1][0]
 
     def _of_row(self, row: tuple[int, str, bytes, int, bytes]) -> Iterator[Entry]:
-        _, sender, envelope_id, at, data = row
+        lines, types, suite = self._lines_of_row(row)
+        for index, line in enumerate(lines):
+            yield _entry(line, row[3], types[index if len(types) > 1 else 0], suite)
+
+    def _lines_of_row(
+        self, row: tuple[int, str, bytes, int, bytes]
+    ) -> tuple[list[bytes], list[str], int]:
+        _, sender, envelope_id, _, data = row
         packed = self._box.decrypt(data, _place(sender, envelope_id))
         raw = zstandard.ZstdDecompressor().decompress(packed, max_output_size=_MAX_BYTES)
         head, _, lines = raw.partition(b"\n")
         about = orjson.loads(head)
-        types, suite = about["types"], about["suite"]
-        for index, line in enumerate(lines.splitlines(keepends=True)):
-            yield _entry(line, at, types[index if len(types) > 1 else 0], suite)
+        return lines.splitlines(keepends=True), about["types"], about["suite"]
 
 
 def _entry(line: bytes, at: int, content_type: str, suite: int) -> Entry:

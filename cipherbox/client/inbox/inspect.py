@@ -17,8 +17,8 @@ from cipherbox.client.inbox.encrypted_lines import Entry, Shelf
 from cipherbox.client.inbox.handler_contents import NOT_WHOLE, PARKED, WAITING
 from cipherbox.client.inbox.places import free_name, open_exclusive
 from cipherbox.client.inbox.schema import DATABASE, OLDEST, STEPS
-from cipherbox.client.local_database import open_database, translated
-from cipherbox.envelope.ids import message_id
+from cipherbox.client.local_database import open_database, translated, version_of
+from cipherbox.envelope.ids import message_id, split_message_id
 from cipherbox.envelope.outcomes import outcome_code
 from cipherbox.errors import FileError
 from cipherbox.portable import write_private
@@ -65,6 +65,23 @@ class InboxInspection:
 
     def close(self) -> None:
         self._db.close()
+
+    def version(self) -> tuple[int, int]:
+        """Return a mark that changes whenever something is recorded, in whichever process."""
+        with translated(self._path):
+            return version_of(self._db)
+
+    def receipt_at(self, sender: str, wanted: uuid.UUID) -> int | None:
+        """Return when the receipt for a message was signed, in ms since 1970; 0 if none will be,
+        None if it is pending.
+        """
+        envelope_id, _ = split_message_id(wanted)
+        with translated(self._path):
+            row = self._db.execute(
+                "SELECT receipt FROM envelopes WHERE sender = ? AND envelope_id = ?",
+                (sender, envelope_id),
+            ).fetchone()
+        return row[0] if row is not None else 0
 
     def refused(self, most: int) -> list[RefusedEntry]:
         """Return the newest refusals, oldest first."""

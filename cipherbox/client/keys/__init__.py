@@ -4,6 +4,8 @@ Map, written by `make generate`:
 
     changes      Describe what happened to a client's keys since they were pinned, for the person
                  who has to decide.
+    comparing    Compare another client's keys with the number its owner reads out or shows, and pin
+                 them.
     directory    Other parties' key bundles: pinned on this machine, or from HQ and verified.
     lifecycle    The life cycle of this client's keys: renewed before they expire, rotated with
                  overlap, destroyed when no longer needed.

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import orjson
 
-from cipherbox.client.local_database import translated
+from cipherbox.client.local_database import translated, version_of
 from cipherbox.client.outbox.rows import Row
 from cipherbox.errors import RecipientRevoked
 
@@ -26,6 +26,11 @@ class OutboxQueries:
     _files: Path
     _db: sqlite3.Connection
 
+    def version(self) -> tuple[int, int]:
+        """Return a mark that changes with every commit to the outbox, in whichever process."""
+        with translated(self._path):
+            return version_of(self._db)
+
     def find(self, envelope_id: bytes) -> Row | None:
         """Return the row of an envelope, without its bytes."""
         rows = self._rows("WHERE envelope_id = ?", (envelope_id,))
@@ -38,9 +43,17 @@ class OutboxQueries:
             f"WHERE state IN ({wanted}) AND number > ? ORDER BY number LIMIT ?", (after, most)
         )
 
-    def newest(self, most: int) -> list[Row]:
-        """Return the newest rows, the oldest of them first."""
-        return self._rows("ORDER BY number DESC LIMIT ?", (most,))[::-1]
+    def newest(self, most: int, before: int = 1 << 62) -> list[Row]:
+        """Return the newest rows with a number below ``before``, the oldest of them first."""
+        return self._rows("WHERE number < ? ORDER BY number DESC LIMIT ?", (before, most))[::-1]
+
+    def newest_to(self, client_id: str, most: int) -> list[Row]:
+        """Return the newest rows to this client, the oldest of them first."""
+        return self._rows(
+            "WHERE EXISTS (SELECT 1 FROM json_each(envelopes.recipients) r WHERE r.value = ?) "
+            "ORDER BY number DESC LIMIT ?",
+            (client_id, most),
+        )[::-1]
 
     def waiting(self, after: int, sealed_before: int, most: int) -> list[Row]:
         """Return what has to be sent, in order."""

@@ -62,12 +62,12 @@ class Transfer:
     content_type: str
     compress: bool
     copied: int  # COPY, or LOCKED_COPY: encrypted under the home's key
-    state: int
-    reason: str
-    manifest: bytes | None  # envelope id
-    made_at: int
-    done_bytes: int
-    stanza: int  # the type the sender chose; 0: each recipient's preferred one
+    state: int = SENDING
+    reason: str = ""
+    manifest: bytes | None = None  # envelope id
+    made_at: int = 0
+    done_bytes: int = 0
+    stanza: int = 0  # the type the sender chose; 0: each recipient's preferred one
     entries: tuple[SourceEntry, ...] = attrs.field(default=(), repr=False)  # of a directory
 
     @property
@@ -105,6 +105,48 @@ def check_file(file: Path) -> os.stat_result:
     if not file.is_file():
         raise FileError(f"{file} is no regular file")
     return stat
+
+
+class Upload:
+    """A file that arrives as a stream: written to the outbox's copies as it comes, encrypted where
+    this home encrypts them.
+
+    It becomes a transfer when it is whole (`Transfers.begin_upload`).  Until then nothing names it:
+    a crash leaves a file that the outbox removes after a day, like every copy that is not named.
+    """
+
+    def __init__(self, outbox: Outbox) -> None:
+        self.id = os.urandom(16)
+        self.size = 0
+        copies = outbox.directory / COPIES
+        self._path = copies / self.id.hex()
+        with translated(self._path):
+            copies.mkdir(mode=0o700, exist_ok=True)
+            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | O_BINARY
+            self._stored = copy_at(os.open(self._path, flags, 0o600), self.id, outbox.hides)
+        self._open = True
+
+    def write(self, data: bytes) -> None:
+        """Append; raise StoreError if the disk is full or fails."""
+        with translated(self._path):
+            self._stored.write(data, self.size)
+        self.size += len(data)
+
+    def finish(self) -> Path:
+        """Make it durable, and return where it is."""
+        self._stored.sync(self.size)
+        self._close()
+        return self._path
+
+    def discard(self) -> None:
+        """Delete it: it is not sent."""
+        self._close()
+        self._path.unlink(missing_ok=True)
+
+    def _close(self) -> None:
+        if self._open:
+            self._open = False
+            self._stored.close()
 
 
 class Transfers:
@@ -148,31 +190,51 @@ class Transfers:
             if (check_file(file).st_mtime_ns, size) != (stat.st_mtime_ns, stat.st_size):
                 kept.unlink()
                 raise FileChanged(f"{file} changed while it was copied")
-        with transaction(self._db, self._path):
-            number = self._db.execute(
-                "INSERT INTO transfers (id, file, path, size, modified_ns, part_bytes, "
-                "recipients, content_type, compress, copied, made_at, stanza) VALUES (?, ?, ?, "
-                "?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (
-                    transfer_id,
-                    str(kept),
-                    orjson.dumps(list(path)).decode(),
-                    stat.st_size,
-                    int64(kept.stat().st_mtime_ns),
-                    part_bytes,
-                    orjson.dumps(list(recipients)).decode(),
-                    content_type,
-                    compress,
-                    self._copy_kind(copy),
-                    clock.now_ms(),
-                    stanza,
-                ),
-            ).lastrowid
-            if claim is not None:
-                insert_file(self._db, claim, clock.now_ms(), transfer=number)
-        found = self.find(number or 0)
-        assert found is not None
-        return found
+        return self._insert(
+            Transfer(
+                0,
+                transfer_id,
+                str(kept),
+                tuple(path),
+                stat.st_size,
+                int64(kept.stat().st_mtime_ns),
+                part_bytes,
+                tuple(recipients),
+                content_type,
+                compress,
+                self._copy_kind(copy),
+                stanza=stanza,
+            ),
+            claim,
+        )
+
+    def begin_upload(
+        self,
+        upload: Upload,
+        path: Sequence[str],
+        recipients: Sequence[str],
+        content_type: str,
+    ) -> Transfer:
+        """Begin the transfer of what was uploaded; raise FileError if it cannot be sent."""
+        check_path(Path(*path), path)
+        part_bytes = _part_bytes(Path(path[-1]), upload.size)
+        with translated(self._path):
+            kept = upload.finish()
+        return self._insert(
+            Transfer(
+                0,
+                upload.id,
+                str(kept),
+                tuple(path),
+                upload.size,
+                int64(kept.stat().st_mtime_ns),
+                part_bytes,
+                tuple(recipients),
+                content_type,
+                False,
+                self._copy_kind(True),
+            )
+        )
 
     def begin_directory(
         self,
@@ -200,30 +262,52 @@ class Transfers:
             if copied != size or entries_of(folder) != entries:
                 kept.unlink()
                 raise FileChanged(f"{folder} changed while it was copied")
+        return self._insert(
+            Transfer(
+                0,
+                transfer_id,
+                str(kept),
+                (folder.name,),
+                size,
+                modified_ns,
+                part_bytes,
+                tuple(recipients),
+                DIRECTORY,
+                compress,
+                self._copy_kind(copy),
+                stanza=stanza,
+                entries=entries,
+            )
+        )
+
+    def _insert(self, one: Transfer, claim: FolderFile | None = None) -> Transfer:
+        """Record a transfer that begins, and return it with its number."""
+        entries = orjson.dumps([tuple(e) for e in one.entries]).decode() if one.entries else ""
         with transaction(self._db, self._path):
+            now = clock.now_ms()
             number = self._db.execute(
                 "INSERT INTO transfers (id, file, path, size, modified_ns, part_bytes, "
                 "recipients, content_type, compress, copied, made_at, stanza, entries) VALUES "
                 "(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (
-                    transfer_id,
-                    str(kept),
-                    orjson.dumps([folder.name]).decode(),
-                    size,
-                    modified_ns,
-                    part_bytes,
-                    orjson.dumps(list(recipients)).decode(),
-                    DIRECTORY,
-                    compress,
-                    self._copy_kind(copy),
-                    clock.now_ms(),
-                    stanza,
-                    orjson.dumps([tuple(one) for one in entries]).decode(),
+                    one.id,
+                    one.file,
+                    orjson.dumps(one.path).decode(),
+                    one.size,
+                    one.modified_ns,
+                    one.part_bytes,
+                    orjson.dumps(one.recipients).decode(),
+                    one.content_type,
+                    one.compress,
+                    one.copied,
+                    now,
+                    one.stanza,
+                    entries,
                 ),
             ).lastrowid
-        found = self.find(number or 0)
-        assert found is not None
-        return found
+            if claim is not None:
+                insert_file(self._db, claim, now, transfer=number)
+        return attrs.evolve(one, number=number or 0, made_at=now)
 
     def _copy_kind(self, copy: bool) -> int:
         return (COPY if self._hides is None else LOCKED_COPY) if copy else 0

@@ -1,0 +1,171 @@
+"""The console of an admin's home: HQ at a glance, who gets what, clients, dead letters.
+
+Reading comes first.  Each act asks once, in the page, and HQ records it in its signed log.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from starlette.responses import Response
+
+from cipherbox.apps.page.view import View
+from cipherbox.errors import InvalidRequest
+from cipherbox.limits import check_client_id
+
+_ROW, _TOP, _WIDTH = 44, 40, 900  # of the picture of routes, in its own units
+_COLUMNS = (10, 340, 670)
+_BOX = 220
+MOST_QUEUES = 60  # in the picture; a list below names all
+MOST_DEAD = 200
+
+
+class Box(NamedTuple):
+    """A box of the picture: an exchange, a queue or a reader."""
+
+    x: int
+    y: int
+    kind: str
+    name: str
+    note: str
+
+
+class Arrow(NamedTuple):
+    """An arrow of the picture, with the routing key as its label."""
+
+    path: str
+    label: str
+    x: int
+    y: int
+
+
+class Picture(NamedTuple):
+    """Who gets what, drawn: exchanges, queues and readers in three columns."""
+
+    width: int
+    height: int
+    boxes: list[Box]
+    arrows: list[Arrow]
+    box: int
+    left_out: int
+
+
+async def glance(view: View) -> Response:
+    """Return HQ at a glance: rates, depth, memory, disk, certificates, alerts, the queues."""
+    report = await view.desk.at_hq(lambda: view.helpers.report(view.desk.client), None)
+    pending = await view.desk.listed("pending")
+    return await view.page("console.html", report=report, pending=pending)
+
+
+async def routes(view: View) -> Response:
+    """Return who gets what: the routes as a picture, and as a table."""
+    exchanges = await view.desk.listed("exchanges")
+    queues = await view.desk.listed("queues")
+    bindings = await view.desk.listed("bindings")
+    return await view.page(
+        "routes.html", picture=drawn(exchanges, queues, bindings), queues=queues, bindings=bindings
+    )
+
+
+async def clients(view: View) -> Response:
+    """Return the clients, and enrolments that wait for a person."""
+    return await view.page(
+        "clients.html",
+        rows=await view.desk.listed("clients"),
+        pending=await view.desk.listed("pending"),
+        connections=await view.desk.listed("connections"),
+    )
+
+
+async def approve(view: View) -> Response:
+    """Approve or reject a pending enrolment."""
+    fields = await view.form()
+    accept = fields.one("accept") == "yes"
+    await view.desk.client.approve(check_client_id(fields.one("client_id")), accept)
+    return view.go("/console/clients", "approved" if accept else "rejected")
+
+
+async def revoke(view: View) -> Response:
+    """Revoke a client."""
+    fields = await view.form()
+    await view.desk.client.revoke(
+        check_client_id(fields.one("client_id")), fields.one("reason")[:200]
+    )
+    return view.go("/console/clients", "revoked")
+
+
+async def dead(view: View) -> Response:
+    """Return the dead letters, newest first."""
+    nothing: list[dict[str, Any]] = []
+    rows = await view.desk.at_hq(view.desk.client.dead_letters, nothing)
+    newest = sorted(rows, key=lambda row: -int(row["dead_at"]))
+    return await view.page("dead.html", rows=newest[:MOST_DEAD], count=len(newest))
+
+
+async def settle(view: View) -> Response:
+    """Redrive or discard the chosen dead letters."""
+    fields = await view.form()
+    drop = fields.one("act") == "discard"
+    chosen: dict[str, list[int]] = {}
+    for text in fields.all("letter"):
+        queue, _, seq = text.rpartition("/")
+        if not queue or not seq.isdigit():
+            raise InvalidRequest("this is no dead letter")
+        chosen.setdefault(queue, []).append(int(seq))
+    if not chosen:
+        raise InvalidRequest("nothing is chosen", remedy="mark the dead letters first")
+    for queue, seqs in chosen.items():
+        await view.desk.client.settle_dead(queue, sorted(seqs), drop=drop)
+    return view.go("/console/dead", "discarded" if drop else "redriven")
+
+
+def drawn(
+    exchanges: Sequence[dict[str, Any]],
+    queues: Sequence[dict[str, Any]],
+    bindings: Sequence[dict[str, Any]],
+) -> Picture:
+    """Return the picture of the routes; mailboxes, which everybody reaches by name, are left out
+    unless something is bound to them.
+    """
+    bound = {str(row["queue"]) for row in bindings}
+    shown = [
+        row for row in queues if not str(row["name"]).startswith("box.") or row["name"] in bound
+    ]
+    left_out = max(0, len(shown) - MOST_QUEUES)
+    shown = shown[:MOST_QUEUES]
+    columns = [
+        [(str(row["name"]), str(row.get("type", ""))) for row in exchanges],
+        [(str(row["name"]), str(row["waiting"])) for row in shown],
+        [(name, "") for name in sorted({name for row in shown for name in _readers(row)})],
+    ]
+    places: list[dict[str, int]] = []
+    boxes: list[Box] = []
+    height = _TOP + max((len(column) for column in columns), default=1) * _ROW
+    for x, kind, column in zip(_COLUMNS, ("exchange", "queue", "reader"), columns, strict=True):
+        top = _TOP + (height - _TOP - len(column) * _ROW) // 2
+        places.append({name: top + at * _ROW for at, (name, _) in enumerate(column)})
+        boxes += [Box(x, places[-1][name], kind, name, note) for name, note in column]
+    arrows = [
+        _arrow(0, places[0][str(row["exchange"])], places[1][str(row["queue"])], row["routing_key"])
+        for row in bindings
+        if str(row["exchange"]) in places[0] and str(row["queue"]) in places[1]
+    ]
+    arrows += [
+        _arrow(1, places[1][str(row["name"])], places[2][reader], "")
+        for row in shown
+        for reader in _readers(row)
+    ]
+    return Picture(_WIDTH, height + 10, boxes, arrows, _BOX, left_out)
+
+
+def _readers(queue: dict[str, Any]) -> list[str]:
+    """Return who reads a queue: its owner, and those it names."""
+    return sorted({str(name) for name in (queue.get("owner"), *queue["readers"]) if name})
+
+
+def _arrow(column: int, y0: int, y1: int, label: object) -> Arrow:
+    x0, x1 = _COLUMNS[column] + _BOX, _COLUMNS[column + 1]
+    y0, y1, bend = y0 + 15, y1 + 15, (x1 - x0) // 2
+    path = f"M{x0} {y0} C{x0 + bend} {y0} {x1 - bend} {y1} {x1 - 6} {y1}"
+    return Arrow(path, str(label), x0 + bend, (y0 + y1) // 2 - 4)

@@ -1,0 +1,263 @@
+"""The desk behind the page: an open client, what its home holds, and a wake-up when that changes.
+
+Everything shown is read from the home's two databases and from HQ, by the client's public calls;
+the page keeps nothing of its own but `page-settings.json`.  Another program of the same home may
+receive or send meanwhile: the desk notices each commit by the databases' own marks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+import orjson
+import trio
+
+from cipherbox.classes import define, frozen
+from cipherbox.client.client import Client
+from cipherbox.client.inbox.inspect import InboxInspection, RefusedEntry
+from cipherbox.client.outbox.transfers import Transfer, Transfers
+from cipherbox.client.publishing.files import FileSender
+from cipherbox.client.receiving.receiver import Receiver
+from cipherbox.concurrency import Backoff, Signal, only, supervise
+from cipherbox.errors import (
+    BundleDiscontinuous,
+    BundleError,
+    CipherBoxError,
+    NetworkError,
+    StoreError,
+    StoreLocked,
+    UnknownRecipient,
+)
+from cipherbox.portable import write_atomic
+
+SETTINGS = "page-settings.json"
+LOOK_S = 0.5  # between looks for commits, while a browser listens
+OTHER_S = 1.0  # between looks whether another receiver of this home has ended
+HQ_S = 4.0  # how long a page waits for HQ before it shows what is known here
+PEOPLE_S = 20.0  # for which the list of people is shown again without asking
+MOST_ASKED = 200  # clients whose keys are looked at before anything is sent to them
+REFUSALS = 200  # the newest
+# What only a forger, a damaged disk or a false key explains; the rest of the outcomes are faults.
+FORGED = frozenset(
+    ["signature-invalid", "decryption-failed", "commitment-mismatch", "commitment-changed",
+     "plaintext-mismatch", "sender-not-valid"]
+)  # fmt: skip
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+@define
+class PageChoices:
+    """What the user set in the page; kept in the home."""
+
+    language: str = ""  # empty: the browser's
+    shown: bool = False  # texts of messages without a click
+    theme: str = ""  # light or dark; empty: the system's
+    seen_at: int = 0  # refusals up to this time were seen, in ms since 1970
+
+
+@frozen
+class Person:
+    """One client of this HQ as this home knows it."""
+
+    name: str
+    pinned: bool
+    compared_at: int  # ms since 1970; 0: never
+    reachable: bool
+    alarm: str  # why its keys must not be trusted, or empty
+    trouble: str  # why it cannot be written to, or empty
+
+
+class Desk:
+    """See the module."""
+
+    def __init__(self, client: Client) -> None:
+        self.client = client
+        self.changed = Signal()
+        self.listeners = 0
+        self.keyless = client.home.identity is None  # an admin's home: no messages
+        self.choices = _read_choices(client.home.path / SETTINGS)
+        self._inbox: InboxInspection | None = None
+        self._turn = trio.Lock()
+        self._people: tuple[float, list[Person]] | None = None
+        self._own_alarm = ""
+
+    # -- tasks -------------------------------------------------------------------------------------
+
+    async def receive(self) -> None:
+        """Receive into this home for as long as the page runs, unless another program does."""
+        receiver = Receiver(self.client)
+        await supervise(
+            lambda: receiver.keep(own_trouble=True),
+            Backoff(OTHER_S, OTHER_S),
+            transient=only(StoreLocked),
+        )
+
+    async def resume(self) -> None:
+        """Continue the files that an earlier program left half sent."""
+        outbox = self.client.outbox()
+        unfinished = await outbox.store(Transfers(outbox.outbox).unfinished)
+        async with trio.open_nursery() as nursery:
+            for transfer in unfinished:
+                nursery.start_soon(self.send, transfer)
+
+    async def send(self, transfer: Transfer) -> None:
+        """Send a file; what stops it is kept with the transfer, and shown."""
+        with suppress(CipherBoxError):
+            await FileSender(self.client, transfer, patient=True).run()
+
+    async def watch(self) -> None:
+        """Wake the browsers that listen after each change, until cancelled."""
+        before: object = None
+        now: object = None
+        while True:
+            await trio.sleep(LOOK_S)
+            if not self.listeners:
+                continue
+            with suppress(StoreError):  # it is looked at again
+                now = await self._mark()
+            if now != before:
+                before = now
+                self.changed.notify()
+
+    async def _mark(self) -> object:
+        connected = self.client.connection.current is not None
+        if self.keyless:
+            return connected
+        outbox = self.client.outbox()
+        return (
+            connected,
+            await self.inbox(InboxInspection.version),
+            await outbox.store(outbox.outbox.version),
+        )
+
+    def close(self) -> None:
+        """Close what was opened to read."""
+        if self._inbox is not None:
+            self._inbox.close()
+
+    # -- reading -----------------------------------------------------------------------------------
+
+    async def inbox(
+        self, call: Callable[Concatenate[InboxInspection, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """Return what a call on the inbox returns; calls run in a thread, one at a time."""
+
+        def read() -> T:
+            if self._inbox is None:
+                self._inbox = InboxInspection(self.client.home)
+            return call(self._inbox, *args, **kwargs)
+
+        async with self._turn:
+            return await trio.to_thread.run_sync(read)
+
+    async def outbox(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Return what a call on the outbox returns."""
+        return await self.client.outbox().store(call, *args, **kwargs)
+
+    async def at_hq(self, call: Callable[[], Awaitable[T]], otherwise: T) -> T:
+        """Return HQ's answer, or ``otherwise`` if HQ does not answer soon."""
+        if self.client.connection.current is None:
+            return otherwise
+        with trio.move_on_after(HQ_S), suppress(NetworkError):
+            return await call()
+        return otherwise
+
+    async def listed(self, what: str) -> list[dict[str, Any]]:
+        """Return what HQ lists, or nothing if it does not answer soon."""
+        nothing: list[dict[str, Any]] = []
+        return await self.at_hq(lambda: self.client.list(what), nothing)
+
+    # -- people ------------------------------------------------------------------------------------
+
+    async def people(self, *, anew: bool = False) -> list[Person]:
+        """Return everybody this client may know, and what is wrong with their keys."""
+        now = trio.current_time()
+        if not anew and self._people is not None and now - self._people[0] < PEOPLE_S:
+            return self._people[1]
+        pins = {pin.bundle.client_id: pin for pin in self.client.directory.pins.entries()}
+        rows = await self.listed("clients")
+        names = sorted(({str(row["name"]) for row in rows} | set(pins)) - {self.client.client_id})
+        if len(names) > MOST_ASKED:  # their keys come with the first message to each
+            names = [name for name in names if name in pins]
+        nothing: tuple[list[str], dict[str, CipherBoxError]] = ([], {})
+        reached, reasons = await self.at_hq(lambda: self.client.directory.reachable(names), nothing)
+        pins = {pin.bundle.client_id: pin for pin in self.client.directory.pins.entries()}
+        found = []
+        for name in names:
+            pin, error = pins.get(name), reasons.get(name)
+            if pin is None and isinstance(error, UnknownRecipient):
+                continue  # an admin's home, or one that has not connected yet: it has no keys
+            found.append(
+                Person(
+                    name,
+                    pin is not None,
+                    pin.compared_at if pin is not None else 0,
+                    name in reached or (not rows and pin is not None),
+                    str(error) if isinstance(error, BundleDiscontinuous) else "",
+                    str(error) if error is not None else "",
+                )
+            )
+        if rows:
+            self._own_alarm = await self._own_keys()
+            self._people = now, found
+        return found
+
+    async def _own_keys(self) -> str:
+        try:
+            await self.at_hq(self.client.key_lifecycle.check_own, None)
+        except BundleError as error:
+            return str(error)
+        return ""
+
+    # -- alarms ------------------------------------------------------------------------------------
+
+    async def refused(self) -> list[RefusedEntry]:
+        """Return what this home refused, newest first."""
+        if self.keyless:
+            return []
+        return (await self.inbox(InboxInspection.refused, REFUSALS))[::-1]
+
+    async def unseen(self) -> list[RefusedEntry]:
+        """Return forged or damaged messages that nobody has seen yet, newest first."""
+        return [
+            one
+            for one in await self.refused()
+            if one.outcome in FORGED and one.at > self.choices.seen_at
+        ]
+
+    async def key_alarms(self) -> list[tuple[str, str]]:
+        """Return (client id, what happened) for keys that changed and must be compared."""
+        if self.keyless:
+            return []
+        people = await self.people()
+        own = [(self.client.client_id, self._own_alarm)] if self._own_alarm else []
+        return own + [(one.name, one.alarm) for one in people if one.alarm]
+
+    async def choose(self, **values: Any) -> None:
+        """Change what the user set, and keep it."""
+        for name, value in values.items():
+            setattr(self.choices, name, value)
+        kept = {name: getattr(self.choices, name) for name in _FIELDS}
+        path = self.client.home.path / SETTINGS
+        await trio.to_thread.run_sync(partial(write_atomic, path, orjson.dumps(kept), 0o600))
+        self.changed.notify()
+
+
+_FIELDS: Sequence[str] = ("language", "shown", "theme", "seen_at")
+
+
+def _read_choices(path: Path) -> PageChoices:
+    choices = PageChoices()
+    with suppress(OSError, ValueError):
+        found = orjson.loads(path.read_bytes())
+        for name in _FIELDS:
+            value = found.get(name) if isinstance(found, dict) else None
+            if type(value) is type(getattr(choices, name)):
+                setattr(choices, name, value)
+    return choices

@@ -1,0 +1,52 @@
+"""Serve the page with Hypercorn on trio: one listener on loopback, a bounded number of connections.
+
+Hypercorn's own `serve` accepts any number of connections; here a task counts them.  A connection
+without a request ends after `IDLE_S`, one with half a request too.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import trio
+from hypercorn.config import Config
+from hypercorn.trio.tcp_server import TCPServer
+from hypercorn.trio.worker_context import WorkerContext
+from hypercorn.typing import ConnectionState
+from hypercorn.utils import wrap_app
+from starlette.types import ASGIApp
+
+CONNECTIONS = 64
+IDLE_S = 5.0
+HEADER_BYTES = 16 * 1024
+
+
+async def serve(app: ASGIApp, listener: trio.SocketListener) -> None:
+    """Answer requests until cancelled."""
+    config = Config()
+    config.errorlog = config.accesslog = None  # neither address nor text belongs in a log
+    config.include_server_header = False
+    config.keep_alive_timeout = IDLE_S
+    config.h11_max_incomplete_size = HEADER_BYTES
+    # Starlette and Hypercorn type the same interface differently
+    wrapped, context = wrap_app(cast(Any, app), 0, "asgi"), WorkerContext(None)
+    count = 0
+
+    async def answer(stream: trio.SocketStream) -> None:
+        nonlocal count
+        if count >= CONNECTIONS:
+            await trio.aclose_forcefully(stream)
+            return
+        count += 1
+        try:
+            await TCPServer(wrapped, config, context, ConnectionState({}), cast(Any, stream))
+        finally:
+            count -= 1
+
+    await trio.serve_listeners(answer, [listener])
+
+
+async def listen(host: str, port: int) -> tuple[trio.SocketListener, int]:
+    """Return a listener on loopback and its port; port 0: the system chooses."""
+    (listener,) = await trio.open_tcp_listeners(port, host=host)
+    return listener, int(listener.socket.getsockname()[1])

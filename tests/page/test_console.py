@@ -1,0 +1,110 @@
+"""The console of an admin's home, over a real HQ: reading, and acts that HQ's log records."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator
+
+import pytest
+import trio
+
+from cipherbox.apps.page.console import MOST_QUEUES, drawn
+from cipherbox.client.enrol import join
+from cipherbox.errors import CipherBoxError
+from tests.client.real_hq import RealHq
+from tests.page.web import Web, page_of
+
+
+@pytest.fixture
+async def admin(hq: RealHq) -> AsyncIterator[Web]:
+    """The page of HQ's admin, connected."""
+    async with page_of(hq.admin_home) as web:
+        await web.until("/console", lambda page: "HQ is ready" in page.words)
+        yield web
+
+
+async def test_hq_at_a_glance(hq: RealHq, admin: Web) -> None:
+    assert (await admin.get("/")).headers["location"] == "/console"
+    page = await admin.get("/console")
+    for words in ("Clients connected", "Memory", "published messages", "days"):
+        assert words in page.words
+    for path in ("/messages", "/sent", "/write"):
+        assert (await admin.get(path)).status == 404  # an admin's home has no keys
+    for path in ("/people", "/trouble", "/proof", "/settings", "/manual/page"):
+        assert (await admin.get(path)).status == 200, path
+    await hq.stop()
+    assert (
+        "HQ does not answer now."
+        in (await admin.until("/console", lambda p: "does not" in p.words)).words
+    )
+
+
+async def test_only_an_admin_has_a_console(lab: Web) -> None:
+    for path in ("/console", "/console/clients", "/console/dead", "/console/routes"):
+        assert (await lab.get(path)).status == 404
+    for path in ("/console/revoke", "/console/approve", "/console/dead"):
+        assert (await lab.post(path, {"client_id": "CA-RC"})).status == 404
+
+
+async def test_who_gets_what_is_drawn(hq: RealHq, admin: Web) -> None:
+    async with hq.admin() as client:
+        await client.declare_exchange("lab_reports", "topic")
+        await client.declare_queue("ca_rc_queue", owner="CA-RC", readers=["CA-RC"])
+        await client.bind("lab_reports", "ca_rc_queue", "labs.#")
+    page = await admin.get("/console/routes")
+    assert page.text.count("marker-end=") == 3  # one of HQ's own defaults
+    for name in ("lab_reports", "ca_rc_queue", "labs.#", "CA-RC"):
+        assert re.search(rf"<text[^>]*>{re.escape(name)}</text>", page.text), name
+    assert "box.FL-LAB" in page.words  # in the table
+
+
+def test_a_picture_is_bounded() -> None:
+    queues = [{"name": f"q{n}", "readers": ["A"], "waiting": n} for n in range(MOST_QUEUES + 5)]
+    bindings = [{"exchange": "x", "queue": f"q{n}", "routing_key": "k"} for n in range(70)]
+    picture = drawn([{"name": "x", "type": "topic"}], queues, bindings)
+    assert picture.left_out == 5
+    assert len(picture.boxes) == MOST_QUEUES + 2
+    assert len(picture.arrows) == 2 * MOST_QUEUES
+    assert drawn([], [], []).boxes == []
+
+
+async def test_an_enrolment_is_approved_and_a_client_revoked(hq: RealHq, admin: Web) -> None:
+    async with hq.admin() as client:
+        token = await client.enrol("NY-RC", approve=True)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(join, hq.home("NY-RC"), token)
+        page = await admin.until("/console/clients", lambda page: "Approve NY-RC" in page.words)
+        assert "Compare the number" in page.words
+        answer = await admin.post("/console/approve", {"client_id": "NY-RC", "accept": "yes"})
+        assert answer.status == 303, answer.words
+    async with hq.client("NY-RC") as client:
+        await client.ping()
+    page = await admin.get("/console/clients")
+    assert "Revoke every certificate of NY-RC" in page.words  # it asks once
+    assert (await admin.post("/console/revoke", {"client_id": "NY-RC"})).status == 303
+    with pytest.raises(CipherBoxError):
+        async with hq.client("NY-RC"):
+            pass
+    page = await admin.get("/console/clients")
+    assert "✗ revoked" in page.words
+    assert (await admin.post("/console/revoke", {"client_id": "no such!"})).status == 400
+
+
+async def test_dead_letters_are_redriven_and_discarded(hq: RealHq, admin: Web) -> None:
+    async with hq.client("FL-LAB") as client:
+        await client.publish("one", to=["CA-RC"])
+        await client.publish("two", to=["CA-RC"])
+    async with hq.admin() as client:
+        await client.purge("box.CA-RC")
+    page = await admin.get("/console/dead")
+    letters = re.findall(r'value="(box\.CA-RC/\d+)"', page.text)
+    assert len(letters) == 2
+    assert (await admin.post("/console/dead", {"act": "redrive"})).status == 400
+    for act, letter in zip(("redrive", "discard"), letters, strict=True):
+        answer = await admin.post("/console/dead", {"act": act, "letter": letter})
+        assert answer.status == 303, answer.words
+    assert "There are no dead letters." in (await admin.get("/console/dead")).words
+    async with hq.admin() as client:
+        assert len(await client.dead_letters(settled=True)) == 2
+        (row,) = await client.list("queues", "box.CA-RC")
+        assert row["waiting"] == 1

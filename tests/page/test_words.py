@@ -1,0 +1,59 @@
+"""The page's texts in other languages: none is missing, none is left over, places are kept."""
+
+from __future__ import annotations
+
+import re
+import string
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from cipherbox.apps.page import words
+from cipherbox.apps.page.view import SAID
+from cipherbox.apps.page.words import TEXTS, chosen, languages, translator
+from cipherbox.cli.top import RATES
+from cipherbox.envelope.outcomes import OUTCOME_CODES
+
+TEMPLATES = Path(words.__file__).parent / "templates"
+STATES = ("sealed", "with HQ", "opened", "refused", "not sent", "cancelled", "sending")
+OTHERS = sorted(path.stem for path in TEXTS.glob("*.toml"))
+
+
+def texts() -> set[str]:
+    """Every text that a template shows in the user's language."""
+    found = {*SAID.values(), *STATES, *OUTCOME_CODES.values(), *RATES}
+    for path in TEMPLATES.glob("*.html"):
+        text = path.read_text("utf-8")
+        found |= set(re.findall(r'\b_\("([^"]+)"', text))
+        found |= set(re.findall(r'\("/[a-z/]+", "([^"]+)"\)', text))  # names of pages
+    return found
+
+
+@pytest.mark.parametrize("language", OTHERS)
+def test_a_language_has_every_text_and_no_other(language: str) -> None:
+    table = tomllib.loads((TEXTS / f"{language}.toml").read_text("utf-8"))
+    assert table.pop("language")
+    assert sorted(texts() - set(table)) == []
+    assert sorted(set(table) - texts()) == []
+    for english, own in table.items():
+        assert places(english) == places(own), english
+
+
+def places(text: str) -> set[str | None]:
+    return {name for _, name, _, _ in string.Formatter().parse(text)} - {None}
+
+
+def test_the_browsers_language_is_taken_unless_one_is_set() -> None:
+    assert set(OTHERS) >= {"de", "es"}
+    assert next(iter(languages())) == "en"
+    assert chosen("", "de-AT,de;q=0.9,en;q=0.8") == "de"
+    assert chosen("", "fr-FR, es;q=0.5") == "es"
+    assert chosen("", "fr") == chosen("", "") == "en"
+    assert chosen("en", "de") == "en"
+    assert chosen("../../x", "de") == "de"
+
+
+def test_a_text_without_a_translation_is_english() -> None:
+    assert translator("de")("no such text {n}", n=3) == "no such text 3"
+    assert translator("de")("Messages") != "Messages"
