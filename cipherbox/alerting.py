@@ -12,7 +12,6 @@
 from __future__ import annotations
 
 import ssl
-import time
 from collections.abc import Awaitable, Callable, Iterable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,6 +21,7 @@ from urllib.parse import urlsplit
 import orjson
 import trio
 
+from cipherbox import clock
 from cipherbox.classes import define
 from cipherbox.concurrency import Backoff
 from cipherbox.config.alerts import AlertSettings, mail_server
@@ -173,7 +173,7 @@ def _mail(settings: AlertSettings, event: dict[str, object]) -> None:
     begins = "OVER: " if event["state"] == ENDS else "TEST: " if event["state"] == TEST else ""
     message["Subject"] = f"CipherBox {event['who']}: {begins}{str(event['text'])[:120]}"
     message["From"], message["To"] = settings.mail_from, settings.mail
-    message["Date"] = datetime.now(UTC)
+    message["Date"] = clock.now()
     message["Auto-Submitted"] = "auto-generated"
     lines = [f"{key}: {value}" for key, value in event.items() if key != "text"]
     message.set_content(f"{event['text']}\n\n" + "\n".join(lines) + "\n")
@@ -217,7 +217,7 @@ def event_of(who: str, state: str, alert: Alert, since: float) -> dict[str, obje
         "severity": alert.severity,
         "text": escape_text(alert.text, _LONGEST),
         "since": _time(since),
-        "at": _time(time.time()),
+        "at": _time(clock.now_s()),
     }
 
 
@@ -242,7 +242,7 @@ class Teller:
         *,
         end_after_s: float = END_AFTER_S,
         pause_s: float = _PAUSE_S,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] = clock.now_s,
     ) -> None:
         self.who, self.settings, self.path = who, settings, directory / FILE
         self._say, self._clock = say, clock
@@ -330,5 +330,5 @@ async def _why_not(name: str, settings: AlertSettings, event: dict[str, object])
 async def try_ways(settings: AlertSettings, who: str) -> dict[str, str]:
     """Way -> why it did not take a test; empty: it did."""
     alert = Alert("test", WARNING, "This is a test of CipherBox's alerts; nothing is wrong.")
-    event = event_of(who, TEST, alert, time.time())
+    event = event_of(who, TEST, alert, clock.now_s())
     return {name: await _why_not(name, settings, event) for name in ways(settings)}

@@ -20,6 +20,7 @@ it.  Codes are never reused.
     |   +-- RecipientRefuses
     |   +-- Busy (retry)         +-- StoreUnavailable     +-- DiskFull
     |                            +-- QuotaExceeded        +-- Throttled            +-- Draining
+    |                            +-- ClockDoubted
     +-- CredentialsError         this party's certificate is missing, foreign, expired or revoked
     |   +-- Revoked              +-- TokenError           +-- ListOverdue (retry)
     |   +-- Replaced             another home has taken over this client's id
@@ -269,6 +270,12 @@ class Throttled(Busy, code=0x0284):
 
 class Draining(Busy, code=0x0285):
     """HQ is draining before a restart and accepts nothing new."""
+
+
+class ClockDoubted(Busy, code=0x0287):
+    """HQ's clock is in doubt: it accepts and issues nothing new until the clock is set right or an
+    admin confirms it.
+    """
 
 
 class CredentialsError(CipherBoxError, code=0x0300, closes=True):

@@ -70,6 +70,14 @@ def _note(state: BrokerState, c: m.Command) -> m.Done:
     return m.Done(c.correlation, 1)
 
 
+def _set_watermark(state: BrokerState, c: m.SetWatermark) -> m.Done:
+    """Set the watermark back that a wrong clock moved. Ids since then whose records are deleted may
+    be accepted once more; their recipients drop them as duplicates.
+    """
+    state.watermark = state.effects.changes.watermark = max(1, c.watermark)  # 0: unchanged
+    return _note(state, c)
+
+
 def _replace_client(state: BrokerState, c: m.ReplaceClient) -> m.Done:
     why = Replaced(f"another home was enrolled as {c.target}, in place of this one")
     topology.end_connections(state, c.target, why)
@@ -96,6 +104,8 @@ HANDLERS: dict[type, Callable[[Any, Any], Answer | None]] = {
     m.List: listing.listing,
     m.LimitClient: clients.limit_client,
     m.TellContacts: clients.tell_contacts,
+    m.ConfirmClock: _note,
+    m.SetWatermark: _set_watermark,
     m.EnrolHere: _note,
     m.Enrol: _note,
     m.KeysAnew: _note,

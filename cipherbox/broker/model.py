@@ -272,6 +272,22 @@ class ReplaceClient(Command):
 
 
 @attrs.define
+class ConfirmClock(Command):
+    """An admin said that HQ's clock is right; HQ expected another time."""
+
+    at: int  # ms since 1970
+    expected: int
+
+
+@attrs.define
+class SetWatermark(Command):
+    """An admin set the time before which ids are refused."""
+
+    watermark: int
+    before: int
+
+
+@attrs.define
 class KeysAnew(Command):
     """A client that was enrolled again begins with keys that its previous ones did not sign."""
 
@@ -376,6 +392,8 @@ AnyCommand = (
     | LostBodies
     | RedriveOrDiscard
     | Retain
+    | ConfirmClock
+    | SetWatermark
     | EnrolHere
     | Enrol
     | ReplaceClient
@@ -464,12 +482,23 @@ class ClosedDeadLetter(NamedTuple):
     how: str  # REDRIVEN or DISCARDED
 
 
+DAY_MS = 86_400_000
+
+
 class Cutoffs(NamedTuple):
     """Records older than this are deleted, in ms since 1970; 0: none of this kind."""
 
     metadata: int
     dead_letters: int
     log: int
+
+    def narrowed(self, oldest: Cutoffs) -> Cutoffs | None:
+        """Return the cutoffs of a step: at most a day beyond the oldest record of each kind, 0 for
+        a kind without one; None if no kind has one.
+        """
+        pairs = zip(self, oldest, strict=True)
+        step = Cutoffs(*(min(cut, old + DAY_MS) if old else 0 for cut, old in pairs))
+        return step if any(step) else None
 
 
 class Act(NamedTuple):

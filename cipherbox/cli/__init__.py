@@ -15,6 +15,7 @@ Map, written by `make generate`:
     chat_screen       The screen of a conversation, and the lines typed into it.
     clients           `clients`: the enrolled and connected clients, their rights and limits; cut a
                       connection.
+    clock             `clock`: HQ's clock, and what an admin decides about it.
     commands          The table of commands, and names shared across the command line.
     completion_texts  `version` and `completion`, which need neither a network nor a home.
     config            `config`: the settings in force, and whether HQ could start with them.

@@ -172,6 +172,14 @@ ACTS: dict[str, str | Callable[[dict[str, Any]], str]] = {
     "SettleDead": _settled,
     "Retain": _retained,
     "TellContacts": "allows {allowed} and blocks {blocked} clients by name",
+    "ConfirmClock": lambda e: (
+        f"confirmed that HQ's clock is right at {time_text(e['at'])}, when HQ expected "
+        f"{time_text(e['expected'])}"
+    ),
+    "SetWatermark": lambda e: (
+        f"set the time before which ids are refused from {time_text(e['before'])} to "
+        f"{time_text(e['watermark'])}"
+    ),
     "EnrolHere": "made a token for {target} as {role}, on HQ's own machine",
     "Enrol": lambda e: (
         f"made a token for {e['target']} as {e['role']}{', in place of its home' * e['replaces']}"

@@ -12,6 +12,7 @@ import attrs
 import click
 import trio
 
+from cipherbox import clock
 from cipherbox.apps.chat.conversation import AT_HQ, LINE_BYTES, OPENED, REFUSED, SEALED, ChatLine
 from cipherbox.apps.chat.lines import ChatLines, EncryptedChatLines, ReceivedLine
 from cipherbox.cli.output import print_json, safe, say
@@ -176,5 +177,5 @@ def _clock(timestamp: str) -> str:
         at = datetime.datetime.fromisoformat(timestamp).astimezone()
     except (ValueError, OverflowError):
         return safe(timestamp, 30)
-    today = at.date() == datetime.datetime.now().astimezone().date()
+    today = at.date() == clock.now().astimezone().date()
     return at.strftime("%H:%M" if today else "%Y-%m-%d %H:%M")

@@ -26,6 +26,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str, str]]] = {
         "top": ("top", "top", "Show queues, rates, clients and alerts, live."),
         "reload": ("operate", "reload", "Make HQ reload its settings and certificates."),
         "drain": ("operate", "drain", "Let HQ finish its work and exit, for an upgrade."),
+        "clock": ("clock", "clock", "Show HQ's clock; confirm it when HQ doubts it."),
         "ca": (
             "ca.command",
             "ca",

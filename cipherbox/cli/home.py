@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import click
 
+from cipherbox import clock
 from cipherbox.cli.commands import PASSWORD_FILE
 from cipherbox.cli.exits import sentence
 from cipherbox.cli.options import ClientId
@@ -112,7 +113,6 @@ def unlock(ctx: click.Context, config: ClientConfig) -> bytes:
 
 def _warn_of_end(ctx: click.Context, home: Home) -> None:
     """Warn that the certificate is due for renewal; a long-running command renews it instead."""
-    from datetime import UTC, datetime
 
     from cipherbox.cli.output import warn
     from cipherbox.pki.certificates import is_due
@@ -120,7 +120,7 @@ def _warn_of_end(ctx: click.Context, home: Home) -> None:
     certificate = home.chain[0]
     if is_due(certificate):
         end = certificate.not_valid_after_utc
-        ends = "ended" if end <= datetime.now(UTC) else "ends"
+        ends = "ended" if end <= clock.now() else "ends"
         how = (
             "ask the admin for a new token"
             if ends == "ended"

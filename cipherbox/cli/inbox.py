@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from cipherbox import clock
 from cipherbox.cli.home import command_here, home_of, with_client_offline
 from cipherbox.cli.options import CLIENT_ID, DURATION, json_option
 from cipherbox.cli.status import MessageId
@@ -174,7 +174,7 @@ def inspect_inbox(ctx: click.Context) -> Iterator[InboxInspection]:
 
 
 def since_ms(since: float | None) -> int:
-    return int((time.time() - since) * 1000) if since else 0
+    return int((clock.now_s() - since) * 1000) if since else 0
 
 
 def _found(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from types import MappingProxyType
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import click
 
+from cipherbox import clock
 from cipherbox.cli.exits import Exit
 from cipherbox.cli.home import command_here, with_client_offline
 from cipherbox.cli.options import CLIENT_ID, DURATION, json_option, sure
@@ -130,7 +130,7 @@ def outbox_list(
     """List what is not confirmed yet or was refused; with --all everything, latest last."""
     from cipherbox.cli.output import print_json
 
-    since_ms = int((time.time() - since) * 1000) if since else 0
+    since_ms = int((clock.now_s() - since) * 1000) if since else 0
     wanted = Filter(everything, last, to, since_ms)
     listed = with_client_offline(ctx, lambda client: _listed(client, wanted))
     if as_json:

@@ -178,14 +178,16 @@ def _overview(ctx: click.Context, as_json: bool) -> int:
 
     async def main() -> NetworkError | None:
         async with open_client(home, keep_trying=True, renew=False) as client:
-            failure, queues = None, []
+            failure, queues, alerts = None, [], []
             try:
                 await client.connection.ready(client.connection.tries)
                 await client.ping()
                 queues = await client.list("queues")
+                if client.role == "admin":
+                    alerts = await client.list("alerts")
             except NetworkError as error:
                 failure = error
-            await _show(client, queues, failure, as_json)
+            await _show(client, queues, alerts, failure, as_json)
             return failure
 
     failure = run(main)
@@ -196,8 +198,13 @@ def _overview(ctx: click.Context, as_json: bool) -> int:
 
 
 async def _show(
-    client: Client, queues: list[dict[str, Any]], failure: NetworkError | None, as_json: bool
+    client: Client,
+    queues: list[dict[str, Any]],
+    alerts: list[dict[str, Any]],
+    failure: NetworkError | None,
+    as_json: bool,
 ) -> None:
+    """Print it; HQ's alerts are for an admin."""
     import attrs
 
     from cipherbox.cli.output import print_json, record, rows_table, safe, say, time_text, warn
@@ -214,6 +221,7 @@ async def _show(
                 "role": client.role,
                 "connected": failure is None,
                 "queues": queues,
+                "alerts": alerts,
                 "refused": [{"path": list(one.path), "reason": one.reason} for one in files],
                 "here": attrs.asdict(here) if here is not None else None,
             }
@@ -240,5 +248,7 @@ async def _show(
         )
     if failure is None:
         rows_table(queues, empty="no queue")
+    for alert in alerts:
+        warn(f"HQ: {safe(str(alert['text']))}")
     for file in files:
         warn(f"Refused: {safe('/'.join(file.path))}: {safe(file.reason)}")

@@ -5,12 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from cipherbox import clock
 from cipherbox.cli.options import HQ_DIRECTORY, database_settings, json_option
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def backup(directory: Path, to: Path | None, as_json: bool) -> None:
     from cipherbox.server.operations.backup import back_up
 
     config = load_server_config(directory)
-    now = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+    now = clock.now().strftime("%Y%m%dT%H%M%SZ")
     to = to or config.directory.with_name(f"{config.directory.name}-backup-{now}")
     with progress(silent=as_json) as tell:
         done = back_up(config, to.absolute(), tell)

@@ -94,6 +94,16 @@ class AdminCalls:
         answer: frames.Ok = await self.connection.request(frames.Drain, begin=begin, most_s=most_s)
         return answer.count
 
+    async def confirm_clock(self) -> None:
+        """Tell HQ that its clock is right, which ends its doubt; HQ's signed log records it."""
+        await self.connection.request(frames.ConfirmClock)
+
+    async def set_watermark(self, watermark_ms: int = 0) -> None:
+        """Set the time before which HQ refuses envelope ids as too old, ms since 1970; 0: as HQ's
+        settings say. It is for an HQ whose clock was ahead when it deleted records.
+        """
+        await self.connection.request(frames.SetWatermark, watermark=watermark_ms)
+
     async def export_requests(self) -> bytes:
         """Return the pending signing requests as a document for the offline CA."""
         answer: frames.Requests = await self.connection.request(frames.ExportRequests)

@@ -53,6 +53,10 @@ class BlockingCalls:
     def client_id(self) -> str:
         return self._thread.client.client_id
 
+    def confirm_clock(self) -> None:
+        """As `Client.confirm_clock`."""
+        self._thread.call(self._thread.client.confirm_clock)
+
     def consume(
         self,
         queue: str | None = None,
@@ -289,6 +293,10 @@ class BlockingCalls:
     def sent(self, message: uuid.UUID | str) -> Row | None:
         """As `Client.sent`."""
         return self._thread.call(lambda: self._thread.client.sent(message))
+
+    def set_watermark(self, watermark_ms: int = 0) -> None:
+        """As `Client.set_watermark`."""
+        self._thread.call(lambda: self._thread.client.set_watermark(watermark_ms))
 
     def settle_dead(self, queue: str, seqs: Sequence[int], *, drop: bool = False) -> int:
         """As `Client.settle_dead`."""

@@ -15,7 +15,6 @@ from __future__ import annotations
 import datetime
 import hashlib
 import os
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -196,7 +195,7 @@ def _home(home: Path, token: Token) -> tuple[Path, ClientConfig | None]:
 
 
 def _check_time(token: Token) -> None:
-    if token.expires_at <= time.time() * 1000:
+    if token.expires_at <= clock.now_s() * 1000:
         end = datetime.datetime.fromtimestamp(token.expires_at / 1000, datetime.UTC)
         raise TokenError(
             f"the token expired on {end:%Y-%m-%d %H:%M} UTC (or this machine's clock is wrong)"
@@ -301,7 +300,7 @@ async def _certificate(
         if on_number is not None and told != answer.state:
             told = answer.state
             on_number(number, waiting=WAITING[answer.state])
-        left_s = token.expires_at / 1000 - time.time()
+        left_s = token.expires_at / 1000 - clock.now_s()
         if left_s <= 0:
             raise TokenError(
                 "the token expired while the enrolment was waiting",

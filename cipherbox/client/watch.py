@@ -7,7 +7,6 @@ outbox, the inbox, the certificate, the disk.
 from __future__ import annotations
 
 import sqlite3
-import time
 from collections.abc import Iterator
 from contextlib import closing, suppress
 from pathlib import Path
@@ -101,7 +100,7 @@ def _disk(client: Connected) -> Iterator[Alert]:
 
 
 async def _outbox(client: Connected, outbox_sender: OutboxSender) -> list[Alert]:
-    now, most_s = time.time(), client.home.config.alerts.stuck_minutes * 60
+    now, most_s = clock.now_s(), client.home.config.alerts.stuck_minutes * 60
     rows = await outbox_sender.store(outbox_sender.outbox.rows, [PARKED])
     assert isinstance(rows, list)
     found = []
@@ -157,7 +156,7 @@ def _quiet(client: Connected) -> Iterator[Alert]:
     joined_at = (client.home.path / ROOT).stat().st_mtime
     for sender, most_s in quiet.items():
         last = _last_from(client.home.path / INBOX, sender) or joined_at
-        silent_s = time.time() - last
+        silent_s = clock.now_s() - last
         if silent_s > most_s:
             text = (
                 f"nothing from {sender} for {silent_s / 3600:.0f} hours; ask whether it still sends"

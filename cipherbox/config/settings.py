@@ -215,6 +215,21 @@ class RetentionSettings:
 
 
 @frozen
+class ClockSettings:
+    """Table `[clock]`: when HQ doubts its machine's clock (page `clocks`)."""
+
+    step_s: int = setting(
+        3600, "seconds by which the clock may differ from the time that HQ expects", low=60
+    )
+    stopped_days: int = setting(
+        7,
+        "days by which the clock may be ahead of HQ's newest record at a start after a reboot; "
+        "0: any number",
+        low=0,
+    )
+
+
+@frozen
 class MetricsSettings:
     """Table `[metrics]`: metrics for Prometheus and health checks, over plain HTTP on loopback
     only.
@@ -243,6 +258,7 @@ class ServerConfig:
     encryption: EncryptionSettings = attrs.Factory(EncryptionSettings)
     ca: CaSettings = attrs.Factory(CaSettings)
     retention: RetentionSettings = attrs.Factory(RetentionSettings)
+    clock: ClockSettings = attrs.Factory(ClockSettings)
     metrics: MetricsSettings = attrs.Factory(MetricsSettings)
     alerts: AlertSettings = attrs.Factory(AlertSettings)
     limits: Limits = attrs.Factory(Limits)
@@ -277,6 +293,7 @@ SERVER_TABLES: dict[str, type] = {
     "encryption": EncryptionSettings,
     "ca": CaSettings,
     "retention": RetentionSettings,
+    "clock": ClockSettings,
     "metrics": MetricsSettings,
     "alerts": AlertSettings,
     "limits": Limits,

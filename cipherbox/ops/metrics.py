@@ -61,6 +61,9 @@ METRICS: dict[str, Metric] = {
     "cipherbox_draining": Metric(
         GAUGE, "1 while HQ accepts no new publishes and delivers waiting envelopes; otherwise 0."
     ),
+    "cipherbox_clock_doubted": Metric(
+        GAUGE, "1 while HQ's clock is in doubt and publishes are refused; otherwise 0."
+    ),
     "cipherbox_connected_clients": Metric(GAUGE, "Clients with at least one connection."),
     "cipherbox_connections": Metric(
         GAUGE, "Current connections, by role of the client.", ("role",)

@@ -37,9 +37,13 @@ def make_crl(
     revoked: Sequence[tuple[str, datetime.datetime]],
     number: int,
     days: int = CRL_DAYS,
+    *,
+    at: datetime.datetime | None = None,
 ) -> bytes:
-    """Return a signed list, DER: ``revoked`` has (serial, time), and ``number`` only rises."""
-    start = clock.now()
+    """Return a signed list, DER: ``revoked`` has (serial, time), ``number`` only rises, and it
+    begins ``at`` a time, else now.
+    """
+    start = at if at is not None else clock.now()
     builder = (
         x509.CertificateRevocationListBuilder()
         .issuer_name(issuing.certificate.subject)

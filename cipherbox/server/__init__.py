@@ -7,6 +7,7 @@ Map, written by `make generate`:
     body_cache        A bounded cache of envelopes' bodies between commit and delivery, in front of
                       the store.
     ca/               HQ's certification authority: on this machine, offline, or an organization's.
+    clock_guard       Decide whether HQ's clock is right or in doubt: the one owner of that verdict.
     command_queue     Commands that wait for the engine's next batch, bounded in number and bytes.
     connection/       One peer: its session, what comes in, what goes out, and how much memory it
                       may hold.

@@ -15,7 +15,6 @@ import attrs
 import trio
 
 from cipherbox.alerting import Teller
-from cipherbox.broker.model import Cutoffs, Retain
 from cipherbox.concurrency import Backoff, only, repeat, retry, unwrapped
 from cipherbox.config.settings import ServerConfig, parse_listen
 from cipherbox.errors import Busy, CipherBoxError, GoingAway, StoreError, StoreLeased
@@ -40,7 +39,7 @@ from cipherbox.store.sqlite.store import SqliteStore
 log = get_logger(__name__)
 _CRL_CHECK_S = 3600.0
 _WATCH_S = 60.0
-_RETENTION_S, _DAY_MS = 3600.0, 86_400_000
+_MARK_S = 3600.0
 STANDBY_S = 1.0  # period at which a standby tries to take the lease
 RENEW_S = 2.0
 _TICK_S = 0.5  # a heartbeat is 1 s or more
@@ -191,7 +190,8 @@ async def _serve_until(hq: HQ, stop: trio.Event, task_status: trio.TaskStatus[Se
             handlers.start_soon(hq.revocations.run)
             handlers.start_soon(_keep_crl, hq)
             handlers.start_soon(tick, hq)
-            handlers.start_soon(keep_retention, hq)
+            handlers.start_soon(_keep_mark, hq)
+            handlers.start_soon(hq.retention.run)
             handlers.start_soon(_keep_watch, hq)
             handlers.start_soon(_keep_writing, hq)
             handlers.start_soon(tell_systemd, hq)
@@ -270,30 +270,15 @@ async def _keep_writing(hq: HQ) -> None:
     await repeat(lambda: hq.engine.in_store(hq.store.renew), RENEW_S, transient=only(Busy))
 
 
-async def keep_retention(hq: HQ) -> None:
-    """Delete old records once an hour, as configured."""
+async def _keep_mark(hq: HQ) -> None:
+    """Record the clock at the start and once an hour."""
     await repeat(
-        lambda: _retain(hq),
-        _RETENTION_S,
+        hq.mark_clock,
+        _MARK_S,
         on_failure=lambda error, _: log.error(
-            "Old records could not be deleted", extra={"error": str(error)}
+            "The clock could not be recorded", extra={"error": str(error)}
         ),
     )
-
-
-async def _retain(hq: HQ) -> None:
-    while True:
-        wanted, now = hq.config.retention, hq.clock_ms()
-        days = (wanted.metadata_days, wanted.dead_letter_days, wanted.log_days)
-        cutoffs = Cutoffs(*(now - d * _DAY_MS if d else 0 for d in days))
-        try:
-            old = any(days) and await hq.engine.in_store(hq.store.retention_due, cutoffs)
-        except Busy:
-            return  # the store is not available; retry in an hour
-        if not old:
-            return
-        await hq.engine.call(lambda n, c=cutoffs: Retain(0, "", n, c))  # type: ignore[misc]
-        log.info("Old records deleted", extra={"cutoffs": cutoffs._asdict()})
 
 
 async def _keep_watch(hq: HQ) -> None:

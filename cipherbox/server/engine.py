@@ -39,9 +39,11 @@ from cipherbox.concurrency import Backoff, Flag, only, retry
 from cipherbox.errors import (
     Busy,
     CipherBoxError,
+    ClockDoubted,
     DiskFull,
     Draining,
     GoingAway,
+    Problem,
     StoreError,
     StoreUnavailable,
 )
@@ -76,7 +78,7 @@ _ROW_BYTES = 4096  # that an envelope takes on the disk besides its own bytes
 
 class Engine:
     """The task that owns the broker.  ``clock_ms`` returns ms since 1970; ``runner`` runs store
-    calls (tests run them inline).
+    calls (tests run them inline); ``doubt`` says why the clock is in doubt, empty if it is right.
     """
 
     def __init__(
@@ -86,12 +88,13 @@ class Engine:
         clock_ms: Callable[[], int],
         runner: Runner | None = None,
         audit: TransparencyLog | None = None,
+        doubt: Callable[[], Problem] = Problem,
     ) -> None:
         self._store = store
         self.audit = audit
         self._proofs = NO_PROOFS  # of the newest commit
         self._limits = limits
-        self.clock_ms = clock_ms
+        self.clock_ms, self._doubt = clock_ms, doubt
         self._threads = StoreThreads(store, runner)
         self._queue = CommandQueue(limits)
         self._idle = Flag()
@@ -162,6 +165,11 @@ class Engine:
     def log_head(self) -> bytes:
         """Return the newest head of the signed log, signed now; empty without a log."""
         return self.audit.head(self.clock_ms()) if self.audit is not None else b""
+
+    @property
+    def log_at(self) -> int:
+        """The time of the newest entry of the signed log, ms since 1970; 0 without one."""
+        return self.audit.last_at if self.audit is not None else 0
 
     async def note(self, kind: int, payload: bytes) -> bytes:
         """Add a group to the signed log and return its proof, empty without a log."""
@@ -252,11 +260,11 @@ class Engine:
             room, facts = await self.in_store(self._read_facts, ask, wanted)
         if need:
             self._note_disk(full=not room or trio.current_time() < self._full_until)
-        if need and (self._disk_full or self.draining):
-            publishes = [c for c in batch if isinstance(c, m.Publish)]
-            self._refuse(publishes, Draining() if self.draining else DiskFull())
+        now = self.clock_ms()  # before the refusal: it checks the clock
+        if need and (refusal := self._publishes_refused()) is not None:
+            self._refuse([c for c in batch if isinstance(c, m.Publish)], refusal)
             batch = [c for c in batch if not isinstance(c, m.Publish)]
-        effects = self.broker.handle(batch, facts, self.clock_ms())
+        effects = self.broker.handle(batch, facts, now)
         self._proofs = NO_PROOFS
         if effects.changes:
             self._store_since = trio.current_time()
@@ -264,6 +272,14 @@ class Engine:
             self._store_since = None
         self._pages = effects.pages
         return effects
+
+    def _publishes_refused(self) -> CipherBoxError | None:
+        """Return why publishes are refused at present."""
+        if self.draining:
+            return Draining()
+        if doubt := self._doubt():
+            return ClockDoubted(doubt)
+        return DiskFull() if self._disk_full else None
 
     def _write(self, effects: Effects) -> Proofs:
         """Commit with an entry in the signed log, in the store's thread; return the proofs."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import ssl
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from cipherbox.ops.logs import get_logger
 from cipherbox.server.ca.credentials import Credentials
 from cipherbox.server.ca.exchange import CaExchange
 from cipherbox.server.ca.own_certificate import OwnCertificate
+from cipherbox.server.clock_guard import ClockGuard, recorded
 from cipherbox.server.connection.admission import Admission
 from cipherbox.server.connection.backpressure import BackPressure
 from cipherbox.server.connection.budget import Budgets, Rate
@@ -36,9 +36,10 @@ from cipherbox.server.engine import Engine
 from cipherbox.server.live_config import LiveConfig
 from cipherbox.server.operations.drain import Drain
 from cipherbox.server.operations.reload import Difference, load_reload, log_differences
+from cipherbox.server.operations.retention import Retention
 from cipherbox.server.requests.dispatch import Requests
 from cipherbox.server.transparency_log import KEY_FILE, TransparencyLog, certified, load_key
-from cipherbox.store.port import Store
+from cipherbox.store.port import CLOCK, Store
 
 log = get_logger(__name__)
 _KEY_CHECK = "database_key_check"
@@ -71,21 +72,37 @@ class HQ:
         config: ServerConfig,
         store: Store,
         clock_ms: Callable[[], int] = clock.now_ms,
-        clock_s: Callable[[], float] = time.monotonic,
+        clock_s: Callable[[], float] = clock.elapsed_s,
     ) -> None:
-        """``clock_ms`` gives ms since 1970; ``clock_s`` never goes back and measures budgets."""
+        """``clock_ms`` is the machine's clock, ms since 1970; ``clock_s`` never goes back and
+        measures budgets.
+        """
         limits = config.limits
         self.live = LiveConfig(config)
         self.store = store
-        self.clock_ms = clock_ms
-        self.trust = Trust(config, store)
+        self.clock = ClockGuard(
+            settings=lambda: self.live.now.clock,
+            recorded=recorded(store),
+            wall_ms=clock_ms,
+            elapsed_s=clock_s,
+            # a clock that a test made counts from no boot of this machine
+            boot=clock.boot_id() if clock_s is clock.elapsed_s else "",
+        )
+        self.clock_ms = self.clock.now_ms
+        self.trust = Trust(config, store, self.clock)
         log_key = load_key(
             config.own_secrets / KEY_FILE, secret_key(config.encryption.service_key_file)
         )
         self._log_signer = log_key
         self.log_key = certified(log_key, self.trust.server_key)
         self.context = self.trust.material.context()
-        self.engine = Engine(store, limits, clock_ms, audit=TransparencyLog(log_key))
+        self.engine = Engine(
+            store,
+            limits,
+            self.clock_ms,
+            audit=TransparencyLog(log_key),
+            doubt=lambda: self.clock.doubt,
+        )
         key = secret_key(config.encryption.database_key_file)
         _check_key(store, key, config.encryption.database_key_file)
         self.directory = Directory(store, self.trust, key, self.engine)
@@ -101,6 +118,7 @@ class HQ:
         self._make_certificates()
         self._make_requests(clock_s)
         self.drain = Drain(self.engine)
+        self.retention = Retention(self.live, store, self.engine, self.clock)
         self._tables = tables_of(config.file)  # to detect an incomplete file
         self.stopping = False
 
@@ -177,6 +195,8 @@ class HQ:
             found.append(f"the store is not available: {self.engine.outage}")
         if self.engine.disk_full:
             found.append("the disk is full: publishes are refused")
+        if self.clock.doubt:
+            found.append(f"the clock is in doubt: publishes are refused: {self.clock.doubt.what}")
         if self.engine.draining:
             found.append("HQ is draining: it accepts nothing new")
         if why := self.lists.chain_revoked or self.lists.refusal():
@@ -184,6 +204,11 @@ class HQ:
         if self.stopping:
             found.append("HQ is stopping")
         return found
+
+    async def mark_clock(self) -> None:
+        """Record the time, unless the clock is in doubt, for the next start."""
+        if (mark := self.clock.mark(self.engine.log_at)) is not None:
+            await self.engine.in_store(self.store.put_setting, CLOCK, mark.encode())
 
     def reload(self) -> list[Difference]:
         """Reload settings and certificates and return what changed; raise ConfigError, changing

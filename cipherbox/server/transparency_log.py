@@ -120,6 +120,12 @@ class TransparencyLog:
         """The number of committed entries."""
         return self._state.edge.size
 
+    @property
+    def last_at(self) -> int:
+        """The time of the newest committed entry, ms since 1970; 0 without one."""
+        last = self._state.last
+        return last.at if last is not None else 0
+
     def head(self, now_ms: int) -> bytes:
         """Return the newest head, signed now: the log has no more entries at this time."""
         return self.newest(now_ms)[1]

@@ -133,17 +133,17 @@ def drop_old(run: Run, cutoff: int, most: int) -> int:
     return first
 
 
-def has_old(run: Run, cutoff: int) -> bool:
-    """Return whether `drop_old` would find old entries."""
-    first = first_kept(run)
+def oldest(run: Run, cutoff: int) -> int:
+    """Return the time of the oldest entry that `drop_old` would find; 0: none."""
+    first, found = first_kept(run), []
     for query, values in (
         ("SELECT at FROM log WHERE entry >= ? ORDER BY entry LIMIT 2", (first,)),
         ("SELECT at FROM old_log ORDER BY entry LIMIT 2", ()),
     ):
         rows = run(query, values)
         if len(rows) == 2 and rows[0][0] < cutoff:
-            return True
-    return False
+            found.append(rows[0][0])
+    return min(found, default=0)
 
 
 def _log_row(row: Sequence[Any]) -> LogRow:

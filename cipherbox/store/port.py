@@ -41,6 +41,9 @@ from cipherbox.store.copying import Row
 # A setting with the store's incarnation id, random bytes.  When it changes, commits were lost (a
 # backup was restored, or a lagging standby promoted), and clients resend what may be missing.
 INCARNATION = "history"
+# Settings with HQ's record of its clock, and with the time before which ids are refused.
+CLOCK, WATERMARK = "clock", "watermark"
+TIMES = (CLOCK, WATERMARK)
 
 
 class BundleRow(NamedTuple):
@@ -157,8 +160,9 @@ class Store(Protocol):
 
     def acceptance(self, sender: str, envelope_id: bytes) -> Acceptance | None: ...
 
-    # whether a commit with these cutoffs would delete something
-    def retention_due(self, cutoffs: Cutoffs) -> bool: ...
+    # The part of these cutoffs that reaches at most a day beyond the oldest record that a commit
+    # would delete, of each kind (0: none); None: it would delete nothing.
+    def retention_due(self, cutoffs: Cutoffs) -> Cutoffs | None: ...
 
     # Rows of dead letters (the manual page `broker` lists their keys), oldest first, and the cursor
     # of the next page.

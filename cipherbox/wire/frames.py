@@ -562,7 +562,7 @@ class Purge:
 @frame(0x48, "client", answer="LISTING")
 class List:
     """A page of exchanges, queues, bindings, clients, grants, connections, pending, metrics,
-    alerts or certificates.
+    alerts, certificates, totals or clock.
     """
 
     correlation: int = u64("of this request")
@@ -779,6 +779,23 @@ class Drain:
     correlation: int = u64("of this request")
     begin: bool = flag("1 begin; 0 cancel: publishes are accepted again")
     most_s: int = u32("stop after this time even if envelopes are waiting; 0: five minutes")
+
+
+@frame(0x68, "admin", answer="OK")
+class ConfirmClock:
+    """Says that HQ's clock is right; LIST clock shows it. HQ ends its doubt (page clocks)."""
+
+    correlation: int = u64("of this request")
+
+
+@frame(0x69, "admin", answer="OK")
+class SetWatermark:
+    """Sets the time before which HQ refuses envelope ids as too old, after a wrong clock has moved
+    it.
+    """
+
+    correlation: int = u64("of this request")
+    watermark: int = u64("ms since 1970, not in the future; 0: as [retention] metadata_days says")
 
 
 @frame(0x67, "admin", answer="OK")

@@ -13,7 +13,7 @@ from cipherbox.broker import model as m
 from cipherbox.cli.audit_lines import ACTS, events, lines
 from cipherbox.envelope import transparency_log as log
 
-_NOTED = (core._note, core._replace_client)
+_NOTED = (core._note, core._replace_client, core._set_watermark)
 LOGGED = {*core.ACTS, *(kind for kind, handler in core.HANDLERS.items() if handler in _NOTED)}
 BY_HAND = {"SettleDead", "Retain", "TellContacts"}  # where the broker writes the act itself
 VALUES: dict[str, Any] = {
@@ -30,6 +30,10 @@ VALUES: dict[str, Any] = {
     "target": "FL-LAB",
     "right": "publish",
     "reason": "lost",
+    "at": 1_700_000_000_000,
+    "expected": 1_700_000_000_000,
+    "watermark": 1_700_000_000_000,
+    "before": 1_700_000_000_000,
 }
 DETAILS: dict[str, dict[str, Any]] = {
     "SettleDead": {"queue": "q", "ranges": [[3, 4], [9, 1]], "drop": True},

@@ -379,12 +379,12 @@ async def test_what_a_client_has_to_look_at(hq: Any, monkeypatch: pytest.MonkeyP
         monkeypatch.setattr(watch, "free_bytes", lambda _: 1000)
         assert [a.name for a in await conditions(lab)] == ["disk"]
         monkeypatch.setattr(watch, "free_bytes", lambda _: 10**12)
-        real = watch.time.time
-        monkeypatch.setattr(watch.time, "time", lambda: real() + 7200)
+        real = watch.clock.now_s
+        monkeypatch.setattr(watch.clock, "now_s", lambda: real() + 7200)
         found = await conditions(lab)
         assert [(a.name, a.subject) for a in found] == [("quiet", "CA-RC")]
         assert "nothing from CA-RC for 2 hours" in found[0].text
-        monkeypatch.setattr(watch.time, "time", real)
+        monkeypatch.setattr(watch.clock, "now_s", real)
         home.config = attrs.evolve(
             home.config, alerts=attrs.evolve(home.config.alerts, certificate_days=10_000)
         )
@@ -405,8 +405,8 @@ async def test_a_message_that_waits_and_one_that_was_refused(
         await lab.publish("first", to="CA-RC")
         await hq.stop()
         waits = await lab.publish("later", to="CA-RC", wait=False)
-        real = watch.time.time
-        monkeypatch.setattr(watch.time, "time", lambda: real() + 600)
+        real = watch.clock.now_s
+        monkeypatch.setattr(watch.clock, "now_s", lambda: real() + 600)
         (stuck,) = await conditions(lab)
         assert stuck.name == "stuck"
         assert "1 messages wait for HQ, the oldest for 10 minutes" in stuck.text

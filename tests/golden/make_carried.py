@@ -29,9 +29,10 @@ def main() -> None:
     root = pki.new_root("DC-HQ")
     issuing = pki.new_issuing("DC-HQ", root)
     fingerprint = pki.fingerprint(root.certificate)
+    now = clock.now_ms()
     rows = [
-        request_row("FL-LAB", "client", pki.make_csr(pki.new_key(), "FL-LAB"), fingerprint),
-        request_row(HQ_NAME, HQ_ROLE, pki.make_csr(pki.new_key(), "DC-HQ"), fingerprint),
+        request_row("FL-LAB", "client", pki.make_csr(pki.new_key(), "FL-LAB"), fingerprint, now),
+        request_row(HQ_NAME, HQ_ROLE, pki.make_csr(pki.new_key(), "DC-HQ"), fingerprint, now),
     ]
     when = datetime(2026, 1, 2, tzinfo=UTC)
     requests = requests_document(rows, "DC-HQ", fingerprint, [("ab12", when)], 7)

@@ -30,8 +30,8 @@ from cipherbox.server.ca.credentials import (
     read_material,
 )
 from cipherbox.server.ca.offline import CA_KEY, ROOT_KEY
+from tests.server.clocks import shifted_clock
 from tests.server.hq import open_vault, prepare, running
-from tests.server.test_certificate import shifted_clock
 from tests.server.test_reload import alive
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import resource
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -19,6 +18,7 @@ from cipherbox.server.ca.credentials import next_key, put_server, read_material
 from cipherbox.server.hq import HQ
 from cipherbox.server.operations.alerts import alerts
 from cipherbox.store.sqlite.store import open_store
+from tests.server.clocks import confirmed_clock, shifted_clock
 from tests.server.hq import Running, prepare, running
 from tests.server.test_reload import alive, shown
 
@@ -130,16 +130,6 @@ def test_a_crash_between_two_steps_leaves_an_hq_that_starts(tmp_path: Path, step
     assert pki.spki(next_key(config).public_key()) != pki.spki(material.server_key.public_key())
 
 
-@contextmanager
-def shifted_clock(days: float) -> Iterator[None]:
-    before = clock.now
-    clock.now = lambda: before() + timedelta(days=days)
-    try:
-        yield
-    finally:
-        clock.now = before
-
-
 @pytest.mark.parametrize(("days", "says"), [(-800, "begins only on"), (5000, "ended on")])
 async def test_a_clock_that_is_years_off_is_named_at_the_start(
     tmp_path: Path, days: int, says: str
@@ -147,9 +137,8 @@ async def test_a_clock_that_is_years_off_is_named_at_the_start(
     config = prepare(tmp_path / "hq")
     store = open_store(config.directory)
     try:
-        hq = HQ(config, store)
         with shifted_clock(days), pytest.raises(ConfigError, match=says) as caught:
-            await hq.certificate.begin()
+            await HQ(config, store).certificate.begin()
         assert "this machine's clock says" in str(caught.value)
         assert "timedatectl" in str(caught.value)
     finally:
@@ -159,7 +148,7 @@ async def test_a_clock_that_is_years_off_is_named_at_the_start(
 async def test_what_was_made_while_the_clock_was_ahead_is_made_again(tmp_path: Path) -> None:
     async with running(tmp_path / "hq") as r:
         key = pki.new_key()
-        with shifted_clock(500):
+        with confirmed_clock(r.hq, 500):
             certificate = pki.issue_server(r.issuing, key.public_key(), "DC-HQ")
             r.hq.trust.new_crl()
         with pytest.raises(ConfigError, match="not valid yet"):
@@ -175,7 +164,7 @@ async def test_what_was_made_while_the_clock_was_ahead_is_made_again(tmp_path: P
 
 async def test_ends_of_cas_are_said_a_year_before(tmp_path: Path) -> None:
     async with running(tmp_path / "hq") as r:
-        with shifted_clock(3652 - 300):
+        with confirmed_clock(r.hq, 3652 - 300):
             found = {a.name: a for a in alerts(r.hq)}
         assert "cipherbox ca renew" in found["certificate-issuing"].text
         assert "certificate-root" not in found

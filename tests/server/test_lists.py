@@ -19,8 +19,8 @@ from cipherbox.server.ca.credentials import read_material
 from cipherbox.server.ca.offline import sign_offline
 from cipherbox.server.operations.alerts import alerts
 from cipherbox.wire import frames
+from tests.server.clocks import shifted_clock
 from tests.server.hq import Raw, Running, open_vault, prepare, running
-from tests.server.test_certificate import shifted_clock
 from tests.server.test_reload import admin_of, alive
 
 

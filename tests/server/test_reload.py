@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Callable
-from datetime import timedelta
 from pathlib import Path
 
 import orjson
@@ -20,6 +19,7 @@ from cipherbox.portable import write_private
 from cipherbox.server.hq import HQ
 from cipherbox.store.sqlite.store import open_store
 from cipherbox.wire import frames
+from tests.server.clocks import confirmed_clock
 from tests.server.hq import BIG, Raw, Running, codec_name, prepare, running
 
 pytestmark = pytest.mark.usefixtures("logs_as_before")
@@ -145,12 +145,12 @@ def foreign(r: Running) -> None:
 
 
 def ended(r: Running) -> None:
-    before = clock.now
-    clock.now = lambda: before().replace(year=before().year - 10)
+    before = clock.now_s
+    clock.now_s = lambda: before() - 10 * 365 * 86_400
     try:
         new_certificate(r)
     finally:
-        clock.now = before
+        clock.now_s = before
 
 
 def other_root(r: Running) -> None:
@@ -317,10 +317,8 @@ async def test_alerts_see_ends_and_old_queues_coming(
     async with running(tmp_path / "hq") as r:
         lab = await r.client("FL-LAB")
         await lab.publish(r.people["FL-LAB"].seal(await r.person("CA-RC")).raw)
-        clock_ms, now = r.hq.clock_ms, clock.now
-        clock.now = lambda: now() + timedelta(days=300)
-        r.hq.clock_ms = lambda: clock_ms() + 25 * 3600 * 1000
-        try:
+        clock_ms = r.hq.clock_ms
+        with confirmed_clock(r.hq, 300):
             found = {alert.name: alert for alert in alerts(r.hq)}
             watch = Watch(r.hq)
             watch.look()
@@ -331,8 +329,7 @@ async def test_alerts_see_ends_and_old_queues_coming(
             r.hq.clock_ms = lambda: clock_ms() + 50 * 3600 * 1000  # for a day
             watch.look()
             assert len([x for x in caplog.records if hasattr(x, "alert")]) == 2 * len(said)
-        finally:
-            clock.now, r.hq.clock_ms = now, clock_ms
+        r.hq.clock_ms = clock_ms
         assert set(found) == {"certificate-crl", "old-queue"}
         assert found["certificate-crl"].severity == "critical"
         assert "box.CA-RC" in found["old-queue"].text

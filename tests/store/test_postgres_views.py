@@ -15,9 +15,10 @@ from typing import Any
 import attrs
 import pytest
 
+from cipherbox import clock
 from cipherbox.broker import model as m
 from cipherbox.broker.model import Changes
-from cipherbox.store.postgres import retention, schema
+from cipherbox.store.postgres import schema
 from cipherbox.store.postgres.driver import PostgresConnection
 from cipherbox.store.postgres.store import PostgresStore
 from tests import postgres
@@ -100,7 +101,7 @@ def test_a_month_goes_as_a_whole_and_what_waits_stays(
     settled.
     """
     past = AT - 90 * 86_400_000
-    monkeypatch.setattr(retention, "time", Later)
+    monkeypatch.setattr(clock, "now_ms", lambda: AT + 10 * 86_400_000)
     month(store, past)
     changes = published(10, b"a", b"b", b"c")
     changes.envelopes = [e._replace(accepted_at=past) for e in changes.envelopes]
@@ -126,14 +127,6 @@ def test_a_month_goes_as_a_whole_and_what_waits_stays(
     assert store.trace("A", incoming(11).envelope_id) is None
     assert store.trace("A", incoming(12).envelope_id) is not None
     assert store.trace("A", incoming(1).envelope_id) is not None
-
-
-class Later:
-    """A clock that stands after the suite's times."""
-
-    @staticmethod
-    def time_ns() -> int:
-        return (AT + 10 * 86_400_000) * 1_000_000
 
 
 def test_a_month_without_a_partition_goes_to_the_others(

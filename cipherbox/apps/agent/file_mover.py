@@ -7,11 +7,11 @@ in between, the file is either at that place, or it still has to be moved.
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from cipherbox import clock
 from cipherbox.apps.agent.place import drop_reason, explain, free_name, move
 from cipherbox.apps.agent.scan import Found, State, state_of
 from cipherbox.classes import define
@@ -80,7 +80,7 @@ class FileMover:
         for folder in empty:
             with suppress(OSError, ValueError):
                 sent = self._folder / SENT_TO / folder.relative_to(self._folder / OUTGOING)
-                if sent.is_dir() and time.time() - os.lstat(folder).st_mtime >= quiet_s:
+                if sent.is_dir() and clock.now_s() - os.lstat(folder).st_mtime >= quiet_s:
                     os.rmdir(folder)
 
     def fail(self, found: Found, reason: str) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from cipherbox import clock
 from cipherbox.cli.doctor.findings import (
     BAD,
     GOOD,
@@ -242,7 +243,7 @@ async def _meet(home: Home) -> list[Finding]:
         assert client.hq is not None
         text = f"HQ ({client.hq.software}) knows {client.client_id}; a PING takes {took:.0f} ms"
         found = [Finding(GOOD, "network", text)]
-        skew_s = client.hq.server_time / 1000 - time.time()
+        skew_s = client.hq.server_time / 1000 - clock.now_s()
         if abs(skew_s) > _SKEW_S:
             way = "behind" if skew_s > 0 else "ahead"
             level = BAD if abs(skew_s) > _SKEW_BAD_S else WARN

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
+from cipherbox import clock
 from cipherbox.cli.exits import advice
 from cipherbox.errors import CipherBoxError, ConfigError, Problem
 
@@ -60,9 +61,9 @@ def collect(checks: Iterable[tuple[str, Check]]) -> list[Finding]:
     return found
 
 
-def clock() -> Iterator[Finding]:
+def system_clock() -> Iterator[Finding]:
     """Check that the clock was ever set; HQ's clock is compared later."""
-    now = datetime.now(UTC)
+    now = clock.now()
     if now < BUILT:
         yield Finding(
             BAD,
@@ -85,7 +86,7 @@ def opening(
     """Run the first checks of every machine: clock, permissions, settings.  Return the findings and
     the settings, or None if they cannot be read and no other check is possible.
     """
-    found = collect([("clock", clock)])
+    found = collect([("clock", system_clock)])
     if closed(directory):
         return [*found, *collect([("rights", lambda: file_rights(directory, []))])], None
     try:
@@ -198,7 +199,7 @@ def ends(
     about: str, what: str, end: datetime, begin: datetime, todo: str, soon_days: int = SOON_DAYS
 ) -> Finding:
     """Return a finding on the validity of a certificate or list, by this machine's clock."""
-    now = datetime.now(UTC)
+    now = clock.now()
     if now < begin:
         return Finding(
             BAD,

@@ -5,11 +5,12 @@ HQ may be running.
 from __future__ import annotations
 
 import socket
-import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cipherbox import clock
 from cipherbox.cli.doctor.findings import (
     BAD,
     BUILT,
@@ -204,14 +205,33 @@ def _store(config: ServerConfig, *, running: bool) -> Iterator[Finding]:
             found.problem,
             "stop HQ and restore the newest backup; keep the damaged file",
         )
-    if found.newest_at > time.time_ns() // 1_000_000 + 60_000:
-        ahead = found.newest_at / 1000 - time.time()
+    yield from _clock(config, found.newest_at, found.times)
+
+
+def _clock(config: ServerConfig, log_at: int, times: dict[str, bytes]) -> Iterator[Finding]:
+    """Compare the clock with what HQ has recorded, as HQ itself does."""
+    from cipherbox.server.clock_guard import ClockGuard, Mark, Recorded
+    from cipherbox.store.port import CLOCK, WATERMARK
+
+    recorded = Recorded(Mark.decode(times.get(CLOCK)), log_at)
+    guard = ClockGuard(
+        lambda: config.clock, recorded, clock.now_ms, clock.elapsed_s, clock.boot_id()
+    )
+    if guard.doubt:
+        yield finding("clock", guard.doubt)
+    elif log_at or recorded.mark is not None:
+        yield Finding(GOOD, "clock", "agrees with what HQ has recorded")
+    if clock.switch:
+        text = f"{clock.SWITCH} moves the clock for a test"
+        yield Finding(BAD, "clock", text, f"unset {clock.SWITCH}")
+    if (watermark := int(times.get(WATERMARK, b"0"))) > clock.now_ms():
+        until = f"{datetime.fromtimestamp(watermark / 1000, UTC):%Y-%m-%d %H:%M} UTC"
         yield Finding(
             BAD,
             "clock",
-            f"the newest entry of HQ's log is {ahead / 3600:.1f} hours in the future: "
-            "this clock was set back",
-            "set the clock: timedatectl set-ntp true",
+            f"HQ refuses all envelopes until {until}: records were deleted while its clock was "
+            "ahead",
+            "an admin sets that time back: cipherbox clock watermark",
         )
 
 
@@ -255,6 +275,7 @@ def _postgresql(config: ServerConfig, *, running: bool) -> Iterator[Finding]:
     elif found.holder and not running:
         text = f"another HQ writes this database: {found.holder}"
         yield Finding(WARN, "store", text, "this one would be its standby")
+    yield from _clock(config, found.newest_at, found.times)
     if abs(found.clock_s) > 5:
         yield Finding(
             WARN, "clock", f"PostgreSQL's clock differs by {found.clock_s:.0f} s", "set both by NTP"

@@ -12,12 +12,12 @@ retried.
 from __future__ import annotations
 
 import ssl
-import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
 import trio
 
+from cipherbox import clock
 from cipherbox.client.connection.confirm_window import (
     SLOWEST_BYTES_PER_S,
     ConfirmWindow,
@@ -202,7 +202,7 @@ class ReconnectingConnection:
 
     def _missed(self) -> None:
         if not self.attempts:
-            self.away_since, self._away_from = time.time(), trio.current_time()
+            self.away_since, self._away_from = clock.now_s(), trio.current_time()
         self.attempts += 1
 
     def _up(self, connection: Connection) -> None:

@@ -7,7 +7,6 @@ The list is requested on every new connection and at least every hour.
 
 from __future__ import annotations
 
-import time
 from datetime import timedelta
 from pathlib import Path
 
@@ -55,7 +54,7 @@ class Revocations:
             self._list is not None
             and self._current == self._connection.opened
             and trio.current_time() - self._asked_at < FRESH_S
-            and time.time() < self._ends_s
+            and clock.now_s() < self._ends_s
         )
 
     def refresh(self) -> None:
@@ -103,7 +102,7 @@ class Revocations:
     @property
     def valid(self) -> bool:
         """Whether the list has not expired, however long ago it was requested."""
-        return self._list is not None and time.time() < self._ends_s
+        return self._list is not None and clock.now_s() < self._ends_s
 
     @property
     def names_any(self) -> bool:

@@ -19,7 +19,6 @@ The log does not prove that a key is its owner's: pins, succession and compariso
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -382,7 +381,7 @@ class LogProofVerifier:
         what = words(
             compare(first.checkpoint, second.checkpoint, proof), first.checkpoint, second.checkpoint
         )
-        file = self._home / f"log-evidence-{int(time.time())}.json"
+        file = self._home / f"log-evidence-{int(clock.now_s())}.json"
         current = self._current
         certificate = current.certificate if current is not None else None
         evidence = Evidence(

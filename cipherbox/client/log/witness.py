@@ -8,13 +8,13 @@ crashes and however many witnesses run in one home.
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Protocol
 
 import nacl.signing
 
+from cipherbox import clock
 from cipherbox.client.connection.reconnecting import ReconnectingConnection
 from cipherbox.client.home import Home
 from cipherbox.client.log.heads import Head
@@ -126,7 +126,7 @@ class Witness:
         if not log.heads.keep_cosigned(before, head):
             raise LogUnproven("another program of this home cosigned meanwhile")
         note = decode_note(head.note)
-        signature = cosign(note.text, client.client_id, self._key, int(time.time()))
+        signature = cosign(note.text, client.client_id, self._key, int(clock.now_s()))
         await client.connection.request(
             frames.Cosign, note=Note(note.text, (*note.signatures, signature)).encode()
         )

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import os
 import sqlite3
-import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -427,7 +426,7 @@ class Outbox(OutboxReceipts):
 
     def _older_files(self, directory: Path) -> list[str]:
         """Return the names of files that no process of this home is about to name."""
-        oldest = time.time() - _ORPHAN_S
+        oldest = clock.now_s() - _ORPHAN_S
         with suppress(FileNotFoundError):
             return [
                 e.name for e in os.scandir(directory) if e.is_file() and e.stat().st_mtime < oldest

@@ -10,13 +10,13 @@ If that fails, an old session stays in use, which is better than not sending.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import trio
 
+from cipherbox import clock
 from cipherbox.client.connection.reconnecting import ReconnectingConnection
 from cipherbox.client.events import KEYS, Events
 from cipherbox.client.sessions.sessions import Sessions
@@ -137,7 +137,7 @@ class Prekeys:
         while True:
             pause = CHECK_S
             try:
-                now = time.time_ns() // 1_000_000
+                now = clock.now_ms()
                 keys = self.sessions.keys
                 self._unknown = keys.unknown.next()
                 supported = await self._supported()

@@ -11,13 +11,13 @@ that a crash could revert must not have been sent. `sync` ensures that before th
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import attrs
 
+from cipherbox import clock
 from cipherbox.client.inbox import schema as inbox
 from cipherbox.client.local_database import open_database, transaction, translated
 from cipherbox.client.outbox import outbox
@@ -90,7 +90,7 @@ class Sessions:
         box: SecretBox,
         identity: Identity,
         settings: SessionSettings,
-        clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+        clock_ms: Callable[[], int] = clock.now_ms,
     ) -> None:
         self.settings = settings
         self.chains = SendingChains(box)

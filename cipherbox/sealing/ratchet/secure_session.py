@@ -23,7 +23,6 @@ import hashlib
 import hmac
 import os
 import struct
-import time
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
@@ -31,6 +30,7 @@ import attrs
 import nacl.exceptions
 import nacl.signing
 
+from cipherbox import clock
 from cipherbox.checks import checked
 from cipherbox.classes import frozen
 from cipherbox.envelope.labels import label
@@ -148,7 +148,7 @@ class SecureContext:
         storage: SessionStorage | None = None,
         settings: SessionSettings = SETTINGS,
         random: Random = os.urandom,
-        clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+        clock_ms: Callable[[], int] = clock.now_ms,
     ) -> None:
         self.keypair = keypair or generate_keypair(random)
         self.settings = settings

@@ -7,10 +7,12 @@ certificate in a handshake as a client would perform it, before anything takes e
 
 from __future__ import annotations
 
+from datetime import datetime
+
 import attrs
 from cryptography import x509
 
-from cipherbox import clock, pki
+from cipherbox import pki
 from cipherbox.config.settings import secret_key
 from cipherbox.errors import Forbidden, InvalidRequest
 from cipherbox.ops.logs import get_logger
@@ -86,9 +88,11 @@ class CaExchange:
         fresh = bool(chain) and tuple(chain) != trust.material.chain
         fresh = fresh and chain[0].not_valid_before_utc >= trust.issuing.not_valid_before_utc
         above = chain if fresh else list(trust.material.chain)
-        own, others = _sorted(signed, above, trust.root)
+        own, others = _sorted(signed, above, trust.root, trust.clock.now())
         least = await self._engine.in_store(self._trust.crl_number)
-        lists = [(check_crl(der, trust.issuing, clock.now(), least), der) for der in signed.lists]
+        lists = [
+            (check_crl(der, trust.issuing, trust.clock.now(), least), der) for der in signed.lists
+        ]
         rows = await self._engine.in_store(self._store.enrolments, (APPROVED, ENDED, REFUSED))
         # of two with the same key, the one that is still pending
         rows.sort(key=lambda row: row.state != APPROVED)
@@ -145,14 +149,14 @@ class CaExchange:
 
 
 def _sorted(
-    signed: Signed, above: list[x509.Certificate], root: x509.Certificate
+    signed: Signed, above: list[x509.Certificate], root: x509.Certificate, at: datetime
 ) -> tuple[list[x509.Certificate], list[x509.Certificate]]:
     """Return HQ's own certificates and the others, all verified up to the root."""
     own: list[x509.Certificate] = []
     others: list[x509.Certificate] = []
     for leaf in signed.leaves:
         mine = for_hq(leaf)
-        pki.verify_chain([leaf, *above], root, clock.now(), pki.SERVER if mine else pki.CLIENT)
+        pki.verify_chain([leaf, *above], root, at, pki.SERVER if mine else pki.CLIENT)
         (own if mine else others).append(leaf)
     return own, others
 

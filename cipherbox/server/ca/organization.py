@@ -265,9 +265,8 @@ def put_by_hand(config: ServerConfig, document: bytes) -> int:
 def own_row(config: ServerConfig) -> Enrolment:
     """Return HQ's own request, for its next key."""
     root = certificates_in(config.tls.root)[0]
-    return request_row(
-        HQ_NAME, HQ_ROLE, pki.make_csr(next_key(config), config.server.name), pki.fingerprint(root)
-    )
+    csr = pki.make_csr(next_key(config), config.server.name)
+    return request_row(HQ_NAME, HQ_ROLE, csr, pki.fingerprint(root), clock.now_ms())
 
 
 def own_request(config: ServerConfig) -> bytes:

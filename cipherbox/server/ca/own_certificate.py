@@ -17,7 +17,7 @@ from collections.abc import Callable
 
 import trio
 
-from cipherbox import clock, pki
+from cipherbox import pki
 from cipherbox.config.settings import ServerConfig
 from cipherbox.errors import BundleNotCertified, CipherBoxError, ConfigError
 from cipherbox.ops.logs import get_logger
@@ -59,10 +59,10 @@ class OwnCertificate:
         by this machine's clock.
         """
         trust = self._trust
-        if wrong := dates(trust.material, clock.now()):
+        if wrong := dates(trust.material, trust.clock.now()):
             raise ConfigError("\n".join(wrong))
         await self.renew_if_due()
-        if self.trouble and trust.server.not_valid_after_utc <= clock.now():
+        if self.trouble and trust.server.not_valid_after_utc <= trust.clock.now():
             raise ConfigError(
                 f"HQ's certificate has expired and could not be renewed: {self.trouble}"
             )
@@ -74,7 +74,7 @@ class OwnCertificate:
     async def run(self) -> None:
         """Renew the certificate when it is due, until cancelled."""
         while True:
-            due_s = (pki.renew_at(self._trust.server) - clock.now()).total_seconds()
+            due_s = (pki.renew_at(self._trust.server) - self._trust.clock.now()).total_seconds()
             await trio.sleep(
                 RETRY_S if self.trouble else min(CHECK_S, due_s) if due_s > 0 else CHECK_S
             )
@@ -82,7 +82,7 @@ class OwnCertificate:
 
     async def renew_if_due(self) -> None:
         """Renew the certificate, or request it from the CA, if it is due."""
-        server, now = self._trust.server, clock.now()
+        server, now = self._trust.server, self._trust.clock.now()
         due = (
             pki.is_due(server, now)
             or now < server.not_valid_before_utc
@@ -112,6 +112,7 @@ class OwnCertificate:
     def _renew(self) -> None:
         config, authority = self._live.now, self._trust.authority
         assert authority is not None
+        self._trust.clock.require()
         key = next_key(config)
         certificate = pki.issue_server(authority, key.public_key(), config.server.name)
         put_server(config, certificate)
@@ -124,7 +125,9 @@ class OwnCertificate:
 
     async def _ask(self) -> None:
         csr = pki.make_csr(next_key(self._live.now), self._live.now.server.name)
-        row = request_row(HQ_NAME, HQ_ROLE, csr, self._trust.root_fingerprint)
+        row = request_row(
+            HQ_NAME, HQ_ROLE, csr, self._trust.root_fingerprint, self._trust.clock.now_ms()
+        )
         if await self._engine.in_store(self._store.enrolment, row.secret_hash) is None:
             await self._engine.in_store(self._store.put_enrolment, row)
         number = row.number

@@ -8,7 +8,7 @@ from datetime import datetime
 
 import orjson
 
-from cipherbox import clock, pki
+from cipherbox import pki
 from cipherbox.server.ca.signed_responses import REQUESTS_FORMAT
 from cipherbox.server.directory.enrolment import APPROVED, renewal_name
 from cipherbox.store.port import Enrolment
@@ -17,12 +17,11 @@ HQ_ROLE, HQ_NAME = "hq", "HQ"  # of the row with HQ's own request
 _YEAR_MS = 365 * 24 * 3600 * 1000
 
 
-def request_row(client_id: str, role: str, csr: bytes, root_fingerprint: bytes) -> Enrolment:
-    """Return a request that needs no approval."""
-    now, number = (
-        pki.ms(clock.now()),
-        pki.enrol_number(root_fingerprint, pki.spki(pki.key_of_csr(csr))),
-    )
+def request_row(
+    client_id: str, role: str, csr: bytes, root_fingerprint: bytes, now: int
+) -> Enrolment:
+    """Return a request, made ``now`` (ms since 1970), that needs no approval."""
+    number = pki.enrol_number(root_fingerprint, pki.spki(pki.key_of_csr(csr)))
     name = renewal_name(client_id, csr)
     return Enrolment(name, client_id, role, False, now, now + _YEAR_MS, APPROVED, csr, number)
 

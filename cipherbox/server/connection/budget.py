@@ -104,6 +104,8 @@ COSTS: dict[type, Cost] = {
     f.Kick: _ADMIN,
     f.Reload: _ADMIN,
     f.Drain: _ADMIN,
+    f.ConfirmClock: _ADMIN,
+    f.SetWatermark: _ADMIN,
 }
 _MORE: dict[type, Callable[[Any], float]] = {  # points for what a frame names
     f.Ack: lambda x: min(sum(run.count for run in x.ranges), 1 << 20) // _ENTRIES,

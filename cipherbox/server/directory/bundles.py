@@ -24,7 +24,6 @@ import trio
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
-from cipherbox import clock, pki
 from cipherbox.broker import model as m
 from cipherbox.broker.usage import BUNDLES, PREKEYS
 from cipherbox.envelope.bundle import KeyBundle, check_bundle, check_succession, decode_bundle
@@ -75,7 +74,7 @@ class Directory:
 
     async def register(self, client: str, raw: bytes) -> Registration:
         """Register a client's own bundle; raise BundleRefused or LimitReached."""
-        now = pki.ms(clock.now())
+        now = self._trust.clock.now_ms()
         held = await self._in_store(self._store.newest_bundle, client)
         try:
             bundle = decode_bundle(raw)

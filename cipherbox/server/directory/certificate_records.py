@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from cryptography import x509
 
-from cipherbox import clock, pki
+from cipherbox import pki
 from cipherbox.server.directory.trust import Trust
 from cipherbox.server.engine import Engine
 from cipherbox.server.log_statements import note_revocation
@@ -24,11 +24,13 @@ class CertificateRecords:
     async def withdraw(self, leaf: x509.Certificate) -> None:
         """Record as revoked a certificate that a CA signed too late; the next list names it."""
         if not self._trust.knows(pki.serial(leaf)):
-            await self._put(self._trust.record(leaf)._replace(revoked_at=pki.ms(clock.now())))
+            await self._put(
+                self._trust.record(leaf)._replace(revoked_at=self._trust.clock.now_ms())
+            )
 
     async def revoke_all(self, client_id: str) -> list[CertificateRow]:
         """Revoke every certificate of a client; return them."""
-        at = pki.ms(clock.now())
+        at = self._trust.clock.now_ms()
         rows: list[CertificateRow] = await self._engine.in_store(
             self._store.revoke_certificates, client_id, at
         )

@@ -22,7 +22,7 @@ import os
 import attrs
 import trio
 
-from cipherbox import clock, pki
+from cipherbox import pki
 from cipherbox.broker import model as m
 from cipherbox.broker.usage import CERTIFICATES
 from cipherbox.errors import (
@@ -100,7 +100,7 @@ class Enrolments:
         async with self.lock:
             self._check_free(client_id, role, replaces)
             waiting = await self._engine.in_store(self._store.enrolments, UNDER_WAY)
-            now = pki.ms(clock.now())
+            now = self._trust.clock.now_ms()
             if len([e for e in waiting if e.expires_at > now]) >= self._limits.pending_requests:
                 raise InvalidRequest(f"{self._limits.pending_requests} enrolments are already open")
             secret = os.urandom(16)
@@ -167,7 +167,7 @@ class Enrolments:
             if row.state == DONE:
                 await self._complete(row)
                 return Outcome(ISSUED, row.number, row.chain)
-            if row.expires_at <= pki.ms(clock.now()):
+            if row.expires_at <= self._trust.clock.now_ms():
                 raise TokenError("this token has expired", remedy="ask the admin for a new one")
             self._refuse_taken(row)
             if row.state == OPEN:
@@ -318,7 +318,7 @@ class Enrolments:
             )
         if row is None:
             await self._check_waiting(known.name)
-            now = pki.ms(clock.now())
+            now = self._trust.clock.now_ms()
             row = Enrolment(
                 name, known.name, known.role, False, now, now + _RENEWAL_MS, APPROVED, csr, number
             )
@@ -378,7 +378,7 @@ class Enrolments:
     async def pending(self) -> list[dict[str, object]]:
         """Return the rows of LIST pending."""
         rows = await self._engine.in_store(self._store.enrolments, UNDER_WAY)
-        now = pki.ms(clock.now())
+        now = self._trust.clock.now_ms()
         return [
             {
                 "name": r.client,

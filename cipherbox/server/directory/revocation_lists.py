@@ -69,13 +69,17 @@ class ListReading(NamedTuple):
     refused: list[Problem]
 
 
-def inspect_lists(config: ServerConfig, material: Credentials) -> ListReading:
-    """Read all files; each is read completely or refused."""
+def inspect_lists(
+    config: ServerConfig, material: Credentials, at: datetime | None = None
+) -> ListReading:
+    """Read all files, as they are valid ``at`` a time, else now; each is read completely or
+    refused.
+    """
     reading = ListReading({}, [])
     for file in files_of(config):
         try:
             for der in lists_in(file.read_bytes(), str(file)):
-                one = _listed(der, material, file)
+                one = _listed(der, material, file, at or clock.now())
                 before = reading.found.get(pki.fingerprint(one.ca))
                 if before is None or before.crl.number <= one.crl.number:
                     reading.found[pki.fingerprint(one.ca)] = one
@@ -86,21 +90,23 @@ def inspect_lists(config: ServerConfig, material: Credentials) -> ListReading:
     return reading
 
 
-def read_lists(config: ServerConfig, material: Credentials) -> dict[bytes, FiledList]:
+def read_lists(
+    config: ServerConfig, material: Credentials, at: datetime | None = None
+) -> dict[bytes, FiledList]:
     """Return the newest list of each CA; raise ConfigError, naming the file, if one is invalid."""
-    found, refused = inspect_lists(config, material)
+    found, refused = inspect_lists(config, material, at)
     if refused:
         raise ConfigError.of(refused)
     return found
 
 
-def _listed(der: bytes, material: Credentials, file: Path) -> FiledList:
+def _listed(der: bytes, material: Credentials, file: Path, at: datetime) -> FiledList:
     why = CredentialsError("no CA of this HQ signed this revocation list")
     for ca in (*material.chain, material.root):
         if issuer_of(der) != ca.subject:
             continue
         try:
-            return FiledList(ca, der, read_crl(der, ca, clock.now()), file)
+            return FiledList(ca, der, read_crl(der, ca, at), file)
         except CredentialsError as error:
             why = error
     raise CredentialsError(f"{file}: {why.what}", remedy=why.remedy)
@@ -149,7 +155,7 @@ class RevocationLists:
 
     def stale(self) -> str:
         """Return which lists have expired; empty if none has."""
-        old = [one for one in self.found.values() if one.crl.next_update <= clock.now()]
+        old = [one for one in self.found.values() if one.crl.next_update <= self._trust.clock.now()]
         return "; ".join(
             f"{one.file} expired on {one.crl.next_update:%Y-%m-%d %H:%M} UTC" for one in old
         )
@@ -160,7 +166,7 @@ class RevocationLists:
 
     def read(self, config: ServerConfig, material: Credentials) -> dict[bytes, FiledList]:
         """Read the files; raise ConfigError if one is invalid or older than one read before."""
-        found = read_lists(config, material)
+        found = read_lists(config, material, self._trust.clock.now())
         if older := self._older(found):
             raise ConfigError("\n".join(older.values()))
         return found
@@ -202,7 +208,9 @@ class RevocationLists:
             return
         material = self._trust.material
         # in a thread: a list of a hundred thousand entries takes a second or two
-        found, refused = await trio.to_thread.run_sync(inspect_lists, self._live.now, material)
+        found, refused = await trio.to_thread.run_sync(
+            inspect_lists, self._live.now, material, self._trust.clock.now()
+        )
         if material is not self._trust.material:
             return  # the CAs changed meanwhile; the next round reads the files again
         older = self._older(found)

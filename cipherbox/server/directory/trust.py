@@ -12,11 +12,12 @@ from datetime import UTC, datetime, timedelta
 
 from cryptography import x509
 
-from cipherbox import clock, pki
+from cipherbox import pki
 from cipherbox.config.settings import ServerConfig
 from cipherbox.errors import BundleNotCertified, CredentialsError, Forbidden, Replaced, Revoked
 from cipherbox.pki.revocation_lists import make_crl
 from cipherbox.server.ca.credentials import Credentials, read_material
+from cipherbox.server.clock_guard import ClockGuard
 from cipherbox.store.port import CertificateRow, Store
 
 CRL_SETTING, CRL_NUMBER_SETTING = "crl", "crl_number"
@@ -27,7 +28,8 @@ _SOON_MS = 30 * 24 * 3600 * 1000
 class Trust:
     """HQ's certificates and those it issued; ``crl_ends`` is when the revocation list expires."""
 
-    def __init__(self, config: ServerConfig, store: Store) -> None:
+    def __init__(self, config: ServerConfig, store: Store, clock: ClockGuard) -> None:
+        self.clock = clock
         self.adopt(read_material(config))
         self.crl_ends: datetime | None = None
         self._store = store
@@ -59,14 +61,14 @@ class Trust:
                 "HQ has no record of this certificate", remedy="ask for a token and join again"
             )
         self._refuse_revoked(row)
-        if row.expires_at <= pki.ms(clock.now()):
+        if row.expires_at <= self.clock.now_ms():
             raise CredentialsError(
                 f"the certificate of {row.client} expired on {_day(row.expires_at)}"
             )
         if row.serial not in self._fitting:
             try:
                 # TLS checks less
-                pki.verify_chain([certificate, *self.material.chain], self.root, clock.now())
+                pki.verify_chain([certificate, *self.material.chain], self.root, self.clock.now())
             except BundleNotCertified as error:
                 raise CredentialsError(
                     f"the certificate of {row.client} was not accepted: {error}"
@@ -90,7 +92,8 @@ class Trust:
             raise Revoked(f"the certificate of {row.client} was revoked on {_day(row.revoked_at)}")
 
     def issue(self, key: pki.PublicKey, client_id: str) -> x509.Certificate:
-        """Issue a certificate; the caller records it."""
+        """Issue a certificate, unless the clock is in doubt; the caller records it."""
+        self.clock.require()
         if self.authority is None:
             raise Forbidden("the CA of this HQ is offline")
         return pki.issue_client(self.authority, key, client_id)
@@ -134,7 +137,7 @@ class Trust:
 
     def _alive(self, client: str) -> list[CertificateRow]:
         """Return the client's unexpired certificates; drop the expired ones from the index."""
-        found, now = self._of.get(client, {}), pki.ms(clock.now())
+        found, now = self._of.get(client, {}), self.clock.now_ms()
         for serial in [serial for serial, row in found.items() if row.expires_at <= now]:
             del found[serial]
         return list(found.values())
@@ -154,7 +157,7 @@ class Trust:
         """Return the number of valid client certificates, and those that expire within 30 days and
         have no successor.
         """
-        now = pki.ms(clock.now())
+        now = self.clock.now_ms()
         good = [r for r in self._rows.values() if not r.revoked_at and r.expires_at > now]
         last: dict[str, CertificateRow] = {}
         for row in sorted(good, key=lambda r: r.expires_at):
@@ -167,7 +170,7 @@ class Trust:
 
     def revoked(self) -> list[tuple[str, datetime]]:
         """Return the serial numbers and times of revoked certificates that have not expired."""
-        now = pki.ms(clock.now())
+        now = self.clock.now_ms()
         rows = [r for r in self._rows.values() if r.revoked_at and r.expires_at > now]
         return [(r.serial, datetime.fromtimestamp(r.revoked_at / 1000, UTC)) for r in sorted(rows)]
 
@@ -196,7 +199,7 @@ class Trust:
         if self.authority is None:
             return self._store.get_setting(CRL_SETTING) or b""
         number = self.crl_number() + 1
-        crl = make_crl(self.authority, self.revoked(), number)
+        crl = make_crl(self.authority, self.revoked(), number, at=self.clock.now())
         self.put_crl(crl, number)
         return crl
 
@@ -214,7 +217,7 @@ class Trust:
         """
         made = x509.load_der_x509_crl(crl)
         end = made.next_update_utc
-        return end is None or not made.last_update_utc <= clock.now() <= end - _CRL_RENEW
+        return end is None or not made.last_update_utc <= self.clock.now() <= end - _CRL_RENEW
 
 
 def _age(row: CertificateRow) -> tuple[int, bool, int]:

@@ -20,6 +20,8 @@ Map, written by `make generate`:
     port_check  Check that HQ's ports can be bound, and say why not and what to do.
     reload      Reload settings and certificates while HQ runs: all or nothing, without dropping
                 connections.
+    retention   Retention: delete old records, such that a wrong clock cannot delete what is not
+                old.
     setup       `init`: create HQ's directory, its CA and its first admin.
     status      The interface through which metrics, alerts and lists read a running HQ.
 """

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 
+from cipherbox import clock
 from cipherbox.alerting import CRITICAL, WARNING, Alert
 from cipherbox.broker.listing import oldest
 from cipherbox.ops.logs import get_logger
@@ -34,6 +35,18 @@ _DAY_S, _DAY_MS = 86_400, 86_400_000
 def alerts(hq: HqStatus) -> list[Alert]:
     """Return the current alerts, critical ones first."""
     found = [*_store(hq), *_certificates(hq), *_queues(hq)]
+    if doubt := hq.trust.clock.doubt:
+        found.append(Alert("clock", CRITICAL, f"publishes are refused: {doubt}"))
+    if hq.retention.behind_days:
+        text = (
+            f"records are due to be deleted, the oldest for {hq.retention.behind_days:.0f} days; "
+            "HQ deletes those of one day each hour; if that is wrong, correct the clock or "
+            "[retention] now: cipherbox manual clocks"
+        )
+        found.append(Alert("retention", WARNING, text))
+    if clock.switch:
+        text = f"the clock is moved for a test by {clock.SWITCH}; unset it"
+        found.append(Alert("clock-test", CRITICAL, text))
     if hq.engine.draining:
         found.append(
             Alert(

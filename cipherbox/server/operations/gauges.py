@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import os
-import time
 from collections import Counter
 from heapq import nlargest
 
@@ -89,6 +88,7 @@ def _itself(hq: HqStatus) -> list[Sample]:
         Sample("cipherbox_build_info", 1, (cipherbox.__version__,)),
         Sample("cipherbox_ready", int(not hq.unready())),
         Sample("cipherbox_draining", int(hq.engine.draining)),
+        Sample("cipherbox_clock_doubted", int(bool(hq.trust.clock.doubt))),
         Sample("cipherbox_engine_commands", hq.engine.waiting),
         Sample("cipherbox_held_bytes", hq.memory.held),
         Sample("cipherbox_memory_short", int(hq.memory.closed)),
@@ -108,7 +108,7 @@ def certificates(hq: HqStatus) -> dict[str, float]:
     """Return the seconds until HQ's certificates, its revocation list, and the first of an
     organization's lists expire.
     """
-    trust, now = hq.trust, clock.now()
+    trust, now = hq.trust, hq.trust.clock.now()
     ends = {
         "server": trust.server.not_valid_after_utc,
         "issuing": min(c.not_valid_after_utc for c in trust.material.chain),
@@ -124,7 +124,7 @@ def certificates(hq: HqStatus) -> dict[str, float]:
 @functools.cache
 def started_at() -> float:
     """Return when this was first called, the start of this process, in seconds since 1970."""
-    return time.time()
+    return clock.now_s()
 
 
 def process_samples() -> list[Sample]:

@@ -26,7 +26,7 @@ from cipherbox.server.operations.check import certificates, keys
 
 log = get_logger(__name__)
 NOW, AT_START = "now", "at the next start"
-_TABLES_NOW = ("logging", "retention", "tls", "ca", "alerts")
+_TABLES_NOW = ("logging", "retention", "clock", "tls", "ca", "alerts")
 _SETTINGS_NOW = frozenset(
     {
         ("server", "name"),
@@ -105,6 +105,7 @@ def _live(old: ServerConfig, new: ServerConfig) -> ServerConfig:
         metrics=metrics,
         logging=new.logging,
         retention=new.retention,
+        clock=new.clock,
         tls=new.tls,
         ca=new.ca,
         alerts=new.alerts,

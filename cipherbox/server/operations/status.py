@@ -14,6 +14,7 @@ from cipherbox.server.connection.unauthenticated import UnauthenticatedConnectio
 from cipherbox.server.directory.revocation_lists import RevocationLists
 from cipherbox.server.directory.trust import Trust
 from cipherbox.server.engine import Engine
+from cipherbox.server.operations.retention import Retention
 from cipherbox.store.port import Store
 
 
@@ -40,6 +41,9 @@ class HqStatus(Protocol):
 
     @property
     def certificate(self) -> OwnCertificate: ...
+
+    @property
+    def retention(self) -> Retention: ...
 
     @property
     def connections(self) -> Connections: ...

@@ -8,9 +8,10 @@ from collections.abc import Awaitable, Callable
 
 import orjson
 
+from cipherbox.broker import model as m
 from cipherbox.broker.clients import owned_queues
 from cipherbox.broker.usage import BUNDLES, BYTES, CERTIFICATES, ENVELOPES, PREKEYS, QUEUES
-from cipherbox.errors import GoingAway, NotFound
+from cipherbox.errors import GoingAway, InvalidRequest, NotFound
 from cipherbox.ops.metrics import METRICS, Histogram, Sample
 from cipherbox.server.operations.alerts import alerts
 from cipherbox.server.operations.gauges import samples
@@ -20,6 +21,7 @@ from cipherbox.wire import frames as f
 
 Rows = list[dict[str, object]]
 _REASON_CHARS = 200
+_DAY_MS = 86_400_000
 
 
 def _row(sample: Sample) -> dict[str, object]:
@@ -75,6 +77,18 @@ async def _totals(hq: Services) -> Rows:
     return found
 
 
+async def _clock(hq: Services) -> Rows:
+    """Return what HQ's clock shows, the time that HQ uses, and why the two differ."""
+    row: dict[str, object] = {
+        "name": "clock",
+        "shows": hq.clock.wall_ms(),
+        "used": hq.clock.now_ms(),
+        "newest_entry": hq.engine.log_at,
+        "watermark": hq.engine.broker.state.watermark,
+    }
+    return [{**row, "doubt": hq.clock.doubt.what, "remedy": hq.clock.doubt.remedy}]
+
+
 # Lists that are not the broker's.
 LISTS: dict[str, Callable[[Services], Awaitable[Rows]]] = {
     "connections": _connections,
@@ -83,6 +97,7 @@ LISTS: dict[str, Callable[[Services], Awaitable[Rows]]] = {
     "alerts": _alerts,
     "certificates": _certificates,
     "totals": _totals,
+    "clock": _clock,
 }
 
 
@@ -121,7 +136,33 @@ async def _drain(hq: Services, s: Requester, x: f.Drain) -> object:
     return f.Ok(x.correlation, hq.drain.begin(x.most_s, s.client))
 
 
+async def _confirm_clock(hq: Services, s: Requester, x: f.ConfirmClock) -> object:
+    """Log it first: the entry has the expected time, and the clock is trusted once it exists."""
+    s.need_admin()
+    at, expected = hq.clock.wall_ms(), hq.clock.now_ms()
+    await hq.engine.call(lambda n: m.ConfirmClock(0, s.client, n, at, expected))
+    hq.clock.confirm()
+    await hq.mark_clock()
+    s.log("The clock was confirmed by an admin")
+    return f.Ok(x.correlation, 1)
+
+
+async def _set_watermark(hq: Services, s: Requester, x: f.SetWatermark) -> object:
+    s.need_admin()
+    hq.clock.require()
+    now, before = hq.clock.now_ms(), hq.engine.broker.state.watermark
+    days = hq.config.retention.metadata_days
+    wanted = x.watermark or (now - days * _DAY_MS if days else 1)
+    if wanted > now:
+        raise InvalidRequest("the time is in the future", remedy="name one that has passed")
+    await hq.engine.call(lambda n: m.SetWatermark(0, s.client, n, wanted, before))
+    s.log("The watermark was set by an admin", was=before, now=wanted)
+    return f.Ok(x.correlation, 1)
+
+
 CALLS: dict[type, Handler] = {
+    f.ConfirmClock: _confirm_clock,
+    f.SetWatermark: _set_watermark,
     f.Kick: _kick,
     f.Reload: _reload,
     f.Drain: _drain,

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from cipherbox.broker.model import AnyCommand
 from cipherbox.server.ca.exchange import CaExchange
+from cipherbox.server.clock_guard import ClockGuard
 from cipherbox.server.connection.admission import Admission
 from cipherbox.server.connection.budget import Rate
 from cipherbox.server.directory.bundles import Directory
@@ -19,6 +20,9 @@ from cipherbox.server.operations.status import HqStatus
 
 class Services(HqStatus, Protocol):
     """The parts of HQ that answer requests; `HQ` is one."""
+
+    @property
+    def clock(self) -> ClockGuard: ...
 
     @property
     def admission(self) -> Admission: ...
@@ -46,6 +50,8 @@ class Services(HqStatus, Protocol):
 
     @property
     def enrol_attempts(self) -> Rate: ...
+
+    async def mark_clock(self) -> None: ...
 
     def reload(self) -> list[Difference]: ...
 

@@ -8,8 +8,7 @@ and entries of the signed log are deleted one by one, at most `MOST` in a commit
 
 from __future__ import annotations
 
-import time
-
+from cipherbox import clock
 from cipherbox.broker.model import DISCARDED, Changes, Cutoffs
 from cipherbox.errors import StoreUnavailable
 from cipherbox.store import log_table as logtable
@@ -80,7 +79,7 @@ def drop_records(connection: PostgresConnection, cutoffs: Cutoffs) -> None:
 
 def old_months(connection: PostgresConnection, cutoff: int) -> list[int]:
     """Return the months before the cutoff, never this one or later ones, which get new rows."""
-    now = month_of(time.time_ns() // 1_000_000)
+    now = month_of(clock.now_ms())
     return [month for month in months(connection) if ends_at_ms(month) <= cutoff and month < now]
 
 
@@ -121,14 +120,22 @@ def _drop_month(connection: PostgresConnection, month: int) -> None:
         )
 
 
-def is_due(connection: PostgresConnection, cutoffs: Cutoffs) -> bool:
-    """Return whether there is something to delete."""
-    if cutoffs.metadata and (
-        old_months(connection, cutoffs.metadata)
-        or connection.run(_OLD_OTHER, (cutoffs.metadata, cutoffs.metadata, 1))
-    ):
-        return True
-    query = "SELECT 1 FROM dead_letters WHERE settled = '' AND at < ? LIMIT 1"
-    if cutoffs.dead_letters and connection.run(query, (cutoffs.dead_letters,)):
-        return True
-    return bool(cutoffs.log) and logtable.has_old(connection.run, cutoffs.log)
+def oldest(connection: PostgresConnection, cutoffs: Cutoffs) -> Cutoffs:
+    """Return the time of the oldest record of each kind that would be deleted; 0: none.
+
+    A month is deleted as a whole, so its records are as old as its end.
+    """
+    found, dead = [], 0
+    if cutoffs.metadata:
+        found = [ends_at_ms(month) for month in old_months(connection, cutoffs.metadata)[:1]]
+        rows = connection.run(
+            "SELECT CAST(extract(epoch FROM accepted_at) * 1000 AS bigint) FROM envelopes_other "
+            f"WHERE number IN ({_OLD_OTHER}) LIMIT 1",
+            (cutoffs.metadata, cutoffs.metadata, 1),
+        )
+        found += [at for (at,) in rows]
+    if cutoffs.dead_letters:
+        query = "SELECT coalesce(min(at), 0) FROM dead_letters WHERE settled = '' AND at < ?"
+        ((dead,),) = connection.run(query, (cutoffs.dead_letters,))
+    log = logtable.oldest(connection.run, cutoffs.log) if cutoffs.log else 0
+    return Cutoffs(min(found, default=0), dead, log)

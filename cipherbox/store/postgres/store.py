@@ -21,6 +21,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
+from cipherbox import clock
 from cipherbox.broker.model import Changes, Cutoffs, Facts, Incoming, RequiredFacts, Snapshot
 from cipherbox.errors import Busy, CipherBoxError, Fenced, StoreError, StoreLeased, StoreUnavailable
 from cipherbox.limits import LIMITS, Limits
@@ -231,10 +232,10 @@ class PostgresStore(Registry):
         rows = self._rows(query, (envelope_id.hex(), sender))
         return Acceptance(rows[0][0], rows[0][1], bytes(rows[0][2]), rows[0][3]) if rows else None
 
-    def retention_due(self, cutoffs: Cutoffs) -> bool:
+    def retention_due(self, cutoffs: Cutoffs) -> Cutoffs | None:
         if time.monotonic() < self._skip_until:
-            return False
-        return self._read(lambda connection: retention.is_due(connection, cutoffs))
+            return None
+        return cutoffs.narrowed(self._read(lambda c: retention.oldest(c, cutoffs)))
 
     def free_bytes(self) -> int:
         return LIMITS.disk_resume_bytes * 1024  # only the server knows; it reports a full disk
@@ -384,7 +385,7 @@ class PostgresStore(Registry):
         `other`.
         """
         self._months_at = time.monotonic() + MONTHS_S
-        now = time.time_ns() // 1_000_000
+        now = clock.now_ms()
         have = set(schema.months(connection))
         for month in {schema.month_of(now), schema.month_of(now + 31 * _DAY_MS)} - have:
             schema.make_month(connection, month)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cipherbox.errors import SchemaTooNew, StoreError
+from cipherbox.store.port import TIMES
 from cipherbox.store.sqlite.database import APPLICATION_ID, check_age, scripts, translated
 
 _CHECK_BYTES = 256 * 1024 * 1024  # up to this size all pages are checked: a second or two
@@ -18,6 +19,7 @@ class Inspection(NamedTuple):
     size: int
     newest_at: int  # of the signed log, ms since 1970; 0: it has no entry
     problem: str  # empty: none found
+    times: dict[str, bytes]  # the settings about time: `port.TIMES`
 
 
 def inspect_store(path: Path) -> Inspection:
@@ -40,8 +42,11 @@ def inspect_store(path: Path) -> Inspection:
         check_age(db, path, schema)
         size = path.stat().st_size
         newest = db.execute("SELECT at FROM log ORDER BY entry DESC LIMIT 1").fetchone()
+        marks = ", ".join("?" * len(TIMES))
+        query = f"SELECT name, value FROM settings WHERE name IN ({marks})"  # marks only
+        times = {str(name): bytes(value) for name, value in db.execute(query, TIMES)}
         problem = ""
         if size <= _CHECK_BYTES:
             verdict = db.execute("PRAGMA quick_check(1)").fetchone()[0]
             problem = "" if verdict == "ok" else f"the database is damaged: {verdict}"
-    return Inspection(schema, size, newest[0] if newest else 0, problem)
+    return Inspection(schema, size, newest[0] if newest else 0, problem, times)

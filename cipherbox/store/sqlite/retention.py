@@ -59,14 +59,17 @@ def drop_records(db: Connection, cutoffs: Cutoffs) -> None:
         db.execute("INSERT OR REPLACE INTO settings VALUES (?, ?)", (logtable.FIRST, first))
 
 
-def is_due(db: Connection, cutoffs: Cutoffs) -> bool:
-    """Return whether there is something to delete."""
-    if cutoffs.metadata and db.execute(_FINISHED, (cutoffs.metadata, 1)).fetchone():
-        return True
-    query = "SELECT 1 FROM dead_letters WHERE settled = '' AND at < ? LIMIT 1"
-    if cutoffs.dead_letters and db.execute(query, (cutoffs.dead_letters,)).fetchone():
-        return True
-    return bool(cutoffs.log) and logtable.has_old(_run(db), cutoffs.log)
+def oldest(db: Connection, cutoffs: Cutoffs) -> Cutoffs:
+    """Return the time of the oldest record of each kind that would be deleted; 0: none."""
+    metadata = dead = None
+    if cutoffs.metadata:
+        query = f"SELECT accepted_at FROM envelopes WHERE number IN ({_FINISHED})"
+        metadata = db.execute(query, (cutoffs.metadata, 1)).fetchone()
+    if cutoffs.dead_letters:
+        query = "SELECT min(at) FROM dead_letters WHERE settled = '' AND at < ?"
+        dead = db.execute(query, (cutoffs.dead_letters,)).fetchone()
+    log = logtable.oldest(_run(db), cutoffs.log) if cutoffs.log else 0
+    return Cutoffs(metadata[0] if metadata else 0, (dead and dead[0]) or 0, log)
 
 
 def _run(db: Connection) -> logtable.Run:

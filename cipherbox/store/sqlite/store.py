@@ -96,9 +96,9 @@ class SqliteStore(Registry):
         rows = self._rows(query, (envelope_id, sender))
         return Acceptance(*rows[0]) if rows else None
 
-    def retention_due(self, cutoffs: Cutoffs) -> bool:
+    def retention_due(self, cutoffs: Cutoffs) -> Cutoffs | None:
         with database.translated():
-            return retention.is_due(self.db, cutoffs)
+            return cutoffs.narrowed(retention.oldest(self.db, cutoffs))
 
     def dead_letters(
         self, queue: str, after: str, most: int, include_closed: bool

@@ -1,0 +1,196 @@
+"""Decide whether HQ's clock is right or in doubt: the one owner of that verdict.
+
+HQ knows the time from three sources: this machine's clock, which may be set wrong; a clock that
+only counts (`clock.elapsed_s`); and what it has recorded, in its signed log and in a mark that it
+writes every hour. Rules:
+
+1. The time that HQ expects is the last time it trusted plus what has elapsed since. A clock that
+   differs from it by more than `[clock] step_s` is in doubt.
+2. Across a restart without a reboot the same holds, since the mark has the count. After a reboot
+   nothing says how long HQ was stopped: then the clock may be ahead of the newest record by
+   `[clock] stopped_days`, and behind it by `step_s`.
+3. While the clock is in doubt HQ uses the time it expects, so nothing is ever stamped, expired or
+   deleted by a time in doubt. It accepts no envelopes, issues no certificates and deletes no
+   records; deliveries and acknowledgements continue.
+4. The doubt ends when the clock is back at the expected time, or when an admin confirms it.
+5. The trusted time advances with the clock only in `mark`, once an hour: smaller steps than
+   `step_s` are allowed, but not many of them in a short time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import NamedTuple, Protocol
+
+import orjson
+
+from cipherbox.broker.model import LogRow, OldLogRow
+from cipherbox.config.settings import ClockSettings
+from cipherbox.errors import ClockDoubted, Problem
+from cipherbox.ops.logs import get_logger
+from cipherbox.store.port import CLOCK
+
+log = get_logger(__name__)
+_DAY_MS = 86_400_000
+_FOREVER_MS = 1 << 62
+REMEDY = (
+    "set this machine's clock (timedatectl set-ntp true); if it is right, an admin confirms it: "
+    "cipherbox clock confirm"
+)
+
+
+class Mark(NamedTuple):
+    """What HQ records about its clock while it trusts it."""
+
+    at: int  # the time, ms since 1970
+    log_at: int  # the time of the newest log entry; it never goes back
+    boot: str  # of the machine; empty: unknown
+    elapsed_s: float  # since that boot
+
+    def encode(self) -> bytes:
+        """Return the value of the setting."""
+        return orjson.dumps(self._asdict())
+
+    @classmethod
+    def decode(cls, value: bytes | None) -> Mark | None:
+        """Return the recorded mark; None without one, or if another program wrote it."""
+        try:
+            found = orjson.loads(value or b"")
+            return cls(
+                int(found["at"]),
+                int(found["log_at"]),
+                str(found["boot"]),
+                float(found["elapsed_s"]),
+            )
+        except (ValueError, KeyError, TypeError):
+            return None
+
+
+class Recorded(NamedTuple):
+    """What a store has recorded about the time."""
+
+    mark: Mark | None
+    log_at: int  # 0: the log has no entry
+
+
+class _Base(NamedTuple):
+    """A trusted time, and how much later it may really have been."""
+
+    at: int
+    elapsed_s: float
+    slack_ms: int
+
+
+class ClockStore(Protocol):
+    """What is read of a store."""
+
+    def get_setting(self, name: str) -> bytes | None: ...
+
+    def last_log(self) -> LogRow | None: ...
+
+    def last_old_log(self) -> OldLogRow | None: ...
+
+
+def recorded(store: ClockStore) -> Recorded:
+    """Return what a store has recorded about the time."""
+    last = store.last_log() or store.last_old_log()
+    return Recorded(Mark.decode(store.get_setting(CLOCK)), last.at if last is not None else 0)
+
+
+class ClockGuard:
+    """The clock of one HQ. ``wall_ms`` is the machine's clock, ``elapsed_s`` one that only counts,
+    since the boot named ``boot``; an empty name: never the boot of a recorded mark.
+    """
+
+    def __init__(
+        self,
+        settings: Callable[[], ClockSettings],
+        recorded: Recorded,
+        wall_ms: Callable[[], int],
+        elapsed_s: Callable[[], float],
+        boot: str,
+    ) -> None:
+        self._settings, self._wall_ms, self._elapsed_s = settings, wall_ms, elapsed_s
+        self._boot = boot
+        self._base = self._first(recorded)
+        self.doubt = Problem()  # why the clock is in doubt; empty if it is right
+        self.now_ms()
+
+    def _first(self, recorded: Recorded) -> _Base:
+        mark, log_at, here = recorded.mark, recorded.log_at, self._elapsed_s()
+        if mark is None:
+            # a new HQ, or one of an older program: it wrote nothing while it was idle
+            return _Base(log_at or self._wall_ms(), here, _FOREVER_MS)
+        if mark.boot and mark.boot == self._boot and mark.elapsed_s <= here:
+            return _Base(mark.at + int((here - mark.elapsed_s) * 1000), here, 0)
+        days = self._settings().stopped_days
+        at = log_at if log_at > mark.log_at else mark.at
+        return _Base(at, here, days * _DAY_MS if days else _FOREVER_MS)
+
+    def now_ms(self) -> int:
+        """Return the time in ms since 1970: the clock's, or the expected one while the clock is in
+        doubt. Each call checks the clock.
+        """
+        wall, here, base = self._wall_ms(), self._elapsed_s(), self._base
+        expected = base.at + int((here - base.elapsed_s) * 1000)
+        step_ms = self._settings().step_s * 1000
+        if -step_ms <= wall - expected <= step_ms + base.slack_ms:
+            if base.slack_ms:
+                self._base = _Base(wall, here, 0)
+            if self.doubt:
+                self.doubt = Problem()
+                log.warning("HQ's clock is right again: everything continues")
+            return wall
+        if not self.doubt:
+            self.doubt = _doubt(wall, expected)
+            log.critical(
+                "HQ's clock is in doubt: nothing new is accepted, issued or deleted",
+                extra={"error": self.doubt.what},
+            )
+        return expected
+
+    def now(self) -> datetime:
+        """Return the same time as `now_ms`."""
+        return datetime.fromtimestamp(self.now_ms() / 1000, UTC)
+
+    def wall_ms(self) -> int:
+        """Return what this machine's clock shows, right or not."""
+        return self._wall_ms()
+
+    def require(self) -> None:
+        """Raise ClockDoubted while the clock is in doubt."""
+        self.now_ms()
+        if self.doubt:
+            raise ClockDoubted(self.doubt)
+
+    def confirm(self) -> None:
+        """Trust what the clock shows now: an admin says that it is right."""
+        self._base = _Base(self._wall_ms(), self._elapsed_s(), 0)
+        self.now_ms()
+
+    def mark(self, log_at: int) -> Mark | None:
+        """Advance the trusted time and return what is to be recorded; None while in doubt."""
+        now, here = self.now_ms(), self._elapsed_s()
+        if self.doubt:
+            return None
+        self._base = _Base(now, here, 0)
+        return Mark(now, log_at, self._boot, here)
+
+
+def _doubt(wall: int, expected: int) -> Problem:
+    off = abs(wall - expected) / 3_600_000
+    size = f"{off / 24:.1f} days" if off >= 48 else f"{off:.1f} hours"
+    side = "ahead of" if wall > expected else "behind"
+    return Problem(
+        f"HQ's clock shows {_text(wall)}, {size} {side} the time that HQ expects "
+        f"({_text(expected)})",
+        REMEDY,
+    )
+
+
+def _text(ms: int) -> str:
+    try:
+        return f"{datetime.fromtimestamp(ms / 1000, UTC):%Y-%m-%d %H:%M} UTC"
+    except (OverflowError, ValueError, OSError):
+        return "an impossible time"

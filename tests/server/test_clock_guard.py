@@ -1,0 +1,301 @@
+"""HQ's clock: what a wrong one does not do."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from pathlib import Path
+
+import attrs
+import pytest
+import trio
+
+from cipherbox import clock
+from cipherbox.broker import model as m
+from cipherbox.config.settings import ClockSettings
+from cipherbox.errors import ClockDoubted
+from cipherbox.server.clock_guard import ClockGuard, Mark, Recorded
+from cipherbox.server.hq import HQ
+from cipherbox.server.operations.alerts import alerts
+from cipherbox.store.sqlite.store import open_store
+from cipherbox.wire import frames
+from tests.server.clocks import shifted_clock
+from tests.server.hq import BIG, Raw, Running, configured, running
+from tests.server.inline import Noted
+from tests.store.suite import incoming
+
+DAY, HOUR = 86_400_000, 3_600_000
+AT = 1_800_000_000_000
+
+
+@attrs.define
+class Machine:
+    """A machine's two clocks."""
+
+    wall: int = AT
+    elapsed: float = 1000.0
+    settings: ClockSettings = attrs.Factory(ClockSettings)
+
+    def pass_by(self, ms: int) -> None:
+        self.wall += ms
+        self.elapsed += ms / 1000
+
+    def guard(self, mark: Mark | None = None, log_at: int = 0, boot: str = "b1") -> ClockGuard:
+        return ClockGuard(
+            lambda: self.settings,
+            Recorded(mark, log_at),
+            lambda: self.wall,
+            lambda: self.elapsed,
+            boot,
+        )
+
+
+@pytest.mark.parametrize("step", [-399 * DAY, -HOUR - 1, HOUR + 1, 399 * DAY])
+def test_a_step_is_doubted_and_the_expected_time_is_used(step: int) -> None:
+    here = Machine()
+    guard = here.guard()
+    here.pass_by(90 * DAY)  # without a mark, and without a step
+    assert guard.now_ms() == here.wall
+    assert not guard.doubt
+    here.wall += step
+    here.pass_by(5000)
+    assert guard.now_ms() == AT + 90 * DAY + 5000
+    assert guard.doubt
+    assert "cipherbox clock confirm" in guard.doubt.remedy
+    assert guard.mark(0) is None
+    with pytest.raises(ClockDoubted):
+        guard.require()
+    here.wall -= step
+    assert guard.now_ms() == AT + 90 * DAY + 5000
+    assert not guard.doubt
+
+
+@pytest.mark.parametrize("step", [-HOUR, -1, 1, HOUR])
+def test_a_small_step_is_followed(step: int) -> None:
+    here = Machine()
+    guard = here.guard()
+    here.wall += step
+    assert guard.now_ms() == AT + step
+    assert not guard.doubt
+
+
+def test_many_small_steps_are_doubted_in_the_end() -> None:
+    here = Machine()
+    guard = here.guard()
+    for _ in range(3):
+        here.wall += HOUR // 2
+        guard.now_ms()
+    assert guard.doubt
+
+
+def test_drift_is_followed_from_mark_to_mark() -> None:
+    here = Machine()
+    guard = here.guard()
+    for _ in range(100):
+        here.pass_by(HOUR)
+        here.wall += HOUR // 20
+        assert guard.mark(0) is not None
+    assert not guard.doubt
+
+
+def test_a_confirmed_clock_is_right() -> None:
+    here = Machine()
+    guard = here.guard()
+    here.wall += 500 * DAY
+    guard.now_ms()
+    guard.confirm()
+    assert not guard.doubt
+    assert guard.now_ms() == here.wall
+
+
+MARK = Mark(AT, AT - DAY, "b1", 500.0)
+
+
+@pytest.mark.parametrize(
+    ("boot", "elapsed", "wall", "log_at", "doubted"),
+    [
+        # the same boot: the count says how long HQ was stopped
+        ("b1", 500 + 30 * 86_400, AT + 30 * DAY, 0, False),
+        ("b1", 500 + 30, AT + 500 * DAY, 0, True),
+        ("b1", 500 + 30, AT + 2 * HOUR, 0, True),
+        ("b1", 500 + 30, AT - 2 * HOUR, 0, True),
+        ("b1", 400, AT + DAY, 0, False),  # less than was counted: another boot of that name
+        # another boot: only the records say something
+        ("b2", 5, AT + 3 * DAY, 0, False),
+        ("b2", 5, AT + 7 * DAY + 2 * HOUR, 0, True),
+        ("b2", 5, AT + 31 * DAY, 0, True),
+        ("b2", 5, AT + 500 * DAY, 0, True),
+        ("b2", 5, AT - 2 * HOUR, 0, True),
+        ("", 5, AT + 500 * DAY, 0, True),
+        # the log went on after the mark, or stands where a wrong clock once set it
+        ("b2", 5, AT + 9 * DAY, AT + 3 * DAY, False),
+        ("b2", 5, AT, AT + 3 * DAY, True),
+        ("b2", 5, AT + DAY, AT - DAY, False),
+    ],
+)
+def test_a_start_is_compared_with_what_was_recorded(
+    boot: str, elapsed: float, wall: int, log_at: int, doubted: bool
+) -> None:
+    guard = Machine(wall, elapsed).guard(Mark.decode(MARK.encode()), log_at or MARK.log_at, boot)
+    assert bool(guard.doubt) is doubted
+    if not doubted:
+        assert guard.now_ms() == wall
+
+
+def test_the_right_clock_after_a_wrong_start_ends_the_doubt() -> None:
+    """HQ was stopped for three days, which nobody knew until the clock was right."""
+    here = Machine(AT + 500 * DAY, 5)
+    guard = here.guard(MARK, 0, "b2")
+    assert guard.now_ms() == AT
+    here.wall = AT + 3 * DAY
+    assert guard.now_ms() == AT + 3 * DAY
+    assert not guard.doubt
+
+
+def test_older_data_says_only_that_time_does_not_go_back() -> None:
+    assert not Machine(AT + 90 * DAY).guard(None, AT).doubt
+    assert Machine(AT - 2 * HOUR).guard(None, AT).doubt
+    assert not Machine(AT).guard(None, 0).doubt
+
+
+def test_a_setting_widens_it() -> None:
+    settings = ClockSettings(step_s=86_400, stopped_days=0)
+    here = Machine(AT + 900 * DAY, 5, settings)
+    guard = here.guard(MARK, 0, "b2")
+    assert not guard.doubt
+    here.wall += DAY // 2
+    guard.now_ms()
+    assert not guard.doubt
+
+
+@pytest.mark.parametrize("value", [None, b"", b"{", b"[]", b'{"at": 1}', b'{"at": "x"}'])
+def test_an_unreadable_mark_is_none(value: bytes | None) -> None:
+    assert Mark.decode(value) is None
+
+
+# -- in a running HQ -------------------------------------------------------------------------------
+
+
+async def publish(r: Running, lab: Raw) -> object:
+    return await lab.publish(r.people["FL-LAB"].seal(r.people["CA-RC"]).raw)
+
+
+@pytest.mark.parametrize("days", [399, -399])
+async def test_a_step_stops_acceptance_and_issuing_and_nothing_else(
+    tmp_path: Path, days: int
+) -> None:
+    async with running(tmp_path / "hq") as r:
+        lab, center = await r.client("FL-LAB"), await r.client("CA-RC")
+        assert isinstance(await publish(r, lab), frames.Confirm)
+        list_before, server_before = r.hq.trust.crl(), r.hq.trust.server
+        with shifted_clock(days):
+            refused = await publish(r, lab)
+            assert isinstance(refused, frames.Error)
+            assert refused.code == ClockDoubted.code
+            assert refused.retryable
+            # deliveries and acks continue
+            await center.ask(frames.Consume, 1, "box.CA-RC", 100, BIG)
+            (entry,) = (await center.next()).entries
+            acked = await center.ask(frames.Ack, "box.CA-RC", [frames.Range(entry[0], 1)])
+            assert acked.count == 1
+            with pytest.raises(ClockDoubted):
+                r.hq.trust.issue(r.people["FL-LAB"].key.public_key(), "FL-LAB")
+            await r.hq.certificate.renew_if_due()
+            assert r.hq.trust.crl() == list_before
+            assert r.hq.trust.server == server_before
+            (alert,) = [a for a in alerts(r.hq) if a.name == "clock"]
+            assert alert.severity == "critical"
+            assert any("clock is in doubt" in why for why in r.hq.unready())
+        assert isinstance(await publish(r, lab), frames.Confirm)
+        assert not any(a.name == "clock" for a in alerts(r.hq))
+        wrong = abs(days) * DAY / 2
+        rows = r.hq.store.log(0, 1000, BIG)
+        assert all(abs(row.at - clock.now_ms()) < wrong for row in rows)
+
+
+async def test_what_expires_does_not_expire_by_a_step(tmp_path: Path) -> None:
+    async with running(tmp_path / "hq") as r:
+        lab, _ = await r.client("FL-LAB"), await r.client("CA-RC")
+        sealed = r.people["FL-LAB"].seal(r.people["CA-RC"], expires_at=clock.now_ms() + 2 * DAY)
+        assert isinstance(await lab.publish(sealed.raw), frames.Confirm)
+        with shifted_clock(399):
+            r.hq.engine.post(m.Sweep())
+            await r.hq.engine.idle()
+        assert r.hq.engine.broker.state.queues["box.CA-RC"].depth == 1
+
+
+@pytest.mark.parametrize(("days", "kept_days"), [(500, 400), (31, 30)])
+@pytest.mark.parametrize("rebooted", [False, True])
+async def test_one_start_with_the_clock_ahead_changes_nothing(
+    tmp_path: Path, days: int, kept_days: int, rebooted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Retention would have run at once, with a watermark of the future."""
+    directory = tmp_path / "hq"
+    async with running(directory) as r:
+        lab, center = await r.client("FL-LAB"), await r.client("CA-RC")
+        await publish(r, lab)
+        await center.ask(frames.Consume, 1, "box.CA-RC", 100, BIG)
+        (entry,) = (await center.next()).entries
+        await center.ask(frames.Ack, "box.CA-RC", [frames.Range(entry[0], 1)])
+        people = r.people
+    text = (directory / "cipherbox.toml").read_text()
+    (directory / "cipherbox.toml").write_text(
+        text.replace("metadata_days = 400", f"metadata_days = {kept_days}")
+    )
+    with monkeypatch.context() as another:
+        if rebooted:
+            another.setattr(clock, "boot_id", lambda: "another boot")
+        with shifted_clock(days):
+            async with running(directory) as r:
+                await r.hq.retention.step()
+                assert r.hq.clock.doubt
+                assert r.hq.engine.broker.state.watermark == 0
+    async with running(directory) as r:
+        r.people = people
+        assert not r.hq.clock.doubt
+        assert isinstance(await publish(r, await r.client("FL-LAB")), frames.Confirm)
+
+
+async def test_retention_deletes_a_day_at_a_time_and_says_how_far_it_is(tmp_path: Path) -> None:
+    config = configured(tmp_path / "hq")
+    with closing(open_store(config.directory)) as store:
+        start = clock.now_ms()
+        shift = [0.0]
+        hq = HQ(config, store, clock_ms=lambda: clock.now_ms() + int(shift[0] * DAY))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(hq.engine.run)
+            for name in ("A", "B"):
+                await hq.engine.call(lambda n, name=name: m.AddClient(0, "", n, name, "client"))  # type: ignore[misc]
+            for day in range(4):
+                shift[0] = day
+                hq.clock.confirm()
+                number = hq.engine.attach(Noted("A"))
+                item = incoming(day + 1)._replace(envelope_id=_id(hq.clock_ms(), day))
+                await hq.engine.submit(m.Publish(number, "A", [item]), 10)
+                await hq.engine.submit(m.Consume(number, "B", 1, 1, "box.B", 9, 1 << 30))
+                await hq.engine.submit(m.Ack(number, "B", 2, "box.B", [(day + 1, 1)]))
+                await hq.engine.idle()
+
+            def left() -> int:
+                return store.db.execute("SELECT count(*) FROM envelopes").fetchone()[0]  # type: ignore[no-any-return]
+
+            assert left() == 4
+            shift[0] = 500.5
+            hq.clock.confirm()
+            # the log has no entry of that time
+            await hq.retention.step()
+            assert left() == 4
+            await hq.engine.call(lambda n: m.EnrolHere(0, "", n, "C", "client"))
+            for rest in (3, 2, 1):
+                await hq.retention.step()
+                assert left() == rest
+                assert hq.engine.broker.state.watermark < start + (4 - rest) * DAY + HOUR
+                (alert,) = [a for a in alerts(hq) if a.name == "retention"]
+                assert f"{98 + rest} days" in alert.text or f"{97 + rest} days" in alert.text
+            await hq.retention.step()
+            assert left() == 0
+            assert not [a for a in alerts(hq) if a.name == "retention"]
+            nursery.cancel_scope.cancel()
+
+
+def _id(at: int, index: int) -> bytes:
+    return at.to_bytes(6, "big") + bytes([0x70, 0, 0x80]) + bytes(6) + bytes([index])
