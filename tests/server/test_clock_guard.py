@@ -6,14 +6,16 @@ from contextlib import closing
 from pathlib import Path
 
 import attrs
+import orjson
 import pytest
 import trio
 
 from cipherbox import clock
 from cipherbox.broker import model as m
 from cipherbox.config.settings import ClockSettings
-from cipherbox.errors import ClockDoubted
-from cipherbox.server.clock_guard import ClockGuard, Mark, Recorded
+from cipherbox.envelope import transparency_log as log
+from cipherbox.errors import ClockDoubted, StoreUnavailable, TooOld
+from cipherbox.server.clock_guard import ClockGuard, Mark, Recorded, recorded
 from cipherbox.server.hq import HQ
 from cipherbox.server.operations.alerts import alerts
 from cipherbox.store.sqlite.store import open_store
@@ -21,6 +23,7 @@ from cipherbox.wire import frames
 from tests.server.clocks import shifted_clock
 from tests.server.hq import BIG, Raw, Running, configured, running
 from tests.server.inline import Noted
+from tests.server.test_reload import admin_of
 from tests.store.suite import incoming
 
 DAY, HOUR = 86_400_000, 3_600_000
@@ -299,3 +302,99 @@ async def test_retention_deletes_a_day_at_a_time_and_says_how_far_it_is(tmp_path
 
 def _id(at: int, index: int) -> bytes:
     return at.to_bytes(6, "big") + bytes([0x70, 0, 0x80]) + bytes(6) + bytes([index])
+
+
+# -- what an admin decides -------------------------------------------------------------------------
+
+
+def acts(r: Running) -> list[tuple[str, str, dict[str, object]]]:
+    """What the signed log says that admins did."""
+    found = []
+    for row in r.hq.store.log(0, 1000, BIG):
+        for group in log.decode_groups(row.body):
+            if group.kind == log.ACTS:
+                found += [tuple(act) for act in orjson.loads(group.payload)]
+    return found
+
+
+async def clock_row(admin: Raw) -> dict[str, object]:
+    answer = await admin.ask(frames.List, "clock", "", "")
+    (row,) = orjson.loads(answer.rows)
+    return row  # type: ignore[no-any-return]
+
+
+async def test_an_admin_confirms_the_clock_and_the_next_start_knows_it(tmp_path: Path) -> None:
+    directory = tmp_path / "hq"
+    with shifted_clock(0):
+        async with running(directory) as r:
+            lab = await r.client("FL-LAB")
+            await r.person("CA-RC")
+            boss = await admin_of(r)
+            clock.now_s = lambda before=clock.now_s: before() + 300 * 86_400  # type: ignore[misc]
+            row = await clock_row(boss)
+            assert row["shows"] - row["used"] > 299 * DAY  # type: ignore[operator]
+            assert "ahead of" in str(row["doubt"])
+            other = await r.client("FL-LAB")
+            assert await other.refused(frames.ConfirmClock) == "unexpected-frame"
+            assert await lab.refused(frames.List, "clock", "", "") == "forbidden"
+            assert isinstance(await boss.ask(frames.ConfirmClock), frames.Ok)
+            assert (await clock_row(boss))["doubt"] == ""
+            assert isinstance(await publish(r, lab), frames.Confirm)
+            (act,) = [act for act in acts(r) if act[1] == "ConfirmClock"]
+            assert act[0] in r.hq.engine.broker.state.rights.admins()
+            assert act[2]["at"] - act[2]["expected"] > 299 * DAY  # type: ignore[operator]
+        async with running(directory) as r:
+            assert not r.hq.clock.doubt
+
+
+async def test_a_crash_after_the_entry_only_asks_once_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The entry is written first: a trusted clock always has one."""
+    async with running(tmp_path / "hq") as r:
+        boss = await admin_of(r)
+        with shifted_clock(300):
+
+            async def lost() -> None:
+                raise StoreUnavailable("for a test")
+
+            monkeypatch.setattr(r.hq, "mark_clock", lost)
+            assert await boss.refused(frames.ConfirmClock) == StoreUnavailable.name
+            monkeypatch.undo()
+            guard = ClockGuard(
+                lambda: r.hq.config.clock,
+                recorded(r.hq.store),
+                clock.now_ms,
+                clock.elapsed_s,
+                clock.boot_id(),
+            )
+            assert guard.doubt
+            assert any(act[1] == "ConfirmClock" for act in acts(r))
+
+
+async def test_an_admin_sets_a_wrong_watermark_back(tmp_path: Path) -> None:
+    directory = tmp_path / "hq"
+    async with running(directory) as r:
+        lab = await r.client("FL-LAB")
+        await r.person("CA-RC")
+        boss = await admin_of(r)
+        ahead = clock.now_ms() + 100 * DAY
+        await r.hq.engine.call(lambda n: m.Retain(0, "", n, m.Cutoffs(ahead, 0, 0)))
+        refused = await publish(r, lab)
+        assert isinstance(refused, frames.Error)
+        assert refused.code == TooOld.code
+        other = await r.client("FL-LAB")
+        assert await other.refused(frames.SetWatermark, 0) == "unexpected-frame"
+        assert await boss.refused(frames.SetWatermark, clock.now_ms() + DAY) == "invalid-request"
+        with shifted_clock(300):
+            assert await boss.refused(frames.SetWatermark, 0) == "clock-doubted"
+        assert isinstance(await boss.ask(frames.SetWatermark, 0), frames.Ok)
+        assert isinstance(await publish(r, lab), frames.Confirm)
+        (act,) = [act for act in acts(r) if act[1] == "SetWatermark"]
+        assert act[2]["before"] == ahead
+        people = r.people
+    async with running(directory) as r:
+        r.people = people
+        assert r.hq.engine.broker.state.watermark == act[2]["watermark"]
+        assert abs(r.hq.engine.broker.state.watermark - clock.now_ms() + 400 * DAY) < HOUR
+        assert isinstance(await publish(r, await r.client("FL-LAB")), frames.Confirm)

@@ -178,7 +178,8 @@ def logs_in_a_file(r: Running) -> None:
         (cut(lambda hq: hq.config.file), "cipherbox.toml"),
         (
             first_lines,
-            "has no [alerts], [limits], [metrics], [retention] any more: is it half written?",
+            "has no [alerts], [clock], [limits], [metrics], [retention] any more: is it half "
+            "written?",
         ),
         (lambda r: r.hq.config.file.write_bytes(b""), "half written"),
         (
