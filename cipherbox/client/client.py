@@ -139,7 +139,7 @@ class Client(ConsumingCalls, Tracking, AdminCalls):
             events,
             partial(send_nack, connection),
             nursery,
-            LogOrder(self.revocations, connection, log),
+            LogOrder(self.directory.is_revoked, connection, log),
             Contacts(home.path),
             self.sessions,
             refresh=self.key_lifecycle.refresh,

@@ -36,6 +36,7 @@ FIXED = struct.Struct(">4sBBIIQQ16sIIBBB32s32s32sHBBB")
 _READ = struct.Struct(">6xIIQQ16sIIBBx32s32s32sHBBB")
 _READ_1 = struct.Struct(">6xIIQQ16sIIBB32s32sHBBB")  # of version 1, without plain_commitment
 _HASH_SUITE_AT = 56
+BUNDLE_HASH = slice(57, 89)  # of a prefix's bytes
 RECIPIENT = struct.Struct(">16sBHB")
 _CIPHERS = frozenset(map(int, BodyCipher))
 _SUITES = frozenset(map(int, SignatureSuite))

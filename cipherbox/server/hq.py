@@ -175,6 +175,7 @@ class HQ:
             admission=self.admission,
             connections=self.connections,
             requests=Requests(self),
+            ends_at=self.directory.ends_at,
         )
 
     @property

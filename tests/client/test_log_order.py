@@ -265,3 +265,35 @@ async def test_an_hq_that_proves_another_entry_than_it_delivered_contradicts_its
     with pytest.raises(LogContradiction, match="until a person has decided"):
         async with hq.client("CA-RC", tries=1, timeout_s=2.0):
             pass
+
+
+@pytest.mark.parametrize("days", [399, 4000])
+async def test_what_was_accepted_by_a_wrong_clock_stays_deliverable(hq: Any, days: int) -> None:
+    """By HQ's time, the sender's keys were not valid yet, or not any more; and the recipient's were
+    not when it signed the receipt.
+    """
+    async with hq.client("FL-LAB") as lab, hq.client("CA-RC") as center:
+        server = running(lab)
+        real = server.engine.clock_ms
+        server.engine.clock_ms = lambda: real() + days * 86_400_000
+        sent = await lab.publish("by a wrong clock", to="CA-RC")
+        with trio.fail_after(20):
+            assert await Receiver(center).run(count=1) == 1
+            assert await lab.wait_for([sent.envelope_id], "opened", 10)
+        assert abs(sent.accepted_at - now_ms()) > 300 * 86_400_000
+
+
+async def test_a_sender_revoked_since_is_believed_whatever_the_clock_was(hq: Any) -> None:
+    async with hq.client("FL-LAB") as lab, hq.client("CA-RC") as center:
+        server = running(lab)
+        real = server.engine.clock_ms
+        server.engine.clock_ms = lambda: real() + 30 * 86_400_000
+        await lab.publish("before", to="CA-RC")
+        server.engine.clock_ms = real
+        await revoke(server, "FL-LAB")
+        await lab.publish("after", to="CA-RC")
+        first, second = await center.fetch_unopened(envelopes=2)
+        center.revocations.refresh()
+        await center.open(first)
+        with pytest.raises(SenderNotValid, match="after entry"):
+            await center.open(second)

@@ -84,6 +84,13 @@ def test_every_list_is_json(hq: Hq, tmp_path: Path) -> None:
     assert json.loads(shell("route", "list", "--json", home=lab).out) == {}
     assert json.loads(shell("keys", "show", "--json", home=lab).out)["client"] == "FL-LAB"
     assert json.loads(shell("status", "--json", home=lab).out)
+    row = json.loads(shell("clock", "--json", home=hq.admin).out)
+    assert (row["doubt"], row["watermark"]) == ("", 0)
+    assert "HQ's clock is right" in shell("clock", home=hq.admin).out
+    assert "is confirmed" in shell("clock", "confirm", home=hq.admin).out
+    assert shell("clock", "watermark", home=hq.admin).code == 2  # it asks
+    set_back = shell("clock", "watermark", "2025-10-01", "--yes", home=hq.admin)
+    assert "HQ refuses ids before 2025-10-01" in set_back.out
 
 
 def test_the_last_admin_stays(hq: Hq) -> None:

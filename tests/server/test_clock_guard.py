@@ -14,8 +14,9 @@ from cipherbox import clock
 from cipherbox.broker import model as m
 from cipherbox.config.settings import ClockSettings
 from cipherbox.envelope import transparency_log as log
-from cipherbox.errors import ClockDoubted, StoreUnavailable, TooOld
+from cipherbox.errors import ClockDoubted, EnvelopeRefused, StoreUnavailable, TooOld
 from cipherbox.server.clock_guard import ClockGuard, Mark, Recorded, recorded
+from cipherbox.server.connection.sender_keys import MOST, SenderKeys
 from cipherbox.server.hq import HQ
 from cipherbox.server.operations.alerts import alerts
 from cipherbox.store.sqlite.store import open_store
@@ -398,3 +399,43 @@ async def test_an_admin_sets_a_wrong_watermark_back(tmp_path: Path) -> None:
         assert r.hq.engine.broker.state.watermark == act[2]["watermark"]
         assert abs(r.hq.engine.broker.state.watermark - clock.now_ms() + 400 * DAY) < HOUR
         assert isinstance(await publish(r, await r.client("FL-LAB")), frames.Confirm)
+
+
+# -- keys that have ended --------------------------------------------------------------------------
+
+
+async def test_hq_refuses_what_keys_sign_that_have_ended(tmp_path: Path) -> None:
+    """Recipients leave that to HQ: they decide by the order of its log."""
+    async with running(tmp_path / "hq") as r:
+        lab, _ = await r.client("FL-LAB"), await r.client("CA-RC")
+        person = r.people["FL-LAB"]
+        assert isinstance(
+            await publish(r, lab), frames.Confirm
+        )  # by a bundle that HQ does not know
+        await r.hq.directory.register("FL-LAB", person.identity.bundle.raw)
+        again = await r.client("FL-LAB")
+        assert isinstance(await publish(r, again), frames.Confirm)
+        with shifted_clock(29):
+            r.hq.clock.confirm()
+            assert isinstance(await publish(r, again), frames.Confirm)
+        with shifted_clock(31):
+            r.hq.clock.confirm()
+            refused = await publish(r, again)
+            assert isinstance(refused, frames.Error)
+            assert refused.code == EnvelopeRefused.code
+            assert "keys that ended on" in refused.message
+
+
+async def test_one_connection_names_a_bounded_number_of_bundles() -> None:
+    asked = []
+
+    async def ends_at(client: str, name: bytes) -> int:
+        asked.append(name)
+        return 0
+
+    keys = SenderKeys(ends_at)
+    for number in (*range(MOST), *range(MOST)):
+        await keys.check(bytes(57) + bytes([number]) * 32, "A", 1)
+    assert len(asked) == MOST
+    with pytest.raises(EnvelopeRefused, match="more than 64 key bundles"):
+        await keys.check(bytes(57) + b"\xff" * 32, "A", 1)

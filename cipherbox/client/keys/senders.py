@@ -1,8 +1,14 @@
 """Look up and verify the key bundles that received envelopes name. A part of `Directory`.
 
 That bundle must be the pinned one, one accepted before it, one that follows it by succession, or
-one that the hash chain of the pinned bundle reaches backwards. The sender must also have been valid
-when HQ accepted the envelope. An error in one sender's keys affects that sender alone.
+one that the hash chain of the pinned bundle reaches backwards. An error in one sender's keys
+affects that sender alone.
+
+Whether the keys were valid when HQ accepted the envelope is decided by the order of HQ's log, not
+by the times that HQ states, since its clock may have been wrong: an envelope names a bundle by its
+hash, so it is younger than the bundle; HQ accepts none under keys that have ended; and `LogOrder`
+proves that it was accepted before its sender was revoked. Only of an envelope that the log of
+version 0.5 accepted (entry 0) the time decides.
 """
 
 from __future__ import annotations
@@ -57,7 +63,7 @@ class Senders(ABC):
     def _decoded(self, name: str, answer: frames.BundleAnswer) -> list[KeyBundle]: ...
 
     def known_sender(
-        self, client_id: str, bundle_hash: bytes, accepted_at: int
+        self, client_id: str, bundle_hash: bytes, accepted_at: int, log_entry: int = 0
     ) -> KeyBundle | None:
         """Return the bundle if it was checked before and the revocation list is fresh; else use
         `sender`.
@@ -65,16 +71,27 @@ class Senders(ABC):
         found = self._senders.get(bundle_hash)
         if found is None or not self._revocations.fresh or found[0].client_id != client_id:
             return None
-        self._check_time(*found, accepted_at)
+        if not log_entry:
+            self._check_time(*found, accepted_at)
         return found[0]
+
+    def is_revoked(self, bundle: KeyBundle, log_entry: int) -> bool:
+        """Return whether the list, or for an envelope of the log HQ, says that a bundle's
+        certificate was revoked, at any time.
+        """
+        found = self._senders.get(bundle.hash)
+        stated = bool(log_entry) and found is not None and bool(found[2])
+        return stated or bool(self._revocations.revoked_at(bundle.serial))
 
     def has_sender(self, bundle_hash: bytes) -> bool:
         """Return whether a sender's bundle was looked up and verified."""
         return bundle_hash in self._senders
 
-    async def sender(self, client_id: str, bundle_hash: bytes, accepted_at: int) -> KeyBundle:
-        """Return the bundle that an envelope names, trusted and valid at HQ's acceptance time.
-        Raise SenderNotValid otherwise.
+    async def sender(
+        self, client_id: str, bundle_hash: bytes, accepted_at: int, log_entry: int = 0
+    ) -> KeyBundle:
+        """Return the trusted bundle that an envelope names, which HQ accepted in that entry of its
+        log; 0: in the log of version 0.5, at that time.  Raise SenderNotValid otherwise.
         """
         await self._revocations.ensure()
         if bundle_hash not in self._senders:
@@ -88,7 +105,8 @@ class Senders(ABC):
             raise SenderNotValid(
                 f"the envelope of {client_id} names the keys of {found[0].client_id}"
             )
-        self._check_time(*found, accepted_at)
+        if not log_entry:
+            self._check_time(*found, accepted_at)
         return found[0]
 
     async def look_up(

@@ -9,10 +9,9 @@ opened.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from itertools import islice
-from typing import TYPE_CHECKING
 
 import orjson
 
@@ -23,10 +22,6 @@ from cipherbox.envelope import transparency_log as log
 from cipherbox.envelope.bundle import KeyBundle
 from cipherbox.errors import EnvelopeError, SenderNotValid, Throttled
 from cipherbox.wire import frames
-
-if TYPE_CHECKING:
-    from cipherbox.client.keys.revocations import Revocations
-
 
 # per minute (page broker): two thirds of a client's rate limit, the rest is for other requests
 POINTS = 4000
@@ -41,9 +36,15 @@ class LogOrder:
     """Checks envelopes of revoked senders, and caches HQ's proofs."""
 
     def __init__(
-        self, revocations: Revocations, connection: Requester, verifier: LogProofVerifier
+        self,
+        revoked: Callable[[KeyBundle, int], bool],
+        connection: Requester,
+        verifier: LogProofVerifier,
     ) -> None:
-        self._revocations, self._connection, self._verifier = revocations, connection, verifier
+        """``revoked`` says whether a bundle's certificate was ever revoked, for an envelope of that
+        entry.
+        """
+        self._revoked, self._connection, self._verifier = revoked, connection, verifier
         self._bucket = Bucket(POINTS)
         self._next: Sequence[AcceptedEnvelope] = ()
         self._proofs: OrderedDict[Name, bytes] = OrderedDict()
@@ -57,7 +58,7 @@ class LogOrder:
         certificate was revoked.
         """
         serial = bundle.serial
-        if not self._revocations.revoked_at(serial):
+        if not self._revoked(bundle, delivery.log_entry):
             return
         prefix = delivery.parsed.layout.prefix
         proof = self._proofs.pop((prefix.sender, prefix.envelope_id), b"")

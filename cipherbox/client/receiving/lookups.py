@@ -71,7 +71,9 @@ class Lookups:
             self._running = True
             self._nursery.start_soon(self._run)
 
-    async def bundle(self, sender: str, bundle_hash: bytes, accepted_at: int) -> KeyBundle:
+    async def bundle(
+        self, sender: str, bundle_hash: bytes, accepted_at: int, log_entry: int
+    ) -> KeyBundle:
         """Return the bundle that an envelope's content names, as `Directory.sender` does, within
         this sender's bounds.
         """
@@ -83,7 +85,7 @@ class Lookups:
             if self._all.take():
                 raise Throttled("HQ was asked for many senders' keys; it is asked again soon")
         try:
-            return await self._directory.sender(sender, bundle_hash, accepted_at)
+            return await self._directory.sender(sender, bundle_hash, accepted_at, log_entry)
         except SenderNotValid as error:
             if isinstance(error.__cause__, BundleUnknown):
                 self._miss(sender, bundle_hash)

@@ -134,12 +134,18 @@ class Opener:
     async def _sender(self, delivery: Delivery) -> KeyBundle:
         prefix = delivery.parsed.layout.prefix
         known = self._directory.known_sender(
-            prefix.sender, prefix.bundle_hash, delivery.accepted_at
+            prefix.sender, prefix.bundle_hash, delivery.accepted_at, delivery.log_entry
         )
         if known is None:
             known = await self._looked_up(delivery)
-        await self._order.check(known, delivery)
+        await self.check_order(known, delivery)
         return known
+
+    async def check_order(self, bundle: KeyBundle, delivery: Delivery) -> None:
+        """Raise SenderNotValid if HQ accepted the delivery after these keys of its sender were
+        revoked.
+        """
+        await self._order.check(bundle, delivery)
 
     async def _looked_up(self, delivery: Delivery) -> KeyBundle:
         prefix = delivery.parsed.layout.prefix
@@ -151,7 +157,9 @@ class Opener:
                 raise refusal(error) if fault_of(error) is Fault.SENDER else error
         if self.lookups.missed(prefix.sender, prefix.bundle_hash):
             raise SenderNotValid("HQ does not have the key bundle the envelope names")
-        return await self._directory.sender(prefix.sender, prefix.bundle_hash, delivery.accepted_at)
+        return await self._directory.sender(
+            prefix.sender, prefix.bundle_hash, delivery.accepted_at, delivery.log_entry
+        )
 
     def _accepts(self, delivery: Delivery) -> bool:
         """Return whether it is accepted; receipts always are: they answer what this client sent."""

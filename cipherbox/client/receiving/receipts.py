@@ -141,8 +141,9 @@ class ReceiptConsumer:
         if receipt.recipient != delivery.sender_id:
             raise SignatureInvalid(f"it speaks for {receipt.recipient}")
         bundle = await client.opener.lookups.bundle(
-            receipt.recipient, receipt.bundle_hash, delivery.accepted_at
+            receipt.recipient, receipt.bundle_hash, delivery.accepted_at, delivery.log_entry
         )
+        await client.opener.check_order(bundle, delivery)
         verify_group(group, bundle)
         if receipt.checkpoint:
             # detects a fork of HQ's log, of which each end saw one branch

@@ -17,6 +17,8 @@ Map, written by `make generate`:
                      get.
     registry         The registry of open connections: limits by client, and notifications to all of
                      them.
+    sender_keys      Refuse envelopes that are signed by keys which have ended, when they are
+                     published.
     session          One connection: a nursery with a reader and a writer; HQ's clock calls `tick`.
     unauthenticated  Unauthenticated connections: bounded by address and in total, before any TLS.
 """

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol
 
 import attrs
@@ -47,6 +47,7 @@ from cipherbox.server.connection.incoming import IncomingFrame
 from cipherbox.server.connection.outgoing import SendQueue
 from cipherbox.server.connection.peer import STORE_AVAILABLE, STORE_UNAVAILABLE, Proof
 from cipherbox.server.connection.registry import ConnectionRegistry
+from cipherbox.server.connection.sender_keys import SenderKeys
 from cipherbox.server.connection.unauthenticated import group_of
 from cipherbox.server.engine import Engine
 from cipherbox.server.requests import answers as encode
@@ -84,6 +85,7 @@ class Shared:
     admission: Admission
     connections: ConnectionRegistry[Session]
     requests: Requests
+    ends_at: Callable[[str, bytes], Awaitable[int]]  # of a client's key bundle
 
 
 class Session:
@@ -101,7 +103,7 @@ class Session:
         self._engine = shared.engine
         self._authenticated = authenticated  # called when the peer is authenticated
         self.client = self.serial = ""  # the client, and its certificate's serial number
-        self._log_key = log_key
+        self._log_key, self._sender_keys = log_key, SenderKeys(shared.ends_at)
         self.role = "anonymous"
         self.remote, self.address = remote, group_of(remote.rpartition(":")[0])
         self.connected_at = shared.clock_ms()
@@ -330,7 +332,9 @@ class Session:
         for item in batch.items:
             self._in_flight.next_correlation(item[0])
             try:
-                items.append(incoming(item, self.client, self._limits.envelope_bytes))
+                one = incoming(item, self.client, self._limits.envelope_bytes)
+                await self._sender_keys.check(item[3], self.client, self.asked_at)
+                items.append(one)
                 taken.append(item)
             except CipherBoxError as error:
                 failed.append(Failed(item[0], error))

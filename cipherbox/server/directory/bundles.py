@@ -197,6 +197,11 @@ class Directory:
             return BundleAnswer(query.client_id, NOT_FOUND, 0, [], False), []
         return self._answer(query.client_id, revoked_at, rows[:most], len(rows) > most)
 
+    async def ends_at(self, client: str, bundle_hash: bytes) -> int:
+        """Return when a client's bundle with this hash ends, ms since 1970; 0 without one."""
+        row = await self._in_store(self._store.bundle_by_hash, bundle_hash)
+        return row.ends_at if row is not None and row.client == client else 0
+
     async def _by_hash(self, bundle_hash: bytes) -> tuple[BundleAnswer, list[KeyBundle]]:
         """Return the bundle with this hash."""
         row = await self._in_store(self._store.bundle_by_hash, bundle_hash)
