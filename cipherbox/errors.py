@@ -25,6 +25,7 @@ it.  Codes are never reused.
     |   +-- Revoked              +-- TokenError           +-- ListOverdue (retry)
     |   +-- Replaced             another home has taken over this client's id
     |   +-- HqRevoked (retry)    HQ's own certificate, or a CA above it, was revoked
+    |   +-- NotValidNow (retry)  by this machine's clock, which may be wrong
     +-- NetworkError (retry)     HQ is unreachable, or the connection was lost
     |   +-- TimedOut             +-- GoingAway            +-- PeerGone             +-- ProxyFailed
     |       +-- Queued           kept in the outbox, sent automatically
@@ -293,6 +294,12 @@ class TokenError(CredentialsError, code=0x0302):
 class ListOverdue(CredentialsError, code=0x0303, retryable=True, closes=False):
     """HQ's revocation list has expired or is older than one seen before; no certificate is trusted
     until there is a newer one.
+    """
+
+
+class NotValidNow(CredentialsError, code=0x0309, retryable=True):
+    """A certificate or a revocation list is not valid at the time that this machine's clock shows;
+    the clock may be wrong.
     """
 
 

@@ -105,6 +105,9 @@ _ADVICE: dict[type[errors.CipherBoxError], str] = {
         "Look at this machine's clock. If it is right, tell HQ's admin: cipherbox ca shows the "
         "list."
     ),
+    errors.NotValidNow: (
+        "Look at this machine's clock: timedatectl. If it is right, tell HQ's admin."
+    ),
     errors.Revoked: (
         "The admin revoked this client. Ask the admin why. To come back, with what this home "
         "holds: the admin runs cipherbox enroll CLIENT_ID, you run here: cipherbox join"

@@ -23,6 +23,8 @@ Map, written by `make generate`:
                        system.
     home               The files of a client's home, created by `join` (or HQ's `init`, for the
                        first admin).
+    hq_time            A client's clock, and the time that HQ shows: what a wrong clock of this
+                       machine must not do.
     inbox/             Record what this home receives, exactly once, before it is acknowledged and
                        receipted.
     keys/              This client's keys and certificate, and the keys of others that it trusts.

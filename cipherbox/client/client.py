@@ -27,8 +27,9 @@ from cipherbox.client.admin import AdminCalls
 from cipherbox.client.connection.confirm_window import PendingPublish
 from cipherbox.client.connection.connection import Connection
 from cipherbox.client.connection.reconnecting import ConnectionObserver, ReconnectingConnection
-from cipherbox.client.events import KEYS, RECEIVER, Events, OnEvent
+from cipherbox.client.events import KEYS, LINE, RECEIVER, Events, OnEvent
 from cipherbox.client.home import Home, keyless, load_home, note_replaced
+from cipherbox.client.hq_time import HqClock
 from cipherbox.client.keys.directory import Directory
 from cipherbox.client.keys.lifecycle import KeyLifecycle
 from cipherbox.client.keys.local_key import Password
@@ -66,10 +67,14 @@ from cipherbox.wire import frames
 class ClientObserver(ConnectionObserver):
     """What a client does with each connection to HQ, and with what HQ says about its envelopes."""
 
-    def __init__(self, revocations: Revocations, outbox_sender: OutboxSender | None) -> None:
+    def __init__(
+        self, revocations: Revocations, outbox_sender: OutboxSender | None, hq_clock: HqClock
+    ) -> None:
         self._revocations, self._outbox_sender = revocations, outbox_sender
+        self._hq_clock = hq_clock
 
     def accept(self, connection: Connection) -> None:
+        self._hq_clock.shown(connection.welcome.server_time)
         self._revocations.check_hq(connection)
 
     async def opened(self, welcome: frames.Welcome) -> None:
@@ -144,6 +149,7 @@ class Client(ConsumingCalls, Tracking, AdminCalls):
             self.sessions,
             refresh=self.key_lifecycle.refresh,
         )
+        self.hq_clock = HqClock(home.path, lambda text: events.emit(LINE, text))
         self.sealer = Sealer(
             home.identity,
             self.directory,
@@ -152,12 +158,13 @@ class Client(ConsumingCalls, Tracking, AdminCalls):
             events,
             home.secret_box,
             Routes(home.path),
+            clock_ms=self.hq_clock.now_ms,
             prekeys=self.prekeys,
         )
         self.outbox_sender = self._outbox_sender()
         self.publishing = EnvelopePublisher(self.sealer, connection, events, self.outbox_sender)
         self.receipts = ReceiptConsumer(self)
-        self.observer = ClientObserver(self.revocations, self.outbox_sender)
+        self.observer = ClientObserver(self.revocations, self.outbox_sender, self.hq_clock)
         if self.outbox_sender is not None:
             nursery.start_soon(self.outbox_sender.run)
 

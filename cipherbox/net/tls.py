@@ -25,7 +25,13 @@ import trio
 from cryptography import x509
 
 from cipherbox import clock, pki
-from cipherbox.errors import BundleNotCertified, CipherBoxError, CredentialsError, NetworkError
+from cipherbox.errors import (
+    BundleNotCertified,
+    CipherBoxError,
+    CredentialsError,
+    NetworkError,
+    NotValidNow,
+)
 from cipherbox.portable import passing_file
 
 _NO_CHECK_TIME = 0x200000  # X509_V_FLAG_NO_CHECK_TIME of OpenSSL, which `ssl` does not name
@@ -73,22 +79,27 @@ class NotAccepted(CredentialsError, trio.BrokenResourceError, code=CredentialsEr
     """The stream broke because a certificate was refused."""
 
 
+class NotAcceptedNow(NotValidNow, trio.BrokenResourceError, code=NotValidNow.code):
+    """The stream broke because a certificate is not valid by this machine's clock."""
+
+
 Cut.name, NotAccepted.name = NetworkError.name, CredentialsError.name
+NotAcceptedNow.name = NotValidNow.name
 
 
-def stream_error(error: Exception, peer: str) -> Cut | NotAccepted:
+def stream_error(error: Exception, peer: str) -> Cut | NotAccepted | NotAcceptedNow:
     """Return an ssl or socket error as one of ours."""
     if isinstance(error, ssl.SSLCertVerificationError):
         if "hostname" in error.verify_message.lower():
             return NotAccepted(f"{peer} is not this HQ: its certificate has another name")
         here = f"{clock.now():%Y-%m-%d %H:%M} UTC by this machine's clock"
         if error.verify_code == _HAS_EXPIRED:
-            return NotAccepted(
+            return NotAcceptedNow(
                 f"a certificate of {peer} has ended: it is {here}. If that is wrong, set the clock",
                 remedy="else HQ's administrator must renew it (cipherbox ca)",
             )
         if error.verify_code == _NOT_YET_VALID:
-            return NotAccepted(
+            return NotAcceptedNow(
                 f"a certificate of {peer} is not valid yet: it is {here}. If that is wrong, "
                 "set the clock",
                 remedy="else HQ's was ahead when the certificate was made",

@@ -23,7 +23,7 @@ from cryptography.x509.oid import CRLEntryExtensionOID, ExtensionOID
 
 from cipherbox import clock
 from cipherbox.classes import frozen
-from cipherbox.errors import CredentialsError, ListOverdue
+from cipherbox.errors import CredentialsError, ListOverdue, NotValidNow
 from cipherbox.pki.certificates import BACKDATED, CRL_DAYS, Authority, ms
 from cipherbox.pki.profile import HASHES, signs_lists
 
@@ -109,7 +109,7 @@ def read_crl(
         raise CredentialsError("the revocation list is of a CA that may not sign lists (cRLSign)")
     _check_whole(extensions)
     if begin > at + ahead:
-        raise CredentialsError(
+        raise NotValidNow(
             f"the revocation list begins only on {begin:%Y-%m-%d %H:%M} UTC, and it is "
             f"{at:%Y-%m-%d %H:%M} by this machine's clock"
         )

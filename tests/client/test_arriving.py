@@ -14,6 +14,7 @@ from typing import Any
 import orjson
 import pytest
 
+from cipherbox import clock
 from cipherbox.client.inbox import incoming_files as arriving
 from cipherbox.client.inbox import places, unpacking
 from cipherbox.client.inbox.inbox import Inbox, InboxStorage
@@ -474,7 +475,10 @@ def test_a_file_is_there_once_wherever_the_machine_died(
         assert not (tmp_path / "incoming").exists()
 
 
-def test_what_came_in_part_is_given_up_after_a_time(tmp_path: Path) -> None:
+def test_what_came_in_part_is_given_up_after_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cipherbox.client.hq_time.shown_ms", lambda _: clock.now_ms())
     *parts, manifest = in_parts(b"x" * 100_000, ["late.bin"])
     inbox = Inbox(tmp_path)
     inbox.record([parts[0], manifest])

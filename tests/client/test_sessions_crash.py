@@ -159,8 +159,11 @@ def test_nothing_secret_lies_in_clear(tmp_path: Path) -> None:
     assert len(raw) > 10_000
 
 
-def test_one_time_secrets_go_when_used_and_replaced_ones_after_a_while(tmp_path: Path) -> None:
+def test_one_time_secrets_go_when_used_and_replaced_ones_after_a_while(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     here, now = world(tmp_path)
+    monkeypatch.setattr("cipherbox.client.hq_time.shown_ms", lambda _: now[0])
     lab, center = here.homes["FL-LAB"], here.homes["CA-RC"]
 
     def count(kind: int) -> int:

@@ -21,12 +21,14 @@ from cipherbox.envelope.layout import hashes, split
 from cipherbox.envelope.transparency_log import leaf
 from cipherbox.errors import (
     CipherBoxError,
+    ClockSkew,
     CredentialsError,
     LogUnproven,
     ProtocolError,
     Queued,
     TimedOut,
     TooLarge,
+    TooOld,
 )
 from cipherbox.limits import LIMITS
 from cipherbox.wire.frames import Confirm
@@ -422,12 +424,17 @@ def unconfirmed_error(item: PendingPublish, waited: str, away_since: str) -> Cip
 
 
 def kept_error(item: PendingPublish, error: CipherBoxError) -> CipherBoxError:
-    """Return the error for an envelope; it says so when the envelope waits for a certificate."""
-    if not isinstance(error, CredentialsError) or not item.kept:
+    """Return the error for an envelope; it says so when the envelope waits for a certificate or a
+    clock.
+    """
+    if not isinstance(error, CredentialsError | ClockSkew | TooOld) or not item.kept:
         return error
     first = message_id(item.envelope_id, 0)
-    text = (
-        f"{error.what}. Message {first} is kept in the outbox and is sent when HQ accepts this "
-        "client again"
+    when = (
+        "HQ accepts this client again"
+        if isinstance(error, CredentialsError)
+        else "HQ's time and that of its id are near each other again"
     )
-    return error.copy(text)
+    return error.copy(
+        f"{error.what}. Message {first} is kept in the outbox and is sent when {when}"
+    )

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 
 from cipherbox import clock
 from cipherbox.classes import frozen
+from cipherbox.client.hq_time import deletion_ms, stamp_ms
 from cipherbox.client.inbox.content_types import Recording, recording_of
 from cipherbox.client.inbox.encrypted_lines import EncryptedLines
 from cipherbox.client.inbox.file_check import Check
@@ -95,7 +96,7 @@ class Inbox:
         sessions: Sessions | None = None,
         say: Callable[[str], None] = lambda _: None,
     ) -> None:
-        self._sessions = sessions
+        self._sessions, self._home = sessions, home
         self._storage = storage = storage or InboxStorage(home / "incoming")
         self._unknown_state = False
         self._watermark = 0
@@ -109,7 +110,7 @@ class Inbox:
             # sessions and contents have overflow pages
             self._db.execute("PRAGMA secure_delete = ON")
             state = dict(self._db.execute("SELECT name, value FROM state"))
-            self._prepare(state["watermark"])
+            self._prepare(state["watermark"], say)
             if storage.plain:
                 at = At(state["length"], state["inode"], state["begun"])
                 self._file = LinesFile(home / LINES, at, say, storage.rotate)
@@ -231,7 +232,7 @@ class Inbox:
 
     def tidy(self) -> None:
         """Delete stored lines and incomplete files that are older than the settings allow."""
-        now = clock.now_ms()
+        now = deletion_ms(self._home)
         with self._failing():
             if self._stored_lines is not None:
                 self._stored_lines.forget(now - self._storage.keep_days * _DAY_MS)
@@ -299,11 +300,18 @@ class Inbox:
 
     # -- internals ---------------------------------------------------------------------------------
 
-    def _prepare(self, watermark: int) -> None:
+    def _prepare(self, watermark: int, say: Callable[[str], None]) -> None:
         db = self._db
         self._watermark = watermark
+        # A version before 0.6 moved it by this machine's clock alone, which may have been ahead:
+        # since then every envelope would be too old.
+        highest = stamp_ms(self._home) - LIMITS.watermark_ms
+        if watermark > max(0, highest) + LIMITS.clock_ahead_ms:
+            self._watermark = max(0, highest)
+            db.execute("UPDATE state SET value = ? WHERE name = 'watermark'", (self._watermark,))
+            say("the inbox forgot ids by a wrong clock; it takes new envelopes again")
         self._highest = dict(db.execute("SELECT sender, highest FROM senders"))
-        now = clock.now_ms()
+        now = deletion_ms(self._home)
         if (
             self._watermark + LIMITS.watermark_ms < now
             and db.execute("SELECT 1 FROM envelopes LIMIT 1").fetchone()

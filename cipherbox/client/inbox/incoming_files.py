@@ -119,7 +119,8 @@ class IncomingFiles:
         self._say, self._step = say, step
         self._touched: dict[str, dict[bytes, None]] = {}
         self._more = True  # the database may have other complete files
-        self._later: dict[Key, tuple[int, int]] = {}  # after an error: (not before, pause), ms
+        # after an error: not before this time (`clock.elapsed_s`), and the pause in ms
+        self._later: dict[Key, tuple[float, int]] = {}
 
     # -- recording ---------------------------------------------------------------------------------
 
@@ -219,7 +220,7 @@ class IncomingFiles:
         return checks
 
     def _ready(self) -> list[Check]:
-        now, size = clock.now_ms(), 0
+        now, size = clock.elapsed_s(), 0
         checks: list[Check] = []
         whole: list[Row] = []
         for name in in_turn(self._touched):
@@ -358,7 +359,7 @@ class IncomingFiles:
 
     def _retry_later(self, name: Key, error: OSError) -> None:
         pause = min(self._later.get(name, (0, AGAIN_MS // 2))[1] * 2, AGAIN_MOST_MS)
-        self._later[name] = clock.now_ms() + pause, pause
+        self._later[name] = clock.elapsed_s() + pause / 1000, pause
         where = f" ({error.filename})" if error.filename else ""
         self._say(
             f"a file from {name[0]} cannot be stored: {error.strerror or error}{where}; "

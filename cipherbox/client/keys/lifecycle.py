@@ -46,6 +46,7 @@ from cipherbox.client.home import (
     key_replacement,
     keyless,
 )
+from cipherbox.client.hq_time import deletion_ms, stamp_ms
 from cipherbox.client.keys.own import LOCK
 from cipherbox.client.local_database import translated
 from cipherbox.concurrency import Backoff, only, retry
@@ -292,7 +293,7 @@ class KeyLifecycle:
                 identity.upcoming = None  # HQ never accepted it, so nobody has sealed to it
                 self._save()
                 raise _explained(error, fresh.bundle.sequence, other) from None
-        identity.promote(clock.now_ms())
+        identity.promote(stamp_ms(self._home.path))
         self._save()
         number = fingerprint(fresh.bundle)
         self._events.emit(
@@ -329,7 +330,9 @@ class KeyLifecycle:
         identity = self._home.identity
         if identity is None:
             return
-        count = identity.destroy(clock.now_ms() - self._home.config.keep_old_days * _DAY_MS)
+        count = identity.destroy(
+            deletion_ms(self._home.path) - self._home.config.keep_old_days * _DAY_MS
+        )
         if count:
             self._save()
             self._events.emit(

@@ -10,6 +10,7 @@ a head of a few seconds before, which it verified as well; HQ then proves the ne
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -44,6 +45,14 @@ class Head(NamedTuple):
 def head_of(note: bytes) -> Head:
     """Return the head of a note that was verified before."""
     return Head(read_checkpoint(decode_note(note).text), note)
+
+
+def time_of(db: sqlite3.Connection) -> int:
+    """Return when the newest verified head in this database was signed, ms since 1970; 0 without
+    one.
+    """
+    row = db.execute("SELECT value FROM facts WHERE name = ?", (_HEAD,)).fetchone()
+    return head_of(bytes(row[0])).checkpoint.at if row is not None else 0
 
 
 def is_lost(head: Checkpoint, ended: Ended) -> bool:

@@ -8,9 +8,12 @@ from pathlib import Path
 
 import orjson
 
+from cipherbox import clock
 from cipherbox.client.local_database import translated, version_of
 from cipherbox.client.outbox.rows import Row
 from cipherbox.errors import RecipientRevoked
+
+AHEAD_MS = 60_000
 
 _COLUMNS = (
     "number, envelope_id, generation, messages, exchange, routing_key, recipients, flags, "
@@ -56,10 +59,14 @@ class OutboxQueries:
         )[::-1]
 
     def waiting(self, after: int, sealed_before: int, most: int) -> list[Row]:
-        """Return what has to be sent, in order."""
+        """Return what has to be sent and was not changed since a time, in order.
+
+        What was changed later than in a minute was changed by a wrong clock, at any time.
+        """
         return self._rows(
-            "WHERE state = 0 AND number > ? AND changed_at <= ? ORDER BY number LIMIT ?",
-            (after, sealed_before, most),
+            "WHERE state = 0 AND number > ? AND (changed_at <= ? OR changed_at > ?) ORDER BY "
+            "number LIMIT ?",
+            (after, sealed_before, clock.now_ms() + AHEAD_MS, most),
         )
 
     def counts(self) -> dict[int, int]:

@@ -17,11 +17,13 @@ from cipherbox.client.outbox.access import OutboxAccess
 from cipherbox.client.outbox.rows import PARKED, Row
 from cipherbox.errors import (
     CipherBoxError,
+    ClockSkew,
     CredentialsError,
     LogError,
     NetworkError,
     ProtocolError,
     StoreError,
+    TooOld,
     refused_recipients,
 )
 
@@ -183,5 +185,12 @@ def _kept(row: Row) -> str:
 def waits(error: CipherBoxError) -> bool:
     """Return whether an envelope waits and is sent automatically when the cause is gone."""
     return error.retryable or isinstance(
-        error, CredentialsError | LogError | NetworkError | ProtocolError | StoreError
+        error,
+        ClockSkew
+        | CredentialsError
+        | LogError
+        | NetworkError
+        | ProtocolError
+        | StoreError
+        | TooOld,
     )

@@ -30,8 +30,8 @@ them now: those are left alone for a while, and sent twice at worst.
 
 Errors are of three kinds:
 
-1. The network, HQ being busy, credentials: the envelope waits in the outbox and is sent when the
-   cause is gone.
+1. The network, HQ being busy, credentials, a wrong clock: the envelope waits in the outbox and is
+   sent when the cause is gone.
 2. A changed route, and recipients for whom HQ takes nothing (revoked, unknown, or they take no mail
    from this client): it is sealed again for today's readers, if the allow-list permits them, or for
    the remaining recipients; it waits until then.
@@ -54,7 +54,15 @@ from cipherbox.client.connection.reconnecting import Patience, ReconnectingConne
 from cipherbox.client.events import SENDER, Events
 from cipherbox.client.outbox.outbox import Outbox
 from cipherbox.client.outbox.resealing import PAGE, Reseal, Resealing, Revoked, waits
-from cipherbox.client.outbox.rows import Confirmed, OutboxEntry, Outcomes, Proven, Refused, Row
+from cipherbox.client.outbox.rows import (
+    WAITING,
+    Confirmed,
+    OutboxEntry,
+    Outcomes,
+    Proven,
+    Refused,
+    Row,
+)
 from cipherbox.client.publishing.routes import is_mailbox
 from cipherbox.client.sessions.sending_chains import RatchetStep
 from cipherbox.client.sessions.sessions import Sessions
@@ -63,10 +71,12 @@ from cipherbox.envelope.layout import split
 from cipherbox.envelope.prefix import VERSION, peek_version
 from cipherbox.errors import (
     CipherBoxError,
+    ClockSkew,
     KeyReused,
     RouteChanged,
     SessionMoved,
     StoreError,
+    TooOld,
     refused_recipients,
 )
 from cipherbox.wire.frames import Confirm
@@ -413,6 +423,11 @@ class OutboxSender(Resealing):
             item.others = others
             self._nursery.start_soon(self.seal_for_others, item, error)
             return
+        elif isinstance(error, ClockSkew | TooOld):
+            # it waits until a clock, or HQ's watermark, is right again, and is tried now and then
+            self._outcomes.refused.append(
+                Refused(item.envelope_id, item.generation, error.code, str(error), WAITING)
+            )
         elif error is not None and not waits(error):
             self._outcomes.refused.append(
                 Refused(item.envelope_id, item.generation, error.code, str(error))

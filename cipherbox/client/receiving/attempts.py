@@ -56,8 +56,10 @@ class Failure:
 
     @property
     def pause_s(self) -> float:
-        """Return the remaining pause."""
-        return max(0.0, (self.next_at - clock.now_ms()) / 1000)
+        """Return the remaining pause, never more than the longest one: the clock may have been
+        ahead when it began.
+        """
+        return max(0.0, min((self.next_at - clock.now_ms()) / 1000, LATER_MAX_S))
 
 
 class HandlerBackoff:
@@ -66,7 +68,7 @@ class HandlerBackoff:
     def __init__(self, say: Callable[[str], None]) -> None:
         self._say = say
         self._row = 0
-        self._until_ms = 0
+        self._until_s = 0.0  # by `clock.elapsed_s`
         self._waiting: set[tuple[int, int]] = set()
         self._reported = False  # its beginning, and not yet its end
         self._accepted = False  # a message was accepted since that report
@@ -74,7 +76,7 @@ class HandlerBackoff:
     @property
     def waits(self) -> bool:
         """Return whether nothing may be tried now."""
-        return clock.now_ms() < self._until_ms
+        return clock.elapsed_s() < self._until_s
 
     @property
     def is_failing(self) -> bool:
@@ -95,12 +97,12 @@ class HandlerBackoff:
             self._say(text)
         if self._row >= IN_A_ROW:
             pause = min(PAUSE_S * 2 ** min(self._row - IN_A_ROW, 20), LATER_MAX_S)
-            self._until_ms = clock.now_ms() + int(pause * 1000)
+            self._until_s = clock.elapsed_s() + pause
 
     def over(self, number: int, index: int) -> None:
         """Note that a message was accepted or is bad: the handler is available."""
         backed_off = self._row >= IN_A_ROW
-        self._row = self._until_ms = 0
+        self._row, self._until_s = 0, 0.0
         self._accepted = True
         self._waiting.discard((number, index))
         if self._reported and (backed_off or not self._waiting):

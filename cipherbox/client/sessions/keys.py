@@ -22,6 +22,7 @@ from pathlib import Path
 import attrs
 
 from cipherbox.classes import frozen
+from cipherbox.client.hq_time import deletion_ms, stamp_ms
 from cipherbox.client.local_database import transaction, translated
 from cipherbox.errors import KeyMissing
 from cipherbox.limits import LIMITS
@@ -60,11 +61,12 @@ class SessionKeys:
         identity: Identity,
         settings: SessionSettings,
         clock_ms: Callable[[], int],
+        home: Path,
     ) -> None:
         from cipherbox.concurrency import Signal  # with trio: reading an inbox needs neither
 
         self._db, self._path, self._box, self._identity = db, path, box, identity
-        self._settings, self._clock_ms = settings, clock_ms
+        self._settings, self._clock_ms, self._home = settings, clock_ms, home
         # numbers that are in use, though not recorded in this file
         self._unknown: dict[str, int] = {}
         self.unknown = Signal()  # a first contact used a prekey that this file does not have
@@ -162,14 +164,17 @@ class SessionKeys:
                 db.execute(
                     "UPDATE secrets SET replaced_at = ? WHERE replaced_at = 0 AND"
                     " ((kind = ? AND id <> ?) OR (kind = ? AND id < ?))",
-                    (now, SIGNED, done.prekey_id, ONCE, first),
+                    (stamp_ms(self._home, self._clock_ms()), SIGNED, done.prekey_id, ONCE, first),
                 )
                 self._put_fact("offered", done.prekey_id.to_bytes(4, "big"))
                 self._put_fact("signer", self._signer())
                 self._put_fact("history", history)
                 self._unknown.clear()
             self._put_fact("checked", now.to_bytes(8, "big"))
-            dead = now - self._settings.signed_prekey_kept_s * 1000
+            dead = (
+                deletion_ms(self._home, self._clock_ms())
+                - self._settings.signed_prekey_kept_s * 1000
+            )
             db.execute("DELETE FROM secrets WHERE replaced_at > 0 AND replaced_at < ?", (dead,))
 
     def _make(self, count: int, *, replace: bool) -> Offer:

@@ -27,6 +27,7 @@ from pathlib import Path
 import attrs
 
 from cipherbox.classes import define, frozen
+from cipherbox.client.hq_time import deletion_ms, shown_ms, stamp_ms
 from cipherbox.client.local_database import transaction, translated
 from cipherbox.client.sessions.keys import SessionKeys
 from cipherbox.envelope.bundle import KeyBundle
@@ -95,10 +96,11 @@ class ReceivingChains:
         keys: SessionKeys,
         settings: SessionSettings,
         clock_ms: Callable[[], int],
+        home: Path,
     ) -> None:
         self.keys = keys
         self._db, self._path, self._box, self._identity = db, path, box, identity
-        self._settings, self._clock_ms = settings, clock_ms
+        self._settings, self._clock_ms, self._home = settings, clock_ms, home
         self._pending: dict[Place, _Pending] = {}
         self._newest: dict[str, Session | None] = {}
         self._newest_of = -1  # the file's data_version that it was read from
@@ -192,7 +194,7 @@ class ReceivingChains:
             if pending.version == _NO_ROW:
                 self._drop_old(db, place[0])
             if hold:
-                now = self._clock_ms()
+                now = stamp_ms(self._home, self._clock_ms())
                 rows = [
                     (h, now, self._box.encrypt(key, b"held" + h)) for h, key in pending.keys.items()
                 ]
@@ -406,7 +408,7 @@ class ReceivingChains:
         if hello is None or key_id is None:
             raise KeyMissing(f"the session with {peer} is not known here")
         now = self._clock_ms()
-        if hello.made_at > now + LIMITS.clock_ahead_ms:
+        if hello.made_at > max(now, shown_ms(self._home)) + LIMITS.clock_ahead_ms:
             raise KeyMissing(
                 "the session was begun in the future", remedy=f"check the clock of {peer}"
             )
@@ -423,7 +425,7 @@ class ReceivingChains:
         )
 
     def _drop_old(self, db: sqlite3.Connection, peer: str) -> None:
-        before_ms = self._clock_ms() - LIMITS.watermark_ms
+        before_ms = deletion_ms(self._home, self._clock_ms()) - LIMITS.watermark_ms
         _drop_old(db, peer, self._settings.sessions_per_peer, before_ms)
 
 

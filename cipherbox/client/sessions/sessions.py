@@ -118,7 +118,13 @@ class Sessions:
                 for db in (self._db, self._outbox):
                     db.execute("PRAGMA synchronous = NORMAL")
                 keys = SessionKeys(
-                    self._db, self._path, self._box, self._identity, self.settings, self._clock_ms
+                    self._db,
+                    self._path,
+                    self._box,
+                    self._identity,
+                    self.settings,
+                    self._clock_ms,
+                    self._home,
                 )
                 self._receiving = ReceivingChains(
                     self._db,
@@ -128,6 +134,7 @@ class Sessions:
                     keys,
                     self.settings,
                     self._clock_ms,
+                    self._home,
                 )
                 undo.pop_all()
         return self._receiving

@@ -1,0 +1,136 @@
+"""A client whose clock is wrong deletes nothing, refuses nothing for good, and says so."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from cipherbox import clock
+from cipherbox.client.hq_time import HqClock, deletion_ms, shown_ms, stamp_ms
+from cipherbox.client.inbox.inbox import Inbox
+from cipherbox.client.outbox.outbox import Outbox
+from cipherbox.client.receiving.attempts import LATER_MAX_S, Failure
+from cipherbox.client.receiving.receiver import Receiver
+from cipherbox.envelope.ids import id_time_ms
+from cipherbox.errors import ClockSkew, TooOld
+from cipherbox.limits import LIMITS
+from tests.client.test_inbox import received
+from tests.client.test_log_order import running
+from tests.client.test_outbox import fresh
+from tests.server.clocks import shifted_clock
+
+DAY, HOUR = 86_400_000, 3_600_000
+AT = 1_800_000_000_000
+
+
+def test_ids_have_hqs_time_while_the_clock_is_wrong(tmp_path: Path) -> None:
+    wall, elapsed, said = [AT], [5.0], list[str]()
+    here = HqClock(tmp_path, said.append, lambda: wall[0], lambda: elapsed[0])
+    wall[0] += 399 * DAY
+    assert here.now_ms() == wall[0]  # HQ has shown nothing
+    here.shown(AT)
+    elapsed[0] += 60
+    assert here.now_ms() == AT + 60_000
+    (line,) = said
+    assert "9576.0 hours ahead of HQ's" in line
+    assert "timedatectl set-ntp true" in line
+    here.shown(AT + 60_000)  # the next connection
+    assert len(said) == 1
+    wall[0] = AT + 60_000 + HOUR
+    assert here.now_ms() == wall[0]
+    here.shown(AT + 60_000)
+    wall[0] = AT - 2 * HOUR
+    here.shown(AT)
+    assert "2.0 hours behind HQ's" in said[1]
+
+
+def test_a_home_without_a_time_of_hq_deletes_nothing(tmp_path: Path) -> None:
+    assert shown_ms(tmp_path) == deletion_ms(tmp_path) == 0
+    assert abs(stamp_ms(tmp_path) - clock.now_ms()) < HOUR
+    (tmp_path / "log.sqlite3").write_bytes(b"not a database" * 100)
+    assert shown_ms(tmp_path) == 0
+
+
+async def test_a_clock_far_ahead_forgets_no_ids_and_no_keys(hq: Any) -> None:
+    """The inbox refused every envelope from then on, and keys that others seal to were gone."""
+    async with hq.client("FL-LAB") as lab, hq.client("CA-RC") as center:
+        await lab.publish("one", to="CA-RC")
+        assert await Receiver(center).run(count=1) == 1
+        home = center.home.path
+        assert abs(shown_ms(home) - clock.now_ms()) < HOUR
+        await center.key_lifecycle.rotate()
+        retired = center.home.identity.retired
+        assert retired
+        real = clock.now_ms()
+        with shifted_clock(900):
+            with closing(Inbox(home)) as inbox:
+                inbox.tidy()
+                assert inbox.watermark < real - LIMITS.watermark_ms + HOUR
+                assert not inbox.too_old(received(b"x").envelope_id)
+            center.key_lifecycle._destroy()
+            assert center.home.identity.retired == retired
+
+
+async def test_a_watermark_that_a_wrong_clock_moved_is_set_back(hq: Any) -> None:
+    async with hq.client("CA-RC") as center:
+        home = center.home.path
+        said: list[str] = []
+        with closing(Inbox(home)) as inbox:
+            inbox.forget(clock.now_ms() + 100 * DAY)
+        with closing(Inbox(home, say=said.append)) as inbox:
+            assert not inbox.too_old(received(b"x").envelope_id)
+            assert clock.now_ms() - inbox.watermark > LIMITS.watermark_ms - HOUR
+        assert len(said) == 1
+        with closing(Inbox(home, say=said.append)):
+            assert len(said) == 1
+
+
+async def test_a_client_far_ahead_still_sends_and_is_told(hq: Any) -> None:
+    said: list[str] = []
+    with shifted_clock(20):  # more than that, and it does not accept HQ's revocation list
+        async with hq.client("FL-LAB", keep_trying=True, on_event=said.append) as lab:
+            lab.hq_clock.shown(clock.now_ms() - 20 * DAY)
+            envelope_id = lab.sealer._ids.next()
+    assert abs(id_time_ms(envelope_id) - clock.now_ms()) < HOUR
+    assert any("480.0 hours ahead of HQ's" in line for line in said)
+
+
+@pytest.mark.parametrize("error", [ClockSkew, TooOld])
+async def test_what_hq_refuses_for_its_time_waits_until_the_clock_is_right(
+    hq: Any, error: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It stood aside, each envelope to be retried by hand."""
+    monkeypatch.setattr("cipherbox.client.outbox.sender.LOOK_S", 0.1)
+    monkeypatch.setattr("cipherbox.client.outbox.sender.ABANDONED_MS", 0)
+    async with hq.client("FL-LAB") as lab, hq.client("CA-RC") as center:
+        server = running(lab)
+        real, state = server.engine.clock_ms, server.engine.broker.state
+        if error is ClockSkew:
+            server.engine.clock_ms = lambda: real() - 399 * DAY
+        else:
+            state.watermark = clock.now_ms() + DAY
+        with pytest.raises(error, match="is kept in the outbox and is sent when"):
+            await lab.publish("by a wrong clock", to="CA-RC")
+        server.engine.clock_ms, state.watermark = real, 0
+        with trio.fail_after(10):
+            assert await Receiver(center).run(count=1) == 1
+
+
+def test_rows_of_a_clock_that_was_ahead_are_sent(tmp_path: Path) -> None:
+    """They would have waited until the clock reached the time they were written at."""
+    with closing(Outbox(tmp_path)) as outbox:
+        with shifted_clock(399):
+            outbox.write([fresh(1)])
+        assert len(outbox.waiting(0, clock.now_ms(), 10)) == 1
+        outbox.write([fresh(2)])
+        assert len(outbox.waiting(0, clock.now_ms() - 30_000, 10)) == 1  # that one is being sent
+
+
+def test_a_pause_does_not_outlast_the_clock_it_began_by() -> None:
+    with shifted_clock(399):
+        failure = Failure().after(later=True)
+    assert failure.pause_s <= LATER_MAX_S
