@@ -15,7 +15,7 @@ import attrs
 import trio
 from cryptography import x509
 
-from cipherbox import pki
+from cipherbox import clock, pki
 from cipherbox.broker import model as m
 from cipherbox.config.settings import ServerConfig, load_server_config, secret_key
 from cipherbox.envelope.ids import EnvelopeIds
@@ -204,7 +204,8 @@ async def running(
     limits: Limits | None = None,
     files: Files | None = None,
     opener: Callable[[ServerConfig], Store] | None = None,
-    clock_s: Callable[[], float] = time.monotonic,
+    clock_s: Callable[[], float] = clock.elapsed_s,
+    clock_ms: Callable[[], int] = clock.now_ms,
 ) -> AsyncIterator[Running]:
     """Serve ``directory`` (made when it is new) while the block runs; end it gracefully."""
     config = configured(directory)
@@ -215,7 +216,7 @@ async def running(
         if opener
         else open_store(config.directory, files=files, limits=config.limits)
     )
-    hq = HQ(config, store, clock_s=clock_s)
+    hq = HQ(config, store, clock_ms, clock_s)
     assert hq.trust.authority is not None
     stopped = trio.Event()
 

@@ -439,3 +439,22 @@ async def test_one_connection_names_a_bounded_number_of_bundles() -> None:
     assert len(asked) == MOST
     with pytest.raises(EnvelopeRefused, match="more than 64 key bundles"):
         await keys.check(bytes(57) + b"\xff" * 32, "A", 1)
+
+
+@pytest.mark.parametrize("days", [399, 500, -399])
+async def test_an_hq_in_doubt_starts_and_its_clients_get_what_waits(
+    tmp_path: Path, days: int
+) -> None:
+    """By the doubted clock every certificate has ended, or has not begun: HQ's own, too."""
+    async with running(tmp_path / "hq") as r:
+        lab, _ = await r.client("FL-LAB"), await r.client("CA-RC")
+        assert isinstance(await publish(r, lab), frames.Confirm)
+        people = r.people
+    wrong = clock.now_ms() + days * DAY
+    async with running(tmp_path / "hq", clock_ms=lambda: wrong) as r:
+        r.people = people
+        assert r.hq.clock.doubt
+        center = await r.client("CA-RC")
+        await center.ask(frames.Consume, 1, "box.CA-RC", 100, BIG)
+        (entry,) = (await center.next()).entries
+        assert (await center.ask(frames.Ack, "box.CA-RC", [frames.Range(entry[0], 1)])).count

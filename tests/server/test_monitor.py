@@ -161,6 +161,7 @@ def test_names_are_those_of_the_field() -> None:
     units = ("_seconds", "_bytes", "_days", "_envelopes", "_messages", "_total", "_info")
     plain = {
         "cipherbox_ready",
+        "cipherbox_clock_doubted",
         "cipherbox_draining",
         "cipherbox_store_up",
         "cipherbox_memory_short",

@@ -5,6 +5,7 @@ much there ever was.
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import attrs
@@ -175,6 +176,7 @@ def test_the_newest_certificate_says_whether_a_client_is_revoked(order: int) -> 
         return newest.revoked_at if newest is not None else 0
 
     trust = Trust.__new__(Trust)
+    trust.clock = SimpleNamespace(now_ms=clock.now_ms)  # type: ignore[assignment]
     trust._rows, trust._of, trust._newest = {}, {}, {}
     made = [
         CertificateRow("a", "C", 1, 1 << 60, 0, b""),
