@@ -158,11 +158,15 @@ class ClockGuard:
         """Return what this machine's clock shows, right or not."""
         return self._wall_ms()
 
+    def refusal(self) -> ClockDoubted | None:
+        """Return the error for what is refused while the clock is in doubt."""
+        return ClockDoubted(self.doubt) if self.doubt else None
+
     def require(self) -> None:
         """Raise ClockDoubted while the clock is in doubt."""
         self.now_ms()
-        if self.doubt:
-            raise ClockDoubted(self.doubt)
+        if refusal := self.refusal():
+            raise refusal
 
     def confirm(self) -> None:
         """Trust what the clock shows now: an admin says that it is right."""

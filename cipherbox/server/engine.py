@@ -39,11 +39,9 @@ from cipherbox.concurrency import Backoff, Flag, only, retry
 from cipherbox.errors import (
     Busy,
     CipherBoxError,
-    ClockDoubted,
     DiskFull,
     Draining,
     GoingAway,
-    Problem,
     StoreError,
     StoreUnavailable,
 )
@@ -78,7 +76,7 @@ _ROW_BYTES = 4096  # that an envelope takes on the disk besides its own bytes
 
 class Engine:
     """The task that owns the broker.  ``clock_ms`` returns ms since 1970; ``runner`` runs store
-    calls (tests run them inline); ``doubt`` says why the clock is in doubt, empty if it is right.
+    calls (tests run them inline); ``refusal`` says why publishes are refused by the clock.
     """
 
     def __init__(
@@ -88,13 +86,13 @@ class Engine:
         clock_ms: Callable[[], int],
         runner: Runner | None = None,
         audit: TransparencyLog | None = None,
-        doubt: Callable[[], Problem] = Problem,
+        refusal: Callable[[], CipherBoxError | None] = lambda: None,
     ) -> None:
         self._store = store
         self.audit = audit
         self._proofs = NO_PROOFS  # of the newest commit
         self._limits = limits
-        self.clock_ms, self._doubt = clock_ms, doubt
+        self.clock_ms, self._refusal = clock_ms, refusal
         self._threads = StoreThreads(store, runner)
         self._queue = CommandQueue(limits)
         self._idle = Flag()
@@ -165,11 +163,6 @@ class Engine:
     def log_head(self) -> bytes:
         """Return the newest head of the signed log, signed now; empty without a log."""
         return self.audit.head(self.clock_ms()) if self.audit is not None else b""
-
-    @property
-    def log_at(self) -> int:
-        """The time of the newest entry of the signed log, ms since 1970; 0 without one."""
-        return self.audit.last_at if self.audit is not None else 0
 
     async def note(self, kind: int, payload: bytes) -> bytes:
         """Add a group to the signed log and return its proof, empty without a log."""
@@ -261,8 +254,9 @@ class Engine:
         if need:
             self._note_disk(full=not room or trio.current_time() < self._full_until)
         now = self.clock_ms()  # before the refusal: it checks the clock
-        if need and (refusal := self._publishes_refused()) is not None:
-            self._refuse([c for c in batch if isinstance(c, m.Publish)], refusal)
+        refusal = Draining() if self.draining else self._refusal()
+        if need and (refusal or self._disk_full):
+            self._refuse([c for c in batch if isinstance(c, m.Publish)], refusal or DiskFull())
             batch = [c for c in batch if not isinstance(c, m.Publish)]
         effects = self.broker.handle(batch, facts, now)
         self._proofs = NO_PROOFS
@@ -272,14 +266,6 @@ class Engine:
             self._store_since = None
         self._pages = effects.pages
         return effects
-
-    def _publishes_refused(self) -> CipherBoxError | None:
-        """Return why publishes are refused at present."""
-        if self.draining:
-            return Draining()
-        if doubt := self._doubt():
-            return ClockDoubted(doubt)
-        return DiskFull() if self._disk_full else None
 
     def _write(self, effects: Effects) -> Proofs:
         """Commit with an entry in the signed log, in the store's thread; return the proofs."""

@@ -96,12 +96,13 @@ class HQ:
         self._log_signer = log_key
         self.log_key = certified(log_key, self.trust.server_key)
         self.context = self.trust.material.context()
+        self.audit = TransparencyLog(log_key)
         self.engine = Engine(
             store,
             limits,
             self.clock_ms,
-            audit=TransparencyLog(log_key),
-            doubt=lambda: self.clock.doubt,
+            audit=self.audit,
+            refusal=self.clock.refusal,
         )
         key = secret_key(config.encryption.database_key_file)
         _check_key(store, key, config.encryption.database_key_file)
@@ -118,7 +119,9 @@ class HQ:
         self._make_certificates()
         self._make_requests(clock_s)
         self.drain = Drain(self.engine)
-        self.retention = Retention(self.live, store, self.engine, self.clock)
+        self.retention = Retention(
+            self.live, store, self.engine, self.clock, lambda: self.audit.last_at
+        )
         self._tables = tables_of(config.file)  # to detect an incomplete file
         self.stopping = False
 
@@ -208,7 +211,7 @@ class HQ:
 
     async def mark_clock(self) -> None:
         """Record the time, unless the clock is in doubt, for the next start."""
-        if (mark := self.clock.mark(self.engine.log_at)) is not None:
+        if (mark := self.clock.mark(self.audit.last_at)) is not None:
             await self.engine.in_store(self.store.put_setting, CLOCK, mark.encode())
 
     def reload(self) -> list[Difference]:

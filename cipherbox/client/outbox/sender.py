@@ -55,6 +55,7 @@ from cipherbox.client.events import SENDER, Events
 from cipherbox.client.outbox.outbox import Outbox
 from cipherbox.client.outbox.resealing import PAGE, Reseal, Resealing, Revoked, waits
 from cipherbox.client.outbox.rows import (
+    PARKED,
     WAITING,
     Confirmed,
     OutboxEntry,
@@ -423,15 +424,8 @@ class OutboxSender(Resealing):
             item.others = others
             self._nursery.start_soon(self.seal_for_others, item, error)
             return
-        elif isinstance(error, ClockSkew | TooOld):
-            # it waits until a clock, or HQ's watermark, is right again, and is tried now and then
-            self._outcomes.refused.append(
-                Refused(item.envelope_id, item.generation, error.code, str(error), WAITING)
-            )
-        elif error is not None and not waits(error):
-            self._outcomes.refused.append(
-                Refused(item.envelope_id, item.generation, error.code, str(error))
-            )
+        elif error is not None and (refused := _refused(item, error)) is not None:
+            self._outcomes.refused.append(refused)
         self._work.set()
         if item.on_outcome is not None:
             item.tell_owner()
@@ -467,6 +461,18 @@ def _is_synced_first(entry: OutboxEntry) -> bool:
 def _failure(error: CipherBoxError, *, sent: bool) -> StoreError:
     what = "HQ may have it nevertheless" if sent else "it was not sent"
     return StoreError(f"the outbox cannot keep what was sealed, and {what}: {error}")
+
+
+def _refused(item: PendingPublish, error: CipherBoxError) -> Refused | None:
+    """Return the outcome of a refused envelope; None if it just waits.
+
+    One that is refused for its time waits with the reason, until the clocks are right again.
+    """
+    in_time = not isinstance(error, ClockSkew | TooOld)
+    if in_time and waits(error):
+        return None
+    state = PARKED if in_time else WAITING
+    return Refused(item.envelope_id, item.generation, error.code, str(error), state)
 
 
 def _others(item: PendingPublish, error: CipherBoxError) -> tuple[str, ...]:

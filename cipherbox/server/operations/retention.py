@@ -12,6 +12,8 @@ Rules:
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import trio
 
 from cipherbox.broker.model import Cutoffs, Retain
@@ -31,11 +33,19 @@ _DAY_MS = 86_400_000
 
 class Retention:
     """Deletes old records; ``behind_days`` is how far the oldest one is past its time after a
-    pass, 0 if all that was due is deleted.
+    pass, 0 if all that was due is deleted.  ``log_at`` is the time of the log's newest entry.
     """
 
-    def __init__(self, live: LiveConfig, store: Store, engine: Engine, clock: ClockGuard) -> None:
+    def __init__(
+        self,
+        live: LiveConfig,
+        store: Store,
+        engine: Engine,
+        clock: ClockGuard,
+        log_at: Callable[[], int],
+    ) -> None:
         self._live, self._store, self._engine, self._clock = live, store, engine, clock
+        self._log_at = log_at
         self.behind_days = 0.0
 
     async def run(self) -> None:
@@ -68,7 +78,7 @@ class Retention:
 
     def _cutoffs(self) -> Cutoffs:
         wanted = self._live.now.retention
-        now = min(self._clock.now_ms(), self._engine.log_at)
+        now = min(self._clock.now_ms(), self._log_at())
         if self._clock.doubt:
             now = 0
         days = (wanted.metadata_days, wanted.dead_letter_days, wanted.log_days)

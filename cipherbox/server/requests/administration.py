@@ -83,7 +83,7 @@ async def _clock(hq: Services) -> Rows:
         "name": "clock",
         "shows": hq.clock.wall_ms(),
         "used": hq.clock.now_ms(),
-        "newest_entry": hq.engine.log_at,
+        "newest_entry": hq.audit.last_at,
         "watermark": hq.engine.broker.state.watermark,
     }
     return [{**row, "doubt": hq.clock.doubt.what, "remedy": hq.clock.doubt.remedy}]

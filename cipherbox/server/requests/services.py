@@ -16,10 +16,14 @@ from cipherbox.server.directory.prekeys import PrekeyService
 from cipherbox.server.operations.drain import Drain
 from cipherbox.server.operations.reload import Difference
 from cipherbox.server.operations.status import HqStatus
+from cipherbox.server.transparency_log import TransparencyLog
 
 
 class Services(HqStatus, Protocol):
     """The parts of HQ that answer requests; `HQ` is one."""
+
+    @property
+    def audit(self) -> TransparencyLog: ...
 
     @property
     def clock(self) -> ClockGuard: ...
