@@ -61,6 +61,7 @@ FAULTS = (
     "inbox",
     "inbox after",
 )
+_HOUR_MS, _STEP_MS = 3_600_000, 399 * 86_400_000  # HQ follows the first, and doubts the second
 SENDERS, RECEIVERS = ("S1", "S2"), ("R1", "R2")
 
 
@@ -161,7 +162,7 @@ class World:
         self.clients: dict[str, Client] = {}
         self.put: dict[str, set[str]] = {}  # content -> recipients, of all that was begun
         self.confirmed: dict[str, set[str]] = {}
-        self.calm = False
+        self.calm = self.began = False
         self.inbox_fault = ""
         self.finished: set[str] = set()  # senders that publish nothing more
         shutil.copytree(template.directory, path / "hq")
@@ -204,6 +205,10 @@ class World:
                 with trio.CancelScope() as self.hq_scope:
                     async with trio.open_nursery() as nursery:
                         nursery.start_soon(hq.engine.run)
+                        if not self.began:  # the template is of another time
+                            hq.clock.confirm()
+                            await hq.mark_clock()
+                            self.began = True
                         await hq.engine.in_store(hq.trust.crl)
                         nursery.start_soon(tick, hq)
                         self.hq_nursery, self.hq = nursery, hq
@@ -335,7 +340,7 @@ class World:
             await trio.sleep(chance.uniform(0.5, 10.0))
             self.disk_full = False
         elif kind == "clock":
-            self.clock_offset_ms = chance.choice((-3_600_000, 0, 3_600_000))
+            self.clock_offset_ms = chance.choice((-_HOUR_MS, 0, _HOUR_MS, -_STEP_MS, _STEP_MS))
         elif kind.startswith("inbox"):
             self.inbox_fault = kind
 
