@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import re
 import shutil
-import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from cipherbox import clock
 from cipherbox.cli.doctor.findings import GOOD, WARN, Finding
 from cipherbox.portable import is_locked, parts_in
 
@@ -81,7 +81,7 @@ def _parts(*directories: Path) -> Iterator[Leftover]:
 
 
 def _is_old(path: Path) -> bool:
-    return time.time() - path.stat().st_mtime > _OLD_S
+    return clock.now_s() - path.stat().st_mtime > _OLD_S
 
 
 def check(found: Iterable[Leftover], command: str, *, clean: bool) -> Iterator[Finding]:

@@ -14,7 +14,6 @@ import random
 import time
 from collections import Counter
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ import attrs
 import trio
 
 import cipherbox
+from cipherbox import clock
 from cipherbox.classes import define, frozen
 from cipherbox.cli.prove import checker, history
 from cipherbox.cli.prove.cast import Cast
@@ -74,7 +74,7 @@ class Trial:
         self, directory: Path, plan: Plan, say: Say, note: Say, database: Database | None = None
     ) -> None:
         self._plan, self._say, self._note = plan, say, note
-        self._began, self._began_at = time.monotonic(), datetime.now(UTC)
+        self._began, self._began_at = time.monotonic(), clock.now()
         self.skipped = skipped(plan.kinds, database.faults if database else [])
         self.kinds = [kind for kind in plan.kinds if kind not in self.skipped]
         self.cast = Cast(
