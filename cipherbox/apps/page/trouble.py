@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import uuid
 from collections.abc import Iterable
 
@@ -72,7 +71,7 @@ async def _page(view: View, findings: Iterable[Finding]) -> Response:
         )  # fmt: skip
     most_ms = int(desk.client.home.config.alerts.stuck_minutes * 60_000)
     stuck, stopped, files = await desk.outbox(
-        _sent, desk.client.outbox().outbox, int(time.time() * 1000) - most_ms
+        _sent, desk.client.outbox().outbox, clock.now_ms() - most_ms
     )
     return await view.page(
         "trouble.html",
