@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 import trio
 
@@ -20,6 +21,11 @@ MEMORY, ROOM = "/dev/shm", 4 << 30
 for name in ("PYTHONUNBUFFERED", "PYTHONDONTWRITEBYTECODE"):  # programs start as they do for a user
     os.environ.pop(name, None)
 WARM = warm.install()
+# how long an example takes says something of the machine and nothing of the code
+hypothesis.settings.register_profile(
+    "any machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("any machine")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

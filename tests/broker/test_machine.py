@@ -445,4 +445,4 @@ class Deliveries(RuleBasedStateMachine):
 
 TestDeliveries = Deliveries.TestCase
 TestDeliveries.pytestmark = [soak.more]
-TestDeliveries.settings = settings(max_examples=soak.of(120), stateful_step_count=40, deadline=None)
+TestDeliveries.settings = settings(max_examples=soak.of(120), stateful_step_count=40)

@@ -141,4 +141,4 @@ class Topology(RuleBasedStateMachine):
 
 TestTopology = Topology.TestCase
 TestTopology.pytestmark = [soak.more]
-TestTopology.settings = settings(max_examples=soak.of(100), stateful_step_count=25, deadline=None)
+TestTopology.settings = settings(max_examples=soak.of(100), stateful_step_count=25)

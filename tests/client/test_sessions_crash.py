@@ -34,7 +34,7 @@ STEPS = st.tuples(st.sampled_from(WHATS), st.integers(0, 1 << 20))
 
 
 @soak.more
-@settings(max_examples=soak.of(40), deadline=None)
+@settings(max_examples=soak.of(40))
 @given(st.lists(STEPS, max_size=40), st.integers(2, 3))
 def test_crashes_between_any_two_steps(plan: list[tuple[str, int]], count: int) -> None:
     with tempfile.TemporaryDirectory(dir=PLACE) as directory:

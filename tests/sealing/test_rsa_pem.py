@@ -26,7 +26,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
     load_pem_public_key,
 )
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from cipherbox.errors import CipherBoxError, ConfigError
@@ -159,7 +159,6 @@ def test_what_is_no_private_key_is_refused_in_plain_words() -> None:
     assert not rsa.is_pem(b"")
 
 
-@settings(deadline=None)
 @given(st.integers(0, 1700), st.integers(1, 255), st.booleans())
 def test_a_changed_byte_of_a_pem_file_is_refused_or_changes_nothing(
     at: int, flip: int, locked: bool

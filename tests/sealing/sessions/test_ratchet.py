@@ -270,7 +270,7 @@ def plans(draw: Any) -> list[tuple[str, int]]:
 
 
 @soak.more
-@settings(max_examples=soak.of(60), deadline=None)
+@settings(max_examples=soak.of(60))
 @given(plans(), st.integers(2, 3))
 def test_loss_doubling_reordering_and_crashes(plan: list[tuple[str, int]], count: int) -> None:
     """Parties who send to each other over a bad line, each writing its state after every step
