@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import re
 import tempfile
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,6 +27,7 @@ from cipherbox.cli.scratch import database_option, scratch
 from cipherbox.cli.send import WRAPS
 
 if TYPE_CHECKING:
+    from cipherbox.cli.bench.peers import Peer
     from cipherbox.cli.bench.play import Result
 
 
@@ -77,6 +80,8 @@ class BenchOptions:
     directory: Path | None
     wrap: str | None
     files: bool
+    rounds: int
+    compare: tuple[str, ...]
     url: str
     as_json: bool
     worker: bool
@@ -163,6 +168,19 @@ class BenchOptions:
     type=click.Path(path_type=Path, exists=True, file_okay=False),
     help="Measure on this directory's disk. [default: the system's temporary directory]",
 )
+@click.option(
+    "--rounds",
+    type=click.IntRange(1, 99),
+    default=1,
+    show_default=True,
+    help="Run everything this many times, in turn, and print the median of each figure.",
+)
+@click.option(
+    "--compare",
+    type=click.Choice(("nats", "nats-sync", "redis")),
+    multiple=True,
+    help="Also measure another broker, if its server is installed; may be given more than once.",
+)
 @database_option
 @json_option
 @click.option("--worker", is_flag=True, hidden=True)
@@ -180,32 +198,76 @@ def bench(ctx: click.Context, options: BenchOptions) -> int:
     cipherbox bench --size 1KiB
     cipherbox bench --size 100 --batch 1 --rate 200
     cipherbox bench --files --messages 3000 --size 17
+    cipherbox bench --size 1MiB --rounds 5 --compare nats --compare redis
     """
     if options.worker:
         from cipherbox.cli.bench.worker import work
 
         return run(work, ctx.find_root().obj)
     works = (options.work(),) if options.names_one else STANDARD
-    return _measure(works, options.directory, options.url, options.as_json)
+    return _measure(works, options)
 
 
-def _measure(works: tuple[Work, ...], directory: Path | None, url: str, as_json: bool) -> int:
-    from cipherbox.cli.bench.play import play
-    from cipherbox.cli.output import print_json, table
+def _measure(works: tuple[Work, ...], options: BenchOptions) -> int:
+    """Run all measurements in turn, ``rounds`` times, and print the median of each."""
+    from cipherbox.cli.bench.play import median_of
+    from cipherbox.cli.output import explain, print_json, table
 
-    results: list[Result] = []
-    for one in works:
-        with (
-            tempfile.TemporaryDirectory(prefix="cipherbox-bench-", dir=directory) as place,
-            scratch(url) as database,
-        ):
-            result = run_until_stopped(play, Path(place), one, database.arguments)
-        results.append(result)
-        if as_json:
-            print_json({"work": one.title, **result.as_json()})
-    if not as_json:
-        table(HEADS, [_row(result) for result in results])
+    todo = measurements(works, options.compare, options.url)
+    results: list[list[Result]] = [[] for _ in todo]
+    medians: list[Result] = []
+    for number in range(1, options.rounds + 1):
+        for measurement, found in zip(todo, results, strict=True):
+            with tempfile.TemporaryDirectory(
+                prefix="cipherbox-bench-", dir=options.directory
+            ) as place:
+                found.append(measurement(Path(place)))
+            if number == options.rounds:
+                medians.append(median_of(found))
+                if options.as_json:
+                    print_json(medians[-1].as_json())
+    if not options.as_json:
+        table(HEADS, [_row(result) for result in medians])
+        for text in dict.fromkeys(f"{one.peer}: {one.conditions}" for one in medians if one.peer):
+            explain("", text)
     return Exit.OK
+
+
+def measurements(
+    works: tuple[Work, ...], compare: tuple[str, ...], url: str
+) -> list[Callable[[Path], Result]]:
+    """Return what to measure: each work, and beside it the same with each peer that is here."""
+    from cipherbox.cli.bench.peers import PEERS, comparable
+    from cipherbox.cli.bench.play import play
+    from cipherbox.cli.output import warn
+
+    peers = []
+    for name in dict.fromkeys(compare):
+        peer = PEERS[name]
+        path = peer.path()
+        if path is None:
+            warn(f"skipping {name}: {peer.program} is not on PATH")
+        else:
+            peers.append((peer, path))
+
+    def ours(place: Path, work: Work) -> Result:
+        with scratch(url) as database:
+            return run_until_stopped(play, place, work, database.arguments)
+
+    found: list[Callable[[Path], Result]] = []
+    for work in works:
+        found.append(partial(ours, work=work))
+        if comparable(work):
+            found += [partial(_with_peer, work=work, peer=peer, path=path) for peer, path in peers]
+        elif peers:
+            warn(f"{work.title}: no peer does this")
+    return found
+
+
+def _with_peer(place: Path, work: Work, peer: Peer, path: str) -> Result:
+    from cipherbox.cli.bench.peers import play_peer
+
+    return run_until_stopped(play_peer, place, work, peer, path)
 
 
 HEADS = (
@@ -231,7 +293,8 @@ def _row(result: Result) -> list[object]:
         _number(result.hq_peak_rss_mb),
         *map(_number, cpu.values()),
     ]
-    return [result.work.title, *numbers]
+    title = result.work.title
+    return [f"{result.peer}: {title}" if result.peer else title, *numbers]
 
 
 def _number(value: float | None) -> str:

@@ -9,6 +9,14 @@ from collections.abc import Awaitable, Callable
 import orjson
 import trio
 
+STAMP = 20  # digits of a time, with which a message begins
+SAMPLES = 20_000
+
+
+def message(stamp: int, size: int) -> str:
+    """Return a message that begins with the time it was published."""
+    return f"{stamp:020d}".ljust(size, "x")[:size]
+
 
 def report(**values: object) -> None:
     print(orjson.dumps(values).decode(), flush=True)

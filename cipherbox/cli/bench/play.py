@@ -4,8 +4,10 @@ reports.
 
 from __future__ import annotations
 
+import statistics
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +27,8 @@ if TYPE_CHECKING:
 @frozen
 class Result:
     """The result of a measurement.  MB are 10^6 bytes of messages; CPU in seconds per million
-    messages; None: not known.
+    messages; None: not known.  ``peer``: the other broker that was measured, and its
+    ``conditions``.
     """
 
     work: Work
@@ -37,6 +40,9 @@ class Result:
     latency_ms: dict[str, float | None]
     hq_peak_rss_mb: float | None
     cpu_s_per_million: dict[str, float | None]
+    peer: str = ""
+    conditions: str = ""
+    rounds: int = 1
 
     def as_json(self) -> dict[str, object]:
         """Return the fields that `--json` prints."""
@@ -45,6 +51,23 @@ class Result:
             "work": self.work.title,
             "options": attrs.asdict(self.work),
         }
+
+
+def median_of(results: Sequence[Result]) -> Result:
+    """Return the median of each figure of several runs of one measurement."""
+
+    def median(values: list[Any]) -> Any:
+        if isinstance(values[0], dict):
+            return {key: median([value[key] for value in values]) for key in values[0]}
+        known = [value for value in values if value is not None]
+        return statistics.median(known) if known else None
+
+    figures = {
+        field.name: median([getattr(one, field.name) for one in results])
+        for field in attrs.fields(Result)
+        if field.name not in ("work", "peer", "conditions", "messages", "rounds")
+    }
+    return attrs.evolve(results[0], **figures, rounds=len(results))
 
 
 async def play(directory: Path, work: Work, database: list[str]) -> Result:
@@ -95,7 +118,7 @@ async def play(directory: Path, work: Work, database: list[str]) -> Result:
         for worker in workers:
             await worker.end()
         await stage.stop(server)
-    return _result(work, workers, before, after)
+    return result(work, workers, before, after)
 
 
 def _tasks(
@@ -145,12 +168,13 @@ async def _until_done(
         progress.count(sum(w.last.get("received", 0) for w in workers))
 
 
-def _result(
+def result(
     work: Work,
     workers: list[WorkerProcess],
     before: tuple[float, int] | None,
     after: tuple[float, int] | None,
 ) -> Result:
+    """Return the figures that the workers' last reports and the server's usage give."""
     senders = [w.last for w in workers if w.name.startswith("S")]
     receivers = [w.last for w in workers if w.name.startswith("R")]
     messages = sum(r["received"] for r in receivers) // work.recipients

@@ -17,18 +17,16 @@ import trio
 
 from cipherbox import clock
 from cipherbox.cli.bench import files
-from cipherbox.cli.bench.measured import measured, report, shares
+from cipherbox.cli.bench.measured import SAMPLES, STAMP, measured, message, report, shares
 from cipherbox.cli.exits import Exit
 from cipherbox.concurrency import Signal
 
 if TYPE_CHECKING:
     from cipherbox.client.client import Client
 
-STAMP = 20  # digits of a time
 _RESTAMP = 64  # messages that share one timestamp when they are sent as fast as possible
 _REPORT_S = 0.2
 _MARK = b'"content":"'
-SAMPLES = 20_000
 
 
 async def work(home: Path | None) -> int:
@@ -36,6 +34,11 @@ async def work(home: Path | None) -> int:
     from cipherbox.client.client import open_client
 
     task: dict[str, Any] = orjson.loads(await trio.to_thread.run_sync(sys.stdin.buffer.readline))
+    if task["do"].startswith("peer-"):
+        from cipherbox.cli.bench import peer_clients
+
+        await (peer_clients.send if task["do"] == "peer-send" else peer_clients.receive)(task)
+        return Exit.OK
     does = {
         "send": _send,
         "send-presealed": _send_presealed,
@@ -66,13 +69,13 @@ async def _send(client: Client, task: dict[str, Any]) -> None:
                 for number in range(count):
                     at = begin + number / task["rate"]
                     await trio.sleep_until(at)
-                    await publisher.send(_message(int(at * 1e9) + offset, size))
+                    await publisher.send(message(int(at * 1e9) + offset, size))
                 return
             put = publisher.put
             for number in range(count):
                 if number % _RESTAMP == 0:
-                    message = _message(time.monotonic_ns(), size)
-                if not put(message):
+                    text = message(time.monotonic_ns(), size)
+                if not put(text):
                     await publisher.room()
 
     async def all_groups() -> None:
@@ -121,7 +124,7 @@ async def _send_presealed(client: Client, task: dict[str, Any]) -> None:
         )
 
     count = task["batch"] or 1
-    plain = pack_contents([_message(0, task["size"]).encode()] * count, TEXT)
+    plain = pack_contents([message(0, task["size"]).encode()] * count, TEXT)
     items = []
     for number in range(-(-task["messages"] // count)):
         items.append(sealed(number))
@@ -140,10 +143,6 @@ async def _send_presealed(client: Client, task: dict[str, Any]) -> None:
 
     window.room_listeners.append(moved.notify)
     report(**await measured(body))
-
-
-def _message(stamp: int, size: int) -> str:
-    return f"{stamp:020d}".ljust(size, "x")[:size]
 
 
 # -- receivers -------------------------------------------------------------------------------------
