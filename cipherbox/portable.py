@@ -67,6 +67,11 @@ def sync_directory(path: Path) -> None:
         os.close(fd)
 
 
+def sync_data(fd: int) -> None:
+    """Sync what was written over an open file's bytes; its size is the same."""
+    getattr(os, "fdatasync", os.fsync)(fd)  # macOS and Windows have only the latter
+
+
 def sync_file(path: Path) -> None:
     """Sync to stable storage what any process has written to the file."""
     fd = os.open(path, os.O_RDWR | O_BINARY)

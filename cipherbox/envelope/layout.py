@@ -16,8 +16,10 @@ from typing import NamedTuple
 from cipherbox.envelope.prefix import Prefix, decode_prefix
 from cipherbox.envelope.suites import SIGNATURE_SIZES
 from cipherbox.errors import MalformedEnvelope
+from cipherbox.limits import LIMITS
 
 _COPIED_BYTES = 8192  # below it slices of bytes cost less than a memoryview
+Octets = bytes | memoryview
 _sha256 = hashlib.sha256
 _new = tuple.__new__  # a NamedTuple's own constructor takes three times as long
 
@@ -43,11 +45,11 @@ class Hashes(NamedTuple):
 _SIGNATURES = {int(suite): size for suite, size in SIGNATURE_SIZES.items()}
 
 
-def split(buf: bytes) -> Layout:
+def split(buf: Octets) -> Layout:
     """Return the layout of an envelope; raise MalformedEnvelope unless its length is exactly what
     the prefix says.
     """
-    prefix = decode_prefix(buf)
+    prefix = decode_prefix(buf if isinstance(buf, bytes) else bytes(buf[: LIMITS.prefix_bytes]))
     at = prefix.prefix_length
     body_at = at + prefix.stanzas_length
     signatures_at = body_at + prefix.body_length
@@ -57,7 +59,7 @@ def split(buf: bytes) -> Layout:
     return _new(Layout, (prefix, at, body_at, signatures_at, total))
 
 
-def hashes(buf: bytes, layout: Layout) -> Hashes:
+def hashes(buf: Octets, layout: Layout) -> Hashes:
     """Return all three hashes, in one pass."""
     _, _, body_at, signatures_at, total = layout
     view = buf if total < _COPIED_BYTES else memoryview(buf)
@@ -69,7 +71,7 @@ def hashes(buf: bytes, layout: Layout) -> Hashes:
     return _new(Hashes, (header, envelope, running.digest()))
 
 
-def stored_hashes(buf: bytes, layout: Layout) -> tuple[bytes, bytes]:
+def stored_hashes(buf: Octets, layout: Layout) -> tuple[bytes, bytes]:
     """Return only the envelope hash and the stored hash, for HQ."""
     at = layout[3]
     view = buf if len(buf) < _COPIED_BYTES else memoryview(buf)
@@ -79,7 +81,7 @@ def stored_hashes(buf: bytes, layout: Layout) -> tuple[bytes, bytes]:
     return envelope, running.digest()
 
 
-def stanza(buf: bytes, layout: Layout, index: int) -> bytes:
+def stanza(buf: Octets, layout: Layout, index: int) -> bytes:
     """Return the bytes of recipient ``index``'s stanza."""
     at = layout.stanzas_at + sum(r.stanza_length for r in layout.prefix.recipients[:index])
-    return buf[at : at + layout.prefix.recipients[index].stanza_length]
+    return bytes(buf[at : at + layout.prefix.recipients[index].stanza_length])

@@ -32,6 +32,9 @@ class Receiving(Protocol):
 class Framing(Protocol):
     """A decoder of bytes into frames: `wire.connection.WireConnection`."""
 
+    @property
+    def missing(self) -> int: ...
+
     def wanted(self) -> memoryview | None: ...
 
     def filled(self, size: int) -> None: ...
@@ -43,12 +46,13 @@ async def fill(stream: Receiving, framing: Framing) -> int:
     """Receive once from ``stream`` into ``framing``, a large frame without a copy; return the
     number of bytes, 0 at the end.
     """
-    # an exported view prevents its buffer from growing, so it is not kept
-    room = framing.wanted() if isinstance(stream, TlsStream) else None
-    if room is not None and isinstance(stream, TlsStream):
-        size = await stream.receive_into(room)
-        framing.filled(size)
-        return size
+    if isinstance(stream, TlsStream):
+        stream.expect(framing.missing)
+        # an exported view prevents its buffer from growing, so it is not kept
+        if (room := framing.wanted()) is not None:
+            size = await stream.receive_into(room)
+            framing.filled(size)
+            return size
     data = await stream.receive_some()
     if data:
         framing.receive_data(bytes(data))

@@ -7,6 +7,9 @@ large envelopes.  Rules:
 2. The call that makes `ssl` produce output flushes it.
 3. A connection closed without close_notify reads as the end of the stream: frames have lengths, so
    truncation is noticed.
+4. Each wake-up costs 60 us, and a large frame arrives in dozens of pieces: while `expect` says that
+   more must come, a receive waits for a large part of it (SO_RCVLOWAT, which the system gives up at
+   the end of the stream).
 
 In TLS 1.3 a client learns only at its first read that HQ refused its certificate.  So read and
 write errors are translated by the same function (`stream_error`), and a failed write looks for the
@@ -37,6 +40,7 @@ from cipherbox.portable import passing_file
 _NO_CHECK_TIME = 0x200000  # X509_V_FLAG_NO_CHECK_TIME of OpenSSL, which `ssl` does not name
 ALPN = "cipherbox/1"
 CHUNK = 256 * 1024
+_PART = 128 * 1024  # waited for at most: a peer as slow as HQ permits sends it within seconds
 _RECORD = 16 * 1024  # largest TLS record
 CLOSE_S = 2.0
 _FLIGHTS = 4  # of a handshake, and a spare one
@@ -255,6 +259,8 @@ class TlsStream(trio.abc.Stream):
         self._flush_lock = trio.Lock()
         self._sending = self._receiving = self._closed = False
         self._chunk = _RECORD  # size of the next read: grows while reads fill it
+        self._expected = 0
+        self._socket = below.socket if isinstance(below, trio.SocketStream) else None
         self.peer = peer
 
     def peer_certificate(self) -> x509.Certificate | None:
@@ -313,7 +319,11 @@ class TlsStream(trio.abc.Stream):
         """Read what has arrived; return False at the end of the stream."""
         if self._outgoing.pending:
             await self._flush()
+        part = min(self._expected - _RECORD, _PART)  # up to a record may have been fed already
         try:
+            if part >= _RECORD and self._socket is not None:
+                await self._until_arrived(self._socket, part)
+                self._chunk = CHUNK
             data = await self._below.receive_some(self._chunk)
         except (trio.BrokenResourceError, OSError) as error:
             raise stream_error(error, self.peer) from error
@@ -329,14 +339,32 @@ class TlsStream(trio.abc.Stream):
             self._incoming.write_eof()
         return bool(size)
 
+    async def _until_arrived(self, socket: trio.socket.SocketType, size: int) -> None:
+        """Wait until this many bytes have arrived, or the stream ended."""
+        try:
+            socket.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_RCVLOWAT, size)
+        except OSError:  # Windows has no such option
+            self._socket = None
+            return
+        try:
+            await trio.lowlevel.wait_readable(socket)
+        finally:
+            with contextlib.suppress(OSError):
+                socket.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_RCVLOWAT, 1)
+
+    def expect(self, size: int) -> None:
+        """Announce that at least this many bytes will come: what the current frame lacks."""
+        self._expected = size
+
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """Encrypt and send all of ``data``."""
         with self._alone("_sending", "another task is sending"):
             try:
                 view = memoryview(data)
                 while view:  # in pieces, so that a large envelope is not in memory twice
-                    self._tls.write(view[:CHUNK])
-                    view = view[CHUNK:]
+                    size = CHUNK if len(view) > CHUNK + CHUNK // 8 else len(view)
+                    self._tls.write(view[:size])
+                    view = view[size:]
                     await self._flush()
             except ssl.SSLError as error:
                 raise stream_error(error, self.peer) from error

@@ -26,7 +26,7 @@ from cryptography.exceptions import InvalidTag
 from cipherbox.envelope import layout as layouts
 from cipherbox.envelope import signature
 from cipherbox.envelope.bundle import KeyBundle
-from cipherbox.envelope.layout import Hashes, Layout
+from cipherbox.envelope.layout import Hashes, Layout, Octets
 from cipherbox.envelope.prefix import VERSION
 from cipherbox.envelope.stanza_types import StanzaType
 from cipherbox.errors import (
@@ -52,12 +52,12 @@ OpenInSession = Callable[[bytes, bytes, bytes], bytes]
 class ParsedEnvelope(NamedTuple):
     """An envelope whose layout was read and hashes computed; nothing is verified yet."""
 
-    raw: bytes
+    raw: Octets
     layout: Layout
     hashes: Hashes
 
 
-def parse_envelope(raw: bytes) -> ParsedEnvelope:
+def parse_envelope(raw: Octets) -> ParsedEnvelope:
     """Return an envelope's layout and hashes: enough to look it up before opening it."""
     layout = layouts.split(raw)
     return ParsedEnvelope(raw, layout, layouts.hashes(raw, layout))
@@ -72,7 +72,7 @@ def verify(parsed: ParsedEnvelope, sender: KeyBundle) -> None:
         sender.hash, prefix.bundle_hash
     ):
         raise SignatureInvalid("the envelope names other sender's keys than these")
-    signed = parsed.raw[parsed.layout.signatures_at :]
+    signed = bytes(parsed.raw[parsed.layout.signatures_at :])
     signature.verify(
         sender.sign_keys,
         prefix.signature_suite,
@@ -82,7 +82,7 @@ def verify(parsed: ParsedEnvelope, sender: KeyBundle) -> None:
     )
 
 
-def is_signed_by(raw: bytes, sender: KeyBundle) -> bool:
+def is_signed_by(raw: Octets, sender: KeyBundle) -> bool:
     """Return whether these keys signed an envelope, whatever bundle of theirs it names."""
     parsed = parse_envelope(raw)
     try:

@@ -17,6 +17,7 @@ import attrs
 
 from cipherbox.classes import frozen
 from cipherbox.envelope.bundle import BundleKey, KeyBundle, best_key
+from cipherbox.envelope.layout import Octets
 from cipherbox.envelope.prefix import (
     PROMPT_RECEIPT,
     TAG_BYTES,
@@ -25,7 +26,7 @@ from cipherbox.envelope.prefix import (
     encode_prefix,
 )
 from cipherbox.envelope.stanza_types import POST_QUANTUM, StanzaType
-from cipherbox.envelope.suites import BodyCipher
+from cipherbox.envelope.suites import SIGNATURE_SIZES, BodyCipher
 from cipherbox.errors import (
     BundleError,
     BundleMalformed,
@@ -41,6 +42,7 @@ from cipherbox.sealing.identity import Identity
 from cipherbox.sealing.primitives import CONTENT_KEY_BYTES, ContentKeys, aead, commit_to, derive
 
 SIGNATURE_USE = "envelope-signature"
+_IN_PLACE_BYTES = 64 * 1024  # a smaller body is copied faster than a view is made
 T = TypeVar("T")
 
 
@@ -48,7 +50,7 @@ T = TypeVar("T")
 class Sealed:
     """An envelope as its sender stores it."""
 
-    raw: bytes = attrs.field(repr=False)
+    raw: Octets = attrs.field(repr=False)  # a view, if it is large
     envelope_id: bytes
     envelope_hash: bytes
     commitment: bytes  # to the plaintext
@@ -244,10 +246,25 @@ def _wrapped(
 
 def _signed(
     identity: Identity, header: list[bytes], plain: bytes, cipher: BodyCipher, keys: ContentKeys
-) -> tuple[bytes, bytes]:
-    """Return the envelope and its envelope hash. ``header`` is the prefix and all stanzas."""
-    running = hashlib.sha256(b"".join(header))
-    body = aead(cipher, keys.body_key).encrypt(keys.nonce, plain, running.digest())
-    running.update(body)
+) -> tuple[Octets, bytes]:
+    """Return the envelope and its envelope hash. ``header`` is the prefix and all stanzas.
+
+    A large body is encrypted into its place in the envelope, since joining would copy it.
+    """
+    head = b"".join(header)
+    running = hashlib.sha256(head)
+    lock = aead(cipher, keys.body_key)
+    if len(plain) < _IN_PLACE_BYTES:
+        body = lock.encrypt(keys.nonce, plain, running.digest())
+        running.update(body)
+        envelope_hash = running.digest()
+        return b"".join([head, body, identity.sign(SIGNATURE_USE, envelope_hash)]), envelope_hash
+    end = len(head) + len(plain) + TAG_BYTES
+    raw = bytearray(end + SIGNATURE_SIZES[identity.suite])
+    view = memoryview(raw)
+    view[: len(head)] = head
+    lock.encrypt_into(keys.nonce, plain, running.digest(), view[len(head) : end])
+    running.update(view[len(head) : end])
     envelope_hash = running.digest()
-    return b"".join([*header, body, identity.sign(SIGNATURE_USE, envelope_hash)]), envelope_hash
+    view[end:] = identity.sign(SIGNATURE_USE, envelope_hash)
+    return view.toreadonly(), envelope_hash

@@ -48,7 +48,9 @@ class BodyCache:
         """The bytes in the cache."""
         return self._size
 
-    def put(self, number: int, log_entry: int, body: bytes, *, on_its_way: bool) -> None:
+    def put(
+        self, number: int, log_entry: int, body: bytes | memoryview, *, on_its_way: bool
+    ) -> None:
         """Cache a body if there is room; ``on_its_way``: it is already being delivered."""
         self.drop(number)
         if self._size + len(body) > self._most // 2 and (not on_its_way or len(body) > self._most):

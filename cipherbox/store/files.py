@@ -34,6 +34,16 @@ class Files:
         finally:
             os.close(fd)
 
+    def overwrite_synced(self, path: Path, parts: Iterable[bytes]) -> None:
+        """Write over the beginning of a file that is at least as long, and sync it."""
+        fd = os.open(path, os.O_WRONLY | _BINARY)
+        try:
+            for part in parts:
+                portable.write_all(fd, part)
+            portable.sync_data(fd)
+        finally:
+            os.close(fd)
+
     def sync_directory(self, path: Path) -> None:
         portable.sync_directory(path)
 

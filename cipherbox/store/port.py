@@ -113,7 +113,7 @@ class Body(NamedTuple):
     """
 
     log_entry: int
-    data: bytes
+    data: bytes | memoryview
 
 
 class TraceReport(NamedTuple):

@@ -1,13 +1,16 @@
 """Encode and decode one frame: `length u32 | kind u8 | body`, where length counts kind and body.
 
 SEND, DELIVER and FETCHED carry the traffic, so they have functions of their own that make and read
-plain tuples; a test holds them to the same bytes as the table.
+plain tuples; a test holds them to the same bytes as the table.  A large envelope is never copied:
+encoding returns it as a piece of its own, and decoding returns a view of the buffer that it was
+received into.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from cipherbox.errors import ProtocolError
@@ -18,8 +21,10 @@ HEADER = struct.Struct(">IB")
 SEND = 0x02
 DELIVER = 0x23
 
-SendItem = tuple[int, int, int, bytes]  # correlation, flags, route version, envelope
-DeliveredItem = tuple[int, int, int, int, bytes]  # seq, attempt, accepted_at, log entry, envelope
+LARGE = 256 * 1024  # frames above it get a buffer of their own; envelopes of it are not copied
+Octets = bytes | memoryview
+SendItem = tuple[int, int, int, Octets]  # correlation, flags, route version, envelope
+DeliveredItem = tuple[int, int, int, int, Octets]  # seq, attempt, accepted_at, log entry, envelope
 
 
 class _Encoders(dict[int, Put]):
@@ -72,26 +77,74 @@ def decode(kind: int, body: bytes) -> Any:
     return _DECODE[kind](body, 0)[0]
 
 
-def encode_sends(items: Iterable[SendItem]) -> bytes:
-    """Return the SEND frames of all items, concatenated."""
-    out: list[bytes] = []
+def encode_sends(items: Iterable[SendItem]) -> list[Octets]:
+    """Return the SEND frames of all items, in pieces to be sent one after the other."""
+    out: list[Octets] = []
     for correlation, flags, route_version, envelope in items:
         out.append(_SEND_HEAD.pack(18 + len(envelope), SEND, correlation, flags, route_version))
         out.append(envelope)
-    return b"".join(out)
+    return joined(out)
 
 
-def decode_send(body: bytes | memoryview, at: int, end: int) -> SendItem:
+def joined(pieces: Sequence[Octets]) -> list[Octets]:
+    """Return the same bytes in fewer pieces: joined, except for large ones, which a join would
+    copy.
+    """
+    if max(map(len, pieces), default=0) < LARGE:
+        return [b"".join(pieces)]
+    found: list[Octets] = []
+    small: list[Octets] = []
+    for piece in pieces:
+        if len(piece) < LARGE:
+            small.append(piece)
+            continue
+        found += (b"".join(small), piece)
+        small = []
+    return [*found, b"".join(small)]
+
+
+class Pieces:
+    """What is to be sent, taken a slice at a time; slices of a large piece are views of it."""
+
+    def __init__(self, pieces: Sequence[Octets]) -> None:
+        self._left = deque(piece for piece in joined(pieces) if piece)
+        self.size = sum(map(len, self._left))  # what is left
+
+    def take(self, most: int) -> Octets:
+        """Return the next ``most`` bytes, or all if hardly more are left: a small last slice would
+        cost as much as a large one.
+        """
+        room = self.size if self.size <= most + most // 8 else most
+        self.size -= room
+        taken: list[Octets] = []
+        while room:
+            piece = self._left.popleft()
+            if len(piece) > room:
+                view = memoryview(piece)
+                piece, rest = view[:room], view[room:]
+                self._left.appendleft(rest)
+            taken.append(piece)
+            room -= len(piece)
+        return taken[0] if len(taken) == 1 else b"".join(taken)
+
+
+def _taken(body: Octets, at: int, end: int) -> Octets:
+    """Return ``body[at:end]``; a copy, unless it is large and the buffer was made for its frame."""
+    part = body[at:end]
+    return part.toreadonly() if isinstance(part, memoryview) and end - at >= LARGE else bytes(part)
+
+
+def decode_send(body: Octets, at: int, end: int) -> SendItem:
     """Return the SEND whose body is ``body[at:end]``."""
     if end - at < 17:
         raise ProtocolError("the frame ends inside SEND")
     correlation, flags, route_version = _SEND_BODY.unpack_from(body, at)
-    return correlation, flags, route_version, bytes(body[at + 17 : end])
+    return correlation, flags, route_version, _taken(body, at + 17, end)
 
 
-def encode_deliver(tag: int, entries: list[DeliveredItem]) -> bytes:
-    """Return one encoded DELIVER frame."""
-    out: list[bytes] = [b""]
+def encode_deliver(tag: int, entries: list[DeliveredItem]) -> list[Octets]:
+    """Return one encoded DELIVER frame, in pieces to be sent one after the other."""
+    out: list[Octets] = [b""]
     size = 9
     for seq, attempt, accepted_at, log_entry, envelope in entries:
         out.append(
@@ -100,10 +153,10 @@ def encode_deliver(tag: int, entries: list[DeliveredItem]) -> bytes:
         out.append(envelope)
         size += DELIVERED_BYTES + len(envelope)
     out[0] = _DELIVER_HEAD.pack(size, DELIVER, tag, len(entries))
-    return b"".join(out)
+    return joined(out)
 
 
-def decode_deliver(body: bytes | memoryview, at: int, end: int) -> tuple[int, list[DeliveredItem]]:
+def decode_deliver(body: Octets, at: int, end: int) -> tuple[int, list[DeliveredItem]]:
     """Return the tag and the entries of the DELIVER whose body is ``body[at:end]``."""
     if end - at < 8:
         raise ProtocolError("the frame ends inside DELIVER")
@@ -112,9 +165,7 @@ def decode_deliver(body: bytes | memoryview, at: int, end: int) -> tuple[int, li
     return tag, entries
 
 
-def decode_delivered(
-    body: bytes | memoryview, at: int, end: int
-) -> tuple[list[DeliveredItem], int]:
+def decode_delivered(body: Octets, at: int, end: int) -> tuple[list[DeliveredItem], int]:
     """Return a listing of `Delivered` as tuples, and the offset at which it ends."""
     count = int.from_bytes(body[at : at + 4], "big")
     at += 4
@@ -128,7 +179,7 @@ def decode_delivered(
         at += DELIVERED_BYTES
         if at + size > end:
             raise ProtocolError("the frame ends inside Delivered")
-        entries.append((seq, attempt, accepted_at, log_entry, bytes(body[at : at + size])))
+        entries.append((seq, attempt, accepted_at, log_entry, _taken(body, at, at + size)))
         at += size
     return entries, at
 
@@ -137,9 +188,12 @@ __all__ = [
     "DELIVER",
     "DELIVERED_BYTES",
     "HEADER",
+    "LARGE",
     "SEND",
     "TABLE",
     "DeliveredItem",
+    "Octets",
+    "Pieces",
     "SendItem",
     "decode",
     "decode_deliver",
@@ -150,4 +204,5 @@ __all__ = [
     "encode_deliver",
     "encode_sends",
     "frames",
+    "joined",
 ]

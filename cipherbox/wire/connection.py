@@ -20,7 +20,8 @@ Rules:
 4. Pieces of a frame are kept as they arrived and joined once.  A large frame has its own buffer
    once LARGE bytes of it have arrived, and the reader of the stream may read directly into it
    (`wanted`, `filled`).
-5. Announcing a length costs no memory: the buffer grows with what arrives, to at most twice that.
+5. Announcing a length costs no memory: the buffer grows with what arrives, and is at most
+   AHEAD_BYTES ahead of it.
 """
 
 from __future__ import annotations
@@ -31,14 +32,13 @@ from typing import Any, NamedTuple
 from cipherbox.errors import FrameTooLarge, ProtocolError, UnexpectedFrame, VersionMismatch
 from cipherbox.limits import LIMITS, Limits
 from cipherbox.wire import codec
-from cipherbox.wire.codec import DELIVER, SEND, DeliveredItem, SendItem
+from cipherbox.wire.codec import DELIVER, LARGE, SEND, DeliveredItem, Octets, SendItem
 from cipherbox.wire.fields import TABLE, kind_of
 from cipherbox.wire.frames import MAGIC, VERSION, Error, Hello, Welcome
 
-LARGE = 256 * 1024  # frames above it get a buffer of their own
 _PIECES = 256  # of one frame, then they are joined: a piece of one byte costs forty
-# appended when a buffer grows: fresh zeros for each step cost 0.9 ms a MiB in page faults
-_ROOM = bytes(1024 * 1024)
+# a full envelope of a publisher fits in one step: each further one may copy what has arrived
+AHEAD_BYTES = 1024 * 1024
 HELLO, WELCOME, ERROR = 0x04, 0x05, 0x08
 
 
@@ -131,8 +131,8 @@ class WireConnection:
             self._opened(frame)
         return data
 
-    def send_batch(self, items: list[SendItem]) -> bytes:
-        """Return the bytes of many SENDs."""
+    def send_batch(self, items: list[SendItem]) -> list[Octets]:
+        """Return the bytes of many SENDs, in pieces to be sent one after the other."""
         return codec.encode_sends(items)
 
     # -- in ----------------------------------------------------------------------------------------
@@ -166,6 +166,11 @@ class WireConnection:
         """The number of bytes that an incomplete frame has so far, and its size; else (0, 0)."""
         return (self._have, self._need) if self._have else (0, 0)
 
+    @property
+    def missing(self) -> int:
+        """The number of bytes that an incomplete frame lacks; 0 if none has begun."""
+        return self._need - self._have if self._have > 4 else 0
+
     def filled(self, size: int) -> None:
         """Record that ``size`` bytes were read into the buffer that `wanted` returned."""
         self._filled += size
@@ -173,16 +178,18 @@ class WireConnection:
 
     def _begin_large(self) -> None:
         """Give a large frame a buffer of its own, once LARGE bytes of it have arrived."""
-        left = b"".join(self._pieces)
-        self._pieces = []
-        self._large, self._filled = bytearray(left), len(left)
-        self._grow()
+        pieces, self._pieces = self._pieces, []
+        self._large = bytearray(min(self._need, self._have + AHEAD_BYTES))
+        self._filled = 0
+        for piece in pieces:
+            self._large[self._filled : self._filled + len(piece)] = piece
+            self._filled += len(piece)
 
     def _grow(self) -> None:
-        """Double the buffer if it is full, by at most 1 MiB and never beyond the frame's end."""
+        """Enlarge the buffer if it is full, never beyond the frame's end."""
         assert self._large is not None
         if self._filled == len(self._large):
-            self._large += memoryview(_ROOM)[: min(self._need - self._filled, self._filled)]
+            self._large += bytes(min(self._need - self._filled, AHEAD_BYTES))
 
     def receive_eof(self) -> None:
         """Close the connection; raise ProtocolError if the stream ended within a frame."""
@@ -207,7 +214,7 @@ class WireConnection:
             self._keep(buf, at)
         return found
 
-    def _run(self, buf: bytes | memoryview, found: list[Any]) -> int:
+    def _run(self, buf: Octets, found: list[Any]) -> int:
         """Parse; raise a fault immediately only if no valid frame came before it."""
         try:
             return self._parse(buf, found)
@@ -230,7 +237,7 @@ class WireConnection:
         if LARGE <= self._have < self._need:
             self._begin_large()
 
-    def _parse(self, buf: bytes | memoryview, found: list[Any]) -> int:
+    def _parse(self, buf: Octets, found: list[Any]) -> int:
         """Append complete frames to ``found``; set what the rest needs, and return its offset."""
         at, size = 0, len(buf)
         sends: list[SendItem] | None = None

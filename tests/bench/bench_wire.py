@@ -14,7 +14,7 @@ SIZE, COUNT, READ = 1435, 180, 65_536
 
 def main() -> None:
     server = opened("server")
-    data = codec.encode_sends([(i, 0, 0, bytes(SIZE)) for i in range(COUNT)])
+    data = b"".join(codec.encode_sends([(i, 0, 0, bytes(SIZE)) for i in range(COUNT)]))
     start, seen = time.perf_counter(), 0
     while time.perf_counter() - start < 1:
         for at in range(0, len(data), READ):
@@ -24,7 +24,7 @@ def main() -> None:
     entries = [(i, 1, 1, 1, bytes(SIZE)) for i in range(COUNT)]
     start, made = time.perf_counter(), 0
     while time.perf_counter() - start < 1:
-        codec.encode_deliver(1, entries)
+        b"".join(codec.encode_deliver(1, entries))
         made += COUNT
     print(f"DELIVER of {SIZE} bytes out: {(time.perf_counter() - start) / made * 1e6:.2f} us each")
 

@@ -80,7 +80,7 @@ class ScriptedHq(FakeHq):
         """Pushes (seq, attempt, accepted_at, envelope) to the consumer."""
         session = self.sessions[-1]
         await session.send_bytes(
-            codec.encode_deliver(self.tag, [(*item[:3], 0, item[3]) for item in items])
+            b"".join(codec.encode_deliver(self.tag, [(*item[:3], 0, item[3]) for item in items]))
         )
 
     async def answer(self, session: Session, event: Any) -> None:

@@ -66,7 +66,7 @@ async def test_correlation_ids_must_rise(tmp_path: Path) -> None:
         assert (codec_name(told), told.correlation) == ("protocol", 0)
         lab = await r.client("FL-LAB")
         raw = r.people["FL-LAB"].seal(r.people["FL-LAB"]).raw
-        await lab.stream.send_all(codec.encode_sends([(5, 0, 0, raw), (5, 0, 0, raw)]))
+        await lab.stream.send_all(b"".join(codec.encode_sends([(5, 0, 0, raw), (5, 0, 0, raw)])))
         assert codec_name(await lab.next()) == "protocol"
 
 
@@ -77,7 +77,7 @@ async def test_a_publisher_that_hq_holds_back_is_not_cut_for_silence(tmp_path: P
         sealed = [r.people["FL-LAB"].seal(r.people["CA-RC"]).raw for _ in range(5)]
         with held(r):
             await lab.stream.send_all(
-                codec.encode_sends([(i + 1, 0, 0, raw) for i, raw in enumerate(sealed)])
+                b"".join(codec.encode_sends([(i + 1, 0, 0, raw) for i, raw in enumerate(sealed)]))
             )
             await trio.sleep(2.8)  # more than two heartbeats, in which HQ reads nothing from it
         confirmed = 0
@@ -103,7 +103,9 @@ async def test_a_stop_under_load_answers_what_was_taken_and_is_soon_over(tmp_pat
                     number += 1
                     sealed = me.seal(me)
                     envelopes[number] = sealed.envelope_id
-                    await lab.stream.send_all(codec.encode_sends([(number, 0, 0, sealed.raw)]))
+                    await lab.stream.send_all(
+                        b"".join(codec.encode_sends([(number, 0, 0, sealed.raw)]))
+                    )
             except trio.BrokenResourceError:
                 pass
 
@@ -178,7 +180,7 @@ async def test_requests_in_flight_have_a_bound_and_all_are_answered(tmp_path: Pa
         lab, rc = await r.client("FL-LAB"), await r.client("CA-RC")
         with held(r) as reached:
             sealed = r.people["CA-RC"].seal(r.people["FL-LAB"])
-            await rc.stream.send_all(codec.encode_sends([(1, 0, 0, sealed.raw)]))
+            await rc.stream.send_all(b"".join(codec.encode_sends([(1, 0, 0, sealed.raw)])))
             with trio.fail_after(PATIENCE_S):
                 await reached.wait()
             await lab.stream.send_all(

@@ -59,7 +59,7 @@ async def test_pipelined_publishes_are_confirmed_in_ranges_and_a_restart_deliver
         people = dict(r.people)
         sealed = [people["FL-LAB"].seal(people["CA-RC"]) for _ in range(50)]
         await lab.stream.send_all(
-            codec.encode_sends([(i + 1, 0, 0, s.raw) for i, s in enumerate(sealed)])
+            b"".join(codec.encode_sends([(i + 1, 0, 0, s.raw) for i, s in enumerate(sealed)]))
         )
         confirmed = 0
         while confirmed < 50:
@@ -226,7 +226,7 @@ async def test_half_a_frame_and_a_cut_loses_nothing(tmp_path: Path) -> None:
         lab, rc = await two(r)
         me, you = r.people["FL-LAB"], r.people["CA-RC"]
         whole, half = me.seal(you), me.seal(you)
-        data = codec.encode_sends([(1, 0, 0, whole.raw), (2, 0, 0, half.raw)])
+        data = b"".join(codec.encode_sends([(1, 0, 0, whole.raw), (2, 0, 0, half.raw)]))
         await lab.stream.send_all(data[:-10])
         assert isinstance(await lab.next(), frames.Confirm)
         await lab.stream.aclose()

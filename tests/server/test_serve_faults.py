@@ -128,7 +128,7 @@ async def test_a_publisher_that_ignores_its_window_is_held_back_not_dropped(tmp_
 
         async def pour() -> None:
             for i, s in enumerate(sealed):
-                await lab.stream.send_all(codec.encode_sends([(i + 1, 0, 0, s.raw)]))
+                await lab.stream.send_all(b"".join(codec.encode_sends([(i + 1, 0, 0, s.raw)])))
 
         confirmed = 0
         async with trio.open_nursery() as nursery:
@@ -147,7 +147,7 @@ async def test_a_stop_tells_clients_and_loses_nothing(tmp_path: Path) -> None:
         lab, _ = await two(r)
         me, you = r.people["FL-LAB"], r.people["CA-RC"]
         sealed = me.seal(you)
-        await lab.stream.send_all(codec.encode_sends([(1, 0, 0, sealed.raw)]))
+        await lab.stream.send_all(b"".join(codec.encode_sends([(1, 0, 0, sealed.raw)])))
         assert isinstance(await lab.next(), frames.Confirm)
         r.scope.cancel()
         assert codec_name(await lab.next()) == "going-away"

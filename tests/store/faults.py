@@ -38,6 +38,15 @@ class Faulty(Files):
         self._check("write_synced")
         super().write_synced(path, parts)
 
+    def overwrite_synced(self, path: Path, parts: Iterable[bytes]) -> None:
+        """A write that fails has changed half of the bytes."""
+        if self.fail and self.fail[0] == "overwrite_synced":
+            whole = b"".join(parts)
+            with path.open("r+b") as file:
+                file.write(whole[: len(whole) // 2])
+        self._check("overwrite_synced")
+        super().overwrite_synced(path, parts)
+
     def sync_directory(self, path: Path) -> None:
         self._check("sync_directory")
         super().sync_directory(path)

@@ -8,17 +8,19 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from cipherbox.errors import Damaged, StoreUnavailable
+from cipherbox.store import spool as spooling
 from cipherbox.store.files import Files
-from cipherbox.store.spool import Spool
+from cipherbox.store.spool import Place, Spool, SpoolSnapshot
 from cipherbox.store.sqlite import database, queries
 from cipherbox.store.sqlite.store import DATABASE
-from tests.store.faults import opened, spool_names
-from tests.store.suite import bodies_of, published
+from tests.store.faults import FailingEnd, Faulty, opened, spool_names
+from tests.store.suite import acknowledged, bodies_of, published
 
 LARGE = 100_000
 
@@ -125,38 +127,48 @@ class Dying(Files):
         super().sync_directory(path)
         if sys.argv[2] == "between":
             os._exit(9)
-    def delete(self, path):
-        if path.suffix == ".spool":
+    def overwrite_synced(self, path, parts):
+        if sys.argv[2] == "half":
+            super().overwrite_synced(path, [b"".join(parts)[:50_000]])
+        else:
+            super().overwrite_synced(path, parts)
+        os._exit(9)
+    def size(self, path):  # asked when a file is freed
+        if path.suffix == ".spool" and sys.argv[2] == "after":
             os._exit(9)
-        super().delete(path)
+        return super().size(path)
 
 store = opened(Path(sys.argv[1]), Dying())
+if sys.argv[2] in ("half", "over"):
+    store.commit(published(3, b"S" * 100_000), store.epoch)
+    store.commit(acknowledged(3), store.epoch)
 changes = acknowledged(1) if sys.argv[2] == "after" else published(2, b"M" * 100_000)
 store.commit(changes, store.epoch)
 """
 
 
-@pytest.mark.parametrize("when", ["between", "after"])
+@pytest.mark.parametrize("when", ["between", "after", "half", "over"])
 def test_a_crash_around_the_spool_leaves_orphans_that_are_swept(tmp_path: Path, when: str) -> None:
-    """``between`` the spool and the commit that names it; ``after`` the commit that drops a
-    file.
+    """``between`` the spool and the commit that names it; ``after`` the commit that frees a
+    file; when a spare is ``half`` overwritten, and before the commit that names it (``over``).
     """
     store = opened(tmp_path)
     store.commit(published(1, b"L" * LARGE), store.epoch)
     store.close()
     done = subprocess.run([sys.executable, "-c", DYING, str(tmp_path), when], timeout=60)
     assert done.returncode == 9
-    assert len(spool_names(tmp_path)) == (2 if when == "between" else 1)
+    assert len(spool_names(tmp_path)) == (1 if when == "after" else 2)
     again = opened(tmp_path)
-    kept = [b"L" * LARGE] if when == "between" else [None]
-    assert bodies_of(again, [1, 2]) == [*kept, None]
-    assert len(spool_names(tmp_path)) == (1 if when == "between" else 0)
+    kept = [None] if when == "after" else [b"L" * LARGE]
+    assert bodies_of(again, [1, 2, 3]) == [*kept, None, None]
+    assert len(spool_names(tmp_path)) == (0 if when == "after" else 1)
     again.commit(published(2, b"N" * LARGE), again.epoch)
     assert bodies_of(again, [2]) == [b"N" * LARGE]
 
 
 CHILD = """
 import sys
+import time
 from pathlib import Path
 from tests.store.faults import opened
 from tests.store.suite import acknowledged, bodies_of, published
@@ -201,3 +213,101 @@ def test_what_was_committed_survives_sigkill(tmp_path: Path) -> None:
         assert again.db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
         first = n + 2
         again.close()
+
+
+# -- spares ----------------------------------------------------------------------------------------
+
+
+def test_a_spare_is_written_over_and_readers_get_the_new_body(tmp_path: Path) -> None:
+    store = opened(tmp_path)
+    store.commit(published(1, b"A" * LARGE), store.epoch)
+    names = spool_names(tmp_path)
+    store.commit(acknowledged(1), store.epoch)
+    store.commit(published(2, b"B" * (LARGE - 100)), store.epoch)
+    assert spool_names(tmp_path) == names
+    assert bodies_of(store, [1, 2]) == [None, b"B" * (LARGE - 100)]
+    place = Place(names[0], 0)
+    assert store._spool.read(place, LARGE) == b"B" * (LARGE - 100) + b"A" * 100
+    store.close()
+    assert bodies_of(opened(tmp_path), [2]) == [b"B" * (LARGE - 100)]
+
+
+def test_a_row_that_names_a_file_written_over_finds_it_damaged(tmp_path: Path) -> None:
+    """As a reader that saw the row before the commit which deleted it."""
+    store = opened(tmp_path)
+    store.commit(published(1, b"A" * LARGE), store.epoch)
+    row = store.db.execute("SELECT * FROM bodies").fetchone()
+    store.commit(acknowledged(1), store.epoch)
+    store.commit(published(2, b"B" * LARGE), store.epoch)
+    store.db.execute(f"INSERT INTO bodies VALUES ({','.join('?' * len(row))})", row)
+    assert bodies_of(store, [1, 2]) == [None, b"B" * LARGE]
+
+
+@pytest.mark.parametrize("size", [LARGE * 3 // 4, LARGE + 1])
+def test_a_spare_of_another_size_is_left_alone(tmp_path: Path, size: int) -> None:
+    store = opened(tmp_path)
+    store.commit(published(1, b"A" * LARGE), store.epoch)
+    store.commit(acknowledged(1), store.epoch)
+    store.commit(published(2, b"B" * size), store.epoch)
+    assert len(spool_names(tmp_path)) == 2
+    assert bodies_of(store, [2]) == [b"B" * size]
+
+
+def test_a_spare_that_cannot_be_written_is_gone_and_the_commit_can_be_repeated(
+    tmp_path: Path,
+) -> None:
+    files = Faulty()
+    store = opened(tmp_path, files)
+    store.commit(published(1, b"A" * LARGE), store.epoch)
+    store.commit(acknowledged(1), store.epoch)
+    files.fail = ("overwrite_synced", errno.EIO)
+    with pytest.raises(StoreUnavailable):
+        store.commit(published(2, b"B" * LARGE), store.epoch)
+    assert spool_names(tmp_path) == []
+    store.commit(published(2, b"B" * LARGE), store.epoch)
+    assert bodies_of(store, [2]) == [b"B" * LARGE]
+
+
+def test_spares_are_few_and_do_not_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spooling, "SPARE_BYTES", 2 * LARGE)
+    store = opened(tmp_path)
+    for number in (1, 2, 3):
+        store.commit(published(number, bytes([number]) * LARGE), store.epoch)
+    store.commit(acknowledged(1, 2, 3), store.epoch)
+    assert len(spool_names(tmp_path)) == 2
+    store.renew()
+    assert len(spool_names(tmp_path)) == 2
+    later = time.monotonic() + spooling.SPARE_S + 1
+    monkeypatch.setattr(time, "monotonic", lambda: later)
+    store.renew()
+    assert spool_names(tmp_path) == []
+    store.commit(published(4, b"D" * LARGE), store.epoch)
+    store.commit(acknowledged(4), store.epoch)
+    assert len(spool_names(tmp_path)) == 1
+    store.close()
+    assert spool_names(tmp_path) == []
+
+
+def test_nothing_is_written_over_while_a_snapshot_is_read(tmp_path: Path) -> None:
+    store = opened(tmp_path)
+    store.commit(published(1, b"A" * LARGE), store.epoch)
+    (name,) = spool_names(tmp_path)
+    snapshot = SpoolSnapshot(tmp_path)
+    snapshot.take(lambda: [name], lambda: None)
+    store.commit(acknowledged(1), store.epoch)
+    store.commit(published(2, b"B" * LARGE), store.epoch)
+    assert snapshot.read(Place(name, 0), LARGE) == b"A" * LARGE
+    snapshot.close()
+    store.commit(published(3, b"C" * LARGE), store.epoch)
+    assert len(spool_names(tmp_path)) == 2
+    assert bodies_of(store, [2, 3]) == [b"B" * LARGE, b"C" * LARGE]
+
+
+def test_no_spare_is_made_of_what_a_failed_commit_may_need(tmp_path: Path) -> None:
+    store = opened(tmp_path)
+    store.commit(published(1, b"A" * LARGE), store.epoch)
+    store.db = FailingEnd(store.db, reached=False)  # type: ignore[assignment]
+    with pytest.raises(StoreUnavailable):
+        store.commit(acknowledged(1), store.epoch)
+    store.commit(published(2, b"B" * LARGE), store.epoch)
+    assert bodies_of(store, [1, 2]) == [b"A" * LARGE, b"B" * LARGE]

@@ -243,7 +243,7 @@ async def test_a_large_frame_goes_right_into_its_buffer() -> None:
 
     a, b = await tls_pair()
     bodies = [b"small", os.urandom(3 * LARGE), b"next", os.urandom(LARGE + 1), b"last"]
-    data = codec.encode_sends([(n + 1, 0, 0, body) for n, body in enumerate(bodies)])
+    data = b"".join(codec.encode_sends([(n + 1, 0, 0, body) for n, body in enumerate(bodies)]))
     wire, got, direct = opened("server"), [], 0
 
     async def send() -> None:
@@ -259,6 +259,44 @@ async def test_a_large_frame_goes_right_into_its_buffer() -> None:
             got += [item[3] for event in wire.events() for item in event.items]
     assert got == bodies
     assert direct >= 2
+    await b.aclose()
+
+
+async def test_a_receive_waits_for_much_of_what_is_expected() -> None:
+    a, b = await tls_pair()
+    size, got, turns = 1_000_000, 0, 0
+
+    async def send() -> None:
+        view = memoryview(bytes(size))
+        for at in range(0, size, 10_000):
+            await a.send_all(view[at : at + 10_000])
+            await trio.testing.wait_all_tasks_blocked()
+        await a.send_all(b"more")
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(send)
+        while got < size:
+            b.expect(size - got)
+            got += await b.receive_into(memoryview(bytearray(size - got)))
+            turns += 1
+        b.expect(0)
+        assert await b.receive_some() == b"more"  # a small piece is not waited for
+    assert turns < 15  # 100 without
+    await a.aclose()
+    await b.aclose()
+
+
+@pytest.mark.parametrize("end", ["close", "cut"])
+async def test_the_stream_may_end_before_what_is_expected(end: str) -> None:
+    a, b = await tls_pair()
+    b.expect(1_000_000)
+    await a.send_all(bytes(1000))
+    if end == "close":
+        await a.aclose()
+    else:
+        await trio.aclose_forcefully(a._below)
+    assert len(await b.receive_some()) == 1000
+    assert await b.receive_some() == b""
     await b.aclose()
 
 

@@ -17,7 +17,7 @@ import trio
 
 from cipherbox.classes import define, frozen
 from cipherbox.envelope.ids import message_id
-from cipherbox.envelope.layout import hashes, split
+from cipherbox.envelope.layout import Octets, hashes, split
 from cipherbox.envelope.transparency_log import leaf
 from cipherbox.errors import (
     CipherBoxError,
@@ -31,6 +31,7 @@ from cipherbox.errors import (
     TooOld,
 )
 from cipherbox.limits import LIMITS
+from cipherbox.wire.codec import SendItem
 from cipherbox.wire.frames import Confirm
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ class PendingPublish:
     is known.
     """
 
-    raw: bytes = attrs.field(repr=False)
+    raw: Octets = attrs.field(repr=False)
     envelope_id: bytes
     count: int
     on_outcome: Callable[[PendingPublish], None] | None
@@ -369,7 +370,7 @@ class ConfirmWindow:
 
     def _send(self, connection: Connection, items: list[PendingPublish]) -> None:
         now = trio.current_time()
-        batch = []
+        batch: list[SendItem] = []
         for item in items:
             if item.correlation in self.unconfirmed and self.unconfirmed[item.correlation] is item:
                 del self.unconfirmed[item.correlation]

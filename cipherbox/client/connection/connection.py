@@ -39,12 +39,12 @@ from cipherbox.errors import (
 from cipherbox.limits import LIMITS
 from cipherbox.net import connecting as transport
 from cipherbox.wire import frames
-from cipherbox.wire.codec import DeliveredItem, SendItem
+from cipherbox.wire.codec import DeliveredItem, Octets, Pieces, SendItem
 from cipherbox.wire.connection import Deliveries, WireConnection
 
 LAST_WORD_S = 1.0
 CLOSE_S = 2.0
-JOIN_BYTES = 256 * 1024  # small frames are joined up to this; larger ones go alone
+JOIN_BYTES = 256 * 1024  # sent per call
 Done = Callable[[Any, "CipherBoxError | None"], None]
 
 
@@ -82,7 +82,7 @@ class Connection:
         self._stream = stream
         self._handler = handler
         self._wire = WireConnection("client")
-        self._out: list[bytes] = []
+        self._out: list[Octets] = []
         self._more = Flag()
         self._pending: dict[int, Done] = {}
         self._correlation = 0
@@ -139,7 +139,8 @@ class Connection:
     def send_envelopes(self, items: list[SendItem]) -> None:
         """Send SENDs; their outcome is reported to the handler."""
         if self.error is None:
-            self._put(self._wire.send_batch(items))
+            for piece in self._wire.send_batch(items):
+                self._put(piece)
 
     def credit(self, tag: int, envelopes: int, size: int) -> None:
         """Add credit to a consumer."""
@@ -154,7 +155,7 @@ class Connection:
             )
         self._scope.cancel()
 
-    def _put(self, data: bytes) -> None:
+    def _put(self, data: Octets) -> None:
         self._out.append(data)
         self._more.set()
 
@@ -211,28 +212,14 @@ class Connection:
             await self._more.wait()
             self._more.clear()
             while self._out:
-                pieces, self._out = self._out, []
-                await self._send_joined(pieces)
-                self.spoke_at = trio.current_time()
-
-    async def _send_joined(self, pieces: list[bytes]) -> None:
-        batch: list[bytes] = []
-        size = 0
-        for piece in pieces:
-            if batch and size + len(piece) > JOIN_BYTES:
-                await self._send_slices(batch)
-                batch, size = [], 0
-            batch.append(piece)
-            size += len(piece)
-        await self._send_slices(batch)
-
-    async def _send_slices(self, batch: list[bytes]) -> None:
-        data = memoryview(batch[0] if len(batch) == 1 else b"".join(batch))
-        for at in range(0, len(data), JOIN_BYTES):  # slices show the progress of a large frame
-            await self._stream.send_all(data[at : at + JOIN_BYTES])
-            self.spoke_at = trio.current_time()
-            if at:
-                self.moved_at = self.spoke_at
+                pieces, self._out = Pieces(self._out), []
+                total = pieces.size
+                while pieces.size:  # slices show the progress of a large frame
+                    first = pieces.size == total
+                    await self._stream.send_all(pieces.take(JOIN_BYTES))
+                    self.spoke_at = trio.current_time()
+                    if not first:
+                        self.moved_at = self.spoke_at
 
     async def _beat(self) -> None:
         await self._welcomed.wait()

@@ -10,6 +10,7 @@ import orjson
 from cipherbox.classes import define, frozen
 from cipherbox.client.outbox.origins import Origins
 from cipherbox.client.sessions.sending_chains import RatchetStep
+from cipherbox.envelope.layout import Octets
 
 WAITING, CONFIRMED, PARKED, CANCELLED = range(4)
 STATES = ("waiting", "confirmed", "aside", "cancelled")
@@ -24,7 +25,7 @@ class OutboxEntry(NamedTuple):
     under a new id.
     """
 
-    raw: bytes
+    raw: Octets
     envelope_id: bytes
     generation: int
     count: int  # type: ignore[assignment]  # messages; tuple.count is not used

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import Protocol
 
 import trio
@@ -121,6 +122,7 @@ class SendQueue:
         self._ready = Flag()
         self._last = False
         self._ahead: ReadAhead | None = None
+        self._slice = _SLICE_BYTES  # of the next send
 
     @property
     def empty(self) -> bool:
@@ -164,35 +166,35 @@ class SendQueue:
 
     async def _some(self, nursery: trio.Nursery) -> None:
         """Send what can be joined.  The queue may change at every await."""
-        pieces: list[bytes] = []
+        going: list[list[codec.Octets]] = []
         size = 0
         while self._queue and size < _JOIN_BYTES:
             head = self._queue[0]
             if isinstance(head, bytes):
                 self._queue.popleft()
                 self.size -= len(head)
-                piece = head
+                frame: list[codec.Octets] = [head]
             else:
                 queue, entries = self._next_entries(head)
                 if self._ahead is None and sum(entry.size for entry in entries) >= LARGE:
-                    if pieces:
-                        await self._send(pieces)
-                        pieces, size = [], 0
+                    if going:
+                        await self._send(going)
+                        going, size = [], 0
                     await self.account.room()
                 items = self._bodies.held(entries)
                 if items is None or self._too_large(entries):
-                    if pieces:
-                        await self._send(pieces)
-                        pieces, size = [], 0
+                    if going:
+                        await self._send(going)
+                        going, size = [], 0
                     self._check(queue, entries)
                     items = await self._read(queue, entries)
                 self._drop_ahead()
                 self._read_ahead(nursery)
-                piece = self._frame(head, items)
-            pieces.append(piece)
-            size += len(piece)
+                frame = self._frame(head, items)
+            going.append(frame)
+            size += sum(map(len, frame))
         if size:
-            await self._send(pieces)
+            await self._send(going)
 
     async def _read(self, queue: str, entries: list[Entry]) -> list[codec.DeliveredItem]:
         ahead, self._ahead = self._ahead, None
@@ -271,37 +273,37 @@ class SendQueue:
 
     def _frame(
         self, head: QueuedDelivery | FetchedEntries, items: list[codec.DeliveredItem]
-    ) -> bytes:
+    ) -> list[codec.Octets]:
         if isinstance(head, FetchedEntries):
-            return answers.fetched(head, items)
-        return codec.encode_deliver(head.tag, items) if items else b""
+            return [answers.fetched(head, items)]
+        return codec.encode_deliver(head.tag, items) if items else []
 
-    async def _send(self, pieces: list[bytes]) -> None:
-        data = memoryview(pieces[0] if len(pieces) == 1 else b"".join(pieces))
-        memory, going = self.account.memory, Transfer(len(data), self._cut)
-        going.held = len(data)
+    async def _send(self, frames: list[list[codec.Octets]]) -> None:
+        """Send frames, each in its pieces."""
+        data = codec.Pieces([*chain.from_iterable(frames)])
+        total = data.size
+        memory, going = self.account.memory, Transfer(total, self._cut)
+        going.held = total
         self._sending = going
-        self.account.add(len(data))
+        self.account.add(total)
         memory.began(going)
         try:
-            size = _SLICE_BYTES
-            while going.moved < len(data):
+            while data.size:
                 before = going.waited
                 going.wait()
                 with trio.move_on_after(self._deadline_s) as scope:
-                    await self._sink.send_all(data[going.moved : going.moved + size])
+                    await self._sink.send_all(data.take(self._slice))
                 if scope.cancelled_caught:
                     raise TimedOut("this client does not read what HQ sends")
                 going.pause()
-                going.moved = min(going.moved + size, len(data))
-                size = (
-                    min(2 * size, _JOIN_BYTES) if going.waited - before < _FAST_S else _SLICE_BYTES
-                )
+                going.moved = total - data.size
+                fast = going.waited - before < _FAST_S
+                self._slice = min(2 * self._slice, _JOIN_BYTES) if fast else _SLICE_BYTES
         finally:
             self._sending = None
             memory.ended(going)
-            self.account.add(-len(data))
-        self._counts.frames_sent += len(pieces)
-        self._counts.sent_bytes += len(data)
+            self.account.add(-total)
+        self._counts.frames_sent += len(frames)
+        self._counts.sent_bytes += total
         self.spoke_at = trio.current_time()
         self._drained()

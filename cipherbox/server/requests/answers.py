@@ -136,7 +136,7 @@ def encode(answers: Sequence[Answer], proof: tuple[int, list[bytes]] | None = No
 def fetched(answer: FetchedEntries, items: list[DeliveredItem]) -> bytes:
     """Return the FETCHED frame."""
     entries = [
-        frames.Delivered(seq, min(attempt, 0xFFFF), at, entry, raw)
+        frames.Delivered(seq, min(attempt, 0xFFFF), at, entry, bytes(raw))
         for seq, attempt, at, entry, raw in items
     ]
     return codec.encode(frames.Fetched(answer.correlation, answer.waiting, entries))

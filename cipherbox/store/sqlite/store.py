@@ -2,8 +2,8 @@
 connection, which sees the last commit and never waits for one.
 
 A commit checks for room, writes large bodies to the spool and syncs them, writes the rows in one
-transaction, then deletes the files that it freed.  A failed commit deletes its spool files, unless
-its COMMIT failed: it may have taken effect, so the next start decides about the files.
+transaction, then frees the files of deleted bodies.  A failed commit deletes its spool files,
+unless its COMMIT failed: it may have taken effect, so the next start decides about the files.
 
 Every write checks in its transaction that the epoch is still this store's.  A write without new
 envelopes that finds the disk full releases the reserve and is retried once.
@@ -24,7 +24,7 @@ from cipherbox.store.copying import Row
 from cipherbox.store.files import Files
 from cipherbox.store.port import Acceptance, Body, TraceReport
 from cipherbox.store.registry import Registry
-from cipherbox.store.reserve import Reserve
+from cipherbox.store.reserve import PLENTY_BYTES, Reserve
 from cipherbox.store.spool import Spool
 from cipherbox.store.sqlite import commit, copying, database, queries, retention
 from cipherbox.store.sqlite.commit import QueueNumbers
@@ -113,6 +113,8 @@ class SqliteStore(Registry):
     def room(self, size_bytes: int) -> bool:
         with database.translated():
             spare = database.spare_bytes(self.db)
+            if not self._reserve.room(size_bytes, spare):
+                self._spool.drop_spares()
             while not self._reserve.room(size_bytes, spare):
                 before, spare = spare, self._shrunk(spare)
                 if spare >= before:
@@ -136,7 +138,7 @@ class SqliteStore(Registry):
                 self._commit_new(changes)
             else:
                 dropped = self._write(lambda: commit.write(self.db, changes, self._numbers, {}))
-                self._spool.delete(dropped)
+                self._free(dropped)
         except BaseException:
             self._reserve.forget()
             # if this fails, too, `load` does it
@@ -174,7 +176,14 @@ class SqliteStore(Registry):
                 self._spool.delete({place.name for place in places})
             raise
         self.synced_s += progress.sync_s
-        self._spool.delete(dropped)
+        self._free(dropped)
+
+    def _free(self, files: list[str]) -> None:
+        """Free spool files; they are spares only while the disk has plenty of space."""
+        self._spool.free(files)
+        with suppress(OSError):  # the commit is done
+            if files and self._reserve.free_bytes() < PLENTY_BYTES:
+                self._spool.drop_spares()
 
     def _write(self, work: Callable[[], T]) -> T:
         try:
@@ -224,9 +233,11 @@ class SqliteStore(Registry):
             self._spool.sweep(set())
 
     def renew(self) -> None:
-        """Do nothing: the data directory's lock lasts as long as the process."""
+        """Delete spares that were not used; the data directory's lock needs no renewal."""
+        self._spool.drop_spares(time.monotonic())
 
     def close(self) -> None:
+        self._spool.drop_spares()
         self._bodies_db.close()
         self.db.close()
 
