@@ -40,7 +40,7 @@ from cipherbox.portable import passing_file
 _NO_CHECK_TIME = 0x200000  # X509_V_FLAG_NO_CHECK_TIME of OpenSSL, which `ssl` does not name
 ALPN = "cipherbox/1"
 CHUNK = 256 * 1024
-_PART = 128 * 1024  # waited for at most: a peer as slow as HQ permits sends it within seconds
+_PART = CHUNK  # waited for at most: a peer as slow as HQ permits sends it within 16 seconds
 _RECORD = 16 * 1024  # largest TLS record
 CLOSE_S = 2.0
 _FLIGHTS = 4  # of a handshake, and a spare one

@@ -107,8 +107,10 @@ class Spool:
         return self._files.read(self.path / place.name, place.at, size)
 
     def _take_spare(self, size: int) -> str | None:
-        """Return the name of a spare that these bytes nearly fill; None if a new file is needed."""
-        fitting = [spare for spare in self._spares if size <= spare.size <= size + size // 4]
+        """Return the name of a spare for these bytes, which would waste little of it; None if a new
+        file is needed.
+        """
+        fitting = [spare for spare in self._spares if size <= spare.size <= 4 * size]
         if not fitting or any(n.startswith(LINKS) for n in self._files.names(self.path.parent)):
             return None
         spare = min(fitting, key=lambda spare: spare.size)
