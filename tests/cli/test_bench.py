@@ -91,8 +91,8 @@ def test_a_table_for_people() -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--size", "0"], "1 byte to 8 MiB"),
-        (["--size", "9MiB"], "1 byte to 8 MiB"),
+        (["--size", "0"], "1 byte to 16 GiB"),
+        (["--size", "9MiB"], "A message has at most 8 MiB"),
         (["--size", "big"], "invalid size"),
         (["--batch", "0"], "auto, or 1 to 65536"),
         (["--receivers", "3", "--recipients", "2"], "multiple of --recipients"),

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import click
 
 from cipherbox.classes import frozen
-from cipherbox.cli.bench.work import LARGEST, STANDARD, Work, size_words
+from cipherbox.cli.bench.work import LARGEST, LARGEST_FILE, STANDARD, Work, size_words
 from cipherbox.cli.exits import Exit
 from cipherbox.cli.options import as_record, json_option
 from cipherbox.cli.running import run, run_until_stopped
@@ -32,21 +32,20 @@ if TYPE_CHECKING:
 
 
 class Size(click.ParamType[int]):
-    """A size such as ``100``, ``1KiB``, ``64k`` or ``1MiB``, converted to bytes."""
+    """A size such as ``100``, ``1KiB``, ``64k`` or ``4GiB``, converted to bytes."""
 
     name = "size"
 
     def convert(
         self, value: object, param: click.Parameter | None, ctx: click.Context | None
     ) -> int:
-        found = re.fullmatch(r"(\d+)\s*(?:([km])(?:i?b)?|b)?", str(value).strip().lower())
+        found = re.fullmatch(r"(\d+)\s*(?:([kmg])(?:i?b)?|b)?", str(value).strip().lower())
         if not found:
             self.fail(f"invalid size {value!r}: use for example 100, 64KiB or 1MiB", param, ctx)
-        size = int(found[1]) * {"k": 1024, "m": 1024**2}.get(found[2] or "", 1)
-        if not 1 <= size <= LARGEST:
-            self.fail(
-                f"invalid size {value!r}: must be from 1 byte to {size_words(LARGEST)}", param, ctx
-            )
+        size = int(found[1]) * {"k": 1024, "m": 1024**2, "g": 1024**3}.get(found[2] or "", 1)
+        if not 1 <= size <= LARGEST_FILE:
+            most = size_words(LARGEST_FILE)
+            self.fail(f"invalid size {value!r}: must be from 1 byte to {most}", param, ctx)
         return size
 
 
@@ -118,6 +117,10 @@ class BenchOptions:
                 "--files measures agents; it cannot be combined with --presealed, --rate, --batch "
                 "or --wrap."
             )
+        if not self.files and (self.size or 0) > LARGEST:
+            raise click.UsageError(
+                f"A message has at most {size_words(LARGEST)}; --files measures larger ones."
+            )
         if self.files and recipients > 1:
             raise click.UsageError("--files requires --recipients 1: each file is for one center.")
         return Work(
@@ -136,7 +139,9 @@ class BenchOptions:
 
 @click.command()
 @click.option(
-    "--size", type=Size(), help="Bytes of one message, for example 100, 1KiB, 1MiB. [default: 100]"
+    "--size",
+    type=Size(),
+    help="Bytes of one message or file, for example 100, 1MiB, 4GiB. [default: 100]",
 )
 @click.option(
     "--messages", type=click.IntRange(1), help="Total number. [default: enough for some seconds]"

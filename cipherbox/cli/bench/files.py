@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from cipherbox.client.client import Client
 
 _REPORT_S = 0.2
+_PIECE = 64 * 1024 * 1024  # of a file, written in one step
 
 
 def settings(do: str) -> dict[str, Any]:
@@ -28,14 +29,16 @@ async def send(client: Client, task: dict[str, Any]) -> None:
     from cipherbox.cli.bench.measured import measured, report, shares
 
     folder = client.home.path / "agent"
-    content = b"x" * task["size"]
     for group, count in zip(
         task["groups"], shares(task["messages"], len(task["groups"])), strict=True
     ):
         place = folder / OUTGOING / "+".join(group)
         place.mkdir(parents=True)
         for number in range(count):
-            (place / f"result-{number:06d}.csv").write_bytes(content)
+            with (place / f"result-{number:06d}.csv").open("wb") as file:
+                for at in range(0, task["size"], _PIECE):
+                    file.write(b"x" * min(_PIECE, task["size"] - at))
+                    report(sealed=number)
     agent = Agent(client, folder)
 
     async def body() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from cipherbox.classes import frozen
 
-LARGEST = 8 * 1024 * 1024
+LARGEST, LARGEST_FILE = 8 * 1024 * 1024, 16 * 1024**3
 SECONDS = 5  # about what one measurement lasts without --messages
 
 
@@ -55,7 +55,7 @@ class Work:
         if self.messages:
             return self.messages
         if self.files:
-            return max(20, min(3000, 500_000_000 // self.size))
+            return max(1 if self.size > LARGEST else 20, min(3000, 500_000_000 // self.size))
         if self.rate:
             return max(1, int(self.rate * SECONDS))
         if self.presealed:
@@ -76,7 +76,7 @@ STANDARD = (
 
 
 def size_words(size: int) -> str:
-    for unit, name in ((1024**2, "MiB"), (1024, "KiB")):
+    for unit, name in ((1024**3, "GiB"), (1024**2, "MiB"), (1024, "KiB")):
         if size % unit == 0:
             return f"{size // unit} {name}"
     return f"{size} B"
