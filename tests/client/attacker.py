@@ -95,7 +95,7 @@ async def submit(
     generation, envelope_hash = _named(raw)
     item = PendingPublish(
         raw,
-        raw[30:46],
+        bytes(raw[30:46]),
         1,
         lambda _: done.set(),
         flags=flags,

@@ -306,7 +306,7 @@ class World:
             )
         finally:
             identity.bundle = right
-        envelope_id = raw[30:46]
+        envelope_id = bytes(raw[30:46])
         if one.damage is None and one.forge is None:
             self._said.update(hashlib.sha256(said.content).hexdigest() for said in one.messages)
         else:
