@@ -24,7 +24,7 @@ class SenderKeys:
         self._look_up = ends_at
         self._ends: dict[bytes, int] = {}
 
-    async def check(self, raw: bytes, client: str, now: int) -> None:
+    async def check(self, raw: bytes | memoryview, client: str, now: int) -> None:
         """Raise EnvelopeRefused if the keys that signed a well-formed envelope of this client have
         ended.
         """
