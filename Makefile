@@ -14,7 +14,7 @@ MINUTES ?= 10
 
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test check fix generate coverage mutate pyz wheel everywhere bench sim soak fuzz clean lock
+.PHONY: help demo test check fix generate coverage mutate pyz wheel everywhere bench screenshots sim soak fuzz clean lock
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 
@@ -63,6 +63,9 @@ everywhere: $(STAMP) ## Build dist/cipherbox-everywhere.pyz, for every system an
 bench: $(STAMP) $(PYZ) ## Measure the speed of everything
 	@$(RUN) $(PYZ) bench
 	@for b in tests/bench/bench_*.py; do [ -e "$$b" ] || continue; echo "== $$b"; $(RUN) -m tests.bench.$$(basename $$b .py) || exit 1; done
+
+screenshots: $(STAMP) ## Take pictures of the page in a browser, into build/screenshots
+	$(RUN) -m tests.page.screenshots
 
 sim: $(STAMP) ## Run the simulation alone; SEEDS=first:count
 	CIPHERBOX_SEEDS=$(SEEDS) $(RUN) -m pytest -n $(JOBS) tests/sim

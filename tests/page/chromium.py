@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,7 +14,7 @@ from cipherbox.apps.page.door import read_address, write_opener
 from tests.page.web import Web
 
 BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-PATIENCE_S = 20
+PATIENCE_S = 15
 
 
 def why_not() -> str:
@@ -78,11 +78,12 @@ def log_in(driver: Any, web: Web) -> None:
     until(driver, lambda: "/enter" not in driver.current_url)
 
 
-def until(driver: Any, so: Any) -> Any:
+def until(driver: Any, so: Callable[[], Any], patience_s: float = PATIENCE_S) -> Any:
+    """Return what ``so`` returns once that is true."""
     from selenium.common.exceptions import StaleElementReferenceException
     from selenium.webdriver.support.ui import WebDriverWait
 
     waiting = WebDriverWait(
-        driver, PATIENCE_S, 0.05, ignored_exceptions=[StaleElementReferenceException]
+        driver, patience_s, 0.05, ignored_exceptions=[StaleElementReferenceException]
     )
     return waiting.until(lambda _: so())

@@ -17,6 +17,7 @@ from cipherbox.limits import check_client_id
 _ROW, _TOP, _WIDTH = 44, 40, 900  # of the picture of routes, in its own units
 _COLUMNS = (10, 340, 670)
 _BOX = 220
+_LABEL = 13  # characters of a routing key on an arrow
 MOST_QUEUES = 60  # in the picture; a list below names all
 MOST_DEAD = 200
 
@@ -54,8 +55,15 @@ class Picture(NamedTuple):
 async def glance(view: View) -> Response:
     """Return HQ at a glance: rates, depth, memory, disk, certificates, alerts, the queues."""
     report = await view.desk.at_hq(lambda: view.helpers.report(view.desk.client), None)
+    ends = [
+        days
+        for name, days in (report["certificate_days"] if report else {}).items()
+        if name not in ("crl", "lists")  # HQ makes these anew by itself
+    ]
     pending = await view.desk.listed("pending")
-    return await view.page("console.html", report=report, pending=pending)
+    return await view.page(
+        "console.html", report=report, pending=pending, days=int(min(ends, default=0))
+    )
 
 
 async def routes(view: View) -> Response:
@@ -146,10 +154,15 @@ def drawn(
         top = _TOP + (height - _TOP - len(column) * _ROW) // 2
         places.append({name: top + at * _ROW for at, (name, _) in enumerate(column)})
         boxes += [Box(x, places[-1][name], kind, name, note) for name, note in column]
+    keys: dict[tuple[str, str], list[str]] = {}
+    for row in bindings:
+        keys.setdefault((str(row["exchange"]), str(row["queue"])), []).append(
+            str(row["routing_key"])
+        )
     arrows = [
-        _arrow(0, places[0][str(row["exchange"])], places[1][str(row["queue"])], row["routing_key"])
-        for row in bindings
-        if str(row["exchange"]) in places[0] and str(row["queue"]) in places[1]
+        _arrow(0, places[0][exchange], places[1][queue], label_of(found))
+        for (exchange, queue), found in keys.items()
+        if exchange in places[0] and queue in places[1]
     ]
     arrows += [
         _arrow(1, places[1][str(row["name"])], places[2][reader], "")
@@ -164,8 +177,14 @@ def _readers(queue: dict[str, Any]) -> list[str]:
     return sorted({str(name) for name in (queue.get("owner"), *queue["readers"]) if name})
 
 
-def _arrow(column: int, y0: int, y1: int, label: object) -> Arrow:
+def label_of(keys: Sequence[str]) -> str:
+    """Return what stands on an arrow: the first routing key, and the number of the others."""
+    more = f" +{len(keys) - 1}" if len(keys) > 1 else ""
+    return f"{keys[0][:_LABEL]}{'…' if len(keys[0]) > _LABEL else ''}{more}"
+
+
+def _arrow(column: int, y0: int, y1: int, label: str) -> Arrow:
     x0, x1 = _COLUMNS[column] + _BOX, _COLUMNS[column + 1]
     y0, y1, bend = y0 + 15, y1 + 15, (x1 - x0) // 2
     path = f"M{x0} {y0} C{x0 + bend} {y0} {x1 - bend} {y1} {x1 - 6} {y1}"
-    return Arrow(path, str(label), x0 + bend, (y0 + y1) // 2 - 4)
+    return Arrow(path, label, x1 - 10, y1 - 5)

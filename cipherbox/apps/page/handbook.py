@@ -51,6 +51,10 @@ def _linked(html: str, names: frozenset[str]) -> str:
     """Lead links between pages to pages here, and a page named in a sentence to that page."""
     html = _LINK.sub(r'href="/manual/\1\2"', html)
     html = re.sub(r' style="text-align:(left|right|center)"', "", html)
+    # what may be wider than the page is scrolled by keyboard, too
+    html = html.replace("<pre>", '<pre tabindex="0">')
+    html = html.replace("<table>", '<div class="scroll" tabindex="0"><table>')
+    html = html.replace("</table>", "</table></div>")
 
     def page(match: re.Match[str]) -> str:
         named = match[1] in names

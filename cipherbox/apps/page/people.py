@@ -123,14 +123,14 @@ async def _page(
 
 
 async def _talk(view: View, name: str) -> list[Received | SentItem]:
-    """Return what both sent, oldest first, the latest of each."""
+    """Return what both sent, newest first."""
     received = await view.desk.inbox(page_of, START, name, "", TALK)
     outbox = view.desk.client.outbox().outbox
     rows = await view.desk.outbox(outbox.newest_to, name, TALK)
     sent = [await view.desk.outbox(item_of, outbox, row) for row in rows]
     both: list[tuple[int, Any]] = [(one.entry.received_at, one) for one in received.rows]
     both += [(one.sealed_at, one) for one in sent]
-    return [one for _, one in sorted(both, key=lambda pair: pair[0])]
+    return [one for _, one in sorted(both, key=lambda pair: -pair[0])]
 
 
 def _own(view: View) -> KeyBundle | None:
