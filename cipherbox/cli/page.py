@@ -16,7 +16,7 @@ from cipherbox.errors import ConfigError
 
 if TYPE_CHECKING:
     from cipherbox.apps.page.door import Address
-    from cipherbox.apps.page.view import Finding, Helpers
+    from cipherbox.apps.page.view import Finding, Helpers, LogLine
     from cipherbox.cli.top import Snapshot
     from cipherbox.client.client import Client
     from cipherbox.client.home import Home
@@ -126,7 +126,23 @@ def helpers(ctx: click.Context) -> Helpers:
         keep_loaded(ctx, home)
         return list[Any](look(ctx, home.path))
 
-    return Helpers(diagnose, HqReport().take, manual_pages, _say_bug)
+    return Helpers(diagnose, HqReport().take, log_lines, manual_pages, _say_bug)
+
+
+async def log_lines(client: Client, most: int) -> list[LogLine]:
+    """Return the acts in the latest entries of HQ's signed log, newest first (admin)."""
+    from cipherbox.apps.page.view import LogLine
+    from cipherbox.cli.audit_lines import lines
+    from cipherbox.envelope.transparency_log import decode_groups, decode_record
+
+    newest = (await client.read_log(0, 1)).last
+    page = await client.read_log(max(0, newest - most), most)
+    found = []
+    for entry in page.entries:
+        head = decode_record(entry.record)
+        for group in decode_groups(entry.body):
+            found += [LogLine(head.index, head.at, who, what) for who, what in lines(group)]
+    return found[::-1]
 
 
 def _say_bug(error: Exception) -> None:

@@ -64,7 +64,12 @@ PAGES = {
     "settings": "/settings",
     "manual": "/manual/quickstart",
 }
-CONSOLE = {"console": "/console", "routes": "/console/routes", "clients": "/console/clients"}
+CONSOLE = {
+    "console": "/console",
+    "routes": "/console/routes",
+    "clients": "/console/clients",
+    "log": "/console/log",
+}
 
 
 def taken(folder: Path, web: Web, pages: dict[str, str]) -> None:

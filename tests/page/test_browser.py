@@ -7,7 +7,7 @@ something that the page's own policy forbids, fails a test.
 from __future__ import annotations
 
 import importlib.resources
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +122,7 @@ def dropped(driver: Any, size: int) -> None:
 
 
 def checked(
-    driver: Any, web: Web, pages: dict[str, str], *, schemes: tuple[bool, ...] = (False,)
+    driver: Any, web: Web, pages: dict[str, str], schemes: Sequence[bool] = (False,)
 ) -> None:
     """Check each page by axe against WCAG 2.1 A and AA, its targets' sizes against 2.2, and that it
     is not wider than 360 pixels.

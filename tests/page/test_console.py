@@ -9,6 +9,7 @@ import pytest
 import trio
 
 from cipherbox.apps.page.console import MOST_QUEUES, drawn
+from cipherbox.apps.page.history import DAY_EVERY, POINTS, SAMPLE_S, WIDTH, History
 from cipherbox.client.enrol import join
 from cipherbox.errors import CipherBoxError
 from tests.client.real_hq import RealHq
@@ -108,3 +109,24 @@ async def test_dead_letters_are_redriven_and_discarded(hq: RealHq, admin: Web) -
         assert len(await client.dead_letters(settled=True)) == 2
         (row,) = await client.list("queues", "box.CA-RC")
         assert row["waiting"] == 1
+
+
+async def test_the_signed_log_is_read(hq: RealHq, admin: Web) -> None:
+    await admin.post("/console/revoke", {"client_id": "CA-RC", "reason": "left the project"})
+    page = await admin.until("/console/log", lambda page: "left the project" in page.words)
+    assert "admin" in page.words
+    assert page.words.index("left the project") < page.words.index("FL-LAB")  # newest first
+
+
+def test_the_last_hour_and_day_are_plotted() -> None:
+    history = History()
+    assert history.hour() == history.day() == []
+    for number in range(DAY_EVERY * (POINTS + 10)):
+        rates = {"published messages": number, "delivered envelopes": 0}
+        history.add({"rates": rates, "now": {"waiting": 5, "memory_bytes": 1e8}})
+    for plots in (history.hour(), history.day()):
+        assert [len(one.points.split()) for one in plots] == [POINTS] * 4
+        first, last = (pair.split(",") for pair in (plots[0].points.split()[i] for i in (0, -1)))
+        assert (float(first[0]), float(last[0]), float(last[1])) == (0.0, WIDTH, 4.0)
+        assert plots[1].most == 0
+    assert history.day()[0].since == SAMPLE_S * DAY_EVERY * (POINTS - 1)

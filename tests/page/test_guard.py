@@ -36,7 +36,7 @@ class Closed:
 
         self.sealed = by_password
         self.door = Door(home, home, idle_s, by_password, check)
-        self.site = Site("FL-LAB", self.door, Helpers(list, None, dict, bug))  # type: ignore[arg-type]
+        self.site = Site("FL-LAB", self.door, Helpers(list, None, None, dict, bug))  # type: ignore[arg-type]
 
     async def run(self, task_status: Any) -> None:
         listener, port = await listen("127.0.0.1", 0)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from cipherbox.apps.page import words
+from cipherbox.apps.page.history import SHOWN
 from cipherbox.apps.page.view import SAID
 from cipherbox.apps.page.words import TEXTS, chosen, languages, translator
 from cipherbox.cli.top import RATES
@@ -22,7 +23,8 @@ OTHERS = sorted(path.stem for path in TEXTS.glob("*.toml"))
 
 def texts() -> set[str]:
     """Every text that a template shows in the user's language."""
-    found = {*SAID.values(), *STATES, *OUTCOME_CODES.values(), *RATES}
+    plots = {name for _, name in SHOWN}
+    found = {*SAID.values(), *STATES, *OUTCOME_CODES.values(), *RATES, *plots}
     for path in TEMPLATES.glob("*.html"):
         text = path.read_text("utf-8")
         found |= set(re.findall(r'\b_\("([^"]+)"', text))

@@ -17,7 +17,7 @@ from cipherbox.apps.page import door
 from cipherbox.apps.page.page import Page
 from cipherbox.apps.page.view import Finding, Helpers
 from cipherbox.cli.manual import manual_pages
-from cipherbox.cli.page import HqReport
+from cipherbox.cli.page import HqReport, log_lines
 from cipherbox.client.client import Client
 from cipherbox.client.home import Home
 from cipherbox.config.settings import load_client_config
@@ -155,7 +155,7 @@ async def page_of(
 ) -> AsyncIterator[Web]:
     """The page of a home, and somebody in it."""
     bugs: list[Exception] = []
-    helpers = Helpers(diagnose, HqReport().take, manual_pages, bugs.append)
+    helpers = Helpers(diagnose, HqReport().take, log_lines, manual_pages, bugs.append)
     page = Page(load_client_config(home), helpers, client=client)
     async with trio.open_nursery() as nursery:
         await nursery.start(page.run)

@@ -8,6 +8,8 @@ Map, written by `make generate`:
     door      The door of the page: where it is, who may enter, and until when.
     guard     The guard in front of every request.
     handbook  The manual in the page: its Markdown as HTML, raw HTML in it shown as text.
+    history   HQ's last hour and day as plots: sampled while the page of an admin runs, kept in its
+              memory.
     live      Server-sent events: a line whenever something changed, upon which the page draws
               itself anew.
     messages  Received messages: the list by time, by person, by search; one message; its file.

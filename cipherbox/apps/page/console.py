@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from starlette.responses import Response
 
-from cipherbox.apps.page.view import View
+from cipherbox.apps.page.view import LogLine, View
 from cipherbox.errors import InvalidRequest
 from cipherbox.limits import check_client_id
 
@@ -20,6 +20,7 @@ _BOX = 220
 _LABEL = 13  # characters of a routing key on an arrow
 MOST_QUEUES = 60  # in the picture; a list below names all
 MOST_DEAD = 200
+LOG_ENTRIES = 100
 
 
 class Box(NamedTuple):
@@ -62,7 +63,12 @@ async def glance(view: View) -> Response:
     ]
     pending = await view.desk.listed("pending")
     return await view.page(
-        "console.html", report=report, pending=pending, days=int(min(ends, default=0))
+        "console.html",
+        hour=view.desk.history.hour(),
+        day=view.desk.history.day(),
+        report=report,
+        pending=pending,
+        days=int(min(ends, default=0)),
     )
 
 
@@ -109,6 +115,13 @@ async def dead(view: View) -> Response:
     rows = await view.desk.at_hq(view.desk.client.dead_letters, nothing)
     newest = sorted(rows, key=lambda row: -int(row["dead_at"]))
     return await view.page("dead.html", rows=newest[:MOST_DEAD], count=len(newest))
+
+
+async def log(view: View) -> Response:
+    """Return the latest acts in HQ's signed log, newest first."""
+    nothing: list[LogLine] = []
+    rows = await view.desk.at_hq(lambda: view.helpers.log(view.desk.client, LOG_ENTRIES), nothing)
+    return await view.page("log.html", rows=rows)
 
 
 async def settle(view: View) -> Response:

@@ -16,6 +16,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import orjson
 import trio
 
+from cipherbox.apps.page.history import SAMPLE_S, History
 from cipherbox.classes import define, frozen
 from cipherbox.client.client import Client
 from cipherbox.client.inbox.inspect import InboxInspection, RefusedEntry
@@ -80,6 +81,7 @@ class Desk:
         self.client = client
         self.changed = Signal()
         self.listeners = 0
+        self.history = History()  # of HQ, for an admin
         self.keyless = client.home.identity is None  # an admin's home: no messages
         self.choices = _read_choices(client.home.path / SETTINGS)
         self._inbox: InboxInspection | None = None
@@ -110,6 +112,16 @@ class Desk:
         """Send a file; what stops it is kept with the transfer, and shown."""
         with suppress(CipherBoxError):
             await FileSender(self.client, transfer, patient=True).run()
+
+    async def sample(self, report: Callable[[Client], Awaitable[dict[str, Any]]]) -> None:
+        """Keep a history of HQ for its admin, until cancelled."""
+        while True:
+            with suppress(CipherBoxError):  # the next sample comes soon
+                found = await self.at_hq(lambda: report(self.client), None)
+                if found is not None:
+                    self.history.add(found)
+                    self.changed.notify()
+            await trio.sleep(SAMPLE_S)
 
     async def watch(self) -> None:
         """Wake the browsers that listen after each change, until cancelled."""

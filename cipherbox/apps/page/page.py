@@ -45,6 +45,7 @@ class Page:
         self.door = Door(
             config.home, self.folder, config.page.idle_minutes * 60.0, self.sealed, self._check
         )
+        self._helpers = helpers
         self.site = Site(config.client_id, self.door, helpers)
         self._nursery: trio.Nursery | None = None
 
@@ -104,6 +105,8 @@ class Page:
         assert self._nursery is not None
         self.site.attend(desk, self._nursery)
         self._nursery.start_soon(desk.watch)
+        if desk.client.role == "admin":
+            self._nursery.start_soon(desk.sample, self._helpers.report)
         if receives and not desk.keyless:
             self._nursery.start_soon(desk.receive)
             self._nursery.start_soon(desk.resume)

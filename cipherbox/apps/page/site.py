@@ -79,6 +79,7 @@ PAGES: tuple[tuple[str, str, Handler, str], ...] = (
     ("GET", "/console/routes", console.routes, FOR_ADMIN),
     ("GET", "/console/clients", console.clients, FOR_ADMIN),
     ("GET", "/console/dead", console.dead, FOR_ADMIN),
+    ("GET", "/console/log", console.log, FOR_ADMIN),
     ("POST", "/console/approve", console.approve, FOR_ADMIN),
     ("POST", "/console/revoke", console.revoke, FOR_ADMIN),
     ("POST", "/console/dead", console.settle, FOR_ADMIN),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 from urllib.parse import parse_qsl, urlencode
 
 import jinja2
@@ -55,14 +55,25 @@ class Finding(Protocol):
     def todo(self) -> str: ...
 
 
+class LogLine(NamedTuple):
+    """One act in HQ's signed log; ``at`` is ms since 1970."""
+
+    entry: int
+    at: int
+    who: str
+    what: str
+
+
 @frozen
 class Helpers:
     """What the page shows and the layers above it know: a diagnosis of this machine, a report on
-    HQ for its admin, and the manual's pages by name; ``on_bug`` is told of an internal error.
+    HQ and the latest entries of its signed log for its admin, and the manual's pages by name;
+    ``on_bug`` is told of an internal error.
     """
 
     diagnose: Callable[[Home], Iterable[Finding]]  # blocks
     report: Callable[[Client], Awaitable[dict[str, Any]]]
+    log: Callable[[Client, int], Awaitable[list[LogLine]]]
     manual: Callable[[], dict[str, str]]
     on_bug: Callable[[Exception], None]
 
