@@ -4,6 +4,7 @@ logs as before.
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import tempfile
@@ -59,6 +60,10 @@ def use_memory() -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     soak.choose(config, items)
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()  # thousands of tests stay to the end: no collection of garbage looks at them again
 
 
 @pytest.fixture(scope="session")

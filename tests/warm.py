@@ -21,7 +21,6 @@ called, lets that one fork, in 0.02.  So it does with `[sys.executable, "-c", FO
 
 from __future__ import annotations
 
-import ast
 import atexit
 import ctypes
 import fcntl
@@ -31,6 +30,7 @@ import io
 import os
 import pickle
 import pkgutil
+import re
 import runpy
 import signal
 import socket
@@ -48,6 +48,8 @@ UTF8 = {"PYTHONIOENCODING": "utf-8"}
 ROOM = 16_384  # bytes for the arguments of a fork, as `ps` shows them
 NAMES = ("stdin", "stdout", "stderr")
 NESTED = frozenset(["demo", "prove", "bench"])
+# parsing the sources for them would take longer than all of the imports
+IMPORTS = re.compile(r"^ *(?:from ([\w.]+) import |import ([\w.]+)(?: as \w+)?$)", re.MULTILINE)
 AT_START = ("PYTHON", "LC_", "LANG", "LD_", "MALLOC_", "OPENSSL_", "TZ")
 _LARGEST = 100_000  # of a request: a datagram of a socket pair
 _SET_CHILD_SUBREAPER = 36  # <linux/prctl.h>
@@ -248,11 +250,7 @@ def import_everything() -> None:
         found.add(module.name)
         importlib.import_module(module.name)
         source = Path(str(sys.modules[module.name].__file__)).read_text("utf-8")
-        for node in ast.walk(ast.parse(source)):
-            if isinstance(node, ast.Import):
-                found |= {name.name for name in node.names}
-            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-                found.add(node.module)
+        found |= {name for both in IMPORTS.findall(source) for name in both if name}
     for name in sorted(found - {"cipherbox.__main__"}):
         try:
             importlib.import_module(name)

@@ -33,12 +33,17 @@ async def hq(tmp_path: Path) -> AsyncIterator[Any]:
         yield found
 
 
-def many_headers() -> bytes:
+def many_headers(count: int = MANY) -> bytes:
     """32 different ones for each message."""
     one = bytes([32]) + b"".join(b"\x02%02x\x00\x02xy" % number for number in range(32))
     one = len(one).to_bytes(2, "big") + one
-    head = struct.pack(">BBI", LAYOUT, HEADERS, MANY) + os.urandom(32) + bytes(4 * MANY)
-    return head + b"\x0atext/plain" + one * MANY
+    head = struct.pack(">BBI", LAYOUT, HEADERS, count) + os.urandom(32) + bytes(4 * count)
+    return head + b"\x0atext/plain" + one * count
+
+
+def a_quarter_of_many_headers() -> bytes:
+    """Reading all of them takes seconds; a quarter may cost a quarter."""
+    return many_headers(MANY // 4)
 
 
 def many_types() -> bytes:
@@ -72,13 +77,14 @@ def one_file() -> bytes:
 
 
 SHAPES = [
-    many_headers,
+    a_quarter_of_many_headers,
     control_characters,
     many_short_texts,
     one_file,
     *(
         pytest.param(one, marks=soak.only)
         for one in (
+            many_headers,
             many_types,
             many_control_characters,
             many_headers_of_control_characters,
@@ -87,6 +93,7 @@ SHAPES = [
 ]
 # three times as long as lines
 REFUSED = {many_control_characters, many_headers_of_control_characters}
+MOST_OF: dict[Callable[[], bytes], int] = {a_quarter_of_many_headers: MOST_BYTES // 4}
 
 
 @pytest.mark.parametrize("make", SHAPES)
@@ -101,7 +108,7 @@ async def test_no_envelope_costs_more_than_its_share(hq: Any, make: Callable[[],
         await receiver.take([delivery])
         taken = make not in REFUSED
         assert (receiver.received, receiver.refused) == (count * taken, 1 - taken)
-        assert memory.most() < MOST_BYTES, memory.most()
+        assert memory.most() < MOST_OF.get(make, MOST_BYTES), memory.most()
 
 
 @pytest.mark.parametrize(
