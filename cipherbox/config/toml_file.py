@@ -6,6 +6,7 @@ and what is allowed; all mistakes of a file are reported together.
 
 from __future__ import annotations
 
+import functools
 import os
 import shlex
 import tomllib
@@ -225,6 +226,10 @@ def build_table(where: str, kind: Any, values: Mapping[str, Any]) -> Any:
     return built
 
 
+# reading a file again, and each of several homes, would evaluate every annotation anew
+_hints = functools.cache(get_type_hints)
+
+
 def _build(
     file: Path, table: str, kind: Any, values: Mapping[str, Any], wrong: list[Problem]
 ) -> Any:
@@ -234,7 +239,7 @@ def _build(
     fields = {
         a.name: a for a in attrs.fields(kind) if not (kind is Limits and a.name in FIXED_LIMITS)
     }
-    hints = get_type_hints(kind)
+    hints = _hints(kind)
     given: dict[str, Any] = {}
     for key, value in values.items():
         where = f"{file}: [{table}] {key}"

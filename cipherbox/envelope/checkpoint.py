@@ -28,6 +28,7 @@ _MARK = "\u2014 "
 _ORIGIN = re.compile(r"cipherbox/[0-9a-f]{16}/[0-9a-f]{32}")
 _NAME = re.compile(r"[^\s+\ud800-\udfff]{1,255}")
 _SIZE = re.compile(r"0|[1-9][0-9]{0,18}")
+_CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f]")  # all but the end of a line
 
 
 class Checkpoint(NamedTuple):
@@ -130,11 +131,7 @@ def decode_note(raw: bytes) -> Note:
         whole = raw.decode("utf-8")
         end = whole.rindex("\n\n")
         text, lines = whole[: end + 1], whole[end + 2 :].split("\n")
-        if (
-            lines.pop()
-            or not 1 <= len(lines) <= MOST_SIGNATURES
-            or any(c < " " and c != "\n" for c in whole)
-        ):
+        if lines.pop() or not 1 <= len(lines) <= MOST_SIGNATURES or _CONTROL.search(whole):
             raise ValueError
         return Note(text, tuple(_signature(line) for line in lines))
     except ValueError:

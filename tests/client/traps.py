@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import sqlite3
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -43,11 +44,16 @@ OF_TRANSFERS = frozenset(["read_part", "read_manifest"])
 
 
 class Traps:
-    """What is set; ``sprung`` says which places have raised which errors."""
+    """What is set; ``sprung`` counts how often each place has raised each error."""
 
     def __init__(self) -> None:
         self._set: dict[tuple[str, object], str] = {}
-        self.sprung: set[tuple[str, str]] = set()
+        self.sprung: Counter[tuple[str, str]] = Counter()
+
+    @property
+    def places(self) -> set[str]:
+        """Those where an error was raised, ever."""
+        return {place for place, _ in self.sprung}
 
     def put(self, place: str, about: object, error: str) -> None:
         self._set[place, about] = error
@@ -71,7 +77,7 @@ class Traps:
         def call(*arguments: Any) -> Any:
             error = self._set.get((place, self._about(about, arguments))) if self._set else None
             if error is not None:
-                self.sprung.add((place, error))
+                self.sprung[place, error] += 1
                 raise ERRORS[error]()
             return real(*arguments)
 

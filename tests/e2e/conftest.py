@@ -217,21 +217,35 @@ def _up_to_date(file: Path) -> bool:
     return subprocess.run(command, env=environment, check=False).returncode == 0
 
 
+def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """Return the path ``name`` that ``make`` made, once for all workers of this run."""
+    own = factory.getbasetemp()
+    shared = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+    made = shared / name
+    with (shared / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not made.exists():
+            part = shared / f"{name}.part"
+            shutil.rmtree(part, ignore_errors=True)
+            make(part)
+            part.rename(made)
+    return made
+
+
 @pytest.fixture(scope="session")
 def pyz(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the one file: what `make` built, or, where that is older than its sources, one that
-    is built once for all workers of this run.
+    is built now.
     """
     made = PROJECT / "dist" / "cipherbox.pyz"
-    own = tmp_path_factory.getbasetemp()
-    shared = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
-    target = shared / "built" / "cipherbox.pyz"
-    with (shared / "build.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not target.exists() and _up_to_date(made):
-            target.parent.mkdir()
+
+    def build(folder: Path) -> None:
+        target = folder / made.name
+        if _up_to_date(made):
+            folder.mkdir()
             shutil.copyfile(made.with_name(f"{made.name}.cdx.json"), f"{target}.cdx.json")
             shutil.copyfile(made, target)
-        elif not target.exists():
+        else:
             builder().build(target)
-    return target
+
+    return once(tmp_path_factory, "built", build) / made.name

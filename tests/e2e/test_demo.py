@@ -23,7 +23,7 @@ def test_the_scenario(pyz: Path, tmp_path: Path) -> None:
     """Nine deliveries by nine processes, each a start of the built file."""
     command = [sys.executable, "-I", str(pyz), "demo", "--json"]
     command += ["--directory", str(tmp_path / "demo")]
-    environment = {**ENVIRONMENT, CACHE_VARIABLE: str(tmp_path / "root")}
+    environment = {**ENVIRONMENT, CACHE_VARIABLE: str(pyz.parent / "cache")}
     done = subprocess.run(command, capture_output=True, env=environment, timeout=150, check=False)
     assert done.returncode == 0, done.stderr.decode() + done.stdout.decode()
     report = json.loads(done.stdout)

@@ -26,7 +26,7 @@ from cipherbox.store.postgres import schema
 from tests import postgres
 from tests.warm import FORKED
 
-from .conftest import ENVIRONMENT, Shown, children_s, shell
+from .conftest import ENVIRONMENT, Shown, children_s, once, shell
 
 # As a user without rights sees it, whoever runs the tests.
 NOBODY = """
@@ -94,9 +94,10 @@ def machine(pyz: Path, tmp_path: Path) -> Machine:
 
 @pytest.fixture(scope="session")
 def once_installed(pyz: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    machine = Machine(tmp_path_factory.mktemp("installed") / "root", pyz, real=True)
-    assert machine.run("install").code == 0
-    return machine.root
+    def install(root: Path) -> None:
+        assert Machine(root, pyz, real=True).run("install").code == 0
+
+    return once(tmp_path_factory, "installed", install)
 
 
 @pytest.fixture

@@ -7,10 +7,12 @@ import re
 import subprocess
 import sys
 import zipfile
+from importlib.util import find_spec
 from pathlib import Path
 
 import cipherbox
 from cipherbox.ops.unpack import CACHE_VARIABLE, platform_name, python_name
+from tests.warm import IMPORTS
 
 from .conftest import ENVIRONMENT, builder, children_s
 
@@ -18,12 +20,12 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 def run(
-    pyz: Path, root: Path, *arguments: str, limit_s: float = 60.0
+    pyz: Path, root: Path, *arguments: str, options: tuple[str, ...] = ("-I",)
 ) -> subprocess.CompletedProcess[str]:
     environment = {**ENVIRONMENT, CACHE_VARIABLE: str(root)}
-    command = [sys.executable, "-I", str(pyz), *arguments]
+    command = [sys.executable, *options, str(pyz), *arguments]
     return subprocess.run(
-        command, capture_output=True, text=True, env=environment, timeout=limit_s, check=False
+        command, capture_output=True, text=True, env=environment, timeout=60, check=False
     )
 
 
@@ -84,6 +86,27 @@ def test_it_starts_on_its_own(pyz: Path, tmp_path: Path) -> None:
     assert unpacked.name.endswith(f"-{python_name()}")
     done = run(pyz, tmp_path / "root", "manual", "quickstart")
     assert done.stdout.startswith("# Quickstart")
+
+
+def test_all_that_any_command_imports_is_in_it(pyz: Path, tmp_path: Path) -> None:
+    """Every module, and what its functions import when they run, where nothing is installed."""
+    wanted = set()
+    for file in (ROOT / "cipherbox").rglob("*.py"):
+        if file.name != "__main__.py" and "manual" not in file.relative_to(ROOT).parts:
+            wanted.add(".".join(file.relative_to(ROOT).with_suffix("").parts))
+            found = IMPORTS.findall(file.read_text("utf-8"))
+            wanted |= {name for both in found for name in both if name}
+    wanted = {name for name in wanted if find_spec(name.partition(".")[0])}  # not another system's
+    assert len(wanted) > 400
+    script = tmp_path / "script.py"
+    script.write_text(
+        f"import importlib, cipherbox\nfor name in {sorted(wanted)}:\n"
+        "    importlib.import_module(name)\nprint(cipherbox.__file__)\n"
+    )
+    cache = pyz.parent / "cache"
+    done = run(pyz, cache, "python", str(script), options=("-I", "-S"))
+    assert done.returncode == 0, done.stderr
+    assert Path(done.stdout).is_relative_to(cache)
 
 
 def test_it_refuses_a_folder_that_others_may_write(pyz: Path, tmp_path: Path) -> None:

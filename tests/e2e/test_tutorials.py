@@ -1,6 +1,6 @@
 """The tutorials, played as a reader plays them: HQ's, the center's and the lab's against each
-other.  HQ's runs the one file; the others, and the variants, are forks of a warm process, which
-cost no start each.
+other.  Each start is a fork of a warm process, which costs less; that the one file holds what these
+commands need is tested in test_pyz.py, and test_demo.py plays with it.
 
 How a page is read.  A block `sh` is run; the block `text` after it is what it prints: each line is
 there, in this order, `...` stands for anything, other lines may stand between.  A command that
@@ -15,7 +15,6 @@ import shlex
 import signal
 import stat
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -47,14 +46,13 @@ class Reader:
         pyz: Path,
         address: str,
         patient: Patient,
-        forwarder: Forwarder | None,
+        forwarder: Forwarder,
     ) -> None:
         text = manual_pages()[page]
         found = re.finditer(r"^## [^\n]*|```(sh|text)\n(.*?)```", text, re.MULTILINE | re.DOTALL)
         self.steps = [(match[1] or "section", match[2] or match[0]) for match in found]
         self.folder, self.address, self.patient = folder, address, patient
         python = folder.parent / f"{folder.name}-bin" / "python3"
-        self.program = PROGRAM if forwarder else [str(python), "cipherbox.pyz"]
         self.at = 0
         self.printed = ""  # of the newest command that ended
         self.answer = ""  # to what `keys verify` asks
@@ -65,8 +63,7 @@ class Reader:
         folder.mkdir()
         (folder / "cipherbox.pyz").symlink_to(pyz)
         python.parent.mkdir()
-        started = forwarder.command if forwarder else [sys.executable, "-I"]
-        python.write_text(f'#!/bin/sh\nexec {shlex.join(started)} "$@"\n')
+        python.write_text(f'#!/bin/sh\nexec {shlex.join(forwarder.command)} "$@"\n')
         python.chmod(python.stat().st_mode | stat.S_IXUSR)
         path, cache = f"{python.parent}:{os.environ['PATH']}", str(pyz.parent / "cache")
         self.environment = ENVIRONMENT | {"HOME": str(folder), "PATH": path, CACHE_VARIABLE: cache}
@@ -88,7 +85,7 @@ class Reader:
         if STAYS.match(block):
             with self._log.open("wb") as log:
                 self._staying = subprocess.Popen(
-                    [*self.program, *shlex.split(block)[1:]],
+                    [*PROGRAM, *shlex.split(block)[1:]],
                     stdout=log,
                     stderr=log,
                     cwd=self.folder,
@@ -176,8 +173,7 @@ def readers(
     found = {}
     for name in ("hq", "lab", "center"):
         page = f"tutorial-{pages.get(name, name)}"
-        forked = forwarder if pages or name != "hq" else None
-        found[name] = Reader(page, tmp_path / name, pyz, address, patient, forked)
+        found[name] = Reader(page, tmp_path / name, pyz, address, patient, forwarder)
     try:
         yield found
     finally:

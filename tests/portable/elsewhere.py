@@ -1,5 +1,5 @@
 """Runs `cipherbox` as a system without anything of Unix would: `python -m tests.portable.elsewhere
-ARGUMENTS`.
+ARGUMENTS`; after `&&` come those of another command, as long as all end well.
 
 What others wrote is imported first, as it has code of its own for each system.  Then the Unix-only
 modules cannot be imported any more, the Unix-only functions, flags and signals are gone, and
@@ -199,4 +199,13 @@ if __name__ == "__main__":
     leave_unix()
     from cipherbox.cli.main import main
 
-    main(sys.argv[1:])
+    arguments = sys.argv[1:]
+    while "&&" in arguments:
+        at = arguments.index("&&")
+        try:
+            main(arguments[:at])
+        except SystemExit as end:
+            if end.code:
+                raise
+        arguments = arguments[at + 1 :]
+    main(arguments)
