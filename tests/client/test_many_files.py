@@ -100,7 +100,10 @@ def test_what_files_share_outlives_a_crash_and_another_directory(
     inbox.close()
 
 
-def test_a_shared_file_that_is_in_use_is_never_swept(tmp_path: Path) -> None:
+def test_a_shared_file_that_is_in_use_is_never_swept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cipherbox.client.hq_time.shown_ms", lambda _: now_ms())
     inbox = Inbox(tmp_path)
     inbox.record([envelope(3)])
     (shared,) = tmp_path.rglob(f"{SHARED}/*")

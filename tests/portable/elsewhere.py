@@ -77,6 +77,7 @@ FUNCTIONS = (
 # those of Windows, with SIGBREAK
 SIGNALS = {"SIGABRT", "SIGFPE", "SIGILL", "SIGINT", "SIGSEGV", "SIGTERM"}
 OTHERS = (
+    "asyncio",
     "attr",
     "attrs",
     "click",
