@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
-from cipherbox import clock
 from cipherbox.classes import frozen
 from cipherbox.cli.exits import Exit
 from cipherbox.cli.home import command_here, suggesting
@@ -232,7 +231,7 @@ async def _send(
                 to=list(options.to) or None,
                 exchange=exchange,
                 routing_key=key,
-                expires_at=int((clock.now_s() + expires) * 1000) if expires else 0,
+                expires_at=client.hq_clock.now_ms() + int(expires * 1000) if expires else 0,
                 partial=options.partial,
                 stanza=options.stanza,
                 wait=options.until != "queued",

@@ -29,6 +29,7 @@ from cipherbox.client.home import (
     ROOT,
     key_replacement,
 )
+from cipherbox.client.hq_time import stamp_ms
 from cipherbox.client.keys.own import LOCK
 from cipherbox.client.sessions.superseded import retire_sessions
 from cipherbox.config.settings import CLIENT_FILE, ClientConfig, load_client_config
@@ -92,12 +93,12 @@ async def come_back(
             identity = None
             if fresh is not None:
                 identity = _keys_of(home, fresh, local_key)
-                await _prepare(connection, identity, fresh, chain, key, timeout_s)
+                await _prepare(connection, identity, fresh, chain, key, timeout_s, stamp_ms(home))
                 keyfile.save(home / IDENTITY, identity, local_key=local_key)
             _put_certificate(home, chain, local_key)
             try:
                 if identity is not None:
-                    await _publish(connection, identity, timeout_s)
+                    await _publish(connection, identity, timeout_s, stamp_ms(home))
                     keyfile.save(home / IDENTITY, identity, local_key=local_key)
             except BundleRefused:
                 if attempt == TRIES:
@@ -127,6 +128,7 @@ async def _prepare(
     chain: Sequence[x509.Certificate],
     key: pki.PrivateKey,
     timeout_s: float,
+    now_ms: int,
 ) -> None:
     """Set the upcoming keys: ``fresh`` ones in a bundle after HQ's newest, or those of an earlier
     attempt.
@@ -149,17 +151,19 @@ async def _prepare(
     elif upcoming is not None:  # of an unfinished rotation: others may have sealed to them
         identity.retired = (
             *identity.retired,
-            *(attrs.evolve(k, retired_at=clock.now_ms()) for k in upcoming.current),
+            *(attrs.evolve(k, retired_at=now_ms) for k in upcoming.current),
         )
     fresh.bundle = fresh.make_bundle(key, chain, clock.now_ms(), last)
     identity.upcoming = fresh
 
 
-async def _publish(connection: Connection, identity: Identity, timeout_s: float) -> None:
+async def _publish(
+    connection: Connection, identity: Identity, timeout_s: float, now_ms: int
+) -> None:
     if identity.upcoming is not None:
         assert identity.upcoming.bundle is not None
         await connection.ask(frames.Register, timeout_s, bundle=identity.upcoming.bundle.raw)
-        identity.promote(clock.now_ms())
+        identity.promote(now_ms)
 
 
 def _put_certificate(home: Path, chain: Sequence[x509.Certificate], local_key: bytes) -> None:

@@ -18,7 +18,7 @@ from cipherbox import clock
 from cipherbox.alerting import CRITICAL, LOOK_S, WARNING, Alert, Teller
 from cipherbox.client.events import LINE
 from cipherbox.client.home import ROOT
-from cipherbox.client.outbox.rows import PARKED
+from cipherbox.client.outbox.rows import PARKED, Row
 from cipherbox.client.outbox.sender import OutboxSender
 from cipherbox.client.receiving.handler import Handlers
 from cipherbox.client.receiving.ports import Connected
@@ -111,10 +111,9 @@ async def _outbox(client: Connected, outbox_sender: OutboxSender) -> list[Alert]
             "cipherbox outbox list"
         )
         found.append(Alert("refused", WARNING, text, str(name)))
-    stuck = await outbox_sender.store(
-        outbox_sender.outbox.waiting, 0, int((now - most_s) * 1000), 1000
-    )
-    assert isinstance(stuck, list)
+    waiting = await outbox_sender.store(outbox_sender.outbox.waiting, 0, int(now * 1000), 1000)
+    assert isinstance(waiting, list)
+    stuck = [row for row in waiting if _since(row) <= (now - most_s) * 1000]
     if stuck:
         away = (
             f"; HQ cannot be reached: {client.connection.trouble}"
@@ -127,6 +126,13 @@ async def _outbox(client: Connected, outbox_sender: OutboxSender) -> list[Alert]
             Alert("stuck", WARNING, f"{text}. See: cipherbox outbox list, cipherbox doctor")
         )
     return found
+
+
+def _since(row: Row) -> int:
+    """Return since when an envelope waits; one that HQ refuses for its time changes with each
+    attempt.
+    """
+    return row.sealed_at if row.code else row.changed_at
 
 
 def _parked(client: Connected) -> list[Alert]:

@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Protocol
 
 import trio
 
-from cipherbox import clock
 from cipherbox.apps.pipe.frames import Frame, Kind
 from cipherbox.apps.pipe.mail import receive_frames
 from cipherbox.classes import define
@@ -293,7 +292,7 @@ class Pipe:
             confirmation = await self.client.publish(
                 frame.message(),
                 to=[self.peer],
-                expires_at=clock.now_ms() + keep_ms,
+                expires_at=self.client.hq_clock.now_ms() + keep_ms,
                 wait=wait,
             )
             sent.envelope_id = confirmation.envelope_id

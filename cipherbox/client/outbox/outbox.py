@@ -26,6 +26,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from cipherbox import clock
+from cipherbox.client.hq_time import deletion_ms
 from cipherbox.client.local_database import open_database, sync, transaction, translated
 from cipherbox.client.outbox import origins
 from cipherbox.client.outbox.receipts import STEP as RECEIPTS_STEP
@@ -426,7 +427,7 @@ class Outbox(OutboxReceipts):
 
     def _older_files(self, directory: Path) -> list[str]:
         """Return the names of files that no process of this home is about to name."""
-        oldest = clock.now_s() - _ORPHAN_S
+        oldest = deletion_ms(self._path.parent) / 1000 - _ORPHAN_S
         with suppress(FileNotFoundError):
             return [
                 e.name for e in os.scandir(directory) if e.is_file() and e.stat().st_mtime < oldest

@@ -24,7 +24,7 @@ class SenderKeys:
         self._look_up = ends_at
         self._ends: dict[bytes, int] = {}
 
-    async def check(self, raw: bytes | memoryview, client: str, now: int) -> None:
+    async def check(self, raw: bytes | memoryview, client: str, now_ms: int) -> None:
         """Raise EnvelopeRefused if the keys that signed a well-formed envelope of this client have
         ended.
         """
@@ -34,7 +34,7 @@ class SenderKeys:
             if len(self._ends) >= MOST:
                 raise EnvelopeRefused(f"this connection has named more than {MOST} key bundles")
             ends_at = self._ends[name] = await self._look_up(client, name)
-        if 0 < ends_at < now:
+        if 0 < ends_at < now_ms:
             end = datetime.fromtimestamp(ends_at / 1000, UTC)
             raise EnvelopeRefused(
                 f"the envelope is signed by keys that ended on {end:%Y-%m-%d %H:%M} UTC",
