@@ -14,11 +14,18 @@ from cipherbox import clock
 from cipherbox.broker import model as m
 from cipherbox.config.settings import ClockSettings
 from cipherbox.envelope import transparency_log as log
-from cipherbox.errors import ClockDoubted, EnvelopeRefused, StoreUnavailable, TooOld
+from cipherbox.errors import (
+    ClockDoubted,
+    CredentialsError,
+    EnvelopeRefused,
+    StoreUnavailable,
+    TooOld,
+)
 from cipherbox.server.clock_guard import ClockGuard, Mark, Recorded, recorded
 from cipherbox.server.connection.sender_keys import MOST, SenderKeys
 from cipherbox.server.hq import HQ
 from cipherbox.server.operations.alerts import alerts
+from cipherbox.server.operations.backup import back_up, restore
 from cipherbox.store.sqlite.store import open_store
 from cipherbox.wire import frames
 from tests.server.clocks import shifted_clock
@@ -458,3 +465,30 @@ async def test_an_hq_in_doubt_starts_and_its_clients_get_what_waits(
         await center.ask(frames.Consume, 1, "box.CA-RC", 100, BIG)
         (entry,) = (await center.next()).entries
         assert (await center.ask(frames.Ack, "box.CA-RC", [frames.Range(entry[0], 1)])).count
+
+
+async def test_a_restored_backup_may_be_of_any_age(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(tmp_path / "hq") as r:
+        lab, _ = await r.client("FL-LAB"), await r.client("CA-RC")
+        assert isinstance(await publish(r, lab), frames.Confirm)
+    back_up(configured(tmp_path / "hq"), tmp_path / "backup")
+    restore(tmp_path / "backup", tmp_path / "again", None, lambda _, __: None)
+    monkeypatch.setattr(clock, "boot_id", lambda: "another machine")
+    later = clock.now_ms() + 90 * DAY
+    async with running(tmp_path / "again", clock_ms=lambda: later) as r:
+        assert not r.hq.clock.doubt
+
+
+async def test_in_doubt_a_certificate_that_is_not_valid_yet_may_come_again(tmp_path: Path) -> None:
+    """HQ was stopped, and started with a clock in doubt: the time it uses may be too early."""
+    async with running(tmp_path / "hq") as r:
+        person = await r.person("FL-LAB")
+        with shifted_clock(-20):
+            r.hq.clock.confirm()
+            with pytest.raises(CredentialsError, match="begins only on"):
+                r.hq.trust.identify(person.chain[0])
+        with shifted_clock(399):
+            with pytest.raises(ClockDoubted):
+                r.hq.trust.identify(person.chain[0])

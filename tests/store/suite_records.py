@@ -118,6 +118,13 @@ class Records:
         later = AT + 10_000
         nothing = m.Cutoffs(AT - 1, AT - 1, 0)
         assert not store.retention_due(nothing)
+        # of each kind, the oldest day; in PostgreSQL the oldest month, whose end counts
+        far = AT + 90 * m.DAY_MS
+        step = store.retention_due(m.Cutoffs(far, far, far))
+        assert step is not None
+        assert AT < step.dead_letters <= AT + m.DAY_MS + 10_000
+        assert step.log <= AT + m.DAY_MS + 10_000
+        assert AT < step.metadata <= AT + 40 * m.DAY_MS
         metadata = m.Cutoffs(later, 0, 0)
         assert store.retention_due(metadata)
         driver.run(m.Retain(0, "", 3, metadata))

@@ -70,6 +70,8 @@ class Trust:
                 # TLS checks less
                 pki.verify_chain([certificate, *self.material.chain], self.root, self.clock.now())
             except BundleNotCertified as error:
+                if refusal := self.clock.refusal():
+                    raise refusal from None  # it may be the time; then the client tries again
                 raise CredentialsError(
                     f"the certificate of {row.client} was not accepted: {error}"
                 ) from None

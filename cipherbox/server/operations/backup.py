@@ -62,7 +62,7 @@ from cipherbox.server.operations.open_store import empty_for, open_source, open_
 from cipherbox.server.operations.setup import UNFINISHED, clear_unfinished, whole_or_nothing
 from cipherbox.server.transparency_log import KEY_FILE, Stored, load_key, read_stored
 from cipherbox.store.copying import COPYING, OnProgress, Source, Sum, copy, sums_of
-from cipherbox.store.port import INCARNATION, Store
+from cipherbox.store.port import CLOCK, INCARNATION, Store
 from cipherbox.store.spool import link_directories
 from cipherbox.store.sqlite.copying import SqliteSource
 from cipherbox.store.sqlite.store import DATABASE, RESERVE, SPOOL
@@ -204,6 +204,7 @@ def _restore(
         )
     with closing(open_store(config)) as store:
         store.put_setting(INCARNATION, os.urandom(16))
+        store.put_setting(CLOCK, b"")  # nothing says how old a backup may be
         store.put_setting(COPYING, b"")
     _sync_directories(directory)
     write_server_config(config)
