@@ -33,7 +33,7 @@ INDEX: dict[str, dict[str, str]] = {
         "commands": "every command and option",
         "configuration": "every setting of HQ and of a client",
         "exit-codes": "what scripts can rely on",
-        "clocks": "what a wrong clock does, at HQ and at a client, and how to set it right",
+        "clocks": "what a wrong clock does, and how to set it right",
         "metrics": "every metric, health checks, Prometheus and Grafana",
         "files-on-disk": "every file of HQ, of a client and of an installed system",
         "permissions": "who may do what, and every limit",

@@ -12,34 +12,33 @@ from pathlib import Path
 
 import pytest
 
+from cipherbox import clock
 from cipherbox.cli.doctor import findings
 from cipherbox.cli.doctor.findings import (
     BAD,
     GOOD,
     WARN,
     Finding,
-    clock,
     collect,
     disk,
     ends,
     file_rights,
+    system_clock,
 )
 from cipherbox.errors import Problem, StoreError
 
 NOW = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
 
 
-class Frozen(datetime):
-    at = NOW
+class Frozen:
+    """A clock that stands."""
 
-    @classmethod
-    def now(cls, tz: object = None) -> datetime:  # type: ignore[override]
-        return cls.at
+    at = NOW
 
 
 @pytest.fixture
 def at(monkeypatch: pytest.MonkeyPatch) -> type[Frozen]:
-    monkeypatch.setattr(findings, "datetime", Frozen)
+    monkeypatch.setattr(clock, "now_s", lambda: Frozen.at.timestamp())
     Frozen.at = NOW
     return Frozen
 
@@ -64,9 +63,9 @@ def test_the_end_of_a_certificate_is_told_long_before(
 
 
 def test_a_clock_that_is_years_off_is_told(at: type[Frozen]) -> None:
-    assert [f.level for f in clock()] == [GOOD]
+    assert [f.level for f in system_clock()] == [GOOD]
     at.at = datetime(1970, 1, 1, tzinfo=UTC)
-    (found,) = clock()
+    (found,) = system_clock()
     assert (found.level, found.about) == (BAD, "clock")
     at.at = NOW - timedelta(days=365)
     found = ends(
@@ -89,7 +88,8 @@ def test_a_log_from_the_future_is_a_clock_set_back(tmp_path: Path) -> None:
     store.close()
     found = list(_store(ServerConfig(tmp_path), running=False))
     assert [(f.level, f.about) for f in found] == [(GOOD, "store"), (BAD, "clock")]
-    assert "was set back" in found[1].text
+    assert "1095.0 days behind" in found[1].text
+    assert "cipherbox clock confirm" in found[1].todo
 
 
 @pytest.mark.parametrize(("free", "level"), [(50 * 10**9, GOOD), (10**9, WARN), (10**7, BAD)])

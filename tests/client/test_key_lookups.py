@@ -55,7 +55,9 @@ class Directory:
                 self.cached |= {one} & self.known
         return found
 
-    async def sender(self, sender: str, bundle_hash: bytes, accepted_at: int) -> Any:
+    async def sender(
+        self, sender: str, bundle_hash: bytes, accepted_at: int, log_entry: int = 0
+    ) -> Any:
         self.asked.append({sender: [bundle_hash]})
         if bundle_hash in self.known:
             return "a bundle"

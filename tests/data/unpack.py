@@ -11,7 +11,6 @@ import tarfile
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,6 @@ import attrs
 import pytest
 import trio
 
-from cipherbox import clock
 from cipherbox.config.settings import load_server_config
 from tests.client.real_hq import Gate, RealHq
 
@@ -63,10 +61,9 @@ def set_clock(expected: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def shift_clock(monkeypatch: pytest.MonkeyPatch, by_s: float) -> None:
-    now, time_s, time_ns = clock.now, time.time, time.time_ns
+    time_s, time_ns = time.time, time.time_ns
     monkeypatch.setattr(time, "time", lambda: time_s() + by_s)
     monkeypatch.setattr(time, "time_ns", lambda: time_ns() + int(by_s * 1e9))
-    monkeypatch.setattr(clock, "now", lambda: now() + timedelta(seconds=by_s))
 
 
 def _tell_address(place: Path, address: str) -> None:

@@ -444,7 +444,7 @@ async def test_one_connection_names_a_bounded_number_of_bundles() -> None:
     for number in (*range(MOST), *range(MOST)):
         await keys.check(bytes(57) + bytes([number]) * 32, "A", 1)
     assert len(asked) == MOST
-    with pytest.raises(EnvelopeRefused, match="more than 64 key bundles"):
+    with pytest.raises(EnvelopeRefused, match="more than 128 key bundles"):
         await keys.check(bytes(57) + b"\xff" * 32, "A", 1)
 
 

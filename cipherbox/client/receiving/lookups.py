@@ -72,7 +72,7 @@ class Lookups:
             self._nursery.start_soon(self._run)
 
     async def bundle(
-        self, sender: str, bundle_hash: bytes, accepted_at: int, log_entry: int
+        self, sender: str, bundle_hash: bytes, accepted_at: int, log_entry: int = 0
     ) -> KeyBundle:
         """Return the bundle that an envelope's content names, as `Directory.sender` does, within
         this sender's bounds.

@@ -11,8 +11,9 @@ from datetime import UTC, datetime
 
 from cipherbox.envelope.prefix import BUNDLE_HASH
 from cipherbox.errors import EnvelopeRefused
+from cipherbox.limits import LIMITS
 
-MOST = 64  # bundles on one connection; a client uses its newest one, and resends older envelopes
+MOST = LIMITS.bundles_per_client  # on one connection: HQ has no more of a client
 
 
 class SenderKeys:
