@@ -22,13 +22,14 @@ import pytest
 
 from cipherbox.cli.main import cli
 from cipherbox.harness.stage import free_port
-from tests import soak
+from tests import postgres, soak
 from tests.client.real_hq import copy_hq
 from tests.data.unpack import unpack
 
 from .conftest import make_hq, serving, shell
 from .killing import in_the_open, killed_at, names, secrets_of
 
+NEVER = 1 << 30
 WORD = "correct horse battery staple 17"
 
 
@@ -193,6 +194,9 @@ def world() -> tuple[Path, dict[str, str]]:
     atexit.register(shutil.rmtree, base, ignore_errors=True)
     place, ids = base / "world", {}
     directory, _ = make_hq(place, joined=True)
+    settings = directory / "cipherbox.toml"  # the reserve costs more than all the rest
+    small = "[limits]\ndisk_reserve_bytes = 65536"
+    settings.write_text(settings.read_text().replace("[limits]", small))
     (place / "out").mkdir()
     (place / "large.bin").write_bytes(bytes(range(256)) * 1000)
     (place / "word").write_text(WORD)
@@ -232,6 +236,13 @@ def run(command: str, values: dict[str, str], done: str = "") -> None:
     assert shown.code in good or (done and done in shown.err), shown.err
 
 
+def done(row: Row, values: dict[str, str]) -> set[str]:
+    """Run a command undisturbed; what is there then."""
+    for one in (*row.before, row.command):
+        run(one, values)
+    return names(Path(values["w"]))
+
+
 def again(row: Row, values: dict[str, str], step: int, expected: set[str]) -> bool:
     """Kill a command at its ``step`` and run it again; whether it was killed."""
     top = Path(values["w"])
@@ -261,12 +272,25 @@ def steps(name: str) -> Iterator[int]:
 @soak.more
 @pytest.mark.parametrize("name", ALONE)
 def test_killed_without_hq(name: str) -> None:
-    row, values = ALONE[name], fresh()
-    for one in (*row.before, row.command):
-        run(one, values)
-    expected = names(Path(values["w"]))
+    row = ALONE[name]
+    expected = done(row, fresh())
     for count, step in enumerate(steps(name)):
-        if not again(row, fresh(), step, expected) or (count == 2 and not soak.ON):
+        if not again(row, fresh(), step, expected) or (count == 1 and not soak.ON):
+            break
+
+
+@soak.only
+@pytest.mark.parametrize(
+    "command", ["restore {w}/backup {w}/again --database {url}", "store copy {w}/hq {url} --switch"]
+)
+def test_a_copy_into_postgresql_killed(postgresql: postgres.Server, command: str) -> None:
+    row = Row(f"admin: {command}", ("admin: backup {w}/hq --to {w}/backup",), "cipherbox serve")
+    expected: set[str] = set()
+    for step in (NEVER, *range(1, 1000)):
+        url = f"{postgres.url(postgresql)}&schema={postgres.schema()}"
+        values = {**fresh(), "url": shlex.quote(url)}
+        expected = expected or done(row, values)
+        if step != NEVER and not again(row, values, step, expected):
             break
 
 
@@ -280,7 +304,6 @@ def copy_to(target):
 compileall.compile_dir = lambda *_, **__: True
 source.program_source = lambda *_: source.ProgramSource("0" * 64, copy_to)
 """
-NEVER = 1 << 30
 
 
 @soak.more

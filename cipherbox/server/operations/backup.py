@@ -17,8 +17,9 @@ Rules:
    the backup, whose name says whose it is.  A `.part` with a manifest may be the only complete
    backup and goes once there is another.  A restore writes the settings last: without them its mark
    makes the next one start anew.  A database says that it is an unfinished copy until it was
-   compared, and is emptied by the next copy into it.  A copy that is complete already is not an
-   error: its reporter may have been killed.
+   compared, and is emptied by the next copy into it; between that and the settings of a restore,
+   its incarnation is the one in the mark.  A copy that is complete already is not an error: its
+   reporter may have been killed.
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ from cipherbox.envelope import chained_log as oldlog
 from cipherbox.envelope import merkle_tree as tree
 from cipherbox.envelope import transparency_log as log_format
 from cipherbox.errors import ConfigError, Damaged, EnvelopeError
+from cipherbox.limits import LIMITS
 from cipherbox.portable import (
     O_BINARY,
     PART,
@@ -59,13 +61,18 @@ from cipherbox.portable import (
     write_private,
 )
 from cipherbox.server.operations.open_store import empty_for, open_source, open_store
-from cipherbox.server.operations.setup import UNFINISHED, clear_unfinished, whole_or_nothing
+from cipherbox.server.operations.setup import (
+    UNFINISHED,
+    clear_unfinished,
+    unfinished_incarnation,
+    whole_or_nothing,
+)
 from cipherbox.server.transparency_log import KEY_FILE, Stored, load_key, read_stored
 from cipherbox.store.copying import COPYING, OnProgress, Source, Sum, copy, sums_of
 from cipherbox.store.port import CLOCK, INCARNATION, Store
 from cipherbox.store.spool import link_directories
 from cipherbox.store.sqlite.copying import SqliteSource
-from cipherbox.store.sqlite.store import DATABASE, RESERVE, SPOOL
+from cipherbox.store.sqlite.store import DATABASE, RESERVE, SPOOL, SqliteStore
 from cipherbox.store.sqlite.store import open_store as open_sqlite
 
 FORMAT = "cipherbox-backup-1"
@@ -123,11 +130,10 @@ def _back_up(config: ServerConfig, part: Path, to: Path, tell: OnProgress) -> Su
     made_at = clock.now_ms()
     with (
         closing(open_source(config)) as source,
-        closing(_sqlite(part / STORE, create=True)) as sink,
+        closing(_new_store(part / STORE)) as sink,
     ):
         tables = copy(source, sink, tell)
         newest, root = sink.last_log(), read_stored(sink)
-    (part / STORE / RESERVE).unlink(missing_ok=True)
     files = {
         name: _keep(config.directory / name, part / FILES / name) for name in _own_files(config)
     }
@@ -157,8 +163,9 @@ def restore(
 ) -> Summary:
     """Restore an HQ into a new ``directory`` and verify it; without ``database`` it uses SQLite."""
     manifest = read_manifest(backup)
+    killed = unfinished_incarnation(directory)
     clear_unfinished(directory)
-    if directory.exists() and any(directory.iterdir()):
+    if directory.exists() and any(path.name != UNFINISHED for path in directory.iterdir()):
         raise ConfigError(
             f"{directory} is not empty",
             remedy=(
@@ -166,30 +173,55 @@ def restore(
                 f"{directory}"
             ),
         )
-    with whole_or_nothing(directory, others_database=database is not None):
-        return _restore(backup, directory, database, manifest, tell)
+    elsewhere, new = database is not None, killed or os.urandom(16)
+    with whole_or_nothing(directory, others_database=elsewhere, incarnation=new):
+        config = _restore_files(backup, directory, manifest)
+        config = attrs.evolve(config, database=database or DatabaseSettings())
+        found = _restore_store(backup, config, manifest, new, tell)
+        _sync_directories(directory)
+        write_server_config(config)
+    return Summary(
+        directory,
+        manifest["made_at"],
+        found,
+        manifest["log"],
+        sorted(manifest["files"]),
+        manifest["outside"],
+    )
 
 
-def _restore(
-    backup: Path,
-    directory: Path,
-    database: DatabaseSettings | None,
-    manifest: dict[str, Any],
-    tell: OnProgress,
-) -> Summary:
+def _restore_files(backup: Path, directory: Path, manifest: dict[str, Any]) -> ServerConfig:
+    """Copy the files but the settings, and return these: ``directory`` gets them when it is
+    whole, until then it has no HQ.
+    """
     for name, digest in manifest["files"].items():
         if _digest(backup / FILES / name) != digest:
             raise Damaged(f"{backup / FILES / name} was changed after the backup")
         if name != SERVER_FILE:
             _copy(backup / FILES / name, directory / name)
-    config = _settings(backup, directory)
-    config = attrs.evolve(config, database=database or DatabaseSettings())
+    part = directory / _SETTINGS_PART
+    _copy(backup / FILES / SERVER_FILE, part)
+    config = attrs.evolve(load_server_config(part), source=None)
+    part.unlink()
+    return config
+
+
+def _restore_store(
+    backup: Path,
+    config: ServerConfig,
+    manifest: dict[str, Any],
+    incarnation: bytes,
+    tell: OnProgress,
+) -> dict[str, Sum]:
+    """Copy the store and compare it; ``incarnation`` is its new one, which a restore that was
+    killed may have given it already.
+    """
     wanted = {name: Sum(*values) for name, values in manifest["tables"].items()}
     with (
         closing(SqliteSource(backup / STORE, DATABASE, still=True)) as source,
         closing(open_store(config, create=True)) as store,
     ):
-        empty_for(store, b"restore", "restore into another schema")
+        empty_for(store, b"restore", "restore into another schema", incarnation)
         copy(source, store, tell)
         log_key = load_key(
             config.own_secrets / KEY_FILE, secret_key(config.encryption.service_key_file)
@@ -203,31 +235,10 @@ def _restore(
             f"the restored HQ differs from the backup in: {', '.join(wrong or ['the signed log'])}"
         )
     with closing(open_store(config)) as store:
-        store.put_setting(INCARNATION, os.urandom(16))
+        store.put_setting(INCARNATION, incarnation)
         store.put_setting(CLOCK, b"")  # nothing says how old a backup may be
         store.put_setting(COPYING, b"")
-    _sync_directories(directory)
-    write_server_config(config)
-    return Summary(
-        directory,
-        manifest["made_at"],
-        found,
-        manifest["log"],
-        sorted(manifest["files"]),
-        manifest["outside"],
-    )
-
-
-def _settings(backup: Path, directory: Path) -> ServerConfig:
-    """Return the settings in a backup as those of ``directory``, which gets them when it is whole:
-    until then it has no HQ.
-    """
-    part = directory / _SETTINGS_PART
-    _copy(backup / FILES / SERVER_FILE, part)
-    try:
-        return attrs.evolve(load_server_config(part), source=None)
-    finally:
-        part.unlink()
+    return found
 
 
 def copy_store(config: ServerConfig, to: ServerConfig, tell: OnProgress) -> dict[str, Sum]:
@@ -315,9 +326,10 @@ def _verify_log(store: Store, key: bytes) -> str:
     return edge.root().hex() if edge is not None else _root(read_stored(store))
 
 
-def _sqlite(directory: Path, *, create: bool) -> Any:
-    private_dir(directory)
-    return open_sqlite(directory, create=create)
+def _new_store(directory: Path) -> SqliteStore:
+    """Create a store without a reserve: HQ never runs on it."""
+    limits = attrs.evolve(LIMITS, disk_reserve_bytes=0)
+    return open_sqlite(private_dir(directory), create=True, limits=limits)
 
 
 def _own_files(config: ServerConfig) -> Iterator[str]:

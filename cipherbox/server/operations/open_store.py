@@ -6,7 +6,7 @@ from cipherbox.config.database_url import parse_hosts
 from cipherbox.config.settings import DatabaseSettings, ServerConfig, secret
 from cipherbox.errors import ConfigError, StoreError
 from cipherbox.store.copying import COPYING, Source
-from cipherbox.store.port import Store
+from cipherbox.store.port import INCARNATION, Store
 from cipherbox.store.postgres.target import Target
 from cipherbox.store.sqlite.copying import SqliteSource
 from cipherbox.store.sqlite.store import SqliteStore
@@ -89,11 +89,12 @@ def reach(config: ServerConfig) -> None:
         connection.close()
 
 
-def empty_for(store: Store, copying: bytes, remedy: str | None = None) -> None:
+def empty_for(store: Store, copying: bytes, remedy: str | None = None, killed: bytes = b"") -> None:
     """Mark an empty store as an unfinished copy; one that is, because its copy was killed, is
-    emptied first.  Raise ConfigError if it contains an HQ.
+    emptied first.  ``killed``: the incarnation given by a restore that was killed.  Raise
+    ConfigError if it contains an HQ.
     """
-    if store.get_setting(COPYING):
+    if store.get_setting(COPYING) or (killed and store.get_setting(INCARNATION) == killed):
         store.empty()
     elif store.load(1).clients:
         raise ConfigError("this database already contains an HQ", remedy=remedy)

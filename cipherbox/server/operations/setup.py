@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import attrs
 from cryptography import x509
@@ -40,7 +41,8 @@ from cipherbox.server.operations.open_store import empty_for, open_store
 from cipherbox.server.transparency_log import KEY_FILE, load_key
 from cipherbox.store.port import CertificateRow
 
-# lists the names that were in HQ's directory before; exists while `init` or a restore runs
+# Exists while `init` or a restore runs.  JSON: the names that were in HQ's directory before, and
+# the incarnation that a restore gives to the database.
 UNFINISHED = ".init-unfinished"
 
 
@@ -135,14 +137,29 @@ def is_unfinished(directory: Path) -> bool:
 
 
 def clear_unfinished(directory: Path) -> None:
-    """Remove what a killed `init` or restore left in HQ's directory."""
+    """Remove what a killed `init` or restore left in HQ's directory; its mark stays until the next
+    one has written its own.
+    """
     remove_parts(directory, UNFINISHED)
-    marker = directory / UNFINISHED
     if is_unfinished(directory):
-        kept = {UNFINISHED, *json.loads(marker.read_text())}
+        kept = {UNFINISHED, *_marked(directory)["kept"]}
         _remove(path for path in directory.iterdir() if path.name not in kept)
-    if marker.exists():
-        marker.unlink()
+    elif (directory / UNFINISHED).exists():
+        (directory / UNFINISHED).unlink()
+
+
+def unfinished_incarnation(directory: Path) -> bytes:
+    """Return the incarnation that a killed restore into ``directory`` gave to its database; empty
+    if there was none.
+    """
+    return bytes.fromhex(_marked(directory)["incarnation"]) if is_unfinished(directory) else b""
+
+
+def _marked(directory: Path) -> dict[str, Any]:
+    marked = json.loads((directory / UNFINISHED).read_text())
+    if isinstance(marked, list):  # as 0.5.0 wrote it
+        marked = {"kept": marked}
+    return {"incarnation": "", **marked}
 
 
 def _clear_admin(directory: Path, admin_home: Path) -> None:
@@ -163,7 +180,7 @@ def _remove(paths: Iterable[Path]) -> None:
 
 @contextmanager
 def whole_or_nothing(
-    directory: Path, *others: Path, others_database: bool = False
+    directory: Path, *others: Path, others_database: bool = False, incarnation: bytes = b""
 ) -> Iterator[None]:
     """Remove everything new in the directories if the block fails: a partial HQ would look like
     one.
@@ -171,12 +188,18 @@ def whole_or_nothing(
     A marker in HQ's directory lets the next one do the same after a kill; once the settings exist,
     it is an HQ.
     """
-    before = {path: set(path.iterdir()) if path.exists() else None for path in (directory, *others)}
+    mark = directory / UNFINISHED
+    before = {
+        path: set(path.iterdir()) - {mark} if path.exists() else None
+        for path in (directory, *others)
+    }
     try:
         names = sorted(path.name for path in before[directory] or ())
-        write_private(private_dir(directory) / UNFINISHED, json.dumps(names).encode())
+        marked = {"kept": names, "incarnation": incarnation.hex()}
+        private_dir(directory)
+        write_private(mark, json.dumps(marked).encode())
         yield
-        (directory / UNFINISHED).unlink(missing_ok=True)
+        mark.unlink(missing_ok=True)
     except BaseException as error:
         for path, kept in before.items():
             _remove(set(path.iterdir() if path.exists() else ()) - (kept or set()))
