@@ -67,7 +67,7 @@ def names(top: Path) -> set[str]:
     return {
         f"{_NEW.sub('#', path.relative_to(top).as_posix())} {path.lstat().st_mode & 0o7777:o}"
         for path in top.rglob("*")
-        if not path.name.endswith(("-wal", "-shm"))  # of those that run, or were killed
+        if not path.name.endswith(("-wal", "-shm", "lock"))  # of those that run, or were killed
     }
 
 
