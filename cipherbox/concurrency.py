@@ -8,6 +8,7 @@ Which one to take:
     Backoff     growing pauses between tries; KeyedBackoff: one for each key
     Signal      edge-triggered: `notify` wakes the tasks that wait now, later ones wait on
     Flag        level-triggered: `set` lasts until `clear`, also when nobody waits
+    OneThread   blocking calls in one thread, in order: a disk or a database
     background  a nursery beside a `with` block that re-raises our own errors unwrapped
 
 Rules:
@@ -30,11 +31,14 @@ Rules:
 
 from __future__ import annotations
 
+import queue
 import random
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from math import inf
-from typing import Generic, NoReturn, TypeVar
+from typing import Any, Generic, NoReturn, TypeVar, TypeVarTuple, Unpack, cast
 
 import trio
 
@@ -42,6 +46,8 @@ from cipherbox.errors import CipherBoxError
 
 T = TypeVar("T")
 K = TypeVar("K", bound=Hashable)
+Ts = TypeVarTuple("Ts")
+THREAD_IDLE_S = 10.0
 Transient = Callable[[CipherBoxError], bool]
 OnFailure = Callable[[CipherBoxError, float], object]  # the error, and the pause before the retry
 
@@ -281,6 +287,72 @@ class Flag:
     async def wait(self) -> None:
         """Wait until it is set; return immediately while it is."""
         await self._event.wait()
+
+
+# -- blocking calls --------------------------------------------------------------------------------
+
+
+class _Call(Generic[T]):
+    """A call on its way through the thread, and what became of it."""
+
+    __slots__ = ("error", "task", "token", "value", "work")
+
+    def __init__(self, work: Callable[[], T]) -> None:
+        self.work = work
+        self.task = trio.lowlevel.current_task()
+        self.token = trio.lowlevel.current_trio_token()
+        self.value: T | None = None
+        self.error: BaseException | None = None
+
+
+class OneThread:
+    """Runs blocking calls one at a time, in order.
+
+    `trio.to_thread` prepares each call for a context, a limiter, a thread name and calls back into
+    trio; without that the way there and back costs a third less, which counts where a message
+    takes four of them.  The thread ends when it was idle for a while.
+    """
+
+    __slots__ = ("_calls", "_lock", "_running")
+
+    def __init__(self) -> None:
+        self._calls: queue.SimpleQueue[_Call[Any]] = queue.SimpleQueue()
+        self._lock = threading.Lock()  # held while the thread decides to end
+        self._running = False
+
+    async def run(self, call: Callable[[Unpack[Ts]], T], *args: *Ts) -> T:
+        """Return what ``call`` returns.  Cancelling the caller does not abandon a call."""
+        await trio.lowlevel.checkpoint_if_cancelled()
+        one = _Call(partial(call, *args))
+        with self._lock:
+            self._calls.put(one)
+            if not self._running:
+                self._running = True
+                threading.Thread(target=self._work, name="one-thread", daemon=True).start()
+        await trio.lowlevel.wait_task_rescheduled(lambda _: trio.lowlevel.Abort.FAILED)
+        if one.error is not None:
+            try:
+                raise one.error
+            finally:
+                del one  # its error refers to this frame
+        return cast(T, one.value)
+
+    def _work(self) -> None:
+        while True:
+            try:
+                one = self._calls.get(timeout=THREAD_IDLE_S)
+            except queue.Empty:
+                with self._lock:
+                    if self._calls.empty():
+                        self._running = False
+                        return
+                continue
+            try:
+                one.value = one.work()
+            except BaseException as error:
+                one.error = error
+            one.token.run_sync_soon(trio.lowlevel.reschedule, one.task)
+            del one  # what a call held must not live until the next one
 
 
 # -- errors that leave a nursery -------------------------------------------------------------------

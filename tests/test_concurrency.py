@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 from collections.abc import Awaitable, Callable
 from itertools import pairwise
 from math import inf
@@ -12,10 +13,12 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from cipherbox import concurrency
 from cipherbox.concurrency import (
     Backoff,
     Flag,
     KeyedBackoff,
+    OneThread,
     Signal,
     any_error,
     background,
@@ -330,3 +333,61 @@ async def test_an_error_that_is_not_ours_is_never_retried(autojump_clock: MockCl
         await repeat(call, 1.0)
     assert len(times) == 1
     assert isinstance(Busy("x"), CipherBoxError)
+
+
+# -- blocking calls --------------------------------------------------------------------------------
+
+
+async def test_calls_run_in_one_thread_in_order_and_return_or_raise() -> None:
+    thread = OneThread()
+    done: list[tuple[int, int]] = []
+
+    def call(number: int) -> int:
+        done.append((number, threading.get_ident()))
+        return number
+
+    async with trio.open_nursery() as nursery:
+        for number in range(20):
+            nursery.start_soon(thread.run, call, number)
+    assert sorted(number for number, _ in done) == list(range(20))
+    (ident,) = {ident for _, ident in done}
+    assert ident != threading.get_ident()
+    assert await thread.run(call, 5) == 5
+    with pytest.raises(ZeroDivisionError):
+        await thread.run(lambda: 1 // 0)
+    with pytest.raises(SystemExit):
+        await thread.run(sys.exit)
+    assert await thread.run(threading.get_ident) == ident
+
+
+async def test_cancelling_abandons_no_call_and_begins_none() -> None:
+    thread = OneThread()
+    begun, go, done = threading.Event(), threading.Event(), []
+
+    def call() -> None:
+        begun.set()
+        assert go.wait(20)
+        done.append("call")
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(thread.run, call)
+        await trio.to_thread.run_sync(begun.wait, 20)
+        nursery.cancel_scope.cancel()
+        go.set()
+    assert done == ["call"]
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        await thread.run(done.append, "cancelled")
+    assert done == ["call"]
+
+
+async def test_an_idle_thread_ends_and_the_next_call_starts_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(concurrency, "THREAD_IDLE_S", 0.001)
+    thread = OneThread()
+    for _ in range(20):
+        running = await thread.run(threading.current_thread)
+        await trio.to_thread.run_sync(running.join, 20)
+        assert not running.is_alive()
+    assert await thread.run(lambda: 5) == 5

@@ -7,6 +7,7 @@ from typing import TypeVar
 
 import trio
 
+from cipherbox.concurrency import OneThread
 from cipherbox.store.port import Body, Store
 
 T = TypeVar("T")
@@ -18,18 +19,18 @@ class StoreThreads:
 
     def __init__(self, store: Store, runner: Runner | None) -> None:
         self._store, self._runner = store, runner
-        self._one = trio.CapacityLimiter(1)
+        self._one = OneThread()
         self._reading = trio.CapacityLimiter(store.readers)
 
     async def run(self, call: Callable[..., T], *args: object) -> T:
         """Run one of the store's methods; cancelling the caller does not abandon it."""
-        return await self._run(self._one, call, *args)
+        if self._runner is not None:
+            return await self._runner(call, *args)  # type: ignore[return-value]
+        return await self._one.run(call, *args)
 
     async def read_bodies(self, numbers: list[int]) -> list[Body | None]:
         """Read bodies, also while a commit runs."""
-        return await self._run(self._reading, self._store.read_bodies, numbers)
-
-    async def _run(self, limiter: trio.CapacityLimiter, call: Callable[..., T], *args: object) -> T:
+        read = self._store.read_bodies
         if self._runner is not None:
-            return await self._runner(call, *args)  # type: ignore[return-value]
-        return await trio.to_thread.run_sync(call, *args, limiter=limiter)
+            return await self._runner(read, numbers)  # type: ignore[return-value]
+        return await trio.to_thread.run_sync(read, numbers, limiter=self._reading)

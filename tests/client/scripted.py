@@ -17,8 +17,7 @@ from cipherbox.client.connection.reconnecting import ReconnectingConnection
 from cipherbox.client.events import Events
 from cipherbox.client.home import Home
 from cipherbox.client.log.verifier import LogProofVerifier
-from cipherbox.client.outbox import access
-from cipherbox.concurrency import background
+from cipherbox.concurrency import OneThread, background
 from cipherbox.config.settings import ClientConfig
 from cipherbox.envelope.layout import split
 from cipherbox.errors import CipherBoxError, RouteChanged
@@ -179,7 +178,7 @@ async def client_on(
     private_dir(path)
     config = ClientConfig(path, party.identity.client_id, "hq:1")
     authority = hq.authority
-    monkeypatch.setattr(access, "in_thread", inline)
+    monkeypatch.setattr(OneThread, "run", lambda _, *call: inline(*call))
     home = Home(
         config,
         authority.root.certificate,

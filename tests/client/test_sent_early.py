@@ -15,11 +15,11 @@ import pytest
 import trio
 
 from cipherbox.client.client import Client
-from cipherbox.client.outbox import access
 from cipherbox.client.outbox import outbox as module
 from cipherbox.client.outbox.rows import CONFIRMED
 from cipherbox.client.publishing.publish import Confirmation
 from cipherbox.client.receiving.receiver import Receiver
+from cipherbox.concurrency import OneThread
 from cipherbox.errors import RouteChanged, StoreError
 from tests.client.parties import Party
 from tests.client.scripted import ScriptedHq, client_on
@@ -41,6 +41,9 @@ class SlowDisk:
         if self.error is not None:
             raise StoreError(str(self.error))
         self._real(path)
+
+
+in_a_thread = OneThread.run  # as it is before a test's HQ replaces it
 
 
 @pytest.fixture
@@ -173,7 +176,7 @@ async def test_a_refusal_that_comes_before_the_sync_is_told_after_it(
 ) -> None:
     scripted.refuse_sends = [RouteChanged("changed")]
     async with client_on(scripted, lab, tmp_path, monkeypatch) as client:
-        monkeypatch.setattr(access, "in_thread", trio.to_thread.run_sync)
+        monkeypatch.setattr(OneThread, "run", in_a_thread)
         async with trio.open_nursery() as nursery:
             publishing = Publishing(nursery, client)
             await until(

@@ -384,7 +384,6 @@ def virtual(world: World, seed: int, monkeypatch: Any) -> Iterator[None]:
     import time
 
     from cipherbox.client import local_database as localdb
-    from cipherbox.client.outbox import access
     from cipherbox.store.sqlite import database
 
     async def connect(
@@ -402,7 +401,7 @@ def virtual(world: World, seed: int, monkeypatch: Any) -> Iterator[None]:
 
     monkeypatch.setattr(transport, "connect", connect)
     monkeypatch.setattr(trio.to_thread, "run_sync", inline)
-    monkeypatch.setattr(access, "in_thread", inline)
+    monkeypatch.setattr(concurrency.OneThread, "run", lambda _, *call: inline(*call))
     monkeypatch.setattr(concurrency, "_random", random.Random(seed))
     monkeypatch.setattr(Inbox, "_commit", faulty_commit)
     monkeypatch.setattr(database, "SETTINGS", (*database.SETTINGS, "synchronous = OFF"))

@@ -166,8 +166,7 @@ async def _receive(client: Client, task: dict[str, Any]) -> None:
             reported = now
             report(received=receiver.received)
 
-    if task["wrap"] == "ratchet":
-        await client.offer_prekeys()
+    await client.offer_prekeys()  # a home does this once, in its first tenth of a second
     receiver = Receiver(client, on_lines=on_lines)
 
     async def body() -> None:

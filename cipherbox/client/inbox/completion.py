@@ -13,7 +13,7 @@ import trio
 from cipherbox.client.inbox.file_check import Check
 from cipherbox.client.inbox.inbox import Inbox
 from cipherbox.client.inbox.incoming_files import Arrived
-from cipherbox.concurrency import Flag
+from cipherbox.concurrency import Flag, OneThread
 
 TIDY_S = 3600.0  # between deletions of expired data
 AGAIN_S = 1.0  # between retries of files that could not be stored
@@ -28,14 +28,13 @@ class Completion:
 
     def __init__(self, inbox: Inbox, arrived: Callable[[list[Arrived]], None]) -> None:
         self._inbox, self._arrived = inbox, arrived
-        self._lock = trio.Lock()  # serialises calls of the inbox
+        self._thread = OneThread()  # serialises calls of the inbox
         self._recorded = Flag()
         self.busy = False
 
     async def on_disk(self, call: Callable[..., R], *arguments: object) -> R:
         """Call one of the inbox's methods in a thread, one at a time."""
-        async with self._lock:
-            return await trio.to_thread.run_sync(call, *arguments)
+        return await self._thread.run(call, *arguments)
 
     def notify(self) -> None:
         """Look for complete files: something was recorded."""
