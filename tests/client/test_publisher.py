@@ -8,6 +8,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from cipherbox.client.outbox import sender
 from cipherbox.envelope.layout import split
 from cipherbox.errors import (
     Busy,
@@ -148,6 +149,26 @@ async def test_a_publisher_without_room_waits_and_loses_nothing(
                 taken += 1
     found = [m.content for raw in scripted.envelopes for m in opened(raw, lab, center)]
     assert found == [b"%d" % n for n in range(taken)]
+
+
+@pytest.mark.parametrize(("name", "most"), [("AHEAD", 4), ("AHEAD_BYTES", 5000)])
+async def test_a_publisher_lets_others_run_before_it_has_filled_the_window(
+    scripted: ScriptedHq,
+    lab: Party,
+    center: Party,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    most: int,
+) -> None:
+    monkeypatch.setattr(sender, name, most)
+    async with client_on(scripted, lab, tmp_path, monkeypatch) as client:
+        async with client.publisher(to="CA-RC", batch=1) as publisher:
+            assert [publisher.put(b"x") for _ in range(5)] == [True] * 4 + [False]
+            assert publisher.envelopes == 4
+            for _ in range(20):
+                await publisher.send(b"x")
+    assert scripted.counts() == [1] * 25
 
 
 async def test_two_publishers_share_the_window(
