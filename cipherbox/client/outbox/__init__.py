@@ -3,8 +3,8 @@ signed.
 
 Map, written by `make generate`:
 
-    access        The outbox from trio: its methods block on the disk, so they run in a thread, one
-                  at a time.
+    access        The outbox from trio: its methods block on the disk, so they run in a thread, in
+                  order.
     folder_files  The agent's files, as the outbox knows them: which were taken, in which envelope
                   or transfer, what became of them.
     origins       What the outbox records in the same transaction as an envelope: its idempotency
