@@ -60,8 +60,12 @@ def has(driver: Any, words: str) -> None:
         raise AssertionError(f"no {words!r} in {driver.current_url}: {text_of(driver)}") from None
 
 
-async def test_two_people_and_one_message(hq: RealHq, lab: Web, center: Web) -> None:
+async def test_two_people_and_one_message(lab: Web, center: Web, tmp_path: Path) -> None:
     """The seeds' story: log in, see the users, write, show and hide, read live in another tab."""
+    folder = tmp_path / "run-42"
+    (folder / "deep").mkdir(parents=True)
+    (folder / "a.txt").write_text("first")
+    (folder / "deep" / "b.txt").write_text("second")
     await lab.until("/people", lambda page: "CA-RC" in page.words)
 
     def story(driver: Any) -> None:
@@ -90,15 +94,17 @@ async def test_two_people_and_one_message(hq: RealHq, lab: Web, center: Web) -> 
         driver.switch_to.window(sent)
         has(driver, "✓ opened")
         assert driver.execute_script("return document.cookie") == ""
-        # a file dropped into the page, and the pages of the sender on the way
+        # a file dropped into the page, and a folder that is chosen
         driver.get(f"{lab.origin}/write?to=CA-RC")
         dropped(driver, 3_000_000)
-        has(driver, "result.bin")
+        one(driver, "#folder").send_keys(str(folder))
+        has(driver, "run-42/deep/b.txt")
         one(driver, "#send").click()
         until(driver, lambda: "/sent" in driver.current_url)
         has(driver, "result.bin")
         driver.switch_to.window(tab)
-        has(driver, "result.bin")
+        for name in ("result.bin", "a.txt", "b.txt"):
+            has(driver, name)
         one(driver, ".top button").click()  # Lock
         has(driver, "This page is locked.")
         driver.get(f"{center.origin}/messages")

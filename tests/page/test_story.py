@@ -14,7 +14,7 @@ import orjson
 import pytest
 import trio
 
-from cipherbox.apps.page import door, messages
+from cipherbox.apps.page import desk, door, messages
 from cipherbox.apps.page.view import Finding
 from cipherbox.cli.doctor.findings import Finding as Found
 from cipherbox.client.inbox.encrypted_lines import START
@@ -459,3 +459,55 @@ async def test_transfers_are_resumed(hq: RealHq, tmp_path: Path) -> None:
         await lab.until("/sent", lambda page: "sending" not in page.words)
         outbox = lab.page.site.desk.client.outbox()  # type: ignore[union-attr]
         assert await outbox.store(Transfers(outbox.outbox).unfinished) == []
+
+
+async def test_a_page_of_large_texts_is_bounded(hq: RealHq, center: Web) -> None:
+    async with hq.client("FL-LAB") as client:
+        for number in range(4):
+            await client.publish(f"{number}" * 5_000_000, to=["CA-RC"])
+    inside = center.page.site.desk
+    assert inside is not None
+    await center.until("/messages", lambda page: "0000" in page.text)
+    found = await inside.inbox(messages.page_of, START, "", "")
+    assert 1 <= len(found.rows) < 4
+    page = await center.get("/messages")
+    assert len(page.body) < 50_000
+    seen, mark = len(found.rows), found.following
+    while mark is not None:
+        found = await inside.inbox(messages.page_of, mark, "", "")
+        seen, mark = seen + len(found.rows), found.following
+    assert seen == 4
+
+
+async def test_a_revoked_client_is_told_so(hq: RealHq, lab: Web) -> None:
+    await lab.until("/messages", shows("Connected to HQ"))
+    async with hq.admin() as admin:
+        await admin.revoke("FL-LAB", "left the project")
+    page = await lab.until("/messages", shows("HQ is unreachable", "revoked"))
+    assert "left the project" in page.words
+    assert (await lab.get("/sent")).status == 200  # what is here can be read on
+
+
+async def test_it_receives_when_the_other_receiver_of_the_home_ends(
+    hq: RealHq, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(desk, "OTHER_S", 0.05)
+    async with hq.client("CA-RC") as other, hq.client("FL-LAB") as lab:
+        receiver = Receiver(other)
+        async with trio.open_nursery() as nursery:
+            scope = await nursery.start(kept, receiver)
+            async with page_of(hq.home("CA-RC")) as web:
+                await lab.publish("taken by the other", to=["CA-RC"])
+                await web.until("/messages", lambda page: "taken by the other" in page.text)
+                assert receiver.received == 1
+                scope.cancel()
+                await lab.publish("taken by the page", to=["CA-RC"])
+                await web.until("/messages", lambda page: "taken by the page" in page.text)
+    assert receiver.received == 1
+
+
+async def kept(receiver: Receiver, task_status: Any) -> None:
+    with trio.CancelScope() as scope:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(receiver.keep)
+            task_status.started(scope)

@@ -23,7 +23,7 @@ from cipherbox.client.inbox.inspect import InboxInspection, RefusedEntry
 from cipherbox.client.outbox.transfers import Transfer, Transfers
 from cipherbox.client.publishing.files import FileSender
 from cipherbox.client.receiving.receiver import Receiver
-from cipherbox.concurrency import Backoff, Signal, only, supervise
+from cipherbox.concurrency import Backoff, Signal, background, only, supervise
 from cipherbox.errors import (
     BundleDiscontinuous,
     BundleError,
@@ -40,6 +40,7 @@ LOOK_S = 0.5  # between looks for commits, while a browser listens
 OTHER_S = 1.0  # between looks whether another receiver of this home has ended
 HQ_S = 4.0  # how long a page waits for HQ before it shows what is known here
 PEOPLE_S = 20.0  # for which the list of people is shown again without asking
+UNKNOWN_S = 1.0  # the same while HQ does not answer
 MOST_ASKED = 200  # clients whose keys are looked at before anything is sent to them
 REFUSALS = 200  # the newest
 # What only a forger, a damaged disk or a false key explains; the rest of the outcomes are faults.
@@ -81,37 +82,48 @@ class Desk:
         self.client = client
         self.changed = Signal()
         self.listeners = 0
+        self.failure: CipherBoxError | None = None  # which ended receiving
         self.history = History()  # of HQ, for an admin
         self.keyless = client.home.identity is None  # an admin's home: no messages
         self.choices = _read_choices(client.home.path / SETTINGS)
         self._inbox: InboxInspection | None = None
         self._turn = trio.Lock()
-        self._people: tuple[float, list[Person]] | None = None
+        self._people: tuple[float, list[Person]] = (float("-inf"), [])  # shown until then
+        self._sending: set[int] = set()  # numbers of transfers
         self._own_alarm = ""
 
     # -- tasks -------------------------------------------------------------------------------------
 
     async def receive(self) -> None:
-        """Receive into this home for as long as the page runs, unless another program does."""
-        receiver = Receiver(self.client)
-        await supervise(
-            lambda: receiver.keep(own_trouble=True),
-            Backoff(OTHER_S, OTHER_S),
-            transient=only(StoreLocked),
-        )
+        """Receive into this home for as long as the page runs, and continue the files that an
+        earlier program left half sent; unless another program of this home does.  An error that
+        ends receiving does not end the page, which shows it.
+        """
+        try:
+            await supervise(self._receive, Backoff(OTHER_S, OTHER_S), transient=only(StoreLocked))
+        except CipherBoxError as error:
+            self.failure = error
+            self.changed.notify()
 
-    async def resume(self) -> None:
-        """Continue the files that an earlier program left half sent."""
-        outbox = self.client.outbox()
-        unfinished = await outbox.store(Transfers(outbox.outbox).unfinished)
-        async with trio.open_nursery() as nursery:
-            for transfer in unfinished:
+    async def _receive(self) -> None:
+        receiver = Receiver(self.client)
+        async with background() as nursery:
+            await nursery.start(partial(receiver.keep, own_trouble=True))
+            outbox = self.client.outbox()
+            for transfer in await outbox.store(Transfers(outbox.outbox).unfinished):
                 nursery.start_soon(self.send, transfer)
+            await trio.sleep_forever()
 
     async def send(self, transfer: Transfer) -> None:
-        """Send a file; what stops it is kept with the transfer, and shown."""
-        with suppress(CipherBoxError):
-            await FileSender(self.client, transfer, patient=True).run()
+        """Send a file, once at a time; what stops it is kept with the transfer, and shown."""
+        if transfer.number in self._sending:
+            return
+        self._sending.add(transfer.number)
+        try:
+            with suppress(CipherBoxError):
+                await FileSender(self.client, transfer, patient=True).run()
+        finally:
+            self._sending.discard(transfer.number)
 
     async def sample(self, report: Callable[[Client], Awaitable[dict[str, Any]]]) -> None:
         """Keep a history of HQ for its admin, until cancelled."""
@@ -190,7 +202,7 @@ class Desk:
     async def people(self, *, anew: bool = False) -> list[Person]:
         """Return everybody this client may know, and what is wrong with their keys."""
         now = trio.current_time()
-        if not anew and self._people is not None and now - self._people[0] < PEOPLE_S:
+        if not anew and now < self._people[0]:
             return self._people[1]
         pins = {pin.bundle.client_id: pin for pin in self.client.directory.pins.entries()}
         rows = await self.listed("clients")
@@ -217,7 +229,7 @@ class Desk:
             )
         if rows:
             self._own_alarm = await self._own_keys()
-            self._people = now, found
+        self._people = now + (PEOPLE_S if rows else UNKNOWN_S), found
         return found
 
     async def _own_keys(self) -> str:

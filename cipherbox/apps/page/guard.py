@@ -8,7 +8,7 @@
    posted from a local file; its code is the proof.
 4. Other sites may link here, and nothing else: no frame, image, script or fetch of theirs.
 5. Without a cookie of the door there is only the log-in page and what it is drawn with.
-6. A body is at most 1 MiB, except an upload's, which is streamed to the outbox.
+6. A body is at most 3 MiB, except an upload's, which is streamed to the outbox.
 7. Every answer, errors included, forbids scripts, frames, styles, forms and connections that are
    not of this page (CSP, without inline code, with trusted types), caching, sniffing and
    referrers, and is in a process of its own (COOP, CORP).
@@ -26,7 +26,7 @@ from cipherbox.apps.page.door import COOKIE, Door
 
 LOGIN, STATIC, UPLOAD = "/enter", "/static/", "/upload"
 METHODS = ("GET", "HEAD", "POST", "PUT")
-BODY_BYTES = 1024 * 1024
+BODY_BYTES = 3 * 1024 * 1024  # a text of 0.9 MB, of which each byte may take three
 LIVE = "x-live"  # header of requests that no person made
 POLICY = "; ".join(
     [

@@ -109,4 +109,3 @@ class Page:
             self._nursery.start_soon(desk.sample, self._helpers.report)
         if receives and not desk.keyless:
             self._nursery.start_soon(desk.receive)
-            self._nursery.start_soon(desk.resume)

@@ -150,6 +150,8 @@ class Site:
 
     async def _lock(self, request: Request) -> Response:
         self._door.lock(cookie_of(request.headers))
+        if self.desk is not None:
+            self.desk.changed.notify()  # its other tabs
         response = RedirectResponse("/enter", 303)
         response.delete_cookie(COOKIE, secure=True, httponly=True, samesite="strict")
         return response

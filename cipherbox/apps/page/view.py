@@ -127,7 +127,8 @@ class View:
             "alarms": await self.desk.key_alarms(),
             "forged": await self.desk.unseen(),
             "connected": connection.current is not None,
-            "away": str(connection.failure or connection.trouble or ""),
+            "away": str(connection.trouble or ""),
+            "failure": connection.failure or self.desk.failure,  # which no new attempt can mend
             "said": SAID.get(self.query.get("said", ""), ""),
             "admin": self.desk.client.role == "admin",
             "keyless": self.desk.keyless,

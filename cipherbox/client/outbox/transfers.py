@@ -26,7 +26,7 @@ from cipherbox.client.outbox.rows import COPIES
 from cipherbox.client.publishing.parts import DIRECTORY, NAMES_OF_ENTRIES
 from cipherbox.errors import FileChanged, FileError, FileUnreadable
 from cipherbox.limits import LIMITS
-from cipherbox.portable import O_BINARY, int64
+from cipherbox.portable import O_BINARY, int64, sync_directory
 from cipherbox.sealing.encrypted_file import ClearFile, EncryptedFile, RandomAccessFile
 from cipherbox.sealing.local_secret_box import SecretBox
 
@@ -133,9 +133,11 @@ class Upload:
         self.size += len(data)
 
     def finish(self) -> Path:
-        """Make it durable, and return where it is."""
+        """Make it durable under its name, and return where it is: there is no other copy of it."""
         self._stored.sync(self.size)
         self._close()
+        for directory in (self._path.parent, self._path.parent.parent):
+            sync_directory(directory)
         return self._path
 
     def discard(self) -> None:

@@ -126,10 +126,12 @@ if (form && drop) {
     more();
   });
 
-  document.getElementById("files").addEventListener("change", (event) => {
-    for (const file of event.target.files) add(file, file.name);
-    event.target.value = "";
-  });
+  for (const id of ["files", "folder"]) {
+    document.getElementById(id).addEventListener("change", (event) => {
+      for (const file of event.target.files) add(file, file.webkitRelativePath || file.name);
+      event.target.value = "";
+    });
+  }
   for (const kind of ["dragenter", "dragover"]) {
     drop.addEventListener(kind, (event) => { event.preventDefault(); drop.classList.add("over"); });
   }
