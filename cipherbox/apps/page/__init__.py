@@ -6,6 +6,8 @@ Map, written by `make generate`:
     desk      The desk behind the page: an open client, what its home holds, and a wake-up when that
               changes.
     door      The door of the page: where it is, who may enter, and until when.
+    drawing   Draw the manual's diagrams as SVG: the part of Mermaid's language that the manual
+              uses.
     guard     The guard in front of every request.
     handbook  The manual in the page: its Markdown as HTML, raw HTML in it shown as text.
     history   HQ's last hour and day as plots: sampled while the page of an admin runs, kept in its

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import functools
 import re
+from collections.abc import Sequence
+from html import escape
+from typing import Any
 
 from markdown_it import MarkdownIt
 from markupsafe import Markup
 from starlette.responses import Response
 
+from cipherbox.apps.page.drawing import drawn
 from cipherbox.apps.page.view import View
 from cipherbox.errors import NotFound
 
@@ -33,8 +37,13 @@ async def one(view: View) -> Response:
     pages, name = view.helpers.manual(), view.given("name")
     if name not in pages:
         raise NotFound("there is no such page in the manual")
-    html = _linked(_markdown().render(pages[name]), frozenset(pages))
+    html = html_of(pages[name], frozenset(pages))
     return await view.page("manual_page.html", name=name, html=Markup(html))  # noqa: S704
+
+
+def html_of(text: str, names: frozenset[str]) -> str:
+    """Return a page of the manual as HTML, with its diagrams drawn and its links leading here."""
+    return _linked(_markdown().render(text), names)
 
 
 def title_of(text: str) -> str:
@@ -44,7 +53,23 @@ def title_of(text: str) -> str:
 
 @functools.cache
 def _markdown() -> MarkdownIt:
-    return MarkdownIt("commonmark", {"html": False}).enable("table")
+    found = MarkdownIt("commonmark", {"html": False}).enable("table")
+    found.add_render_rule("fence", _fence)
+    return found
+
+
+def _fence(self: Any, tokens: Sequence[Any], at: int, options: Any, env: Any) -> str:
+    """Draw a diagram; its source stands below it, for those who do not see it."""
+    source = str(tokens[at].content)
+    kind = str(tokens[at].info).strip()
+    block = f"<pre><code>{escape(source)}</code></pre>"
+    picture = drawn(source) if kind == "mermaid" else ""
+    if not picture:
+        return block
+    return (
+        f'<div class="scroll" tabindex="0">{picture}</div>'
+        f"<details><summary>Source of the diagram</summary>{block}</details>"
+    )
 
 
 def _linked(html: str, names: frozenset[str]) -> str:
