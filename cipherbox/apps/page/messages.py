@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 
+from cipherbox.apps.page.streaming import Streamed, from_thread
 from cipherbox.apps.page.view import View
 from cipherbox.classes import frozen
 from cipherbox.client.file_names import safe_name
@@ -99,9 +100,7 @@ async def content(view: View) -> Response:
     stream = make()
     first = await view.desk.inbox(lambda _: next(stream, b""))  # an error here is a page
     headers = {"Content-Disposition": f"attachment; filename*=UTF-8''{quote(name)}"}
-    return StreamingResponse(
-        _with_first(first, stream), headers=headers, media_type="application/octet-stream"
-    )
+    return Streamed(from_thread(first, stream), "application/octet-stream", headers)
 
 
 def mark_of(text: str) -> Mark:
@@ -238,8 +237,3 @@ def _members(
 def _part(source: RandomAccessFile, at: int, size: int) -> Iterator[bytes]:
     for inside in range(0, size, _STEP):
         yield source.read(min(_STEP, size - inside), at + inside)
-
-
-def _with_first(first: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
-    yield first
-    yield from rest
