@@ -22,7 +22,7 @@ from cipherbox.client.client import Client
 from cipherbox.client.home import Home
 from cipherbox.config.settings import load_client_config
 
-PATIENCE_S = 15.0
+PATIENCE_S = 45.0
 
 
 class Answer(NamedTuple):
