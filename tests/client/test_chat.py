@@ -28,6 +28,7 @@ from cipherbox.apps.chat.lines import ChatLines, ReceivedLine
 from cipherbox.client.receiving.contacts import Contacts
 from cipherbox.client.receiving.contacts_upload import ContactsUploader
 from cipherbox.client.receiving.receiver import Receiver
+from cipherbox.envelope.layout import split
 from cipherbox.errors import RecipientRevoked, TooLarge
 from tests import soak
 from tests.client.real_hq import RealHq
@@ -83,7 +84,11 @@ def inbox(hq: Any, name: str) -> list[dict[str, Any]]:
 async def test_two_people_and_what_became_of_each_line(hq: Any) -> None:
     states: list[Any] = []
     async with talking(hq, "FL-LAB", "CA-RC", states=states) as here:
-        await here.chat.send("hello")
+        line = await here.chat.send("hello")
+        outbox = here.chat.client.outbox().outbox
+        row = outbox.find(line.envelopes[0])
+        assert row is not None
+        assert split(outbox.bytes_of(row) or b"").prefix.prompt_receipt  # its state is watched
         await until(lambda: ("hello", AT_HQ) in states)
         async with talking(hq, "CA-RC", "FL-LAB") as there:
             await until(lambda: there.texts() == ["hello"])

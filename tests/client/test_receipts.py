@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 import trio
+from click.testing import CliRunner
 
+from cipherbox.cli.main import cli
 from cipherbox.client.client import Client
 from cipherbox.client.receiving import pending_receipts
 from cipherbox.client.receiving.receiver import Receiver
@@ -198,3 +200,15 @@ async def test_an_envelope_that_is_sealed_again_still_asks_for_its_receipt(hq: A
             again = await lab.sealer.seal_again(row, raw)
             flags = [split(one).prefix.prompt_receipt for one in (raw, again.raw)]
             assert flags == [prompt, prompt]
+
+
+async def test_send_asks_for_its_receipt_when_it_waits_until_the_message_was_opened(
+    hq: Any,
+) -> None:
+    words = ["--home", str(hq.home("FL-LAB")), "send", "--to", "CA-RC", "--within", "1s", "--wait"]
+    for until_it_is in ("confirmed", "opened"):
+        await trio.to_thread.run_sync(CliRunner().invoke, cli, [*words, until_it_is, "hello"])
+    async with hq.client("FL-LAB") as lab:
+        outbox = lab.outbox_sender.outbox
+        raws = [outbox.bytes_of(row) for row in outbox.rows(range(4))]
+        assert [split(raw).prefix.prompt_receipt for raw in raws] == [False, True]
