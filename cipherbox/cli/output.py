@@ -156,8 +156,8 @@ def print_trouble(event: Event) -> None:
 
 
 def print_keys(event: Event) -> None:
-    """Print only events about keys, for commands that report the rest at their end."""
-    if event.role == "KEYS" or event.kind == "key":
+    """Print only events about keys and the clock, for commands that report the rest later."""
+    if event.role == "KEYS" or event.kind in ("key", "clock"):
         warn(event)
 
 

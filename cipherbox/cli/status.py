@@ -222,6 +222,7 @@ async def _show(
                 "connected": failure is None,
                 "queues": queues,
                 "alerts": alerts,
+                "clock_ahead_ms": client.hq_clock.wrong_by_ms,
                 "refused": [{"path": list(one.path), "reason": one.reason} for one in files],
                 "here": attrs.asdict(here) if here is not None else None,
             }
@@ -248,6 +249,8 @@ async def _show(
         )
     if failure is None:
         rows_table(queues, empty="no queue")
+    if warning := client.hq_clock.warning:
+        warn(warning)
     for alert in alerts:
         warn(f"HQ: {safe(str(alert['text']))}")
     for file in files:

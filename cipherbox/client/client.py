@@ -27,7 +27,7 @@ from cipherbox.client.admin import AdminCalls
 from cipherbox.client.connection.confirm_window import PendingPublish
 from cipherbox.client.connection.connection import Connection
 from cipherbox.client.connection.reconnecting import ConnectionObserver, ReconnectingConnection
-from cipherbox.client.events import KEYS, LINE, RECEIVER, Events, OnEvent
+from cipherbox.client.events import KEYS, LINE, RECEIVER, EventKind, Events, OnEvent
 from cipherbox.client.home import Home, keyless, load_home, note_replaced
 from cipherbox.client.hq_time import HqClock
 from cipherbox.client.keys.directory import Directory
@@ -149,7 +149,9 @@ class Client(ConsumingCalls, Tracking, AdminCalls):
             self.sessions,
             refresh=self.key_lifecycle.refresh,
         )
-        self.hq_clock = HqClock(home.path, lambda text: events.emit(LINE, text))
+        self.hq_clock = HqClock(
+            home.path, lambda text: events.emit(LINE, text, kind=EventKind.CLOCK)
+        )
         self.sealer = Sealer(
             home.identity,
             self.directory,

@@ -31,6 +31,7 @@ class EventKind(enum.StrEnum):
     RECONNECTING = "reconnecting"  # the connection failed; it is retried after a pause
     KEY = "key"  # a peer's key was pinned or changed
     REGISTERED = "registered"  # HQ serves this client's own keys
+    CLOCK = "clock"  # this machine's clock is wrong
     STRANGER = "stranger"  # a peer that is not permitted here was refused
 
 

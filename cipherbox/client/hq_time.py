@@ -26,6 +26,7 @@ from cipherbox.client.log import heads
 from cipherbox.errors import EnvelopeError
 
 STEP_MS = 3_600_000  # as HQ's own default, `[clock] step_s`
+_REMEDY = "Set the clock: timedatectl set-ntp true"
 
 
 def shown_ms(home: Path) -> int:
@@ -63,27 +64,34 @@ class HqClock:
         self._say, self._wall_ms, self._elapsed_s = say, wall_ms, elapsed_s
         self._shown: tuple[int, float] | None = None  # HQ's time, and when it was shown
         self._said = False
-        last = shown_ms(home)
-        if last - wall_ms() > STEP_MS:
-            self._say(
-                f"WARNING: this machine's clock shows {_text(wall_ms())}, which is before the time "
-                f"that HQ's log has shown here, {_text(last)}. Set the clock: timedatectl set-ntp "
-                "true"
-            )
+        self._last = shown_ms(home)
+        if warning := self.warning:
+            self._say(warning)
 
     def shown(self, server_ms: int) -> None:
         """Take the time that HQ shows on a new connection."""
         self._shown = server_ms, self._elapsed_s()
-        self._said = self._said and self.wrong_by_ms != 0
-        if self.wrong_by_ms and not self._said:
-            self._said = True
-            wall, side = self._wall_ms(), "ahead of" if self.wrong_by_ms > 0 else "behind"
-            hours = abs(self.wrong_by_ms) / 3_600_000
-            self._say(
+        wrong = self.wrong_by_ms != 0
+        if wrong and not self._said:
+            self._say(self.warning)
+        self._said = wrong
+
+    @property
+    def warning(self) -> str:
+        """What is wrong with this machine's clock, and the remedy; empty if nothing is."""
+        wall, off = self._wall_ms(), self.wrong_by_ms
+        if off:
+            hours, side = abs(off) / 3_600_000, "ahead of" if off > 0 else "behind"
+            return (
                 f"WARNING: this machine's clock shows {_text(wall)}, {hours:.1f} hours {side} HQ's "
-                f"({_text(server_ms)}). Set the clock: timedatectl set-ntp true. Until then "
-                "message ids have HQ's time"
+                f"({_text(wall - off)}). {_REMEDY}. Until then message ids have HQ's time"
             )
+        if self._shown is None and self._last - wall > STEP_MS:
+            return (
+                f"WARNING: this machine's clock shows {_text(wall)}, which is before the time that "
+                f"HQ's log has shown here, {_text(self._last)}. {_REMEDY}"
+            )
+        return ""
 
     @property
     def wrong_by_ms(self) -> int:

@@ -86,15 +86,16 @@ def test_commands_choose_events_by_their_kind(capsys: pytest.CaptureFixture[str]
         Event("SENDER", "Key of R1 called; trying again in 1 s"),
         Event("SENDER", "known", kind=EventKind.KEY),
         Event("RECEIVER", "turned away", kind=EventKind.STRANGER),
+        Event("LINE", "ahead", kind=EventKind.CLOCK),
         Event("LINE", "away", kind=EventKind.RECONNECTING),
     ]
     for event in events:
         output.print_keys(event)
-    assert [line.split()[-1] for line in capsys.readouterr().err.splitlines()] == ["known"]
+    assert [line.split()[-1] for line in capsys.readouterr().err.splitlines()] == ["known", "ahead"]
     for event in events:
         output.print_trouble(event)
     shown = [line.rpartition("] ")[2] for line in capsys.readouterr().err.splitlines()]
-    assert shown == ["known", "turned away", "away"]
+    assert shown == ["known", "turned away", "ahead", "away"]
 
 
 def test_a_table_without_a_terminal_is_plain(capsys: pytest.CaptureFixture[str]) -> None:

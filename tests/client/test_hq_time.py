@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from cipherbox.errors import ClockSkew, TooOld
 from cipherbox.limits import LIMITS
 from tests.client.test_inbox import received
 from tests.client.test_log_order import running
+from tests.client.test_looking import asked
 from tests.client.test_outbox import fresh
 from tests.server.clocks import shifted_clock
 
@@ -134,3 +136,18 @@ def test_a_pause_does_not_outlast_the_clock_it_began_by() -> None:
     with shifted_clock(399):
         failure = Failure().after(later=True)
     assert failure.pause_s <= LATER_MAX_S
+
+
+async def test_status_says_that_the_clock_is_wrong(hq: Any, capfd: Any) -> None:
+    async with hq.client("FL-LAB") as lab:
+        home = lab.home.path
+        assert lab.hq_clock.warning == ""
+    await hq.stop()
+    settings = home / "client.toml"
+    text = settings.read_text().replace("tries = 3", "tries = 1")
+    settings.write_text(text.replace("timeout_s = 10.0", "timeout_s = 0.5"))
+    with shifted_clock(-20):
+        done = await trio.to_thread.run_sync(asked, home, "status")
+        shown = json.loads((await trio.to_thread.run_sync(asked, home, "status", "--json")).stdout)
+    assert "before the time that HQ's log has shown here" in done.output + capfd.readouterr().err
+    assert shown["clock_ahead_ms"] == 0  # HQ showed none now
