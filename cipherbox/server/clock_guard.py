@@ -35,8 +35,8 @@ log = get_logger(__name__)
 _DAY_MS = 86_400_000
 _FOREVER_MS = 1 << 62
 REMEDY = (
-    "set this machine's clock (timedatectl set-ntp true); if it is right, an admin confirms it: "
-    "cipherbox clock confirm"
+    "set the clock of HQ's machine (timedatectl set-ntp true); if it is right, an admin confirms "
+    "it: cipherbox clock confirm"
 )
 
 

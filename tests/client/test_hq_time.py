@@ -57,6 +57,16 @@ def test_a_home_without_a_time_of_hq_deletes_nothing(tmp_path: Path) -> None:
     assert shown_ms(tmp_path) == 0
 
 
+def test_one_clock_far_ahead_deletes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = clock.now_ms()
+    for hq, own in ((AT * 2, now), (now, AT * 2)):  # HQ's clock, this machine's
+        monkeypatch.setattr("cipherbox.client.hq_time.shown_ms", lambda _, hq=hq: hq)
+        assert deletion_ms(tmp_path, own) == now
+        assert stamp_ms(tmp_path, own) == AT * 2
+
+
 async def test_a_clock_far_ahead_forgets_no_ids_and_no_keys(hq: Any) -> None:
     """The inbox refused every envelope from then on, and keys that others seal to were gone."""
     async with hq.client("FL-LAB") as lab, hq.client("CA-RC") as center:
