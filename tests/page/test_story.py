@@ -27,7 +27,7 @@ from cipherbox.client.publishing.files import send_directory
 from cipherbox.client.receiving.receiver import Receiver
 from cipherbox.envelope.bundle import fingerprint
 from cipherbox.envelope.layout import split
-from cipherbox.errors import StoreLocked
+from cipherbox.errors import CredentialsError, StoreLocked
 from cipherbox.sealing import key_file
 from tests.client.real_hq import RealHq
 from tests.page.web import Answer, Web, page_of
@@ -501,6 +501,25 @@ async def test_a_revoked_client_is_told_so(hq: RealHq, lab: Web) -> None:
     page = await lab.until("/messages", shows("HQ is unreachable", "revoked"))
     assert "left the project" in page.words
     assert (await lab.get("/sent")).status == 200  # what is here can be read on
+
+
+async def test_what_is_here_can_be_read_while_no_keys_can_be_verified(
+    hq: RealHq, lab: Web, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await lab.until("/people", shows("CA-RC"))
+
+    async def fails() -> None:
+        raise CredentialsError("the revocation list is not signed by the CA")
+
+    inside = lab.page.site.desk
+    assert inside is not None
+    monkeypatch.setattr(inside.client.revocations, "ensure", fails)
+    page = await lab.get("/people")
+    assert (page.status, "the revocation list is not signed" in page.words) == (200, True)
+    assert "CA-RC" in page.words
+    assert (await lab.get("/messages")).status == 200
+    answer = await lab.post("/write", {"to": ["CA-RC"], "text": "kept in the form"})
+    assert (answer.status, "kept in the form" in answer.text) == (400, True)
 
 
 async def test_it_receives_when_the_other_receiver_of_the_home_ends(

@@ -28,7 +28,6 @@ from cipherbox.errors import (
     BundleDiscontinuous,
     BundleError,
     CipherBoxError,
-    NetworkError,
     StoreError,
     StoreLocked,
     UnknownRecipient,
@@ -45,9 +44,15 @@ MOST_ASKED = 200  # clients whose keys are looked at before anything is sent to 
 REFUSALS = 200  # the newest
 # What only a forger, a damaged disk or a false key explains; the rest of the outcomes are faults.
 FORGED = frozenset(
-    ["signature-invalid", "decryption-failed", "commitment-mismatch", "commitment-changed",
-     "plaintext-mismatch", "sender-not-valid"]
-)  # fmt: skip
+    [
+        "signature-invalid",
+        "decryption-failed",
+        "commitment-mismatch",
+        "commitment-changed",
+        "plaintext-mismatch",
+        "sender-not-valid",
+    ]
+)
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -83,6 +88,7 @@ class Desk:
         self.changed = Signal()
         self.listeners = 0
         self.failure: CipherBoxError | None = None  # which ended receiving
+        self.trouble: CipherBoxError | None = None  # why nobody's keys can be verified now
         self.history = History()  # of HQ, for an admin
         self.keyless = client.home.identity is None  # an admin's home: no messages
         self.choices = _read_choices(client.home.path / SETTINGS)
@@ -185,11 +191,15 @@ class Desk:
         return await self.client.outbox().store(call, *args, **kwargs)
 
     async def at_hq(self, call: Callable[[], Awaitable[T]], otherwise: T) -> T:
-        """Return HQ's answer, or ``otherwise`` if HQ does not answer soon."""
+        """Return HQ's answer, or ``otherwise`` if HQ does not answer soon, or is busy."""
         if self.client.connection.current is None:
             return otherwise
-        with trio.move_on_after(HQ_S), suppress(NetworkError):
-            return await call()
+        with trio.move_on_after(HQ_S):
+            try:
+                return await call()
+            except CipherBoxError as error:
+                if not error.retryable:
+                    raise
         return otherwise
 
     async def listed(self, what: str) -> list[dict[str, Any]]:
@@ -209,8 +219,7 @@ class Desk:
         names = sorted(({str(row["name"]) for row in rows} | set(pins)) - {self.client.client_id})
         if len(names) > MOST_ASKED:  # their keys come with the first message to each
             names = [name for name in names if name in pins]
-        nothing: tuple[list[str], dict[str, CipherBoxError]] = ([], {})
-        reached, reasons = await self.at_hq(lambda: self.client.directory.reachable(names), nothing)
+        reached, reasons = await self._reachable(names)
         pins = {pin.bundle.client_id: pin for pin in self.client.directory.pins.entries()}
         found = []
         for name in names:
@@ -230,6 +239,20 @@ class Desk:
         if rows:
             self._own_alarm = await self._own_keys()
         self._people = now + (PEOPLE_S if rows else UNKNOWN_S), found
+        return found
+
+    async def _reachable(self, names: Sequence[str]) -> tuple[list[str], dict[str, CipherBoxError]]:
+        """Return who can be written to now, and why others cannot.  An error that concerns all of
+        them, such as a revocation list that cannot be verified, is shown, and what is here can
+        still be read.
+        """
+        nothing: tuple[list[str], dict[str, CipherBoxError]] = ([], {})
+        try:
+            found = await self.at_hq(lambda: self.client.directory.reachable(names), nothing)
+        except CipherBoxError as error:
+            self.trouble = error
+            return nothing
+        self.trouble = None
         return found
 
     async def _own_keys(self) -> str:

@@ -70,9 +70,13 @@ async def listing(view: View) -> Response:
     found = await view.desk.inbox(page_of, before, sender, wanted)
     senders = [one.name for one in await view.desk.people() if one.pinned]
     return await view.page(
-        "messages.html", found=found, sender=sender, wanted=wanted, senders=senders,
+        "messages.html",
+        found=found,
+        sender=sender,
+        wanted=wanted,
+        senders=senders,
         first=before == START,
-    )  # fmt: skip
+    )
 
 
 async def one(view: View) -> Response:

@@ -165,6 +165,16 @@ def _file(one: Transfer) -> SentItem:
     readers = tuple(Reader(name, state) for name in one.recipients)
     name = "/".join(one.path)
     return SentItem(
-        "", one.number, 1, one.size, one.made_at, 0, state, one.reason, "", readers, name,
+        "",
+        one.number,
+        1,
+        one.size,
+        one.made_at,
+        0,
+        state,
+        one.reason,
+        "",
+        readers,
+        name,
         one.done_bytes,
-    )  # fmt: skip
+    )

@@ -179,9 +179,14 @@ class Site:
         assert self._nursery is not None  # nobody is inside before the client is open
         language = chosen(self.desk.choices.language, request.headers.get("accept-language", ""))
         return View(
-            request, self.desk, self._nursery, self._helpers, language, translator(language),
+            request,
+            self.desk,
+            self._nursery,
+            self._helpers,
+            language,
+            translator(language),
             self._draw,
-        )  # fmt: skip
+        )
 
     def _draw(self, template: str, translate: Translate, language: str, **values: Any) -> str:
         return self._templates.get_template(template).render(

@@ -66,9 +66,15 @@ async def _page(view: View, findings: Iterable[Finding]) -> Response:
     desk = view.desk
     if desk.keyless:
         return await view.page(
-            "trouble.html", findings=findings, refused=[], parked=[], stuck=[], stopped=[],
-            files=[], forged_kinds=FORGED,
-        )  # fmt: skip
+            "trouble.html",
+            findings=findings,
+            refused=[],
+            parked=[],
+            stuck=[],
+            stopped=[],
+            files=[],
+            forged_kinds=FORGED,
+        )
     most_ms = int(desk.client.home.config.alerts.stuck_minutes * 60_000)
     stuck, stopped, files = await desk.outbox(
         _sent, desk.client.outbox().outbox, clock.now_ms() - most_ms

@@ -128,7 +128,9 @@ class View:
             "forged": await self.desk.unseen(),
             "connected": connection.current is not None,
             "away": str(connection.trouble or ""),
-            "failure": connection.failure or self.desk.failure,  # which no new attempt can mend
+            "failure": connection.failure
+            or self.desk.failure
+            or self.desk.trouble,  # which no new attempt can mend
             "said": SAID.get(self.query.get("said", ""), ""),
             "admin": self.desk.client.role == "admin",
             "keyless": self.desk.keyless,
