@@ -183,3 +183,14 @@ def test_it_starts_fast_enough(pyz: Path, tmp_path: Path) -> None:
     python_s = sum(bare) / len(bare)  # the least of them may be 0: the system counts in hundredths
     assert min(first) < 60 * python_s, (first, bare)
     assert min(later) < 12 * python_s, (later, bare)
+
+
+def test_every_file_of_the_package_is_in_it() -> None:
+    """Templates and styles of the page, SQL, the manual: whatever its suffix."""
+    top = Path(__file__).resolve().parents[2]
+    files = {
+        path.relative_to(top).as_posix()
+        for path in (top / "cipherbox").rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    assert files - set(builder().own()) == set()
