@@ -44,7 +44,9 @@ def clock(ctx: click.Context, as_json: bool) -> None:
         }
     )
     if row["doubt"]:
-        next_step(f"set the clock of HQ's machine; if it is right: {command_here(ctx)} confirm")
+        next_step(
+            f"set the clock of HQ's machine; if it is right: {command_here(ctx)} clock confirm"
+        )
 
 
 @clock.command()

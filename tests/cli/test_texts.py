@@ -3,8 +3,10 @@
 import re
 
 import pytest
+from click.testing import CliRunner
 
 from cipherbox.cli import output
+from cipherbox.cli.main import cli
 from cipherbox.cli.page_layout import laid_out
 from cipherbox.client.events import Event, EventKind
 
@@ -148,3 +150,19 @@ def test_commands_are_shown_as_the_user_types_them(
 )
 def test_sizes(size: int, text: str) -> None:
     assert output.size_text(size) == text
+
+
+def test_a_doubted_clock_is_shown_with_the_command_that_confirms_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    doubt = "HQ's clock shows 2028-04-13 11:43 UTC, 500.0 days ahead of the time that HQ expects"
+    times = {"shows": 1_839_000_000_000, "used": 1_796_000_000_000}
+    row = {**times, "newest_entry": 1_796_000_000_000, "watermark": 0, "doubt": doubt}
+    monkeypatch.setattr("cipherbox.cli.clock.with_admin", lambda _, work: row)
+    done = CliRunner().invoke(cli, ["clock"])
+    assert doubt in done.output
+    assert "cipherbox clock confirm" in done.output
+    # this machine's clock shows another time: it asks
+    asked = CliRunner().invoke(cli, ["clock", "confirm"])
+    assert asked.exit_code == 2
+    assert "Is HQ's right? Cannot prompt" in asked.output
