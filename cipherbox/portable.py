@@ -312,6 +312,20 @@ def lock_file(path: Path, what: str) -> Iterator[None]:
         os.close(fd)
 
 
+@contextmanager
+def held(path: Path, busy: str) -> Iterator[None]:
+    """Hold the lock on an existing file during the block, leaving its contents; raise StoreLocked
+    with the text ``busy`` if another process holds it.
+    """
+    fd = os.open(path, os.O_RDWR | O_BINARY)
+    try:
+        if not _try_lock(fd):
+            raise StoreLocked(busy, remedy="wait for it, or end it")
+        yield
+    finally:
+        os.close(fd)
+
+
 def is_locked(path: Path) -> bool:
     """Return whether a process holds the lock on ``path``, changing nothing."""
     try:

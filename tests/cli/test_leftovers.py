@@ -14,6 +14,7 @@ from cipherbox.cli.doctor.findings import GOOD, WARN
 from cipherbox.cli.doctor.leftovers import check, of_client, of_hq
 from cipherbox.client.inbox.decrypted_files import OPENED
 from cipherbox.config.settings import ServerConfig, load_client_config, load_server_config
+from cipherbox.errors import StoreLocked
 from cipherbox.portable import lock_file, write_private
 from cipherbox.server.operations import backup
 from cipherbox.server.operations.check import LOCK
@@ -121,3 +122,37 @@ def test_an_unfinished_restore_is_named_with_the_way_on(tmp_path: Path) -> None:
     write_private(tmp_path / UNFINISHED, b"[]")
     found = [one for one in doctor_hq.look(tmp_path) if one.about == "leftovers"]
     assert [one.todo for one in found] == ["run it again: it starts anew"]
+
+
+def test_two_restores_into_one_directory_do_not_meet(config: ServerConfig, tmp_path: Path) -> None:
+    to, again = tmp_path / "backup", tmp_path / "again"
+    backup.back_up(config, to)
+    met: list[str] = []
+
+    def tell(table: str, rows: int) -> None:
+        if not met:
+            met.append(table)
+            with pytest.raises(StoreLocked, match="another command is creating an HQ"):
+                backup.restore(to, again, None, lambda *_: None)
+            found = [one for one in doctor_hq.look(again) if one.about == "leftovers"]
+            assert found == []
+
+    backup.restore(to, again, None, tell)
+    assert met
+    assert load_server_config(again).server == config.server
+    assert not (again / UNFINISHED).exists()
+
+
+def test_two_backups_of_one_hq_do_not_meet(config: ServerConfig, tmp_path: Path) -> None:
+    met: list[str] = []
+
+    def tell(table: str, rows: int) -> None:
+        if not met:
+            met.append(table)
+            with pytest.raises(StoreLocked, match="the backup of"):
+                backup.back_up(config, tmp_path / "other")
+            assert [*of_hq(config)] == []
+
+    backup.back_up(config, tmp_path / "backup", tell)
+    assert met
+    assert not (tmp_path / "other").exists()

@@ -228,3 +228,13 @@ def test_data_is_passed_as_a_private_file_that_is_gone_afterwards(
             assert path.stat().st_mode & 0o777 == 0o600
     assert os.listdir(tmp_path) == []
     assert not path.exists()
+
+
+@pytest.mark.skipif(not portable.is_root(), reason="only root can make files that belong to others")
+def test_a_lock_made_by_root_belongs_to_the_owner_of_its_directory(tmp_path: Path) -> None:
+    ids = portable.ids_of("nobody")
+    assert ids is not None
+    portable.give_to(tmp_path, ids)
+    with portable.lock_file(tmp_path / "lock", "this place"):
+        found = (tmp_path / "lock").stat()
+    assert (found.st_uid, found.st_gid) == ids

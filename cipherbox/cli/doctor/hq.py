@@ -45,11 +45,12 @@ def look(directory: Path, *, clean: bool = False) -> list[Finding]:
     from cipherbox.portable import is_locked
     from cipherbox.server.ca.credentials import check_answered
     from cipherbox.server.operations.check import LOCK
-    from cipherbox.server.operations.setup import is_unfinished
+    from cipherbox.server.operations.setup import UNFINISHED, is_unfinished
 
     begun, config = opening(directory, load_server_config)
-    if not closed(directory) and is_unfinished(directory):
-        text = f"`init` or a restore into {directory} was killed, or is running"
+    unfinished = not closed(directory) and is_unfinished(directory)
+    if unfinished and not is_locked(directory / UNFINISHED):
+        text = f"`init` or a restore into {directory} was killed"
         begun.append(Finding(BAD, "leftovers", text, "run it again: it starts anew"))
     if config is None:
         return begun

@@ -52,7 +52,7 @@ def of_hq(config: ServerConfig) -> Iterator[Leftover]:
             if not (path / MANIFEST).exists():
                 yield Leftover(path, "an interrupted backup, with HQ's secrets")
     if not is_locked(top / LOCK):
-        if (top / UNFINISHED).exists():
+        if (top / UNFINISHED).exists() and not is_locked(top / UNFINISHED):
             yield Leftover(top / UNFINISHED, "the mark of an `init` or a restore that is complete")
         database = config.database.path
         for path in sorted(database.parent.glob(f"{database.name}.schema*.part*")):

@@ -30,10 +30,17 @@ from cipherbox.config.settings import (
     write_client_config,
     write_server_config,
 )
-from cipherbox.errors import ConfigError, DiskFull, StoreError, StoreUnavailable
+from cipherbox.errors import ConfigError, DiskFull, StoreError, StoreLocked, StoreUnavailable
 from cipherbox.limits import check_client_id
 from cipherbox.pki.revocation_lists import make_crl
-from cipherbox.portable import private_dir, remove_parts, write_atomic, write_private
+from cipherbox.portable import (
+    held,
+    is_locked,
+    private_dir,
+    remove_parts,
+    write_atomic,
+    write_private,
+)
 from cipherbox.server.ca.credentials import next_key, put_server
 from cipherbox.server.ca.offline import CA_KEY
 from cipherbox.server.directory.trust import CRL_NUMBER_SETTING, CRL_SETTING
@@ -141,6 +148,8 @@ def clear_unfinished(directory: Path) -> None:
     one has written its own.
     """
     remove_parts(directory, UNFINISHED)
+    if is_locked(directory / UNFINISHED):
+        raise StoreLocked(_busy(directory), remedy="wait for it, or end it")
     if is_unfinished(directory):
         kept = {UNFINISHED, *_marked(directory)["kept"]}
         _remove(path for path in directory.iterdir() if path.name not in kept)
@@ -160,6 +169,10 @@ def _marked(directory: Path) -> dict[str, Any]:
     if isinstance(marked, list):  # as 0.5.0 wrote it
         marked = {"kept": marked}
     return {"incarnation": "", **marked}
+
+
+def _busy(directory: Path) -> str:
+    return f"another command is creating an HQ in {directory}"
 
 
 def _clear_admin(directory: Path, admin_home: Path) -> None:
@@ -185,8 +198,8 @@ def whole_or_nothing(
     """Remove everything new in the directories if the block fails: a partial HQ would look like
     one.
 
-    A marker in HQ's directory lets the next one do the same after a kill; once the settings exist,
-    it is an HQ.
+    A marker in HQ's directory, locked while this runs, lets the next one do the same after a kill;
+    once the settings exist, it is an HQ.
     """
     mark = directory / UNFINISHED
     before = {
@@ -198,7 +211,8 @@ def whole_or_nothing(
         marked = {"kept": names, "incarnation": incarnation.hex()}
         private_dir(directory)
         write_private(mark, json.dumps(marked).encode())
-        yield
+        with held(mark, _busy(directory)):
+            yield
         mark.unlink(missing_ok=True)
     except BaseException as error:
         for path, kept in before.items():
