@@ -187,7 +187,7 @@ def test_every_adversary_of_the_threat_model_has_what_it_can_and_what_it_cannot(
     assert len(rows) > 5
     assert all("`tests/" in line for line in rows)
     adversaries = [s for s in sections if s.startswith(("A ", "An ", "Another ", "HQ's "))]
-    assert len(adversaries) == 8
+    assert len(adversaries) == 9
     for section in adversaries:
         assert "| can |" in section
         assert "| cannot |" in section
