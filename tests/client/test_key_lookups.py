@@ -16,7 +16,9 @@ import trio
 from trio.testing import MockClock
 
 from cipherbox.client.receiving import lookups
+from cipherbox.client.receiving.consumer import Consumer
 from cipherbox.client.receiving.lookups import IN_ALL, MISS_S, OF_SENDER, PER_SENDER, Lookups
+from cipherbox.client.receiving.loop import ReceiveLoop
 from cipherbox.errors import (
     BundleError,
     BundleUnknown,
@@ -255,3 +257,24 @@ async def test_what_came_over_a_connection_that_ended_asks_nothing(
         found = await lookup.settle([lost, other])
     assert [error for _, error in found] == [None, None]
     assert directory.asked == [{"FL-LAB": [named(other)]}]
+
+
+async def test_a_delivery_that_was_parked_is_not_overtaken_by_its_senders_next_one() -> None:
+    """The look-up ended while the next batch, with a later envelope of the same sender, waited for
+    the revocation lists: that one was opened first.
+    """
+    opener: Any = SimpleNamespace(ready=lambda delivery: True)
+    consumer = Consumer(opener, opener, "box.CA-RC", 10, 1 << 20)
+    first, second, other = envelope("FL-LAB"), envelope("FL-LAB"), envelope("PA-LAB")
+    consumer._current = first.connection
+    for delivery in (first, second, other):
+        delivery.connection, delivery.size = first.connection, 1
+
+    async def ensure() -> None:
+        await trio.lowlevel.checkpoint()
+        consumer.looked_up(first, None)
+
+    client = SimpleNamespace(revocations=SimpleNamespace(ensure=ensure), opener=opener)
+    loop: Any = SimpleNamespace(_client=client)
+    assert await ReceiveLoop._ready(loop, consumer, [second, other]) == [other]
+    assert await consumer.batch() == [first, second]

@@ -25,7 +25,7 @@ from cipherbox.client.receiving.delivery import Delivery
 from cipherbox.client.receiving.faults import Fault, fault_of, refusal
 from cipherbox.client.receiving.opening import Opener
 from cipherbox.concurrency import Signal
-from cipherbox.errors import CipherBoxError, GoingAway, TimedOut
+from cipherbox.errors import CipherBoxError, EnvelopeError, GoingAway, TimedOut
 from cipherbox.limits import LIMITS
 from cipherbox.wire import frames
 from cipherbox.wire.codec import DeliveredItem
@@ -103,6 +103,17 @@ class Consumer:
             self._opener.refuse_soon(delivery, refusal(error))
         elif isinstance(error, CipherBoxError):
             self.fail(error)
+
+    def in_order(self, taken: Sequence[Delivery]) -> list[Delivery]:
+        """Return those of a batch that may be opened now: none whose sender has deliveries that
+        returned since the batch was taken, which were sent earlier.  These go behind them.
+        """
+        if not self._returned:
+            return [*taken]
+        returned = {_sender_of(delivery) for delivery in self._returned}
+        behind = [d for d in taken if (name := _sender_of(d)) and name in returned]
+        self._returned.extend(d for d in behind if d.connection is self._current)
+        return [delivery for delivery in taken if delivery not in behind]
 
     @checked
     async def batch(
@@ -223,3 +234,11 @@ class Consumer:
                     await current.ask(frames.Cancel, 1.0, tag=self.tag)
                 except CipherBoxError:
                     pass  # the end of the connection ends the subscription as well
+
+
+def _sender_of(delivery: Delivery) -> str:
+    """Return who sent a delivery; empty if it is malformed, which shows when it is opened."""
+    try:
+        return delivery.sender_id
+    except EnvelopeError:
+        return ""

@@ -176,7 +176,7 @@ class ReceiveLoop:
         await self._client.revocations.ensure()  # a failure here is no sender's fault
         opener = self._client.opener
         ready = []
-        for delivery in deliveries:
+        for delivery in consumer.in_order(deliveries):
             if opener.ready(delivery):
                 ready.append(delivery)
             else:
