@@ -14,7 +14,7 @@ import trio
 
 from cipherbox.client.home import load_home
 from cipherbox.client.log.audit import verify_log
-from cipherbox.client.log.heads import Heads
+from cipherbox.client.log.heads import Head, Heads, first_inconsistent
 from cipherbox.client.log.restores import attest_restored
 from cipherbox.client.log.witness import Witness, load_key, verifier_key
 from cipherbox.envelope import evidence
@@ -357,3 +357,9 @@ def test_a_quorum_that_can_never_be_reached_is_refused() -> None:
     with pytest.raises(ConfigError, match="invalid witness key"):
         Quorum(("WIT-1+00000000+AAAA",), 1)
     assert origin_of(bytes(32), bytes(16)).startswith("cipherbox/")
+
+
+def test_the_first_head_of_a_home_is_consistent() -> None:
+    """A witness whose home met no head yet, or whose heads were all lost in a restore."""
+    newest = Head(Checkpoint("origin", 7, bytes(32), 1), b"")
+    assert first_inconsistent([newest], {}) is None

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -256,7 +257,7 @@ def first_inconsistent(
     """
     *earlier, newest = points
     order = sorted(earlier, key=lambda head: head.checkpoint.size)
-    for small, large in zip(order, [*order[1:], newest], strict=True):
+    for small, large in pairwise([*order, newest]):
         proof = (
             proofs.get(small.checkpoint.size, ())
             if small.checkpoint.size != large.checkpoint.size
