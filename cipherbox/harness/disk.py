@@ -19,7 +19,7 @@ from pathlib import Path
 from cipherbox import portable
 from cipherbox.harness.failure import StageFailed
 
-_BALLAST = "ballast"
+_BALLAST, _PROBE = "ballast", "probe"
 _TRIES = 50  # a killed process may hold the mount for a moment
 
 
@@ -55,8 +55,21 @@ class Disk:
         portable.shut_file_system(self.place)
 
     def remount(self) -> None:
+        """Mount it after a cut.  If another mount namespace still has the old mount, Linux would
+        give it back as it is, shut down: then a copy of the image is mounted.
+        """
         self.unmount()
         self.mount()
+        try:
+            (self.place / _PROBE).touch()
+            (self.place / _PROBE).unlink()
+        except OSError:
+            self.unmount()
+            copy = self._image.with_name(f"{self._image.name}+")
+            _run("cp", "--sparse=always", str(self._image), str(copy))
+            self._image.unlink()
+            self._image = copy
+            self.mount()
 
     def unmount(self) -> None:
         for attempt in range(_TRIES):

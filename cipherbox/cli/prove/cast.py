@@ -50,6 +50,7 @@ class Cast:
         self.start_s = 1.0  # how long HQ takes to start here
         self.slowness = 1.0  # of this machine; more than 1: timeouts of clients are longer
         self.disks: dict[str, Disk] = {}
+        self.filled: dict[str, bool] = {}  # clients whose disk was full: each may end once for it
         self._broken, self._with_disks = broken, disks
         self._chance = random.Random(seed)  # noqa: S311
 
@@ -144,10 +145,14 @@ class Cast:
 
     async def look_after(self) -> None:
         """Raise StageFailed if a process ended, whatever HQ and the network went through.  An HQ
-        whose database another one took over does end, and is restarted, as systemd does.
+        whose database another one took over does end, and a client whose disk was full; they are
+        restarted, as systemd does.
         """
         for name, process in list(self.processes.items()):
-            if len(self.hqs) > 1 and name in self.hqs and process.poll() == Exit.STORE:
+            ended = process.poll()
+            if ended == Exit.STORE and (
+                (len(self.hqs) > 1 and name in self.hqs) or self.filled.pop(name, False)
+            ):
                 await self.start(name)
             elif name in self.receivers and process.poll() == Exit.OK:
                 raise StageFailed(f"{name} ended unexpectedly")

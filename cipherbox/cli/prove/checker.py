@@ -188,28 +188,30 @@ class Check:
         if not hq:
             return
         self.counts["log entries"] = hq["log_entries"]
-        accepted: dict[tuple[str, str, int], list[Json]] = defaultdict(list)
+        accepted: dict[tuple[str, str], list[Json]] = defaultdict(list)
+        again: dict[tuple[str, str], list[Json]] = defaultdict(list)
         for row in hq["accepted"]:
-            accepted[row["sender"], row["envelope"], row["generation"]].append(row)
+            accepted[row["sender"], row["envelope"]].append(row)
+        for row in hq["again"]:
+            again[row["sender"], row["envelope"]].append(row)
         for name, sender in self.report["senders"].items():
             for row in sender["outbox"]:
                 if row["state"] == "confirmed":
-                    self._accepted(name, row, accepted[name, row["envelope"], row["generation"]])
+                    key = name, row["envelope"]
+                    self._accepted(f"envelope {key[1]} of {name}", row, accepted[key], again[key])
 
-    def _accepted(self, name: str, row: Json, found: list[Json]) -> None:
-        what = f"envelope {row['envelope']} of {name}"
-        if len(found) != 1:
-            self._wrong("log", f"HQ's log accepted {what} {len(found)} times")
-        elif found[0]["sha256"] != row["sha256"]:
+    def _accepted(self, what: str, row: Json, accepted: list[Json], again: list[Json]) -> None:
+        """A generation is accepted once.  One that was sealed when every recipient had the envelope
+        already is confirmed again, and not accepted.
+        """
+        same = [one for one in accepted if one["generation"] == row["generation"]]
+        confirms = [one for one in again if one["generation"] == row["generation"]]
+        if len(same) > 1 or not (same or (accepted and confirms)):
+            self._wrong("log", f"HQ's log accepted {what} {len(same)} times")
+        elif any(one["sha256"] != row["sha256"] for one in same + confirms):
             self._wrong("log", f"HQ's log has another hash for {what}")
-        elif row["entry"] and found[0]["entry"] != row["entry"]:
-            again = [
-                one["entry"]
-                for one in self.report["hq"]["again"]
-                if one["envelope"] == row["envelope"]
-            ]
-            if row["entry"] not in again:
-                self._wrong("log", f"the proof of {what} is of another entry")
+        elif row["entry"] and row["entry"] not in [one["entry"] for one in same + confirms]:
+            self._wrong("log", f"the proof of {what} is of another entry")
 
     def _metadata(self) -> None:
         hq = self.report["hq"]
@@ -217,6 +219,8 @@ class Check:
             return
         for row in hq["dead_letters"]:
             self._wrong("dead letters", f"{row['queue']}: {row['reason']}, from {row['sender']}")
+        if hq["deliveries"] is None:
+            return
         states = {(one, queue): state for one, queue, state in hq["deliveries"]}
         senders = {row["envelope"]: row["sender"] for row in hq["accepted"]}
         known = set()

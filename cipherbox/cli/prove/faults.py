@@ -14,7 +14,6 @@ from typing import Any
 import trio
 
 from cipherbox import portable
-from cipherbox.cli.exits import Exit
 from cipherbox.cli.prove.cast import Cast
 from cipherbox.cli.prove.database import FAILOVER, SESSIONS
 from cipherbox.cli.prove.database import KILL as DATABASE_KILL
@@ -168,6 +167,8 @@ class Faults:
 
     async def _power_cut(self) -> list[str]:
         victims = self._victims(self.chance.randint(1, 2), [*self._cast.disks])
+        for name in victims:  # no process lives to see its disk without power
+            portable.stop_process(self._cast.processes[name].pid)
         for name in victims:
             self._cast.disks[name].cut()
         for name in victims:
@@ -186,9 +187,8 @@ class Faults:
             await self._wait(_FULL_S)
         finally:
             disk.free()
-        # a client ends when its disk is full, and whoever runs it starts it again
-        if name not in self._cast.hqs and self._cast.processes[name].poll() == Exit.STORE:
-            await self._cast.start(name)
+        if name not in self._cast.hqs:
+            self._cast.filled[name] = True
         return [name]
 
     async def _database(self, kind: str) -> list[str]:

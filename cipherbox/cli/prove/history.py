@@ -21,13 +21,13 @@ from cipherbox.cli.prove.worker import LOG, read_content, read_log
 from cipherbox.client.client import Client, open_client
 from cipherbox.client.log.audit import verify_log
 from cipherbox.client.outbox.rows import STATES, Row
-from cipherbox.client.outbox.transfers import Transfers
+from cipherbox.client.outbox.transfers import Transfer, Transfers
 from cipherbox.envelope.outcomes import outcome_code
-from cipherbox.envelope.transparency_log import decode_groups, decode_record
+from cipherbox.envelope.transparency_log import Group, decode_groups, decode_record
 
 Json = dict[str, Any]
 _ALL = 1 << 40
-_DELIVERIES = "SELECT message_id, queue_name, state FROM message_deliveries"
+DELIVERIES = "SELECT message_id, queue_name, state FROM message_deliveries"
 _TRANSFER_STATES = ("unfinished", "sent", "stopped")
 
 
@@ -62,26 +62,31 @@ async def _accepted(admin: Client) -> tuple[list[Json], list[Json]]:
         for entry in page.entries:
             after = decode_record(entry.record).index
             for group in decode_groups(entry.body):
-                for event in events(group):
-                    if event["what"] in found:
-                        found[event["what"]].append(
-                            {
-                                "entry": after,
-                                "sender": event["sender"],
-                                "envelope": event["message_id"].replace("-", ""),
-                                "generation": event["generation"],
-                                "sha256": event["envelope_sha256"],
-                            }
-                        )
+                add_accepted(found, after, group)
+
+
+def add_accepted(found: dict[str, list[Json]], entry: int, group: Group) -> None:
+    """Add what a group of HQ's log says was accepted, or confirmed again."""
+    for event in events(group):
+        if event["what"] in found:
+            found[event["what"]].append(
+                {
+                    "entry": entry,
+                    "sender": event["sender"],
+                    "envelope": event["message_id"].replace("-", ""),
+                    "generation": event["generation"],
+                    "sha256": event["envelope_sha256"],
+                }
+            )
 
 
 def deliveries(cast: Cast) -> list[list[Any]]:
     """Return (message id, queue, state) of HQ's metadata; HQ has ended."""
     if cast.database is not None:
-        return [[str(one), queue, state] for one, queue, state in cast.database.rows(_DELIVERIES)]
+        return [[str(one), queue, state] for one, queue, state in cast.database.rows(DELIVERIES)]
     path = cast.home("HQ") / "cipherbox.sqlite3"
     with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as db:
-        return [list(row) for row in db.execute(_DELIVERIES)]
+        return [list(row) for row in db.execute(DELIVERIES)]
 
 
 async def sender_seen(cast: Cast, name: str) -> Json:
@@ -92,7 +97,7 @@ async def sender_seen(cast: Cast, name: str) -> Json:
         transfers = await sender.store(Transfers(box).all, _ALL)
         rows: list[Row] = await sender.store(box.newest, _ALL)
         outbox = [
-            _outbox_row(
+            outbox_row(
                 row,
                 await sender.store(box.outcomes, row.number),
                 await sender.store(box.proof, row.number),
@@ -102,18 +107,21 @@ async def sender_seen(cast: Cast, name: str) -> Json:
     return {
         "log": read_log(cast.notes(name) / LOG),
         "outbox": outbox,
-        "transfers": [
-            {
-                "name": "/".join(one.path),
-                "state": _TRANSFER_STATES[one.state],
-                "to": list(one.recipients),
-            }
-            for one in transfers
-        ],
+        "transfers": [transfer_row(one) for one in transfers],
     }
 
 
-def _outbox_row(row: Row, outcomes: Any, proof: Any) -> Json:
+def transfer_row(transfer: Transfer) -> Json:
+    """Return a file in transfer."""
+    return {
+        "name": "/".join(transfer.path),
+        "state": _TRANSFER_STATES[transfer.state],
+        "to": list(transfer.recipients),
+    }
+
+
+def outbox_row(row: Row, outcomes: Any, proof: Any) -> Json:
+    """Return an envelope of an outbox."""
     return {
         "envelope": row.envelope_id.hex(),
         "generation": row.generation,
@@ -132,9 +140,9 @@ def _outbox_row(row: Row, outcomes: Any, proof: Any) -> Json:
     }
 
 
-def receiver_seen(cast: Cast, name: str) -> Json:
+def receiver_lines(home: Path) -> Json:
     """Return the lines of a receiver in their order, with the hash of what they contain."""
-    path = cast.home(name) / "data" / "received_messages.jsonl"
+    path = home / "data" / "received_messages.jsonl"
     raw = path.read_bytes().splitlines() if path.exists() else []
     return {"lines": [_line(orjson.loads(line)) for line in raw]}
 
@@ -151,7 +159,7 @@ def _line(line: Json) -> Json:
     if isinstance(content, str):
         what = read_content(content)
         if what is not None and what[0] == line["sender_id"]:
-            row |= {"number": what[1], "sha256": hashlib.sha256(content.encode()).hexdigest()}
+            row |= {"number": what[1], "sha256": sha256(content.encode())}
     elif isinstance(content, dict) and "file" in content:
         stem = Path(content["filename"]).stem.rpartition("-")[2]
         row |= {
@@ -162,9 +170,14 @@ def _line(line: Json) -> Json:
     return row
 
 
+def sha256(content: bytes) -> str:
+    """Return the SHA-256 in hexadecimal."""
+    return hashlib.sha256(content).hexdigest()
+
+
 def _file_hash(path: Path) -> str:
     """Return the SHA-256 of the file as it is on the disk, whatever its line says."""
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        return sha256(path.read_bytes())
     except OSError as error:
         return str(error)

@@ -191,7 +191,7 @@ class Trial:
             "skipped": self.skipped,
             "standstill": self._standstill,
             "senders": {name: await history.sender_seen(cast, name) for name in cast.senders},
-            "receivers": {name: history.receiver_seen(cast, name) for name in cast.receivers},
+            "receivers": {name: history.receiver_lines(cast.home(name)) for name in cast.receivers},
             "hq": self._hq,
             "processes": self.watch.samples,
         }
