@@ -49,9 +49,13 @@ coverage: $(STAMP) $(PYZ) ## Run all tests and print the branches they reach; TE
 	@$(RUN) -m coverage combine --quiet
 	$(RUN) -m coverage report
 
-mutate: $(STAMP) ## Change the code for MINUTES=10 and list what no test notices; MODULES=envelope.ids
+mutate: $(STAMP) ## Change the code for MINUTES=10, list what no test notices; MODULES=; SIM=50 mutants
+ifdef SIM
+	$(RUN) -m tests.mutate_sim --mutants $(SIM)
+else
 	$(RUN) -m pip install --quiet --no-build-isolation --editable '.[mutate]'
 	$(RUN) -m tests.mutate --minutes $(MINUTES) $(MODULES)
+endif
 
 pyz: $(PYZ) ## Build dist/cipherbox.pyz: one file, for this system and Python
 
@@ -68,8 +72,10 @@ bench: $(STAMP) $(PYZ) ## Measure the speed of everything
 screenshots: $(STAMP) ## Take pictures of the page in a browser, into build/screenshots
 	$(RUN) -m tests.page.screenshots
 
-sim: $(STAMP) ## Run the simulation alone; SEEDS=first:count
-	CIPHERBOX_SEEDS=$(SEEDS) $(RUN) -m pytest -n $(JOBS) tests/sim
+sim: $(STAMP) ## Run the simulation alone and print which fault met which state; SEEDS=first:count
+	@rm -rf build/sim && mkdir -p build/sim
+	CIPHERBOX_SEEDS=$(SEEDS) CIPHERBOX_SIM_TABLE=build/sim $(RUN) -m pytest -n $(JOBS) tests/sim
+	@CIPHERBOX_SIM_TABLE=build/sim $(RUN) -m tests.sim.faults
 
 soak: $(STAMP) $(PYZ) ## Run the long tests, as before a release: all seeds, storms of kills
 	$(RUN) -m pytest -rs --soak -n $(JOBS)

@@ -113,6 +113,15 @@ def test_what_is_wrong_is_found(name: str) -> None:
     assert rule in {found for found, _ in checker.check(damaged).problems}
 
 
+def test_a_generation_that_nobody_needed_any_more_is_confirmed_again() -> None:
+    resealed = report()
+    row = s1(resealed)["outbox"][4]
+    row.update(generation=2, sha256="11")
+    assert {rule for rule, _ in checker.check(resealed).problems} == {"log"}
+    resealed["hq"]["again"][0].update(generation=2, sha256="11")
+    assert checker.check(resealed).problems == []
+
+
 def test_a_file_that_is_no_report_is_refused(tmp_path: Path) -> None:
     for damage in (lambda r: r.update(version=2), lambda r: r.pop("senders")):
         damaged = copy.deepcopy(report())

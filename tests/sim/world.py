@@ -1,17 +1,18 @@
 """A whole CipherBox in one process under a virtual clock: HQ, senders and receivers as they are,
 only without TLS.
 
-Real: the engine, its sessions and the SQLite store, the clients with outbox, inbox and receipts,
-frames, sealing.  In place of threads calls run inline, in place of TLS there are memory streams
-that know who is at the other end.  Every choice comes from the seed, trio's own included, so a seed
-gives the same run again.
+Real: the engine, its sessions and the SQLite store, the clients with outbox, inbox, sessions, files
+and receipts, a witness, frames, sealing.  In place of threads calls run inline, in place of TLS
+there are memory streams that know who is at the other end, and the disks are those of `disk`.
+Every choice comes from the seed, trio's own included, so a seed gives the same run again.
 
-A crash of HQ or of a client is a cancelled nursery whose last writes are suppressed and whose files
-stay as they are.
+A crash of a node is a cancelled nursery; then its directory is made to contain what survived at the
+instant of the crash.
 """
 
 from __future__ import annotations
 
+import contextvars
 import random
 import shutil
 import sqlite3
@@ -21,22 +22,34 @@ from pathlib import Path
 from typing import Any, cast
 
 import attrs
-import orjson
+import nacl.signing
 import trio
 import trio.testing
 
-from cipherbox import concurrency
+from cipherbox import concurrency, portable
+from cipherbox.cli.prove import history
+from cipherbox.cli.prove.worker import content_of
 from cipherbox.client.client import Client
 from cipherbox.client.connection.reconnecting import ReconnectingConnection
 from cipherbox.client.events import Events
-from cipherbox.client.home import Home
-from cipherbox.client.inbox.inbox import Inbox
+from cipherbox.client.home import IDENTITY, Home
 from cipherbox.client.log.verifier import LogProofVerifier
+from cipherbox.client.log.witness import Witness
+from cipherbox.client.outbox.transfers import Transfers
+from cipherbox.client.publishing.files import send_file, send_unfinished
 from cipherbox.client.receiving.receiver import Receiver
 from cipherbox.concurrency import background
 from cipherbox.config.settings import ClientConfig, load_server_config
-from cipherbox.errors import CipherBoxError, DiskFull, NetworkError, StoreUnavailable
+from cipherbox.envelope import transparency_log as log_format
+from cipherbox.errors import (
+    CipherBoxError,
+    CredentialsError,
+    DiskFull,
+    NetworkError,
+    StoreUnavailable,
+)
 from cipherbox.net import connecting as transport
+from cipherbox.sealing import key_file
 from cipherbox.sealing.local_secret_box import LocalSecretBox
 from cipherbox.server.app import tick
 from cipherbox.server.hq import HQ
@@ -46,23 +59,16 @@ from cipherbox.store.postgres.target import Target
 from cipherbox.store.sqlite.copying import SqliteSource
 from cipherbox.store.sqlite.store import DATABASE, SqliteStore, open_store
 from tests.server.hq import Person
+from tests.sim.disk import Disk, Disks, Survivors
 
 BASE_S = 1_800_000_000.0
-FAULTS = (
-    "cut",
-    "hole",
-    "crash hq",
-    "crash client",
-    "before",
-    "after",
-    "crash",
-    "disk",
-    "clock",
-    "inbox",
-    "inbox after",
-)
-_HOUR_MS, _STEP_MS = 3_600_000, 399 * 86_400_000  # HQ follows the first, and doubts the second
 SENDERS, RECEIVERS = ("S1", "S2"), ("R1", "R2")
+LEAVER = "X1"  # a sender that is revoked
+CLIENTS = (*SENDERS, *RECEIVERS, LEAVER)
+HQ_NODE = "hq"
+NODES = (HQ_NODE, *CLIENTS)
+LOCAL_KEY = bytes(32)
+_node: contextvars.ContextVar[str] = contextvars.ContextVar("node", default="")
 
 
 class SimStream(trio.abc.Stream):
@@ -116,6 +122,7 @@ class Template:
 
     directory: Path
     people: dict[str, Person]
+    root: tuple[Any, Any]  # of HQ's root and issuing certificate
 
 
 class Faulty:
@@ -125,15 +132,15 @@ class Faulty:
 
     def commit(self, changes: Any, epoch: int) -> None:
         fault, self.world.store_fault = self.world.store_fault, ""
-        if self.world.disk_full and (changes.envelopes or changes.replaced):
-            raise DiskFull("for a test")
+        if self.world.disks.of(str(self.world.path / HQ_NODE)).full and changes.envelopes:  # type: ignore[union-attr]
+            raise DiskFull("for a test")  # PostgreSQL's disk, which is not simulated
         if fault == "before":
             raise StoreUnavailable("for a test: before the commit took effect")
         super().commit(changes, epoch)  # type: ignore[misc]
         if fault == "after":
             raise StoreUnavailable("for a test: the commit took effect")
-        if fault == "crash" and self.world.hq_scope is not None:
-            self.world.hq_scope.cancel()
+        if fault == "crash":
+            self.world.crash(HQ_NODE, power=self.world.chance.random() < 0.5)
 
 
 class FaultyStore(Faulty, SqliteStore):
@@ -153,80 +160,151 @@ class World:
         self.target = target
         self.path, self.template = path, template
         self.chance = random.Random(seed)
-        self.clock_offset_ms = 0
-        self.store_fault, self.disk_full = "", False
+        self.clock_offset_s = dict.fromkeys(NODES, 0.0)
+        self.store_fault = ""
         self.hq: HQ | None = None
-        self.hq_scope: trio.CancelScope | None = None
         self.streams: list[SimStream] = []
         self.scopes: dict[str, trio.CancelScope] = {}
         self.clients: dict[str, Client] = {}
-        self.put: dict[str, set[str]] = {}  # content -> recipients, of all that was begun
-        self.confirmed: dict[str, set[str]] = {}
+        self.log: dict[str, list[dict[str, Any]]] = {name: [] for name in (*SENDERS, LEAVER)}
         self.calm = self.began = False
-        self.inbox_fault = ""
+        self.revoked = False
         self.finished: set[str] = set()  # senders that publish nothing more
-        shutil.copytree(template.directory, path / "hq")
+        self.on_event: Callable[[str, str], None] | None = None  # to look into a seed
+        self.recoveries: dict[str, int] = {}  # node -> crashes that follow soon after its start
+        self.rotations: set[str] = set()  # clients that are to rotate their keys
+        self.disks = Disks()
+        self._next = dict.fromkeys(self.log, 1)
+        self._left: dict[str, Survivors] = {}  # node -> what survived its crash
+        self._databases: list[tuple[str, sqlite3.Connection]] = []
+        shutil.copytree(template.directory, path / HQ_NODE)
+        for name in CLIENTS:
+            (path / name).mkdir()
+            key_file.save(
+                path / name / IDENTITY, template.people[name].identity, local_key=LOCAL_KEY
+            )
+        (path / "files").mkdir()
+        for name in NODES:
+            self.disks.add(path / name)
         if target is not None:
-            with closing(SqliteSource(path / "hq", DATABASE)) as source:
-                with closing(PostgresStore(target, path / "hq", create=True)) as sink:
+            with closing(SqliteSource(path / HQ_NODE, DATABASE)) as source:
+                with closing(PostgresStore(target, path / HQ_NODE, create=True)) as sink:
                     copy(source, sink)
 
-    def now_ms(self) -> int:
-        return int((BASE_S + trio.current_time()) * 1000)
+    def disk(self, name: str) -> Disk:
+        disk = self.disks.of(str(self.path / name))
+        assert disk is not None
+        return disk
 
-    # -- HQ ----------------------------------------------------------------------------------------
+    def now_s(self) -> float:
+        """The time of day, as the node of this task has it."""
+        try:
+            now = trio.current_time()
+        except RuntimeError:
+            now = 0.0
+        return BASE_S + now + self.clock_offset_s.get(_node.get(), 0.0)
+
+    # -- nodes -------------------------------------------------------------------------------------
+
+    def crash(self, name: str, *, power: bool) -> None:
+        """Stop a node now; what survives on its disk is decided now, too."""
+        scope = self.scopes.get(name)
+        if scope is None or scope.cancel_called:
+            return
+        sub = random.Random(self.chance.random())  # the number of its draws is not the seed's
+        self._left[name] = self.disk(name).survivors(sub, power)
+        scope.cancel()
+
+    async def node(self, name: str, live: Callable[[], Any]) -> None:
+        """A node for ever: when it crashes, or ends with an error of its own, it begins again."""
+        _node.set(name)
+        while True:
+            scope = self.scopes[name] = trio.CancelScope()
+            async with trio.open_nursery() as nursery:
+                if self.recoveries.get(name, 0) > 0:
+                    self.recoveries[name] -= 1
+                    nursery.start_soon(self._crash_soon, name)
+                with scope:
+                    try:
+                        await live()
+                    except* (CipherBoxError, OSError):
+                        pass  # the program ends, and is started again
+                nursery.cancel_scope.cancel()
+            self.close(name)
+            if name in self._left:
+                self.disk(name).restore(self._left.pop(name))
+            if name == LEAVER and self.revoked:
+                return
+            await trio.sleep(self.chance.uniform(0.1, 5.0 if name == HQ_NODE else 3.0))
+
+    async def _crash_soon(self, name: str) -> None:
+        await trio.sleep(self.chance.choice((0.0, 0.02, 0.2, 1.0)))
+        self.crash(name, power=self.chance.random() < 0.5)
+
+    def connected(self, path: str, db: sqlite3.Connection) -> sqlite3.Connection:
+        """Note who opened a database: a process that ends closes all of them."""
+        self._databases.append((path, db))
+        return db
+
+    def close(self, name: str = "") -> None:
+        """Close the databases of a node; of all nodes without a name."""
+        root = str(self.path / name).rstrip("/") + "/"
+        for path, db in self._databases:
+            if path.startswith(root):
+                db.close()
+        self._databases = [(p, d) for p, d in self._databases if not p.startswith(root)]
 
     async def serve(self) -> None:
-        """HQ for ever: when it crashes it is started again after a while."""
-        while True:
-            config = load_server_config(self.path / "hq")
-            limits = attrs.evolve(
-                config.limits,
-                disk_reserve_bytes=65536,
-                disk_resume_bytes=0,
-                key_requests_per_minute=1_000_000,
-            )
-            config = attrs.evolve(config, limits=limits)
-            store: FaultyStore | FaultyPostgres
-            if self.target is not None:
-                store = FaultyPostgres(self.target, self.path / "hq", force=True, limits=limits)
-            else:
-                store = cast(
-                    FaultyStore, open_store(self.path / "hq", limits=limits, kind=FaultyStore)
-                )
-            store.world = self
+        directory = self.path / HQ_NODE
+        config = load_server_config(directory)
+        limits = attrs.evolve(
+            config.limits,
+            disk_reserve_bytes=65536,
+            disk_resume_bytes=0,
+            key_requests_per_minute=1_000_000,
+        )
+        config = attrs.evolve(config, limits=limits)
+        store: FaultyStore | FaultyPostgres
+        FaultyStore.world = FaultyPostgres.world = self  # type: ignore[misc]
+        if self.target is not None:
+            store = FaultyPostgres(self.target, directory, force=True, limits=limits)
+        else:
+            store = cast(FaultyStore, open_store(directory, limits=limits, kind=FaultyStore))
+        try:
             hq = HQ(
                 config,
                 store,
-                clock_ms=lambda: self.now_ms() + self.clock_offset_ms,
+                clock_ms=lambda: int(self.now_s_of(HQ_NODE) * 1000),
                 clock_s=trio.current_time,
             )
-            try:
-                with trio.CancelScope() as self.hq_scope:
-                    async with trio.open_nursery() as nursery:
-                        nursery.start_soon(hq.engine.run)
-                        if not self.began:  # the template is of another time
-                            hq.clock.confirm()
-                            await hq.mark_clock()
-                            self.began = True
-                        await hq.engine.in_store(hq.trust.crl)
-                        nursery.start_soon(tick, hq)
-                        self.hq_nursery, self.hq = nursery, hq
-                        await trio.sleep_forever()
-            finally:
-                self.hq = None
-                for stream in self.streams:
-                    with trio.CancelScope(shield=True):
-                        await trio.aclose_forcefully(stream)
-                self.streams.clear()
-                store.close()
-            await trio.sleep(self.chance.uniform(0.1, 5.0))
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(hq.engine.run)
+                if not self.began:  # the template is of another time
+                    hq.clock.confirm()
+                    await hq.mark_clock()
+                    self.began = True
+                await hq.engine.in_store(hq.trust.crl)
+                nursery.start_soon(tick, hq)
+                self.hq_nursery, self.hq = nursery, hq
+                await trio.sleep_forever()
+        finally:
+            self.hq = None
+            for stream in self.streams:
+                with trio.CancelScope(shield=True):
+                    await trio.aclose_forcefully(stream)
+            self.streams.clear()
+            store.close()
+
+    def now_s_of(self, name: str) -> float:
+        return BASE_S + trio.current_time() + self.clock_offset_s[name]
 
     async def connect(self, name: str, timeout_s: float) -> SimStream:
         await trio.sleep(self.chance.uniform(0.0, 0.05))
         hq = self.hq
         if hq is None or (not self.calm and self.chance.random() < 0.1):
             raise NetworkError("HQ cannot be reached")
+        if hq.trust.revoked_at(name):
+            raise CredentialsError("HQ does not accept this certificate")  # as TLS would
         ours, theirs = trio.testing.memory_stream_pair()
         near = SimStream(ours, self, hq.trust.material.server)
         far = SimStream(theirs, self, self.template.people[name].chain[0])
@@ -234,134 +312,188 @@ class World:
         self.hq_nursery.start_soon(hq.session(far, name, hq.log_key, lambda: None).run)  # type: ignore[arg-type]
         return near
 
-    # -- clients -----------------------------------------------------------------------------------
-
-    async def live(self, name: str, body: Callable[[Client], Any]) -> None:
-        """A client for ever: when it crashes, or ends with an error of its own, it begins again."""
-        while True:
-            scope = self.scopes[name] = trio.CancelScope()
-            with scope, suppress(CipherBoxError):
-                await self._one_life(name, body)
-            self.clients.pop(name, None)
-            await trio.sleep(self.chance.uniform(0.1, 3.0))
-
-    async def _one_life(self, name: str, body: Callable[[Client], Any]) -> None:
+    async def client(self, name: str, body: Callable[[Client], Any]) -> None:
+        """One life of a client."""
         person, home = self.template.people[name], self.path / name
-        home.mkdir(exist_ok=True)
         config = ClientConfig(home, name, name, tries=2, timeout_s=5.0, pause_max_s=2.0)
-        hq_root, issuing = self.root
-        events = Events(None)
-        async with background() as nursery:
-            secret_box = LocalSecretBox(bytes(32))
-            files = Home(
-                config,
-                hq_root,
-                issuing,
-                tuple(person.chain),
-                person.key,
-                person.identity,
-                secret_box,
-                bytes(32),
-            )
-            log = LogProofVerifier.of(files, events)
-            connection = ReconnectingConnection(
-                name, lambda: None, events, tries=2, timeout_s=5.0, pause_max_s=2.0, log=log
-            )  # type: ignore[arg-type, return-value]
-            client = Client(files, connection, events, nursery, log)
-            self.clients[name] = client
-            nursery.start_soon(connection.run, nursery, client.observer)
-            nursery.start_soon(log.run, connection, connection.window.covered)
-            nursery.start_soon(client.receipts.run)
-            await body(client)
+        events = Events(self.on_event and (lambda event: self.on_event(name, event)))
+        identity = key_file.load(home / IDENTITY, local_key=LOCAL_KEY)
+        try:
+            async with background() as nursery:
+                files = Home(
+                    config,
+                    *self.template.root,
+                    tuple(person.chain),
+                    person.key,
+                    identity,
+                    LocalSecretBox(LOCAL_KEY),
+                    LOCAL_KEY,
+                )
+                log = LogProofVerifier.of(files, events)
+                connection = ReconnectingConnection(
+                    name, lambda: None, events, tries=2, timeout_s=5.0, pause_max_s=2.0, log=log
+                )  # type: ignore[arg-type, return-value]
+                client = Client(files, connection, events, nursery, log)
+                self.clients[name] = client
+                nursery.start_soon(connection.run, nursery, client.observer)
+                nursery.start_soon(log.run, connection, connection.window.covered)
+                nursery.start_soon(client.receipts.run)
+                nursery.start_soon(self._keep_keys, client)
+                await body(client)
+        finally:
+            self.clients.pop(name, None)
 
-    @property
-    def root(self) -> tuple[Any, Any]:
-        from cipherbox import pki
+    async def _keep_keys(self, client: Client) -> None:
+        """Finish what an earlier life began, and rotate when the world says so."""
+        while True:
+            await client.connection.ready()
+            await client.finish_keys()
+            if client.client_id in self.rotations:
+                self.rotations.discard(client.client_id)
+                with suppress(CipherBoxError):  # the keys are kept: `finish_keys` publishes them
+                    await client.key_lifecycle.rotate()
+            await trio.sleep(1.0)
 
-        directory = self.template.directory / "ca"
-        return tuple(
-            pki.load_pem((directory / n).read_bytes(), n)[0] for n in ("root.crt", "issuing.crt")
-        )  # type: ignore[return-value]
+    # -- work --------------------------------------------------------------------------------------
 
-    def crash(self, name: str) -> None:
-        """Kills a client: nothing it knows is written any more."""
-        client = self.clients.get(name)
-        if client is not None and client.outbox_sender is not None:
+    def _put(self, name: str, kind: str, count: int) -> tuple[int, list[str], list[str]]:
+        """Log a put and return its first number, its recipients and its contents."""
+        chance = self.chance
+        first, self._next[name] = self._next[name], self._next[name] + count
+        to = sorted(chance.sample(RECEIVERS, chance.randint(1, 2)))
+        sizes = [chance.choice((0, 10, 70_000)) for _ in range(count)]
+        if kind == "file":
+            sizes = [chance.choice((0, 3_000, 200_000))]
+            contents = [f"{name}-{first}" * (sizes[0] // 4)]
+        else:
+            contents = [content_of(name, first + i, "x" * size) for i, size in enumerate(sizes)]
+        row = {
+            "to": to,
+            "kind": kind,
+            "name": f"{name}-{first}.bin" if kind == "file" else "",
+            "sha256": [history.sha256(content.encode()) for content in contents],
+        }
+        self._note(name, "put", first, count, **row)
+        return first, to, contents
 
-            async def nothing() -> None:
-                await trio.lowlevel.checkpoint()
-
-            client.outbox_sender._write = nothing  # type: ignore[method-assign]
-        if name in self.scopes:
-            self.scopes[name].cancel()
+    def _note(self, who: str, what: str, first: int, count: int, **more: Any) -> None:
+        self.log[who].append({"what": what, "first": first, "count": count, **more})
 
     async def send(self, client: Client) -> None:
         chance, name = self.chance, client.client_id
-        while not self.calm:
-            await trio.sleep(chance.uniform(0.0, 3.0))
-            to = sorted(chance.sample(RECEIVERS, chance.randint(1, 2)))
-            first, sizes = (
-                len(self.put),
-                [chance.choice((0, 10, 70_000)) for _ in range(chance.randint(1, 3))],
-            )
-            contents = [f"{name} {first + i} {'x' * size}" for i, size in enumerate(sizes)]
-            for content in contents:
-                self.put[content] = set(to)
+        while not (self.calm or (name == LEAVER and self.revoked)):
             with suppress(CipherBoxError):
-                await client.publish(list(contents), to=to)
-                for content in contents:
-                    self.confirmed[content] = set(to)
-        self.finished.add(name)
+                await send_unfinished(client)
+            await trio.sleep(chance.uniform(0.0, 3.0))
+            kind = chance.choice(("message", "message", "message", "session", "kept", "file"))
+            if kind == "file":
+                first, to, (content,) = self._put(name, kind, 1)
+                file = self.path / "files" / f"{name}-{first}.bin"
+                file.write_bytes(content.encode())
+                with suppress(CipherBoxError):
+                    await send_file(client, file, (file.name,), to, "text/plain")
+                    self._note(name, "ok", first, 1)
+                continue
+            count = chance.randint(1, 3)
+            first, to, contents = self._put(
+                name, "session" if kind == "session" else "message", count
+            )
+            with suppress(CipherBoxError):
+                stanza = "ratchet" if kind == "session" else None
+                await client.publish(contents, to=to, wait=kind != "kept", stanza=stanza)
+                self._note(name, "kept" if kind == "kept" else "ok", first, count)
         while True:
+            with suppress(CipherBoxError):
+                if not await send_unfinished(client):
+                    self.finished.add(name)
             client.outbox().look()
             await trio.sleep(1.0)
 
     async def receive(self, client: Client) -> None:
-        await Receiver(client).run()
-
-    # -- faults ------------------------------------------------------------------------------------
-
-    async def fault(self) -> None:
-        chance = self.chance
-        kind = chance.choice(FAULTS)
-        if kind == "cut":
-            for stream in chance.sample(self.streams, min(len(self.streams), 2)):
-                await trio.aclose_forcefully(stream)
-        elif kind == "hole" and self.streams:
-            chance.choice(self.streams).swallowing = True
-        elif kind == "crash hq" and self.hq_scope is not None:
-            self.hq_scope.cancel()
-        elif kind == "crash client":
-            self.crash(chance.choice((*SENDERS, *RECEIVERS)))
-        elif kind in ("before", "after", "crash"):
-            self.store_fault = kind
-        elif kind == "disk":
-            self.disk_full = True
-            await trio.sleep(chance.uniform(0.5, 10.0))
-            self.disk_full = False
-        elif kind == "clock":
-            self.clock_offset_ms = chance.choice((-_HOUR_MS, 0, _HOUR_MS, -_STEP_MS, _STEP_MS))
-        elif kind.startswith("inbox"):
-            self.inbox_fault = kind
+        receiver = Receiver(client, incoming=self.path / client.client_id / "incoming")
+        if client.client_id != RECEIVERS[-1]:
+            await receiver.run()
+            return
+        async with background() as nursery:
+            key = nacl.signing.SigningKey(bytes(32))
+            nursery.start_soon(Witness(client, key).run, lambda head: None)
+            await receiver.run()
 
     # -- the end -----------------------------------------------------------------------------------
 
-    def settled(self) -> bool:
-        if self.hq is None or any(name not in self.clients for name in (*SENDERS, *RECEIVERS)):
-            return False
+    def unsettled(self) -> str:
+        """Return what is not settled yet; empty if everything is."""
+        names = (*SENDERS, *RECEIVERS)
+        if self.hq is None:
+            return "HQ is down"
+        if missing := [name for name in names if name not in self.clients]:
+            return f"{missing} are down"
         if self.finished < set(SENDERS):
-            return False
-        if any(self.clients[name].outbox().outbox.waiting(0, 1 << 62, 1) for name in SENDERS):
-            return False
-        return not any(
-            self.hq.engine.broker.state.queues[f"box.{name}"].depth for name in RECEIVERS
-        )
+            return f"{set(SENDERS) - self.finished} have files to send"
+        for name in SENDERS:
+            box = self.clients[name].outbox().outbox
+            for what, rows in (
+                ("unsent", box.waiting(0, 1 << 62, 1)),
+                ("unsigned", box.unsigned(1)),
+            ):
+                if rows:
+                    return f"{name} has {what} envelopes"
+        queues = self.hq.engine.broker.state.queues
+        boxes = [f"box.{name}{box}" for name in RECEIVERS for box in ("", ".bulk")]
+        return next((f"{box} is not empty" for box in boxes if queues[box].depth), "")
 
-    def lines(self, name: str) -> list[dict[str, Any]]:
-        path = self.path / name / "data" / "received_messages.jsonl"
-        return (
-            [orjson.loads(line) for line in path.read_bytes().splitlines()] if path.exists() else []
-        )
+    def report(self) -> dict[str, Any]:
+        """Return what everybody saw, as `prove` reports it."""
+        assert self.hq is not None
+        store = self.hq.store
+        found: dict[str, Any] = {"accepted": [], "again": []}
+        for row in store.log(0, 1_000_000, 1 << 40):
+            index = log_format.decode_record(row.record).index
+            for group in log_format.decode_groups(row.body):
+                history.add_accepted(found, index, group)
+        dead, _ = store.dead_letters("", "", 1000, False)
+        deliveries = None
+        if self.target is None:
+            with closing(sqlite3.connect(self.path / HQ_NODE / DATABASE)) as db:
+                leavers = {
+                    row["envelope"][:28] for row in found["accepted"] if row["sender"] == LEAVER
+                }
+                deliveries = [
+                    list(row)
+                    for row in db.execute(history.DELIVERIES)
+                    if row[0].replace("-", "")[:28] not in leavers
+                ]
+        return {
+            "format": "cipherbox-prove-report",
+            "version": 1,
+            "limits": {"memory_bytes": 0, "files": 0},
+            "standstill": [],
+            "processes": {},
+            "senders": {name: self._sender(name) for name in self.log},
+            "receivers": {name: history.receiver_lines(self.path / name) for name in RECEIVERS},
+            "hq": {
+                **found,
+                "log_entries": 0,
+                "log_wrong": [],
+                "dead_letters": dead,
+                "deliveries": deliveries,
+            },
+        }
+
+    def _sender(self, name: str) -> dict[str, Any]:
+        """What a sender has.  A revoked one gets no receipts, and HQ takes nothing more of it."""
+        if name == LEAVER:  # what its outbox kept, nobody will send
+            log = [row for row in self.log[name] if row["what"] != "kept"]
+            return {"log": log, "outbox": [], "transfers": []}
+        box = self.clients[name].outbox().outbox
+        return {
+            "log": self.log[name],
+            "outbox": [
+                history.outbox_row(row, box.outcomes(row.number), box.proof(row.number))
+                for row in box.newest(1 << 40)
+            ],
+            "transfers": [history.transfer_row(one) for one in Transfers(box).all(1 << 40)],
+        }
 
 
 async def inline(call: Callable[..., Any], *arguments: Any, **_: Any) -> Any:
@@ -379,34 +511,31 @@ def virtual_s() -> float:
 
 
 @contextmanager
-def virtual(world: World, seed: int, monkeypatch: Any) -> Iterator[None]:
-    """Time, threads, chance and the network as the world has them."""
+def virtual(world: World, seed: int, monkeypatch: Any) -> Iterator[trio.abc.Clock]:
+    """Time, threads, chance, the disks and the network as the world has them; yields its clock."""
     import time
-
-    from cipherbox.client import local_database as localdb
-    from cipherbox.store.sqlite import database
 
     async def connect(
         address: str, context: Any, nursery: Any, *, timeout_s: float, line: Any
     ) -> SimStream:
         return await world.connect(address, timeout_s)
 
-    def faulty_commit(inbox: Inbox) -> None:
-        fault, world.inbox_fault = world.inbox_fault, ""
-        if fault == "inbox":
-            raise sqlite3.OperationalError("for a test: before")
-        inbox._db.execute("COMMIT")
-        if fault == "inbox after":
-            raise sqlite3.OperationalError("for a test: after")
+    def free_bytes(path: Path) -> int:
+        disk = world.disks.of(str(path))
+        return 0 if disk is not None and disk.full else 1 << 40
+
+    open_sqlite = sqlite3.connect
+
+    def opened(path: Any, *arguments: Any, **options: Any) -> sqlite3.Connection:
+        return world.connected(str(path), open_sqlite(path, *arguments, **options))
 
     monkeypatch.setattr(transport, "connect", connect)
     monkeypatch.setattr(trio.to_thread, "run_sync", inline)
     monkeypatch.setattr(concurrency.OneThread, "run", lambda _, *call: inline(*call))
     monkeypatch.setattr(concurrency, "_random", random.Random(seed))
-    monkeypatch.setattr(Inbox, "_commit", faulty_commit)
-    monkeypatch.setattr(database, "SETTINGS", (*database.SETTINGS, "synchronous = OFF"))
-    monkeypatch.setattr(localdb, "SYNCHRONOUS", "OFF")
-    monkeypatch.setattr(time, "time", lambda: BASE_S + trio.current_time())
+    monkeypatch.setattr(portable, "free_bytes", free_bytes)
+    monkeypatch.setattr(sqlite3, "connect", opened)
+    monkeypatch.setattr(time, "time", world.now_s)
     # turns that end by time must end at the same place again, however busy the machine is
     for clock in ("monotonic", "perf_counter"):
         monkeypatch.setattr(time, clock, virtual_s)
@@ -414,4 +543,10 @@ def virtual(world: World, seed: int, monkeypatch: Any) -> Iterator[None]:
 
     monkeypatch.setattr(core, "_ALLOW_DETERMINISTIC_SCHEDULING", True)
     core._r.seed(seed)
-    yield
+    now = trio.testing.MockClock(autojump_threshold=0)
+    now._real_clock = float  # it would ask perf_counter, which asks it
+    with world.disks.watched(monkeypatch):
+        try:
+            yield now
+        finally:
+            world.close()

@@ -1,0 +1,131 @@
+"""The faults of the simulation, and the table that shows which of them met which state.
+
+A state is what the world was doing: the same crash is another test when HQ is starting, when a
+confirm is on its way, or when a delivery is.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+
+import trio
+
+from cipherbox.errors import CipherBoxError
+from tests.sim.world import CLIENTS, HQ_NODE, LEAVER, NODES, RECEIVERS, SENDERS, World
+
+TABLE = "CIPHERBOX_SIM_TABLE"  # a directory: each process adds a file of its counts to it
+HOUR_S, DAY_S = 3600.0, 86_400.0
+# HQ follows an hour, and doubts the days
+STEPS_S = (-HOUR_S, -60.0, 0.0, 60.0, HOUR_S, -399 * DAY_S, 399 * DAY_S)
+KINDS = (
+    "cut", "hole", "kill", "power", "two", "recovery", "before", "after", "crash", "full", "io",
+    "clock", "rotate", "revoke",
+)  # fmt: skip
+STATES = ("HQ down", "client down", "unconfirmed", "undelivered", "receipts due", "quiet")
+
+
+def state_of(world: World) -> str:
+    """What the world is doing now."""
+    if world.hq is None:
+        return "HQ down"
+    if len(world.clients) < len(CLIENTS) - world.revoked:
+        return "client down"
+    boxes = [world.clients[name].outbox().outbox for name in SENDERS if name in world.clients]
+    if any(box.waiting(0, 1 << 62, 1) for box in boxes):
+        return "unconfirmed"
+    queues = world.hq.engine.broker.state.queues
+    if any(queues[f"box.{name}{box}"].depth for name in RECEIVERS for box in ("", ".bulk")):
+        return "undelivered"
+    return "receipts due" if any(box.unsigned(1) for box in boxes) else "quiet"
+
+
+async def play(world: World, met: Counter[tuple[str, str]]) -> None:
+    """One fault."""
+    chance = world.chance
+    kind = chance.choice(KINDS)
+    met[kind, state_of(world)] += 1
+    name = chance.choice((HQ_NODE, chance.choice(CLIENTS)))
+    if kind == "cut":
+        for stream in chance.sample(world.streams, min(len(world.streams), 2)):
+            await trio.aclose_forcefully(stream)
+    elif kind == "hole" and world.streams:
+        chance.choice(world.streams).swallowing = True
+    elif kind in ("kill", "power"):
+        world.crash(name, power=kind == "power")
+    elif kind == "two":
+        for one in chance.sample(NODES, 2):
+            world.crash(one, power=chance.random() < 0.5)
+    elif kind == "recovery":
+        world.recoveries[name] = chance.randint(1, 3)
+        world.crash(name, power=chance.random() < 0.5)
+    elif kind in ("before", "after", "crash"):
+        world.store_fault = kind
+    elif kind == "full":
+        world.disk(name).full = True
+        await trio.sleep(chance.uniform(0.5, 10.0))
+        world.disk(name).full = False
+    elif kind == "io":
+        world.disk(name).fail(chance.randint(0, 30), chance.choice((1, 1, 5)))
+    elif kind == "clock":
+        world.clock_offset_s[name] = chance.choice(STEPS_S)
+    elif kind == "rotate":
+        world.rotations.add(chance.choice((*SENDERS, *RECEIVERS)))
+    elif kind == "revoke" and world.hq is not None and not world.revoked:
+        await _revoke(world)
+
+
+async def _revoke(world: World) -> None:
+    """Revoke a sender that has left; what it sent before is still to arrive."""
+    world.revoked = True
+    world.crash(LEAVER, power=False)
+    await trio.sleep(2.0)  # HQ has taken or lost what was on its way
+    if world.hq is not None:
+        with trio.move_on_after(5.0), suppress(CipherBoxError):
+            await world.hq.enrolments.revoke(LEAVER, "for a test")
+
+
+def calm(world: World) -> None:
+    """End every fault."""
+    world.calm, world.store_fault = True, ""
+    world.clock_offset_s = dict.fromkeys(NODES, 0.0)
+    world.recoveries.clear()
+    for name in NODES:
+        disk = world.disk(name)
+        disk.full, disk.fails_after = False, -1
+
+
+def write_down(met: Counter[tuple[str, str]]) -> None:
+    """Add the counts of one seed to this process's file."""
+    if TABLE in os.environ:
+        with (Path(os.environ[TABLE]) / f"{os.getpid()}.jsonl").open("a") as file:
+            file.write(json.dumps([[*key, count] for key, count in met.items()]) + "\n")
+
+
+def table(lines: Iterable[str]) -> str:
+    """The faults by state, over all seeds."""
+    met: Counter[tuple[str, str]] = Counter()
+    seeds = 0
+    for line in lines:
+        seeds += 1
+        for kind, state, count in json.loads(line):
+            met[kind, state] += count
+    head = f"{'':10}" + "".join(f"{state:>14}" for state in STATES)
+    rows = [f"{kind:10}" + "".join(f"{met[kind, state]:>14}" for state in STATES) for kind in KINDS]
+    never = [f"{kind} / {state}" for kind in KINDS for state in STATES if not met[kind, state]]
+    last = f"never met: {', '.join(never)}" if never else "every fault met every state"
+    return "\n".join([f"{seeds} seeds, {met.total()} faults", head, *rows, last])
+
+
+def main() -> None:
+    """Print the table of the files in the directory that the environment names."""
+    directory = Path(os.environ[TABLE])
+    print(table(line for file in sorted(directory.glob("*.jsonl")) for line in file.open()))
+
+
+if __name__ == "__main__":
+    main()
