@@ -57,6 +57,7 @@ INDEX: dict[str, dict[str, str]] = {
         "architecture": "layers, a message's path, commits, failover; diagrams",
         "delivery": "why nothing is lost or duplicated, with proof",
         "reliability": "which faults are tested, how, and what is not covered",
+        "performance": "what messages cost, what bounds it, and how to measure it",
         "broker": "exchanges, queues, routes, order, checks, limits",
         "sessions": "the Double Ratchet between two clients",
         "security": "a summary of who can do what, and your duties",

@@ -148,6 +148,7 @@ async def measure(
             process.terminate()
             await trio.to_thread.run_sync(process.wait)
             process, ready = serve(directory)
+            before = process_usage(process.pid)
             signals.begin.set()
             await trio.to_thread.run_sync(signals.up.wait, 10)
             gate.set()
@@ -168,9 +169,11 @@ async def measure(
                     f"{steady[int(len(steady) * 0.99)] * 1e3:.1f} ms of {len(steady)}"
                 )
             usage = process_usage(process.pid)
-            if usage:
+            if usage and before:
+                each = (usage[0] - before[0]) / (len(idle) + 1) * 1000
                 print(
-                    f"HQ: {usage[0]:.1f} s of CPU since the restart, peak {usage[1] / 1e6:.0f} MB"
+                    f"HQ: {before[0]:.2f} s of CPU until ready, then {each:.2f} ms for each client "
+                    f"that is back; peak {usage[1] / 1e6:.0f} MB"
                 )
             nursery.cancel_scope.cancel()
     finally:

@@ -196,7 +196,7 @@ def bench(ctx: click.Context, options: BenchOptions) -> int:
     end to end.
 
     Without options it runs six measurements, in about a minute; with any of --size to --rate only
-    that one.
+    that one.  Page `performance` says what bounds each, and how to compare.
 
     \b
     cipherbox bench

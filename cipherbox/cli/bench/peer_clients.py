@@ -21,6 +21,7 @@ from cipherbox.cli.bench.measured import SAMPLES, STAMP, measured, message, repo
 WINDOW, WINDOW_BYTES = 2048, 32 * 1024 * 1024
 _BUFFER = 256 * 1024
 _TIMEOUT_S = 30.0  # a server that is silent for so long has failed
+_REPORT_NS = 1_000_000_000
 _AT_ONCE_BYTES = 64 * 1024  # small messages and acknowledgements are written together
 
 
@@ -231,13 +232,16 @@ def _send_all(client: PeerClient, task: dict[str, Any]) -> None:
     size, count = task["size"], task["messages"]
     window = window_of(size)
     at_once = max(1, min(window // 2, _AT_ONCE_BYTES // size))
-    sent = confirmed = 0
+    sent = confirmed = reported = 0
     while sent < count:
+        if (now := time.monotonic_ns()) - reported > _REPORT_NS:
+            reported = now
+            report(sent=sent)
         several = min(at_once, count - sent)
         while sent + several - confirmed > window:
             client.confirm()
             confirmed += 1
-        client.send(client.encoded(message(time.monotonic_ns(), size).encode()) * several)
+        client.send(client.encoded(message(now, size).encode()) * several)
         sent += several
     for _ in range(count - confirmed):
         client.confirm()
@@ -266,7 +270,7 @@ async def receive(task: dict[str, Any]) -> None:
 
 
 def _receive(client: PeerClient, task: dict[str, Any], took: list[float]) -> None:
-    stamped, count = task["size"] >= STAMP, task["messages"]
+    stamped, count, reported = task["size"] >= STAMP, task["messages"], 0
     together = 1 if task["rate"] else max(1, window_of(task["size"]) // 8)
     received, waiting = 0, list[bytes]()
     for batch in client.receive():
@@ -276,6 +280,9 @@ def _receive(client: PeerClient, task: dict[str, Any], took: list[float]) -> Non
             if stamped and len(took) < SAMPLES:
                 took.append((now - int(content[:STAMP])) / 1e6)
         received += len(batch)
+        if now - reported > _REPORT_NS:
+            reported = now
+            report(received=received)
         if len(waiting) >= together or received >= count:
             client.acknowledge(waiting)
             waiting = []

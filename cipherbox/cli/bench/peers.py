@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from cipherbox.cli.bench.work import Work
 
 START_S = 20.0
-MESSAGES = 200_000  # at most: without batches, two million take too long
 _RETRY_S = 0.05
 
 
@@ -55,6 +54,7 @@ class Peer:
     program: str
     title: str
     sync: str  # when what it confirms is on stable storage
+    most: int  # messages of one run; ours has up to two million, in batches
     client: str  # which client of `peer_clients` speaks to it
     arguments: Callable[[Path, int, Credentials], list[str]]
 
@@ -107,23 +107,31 @@ PEERS = {
     peer.name: peer
     for peer in (
         Peer(
-            "nats",
-            "nats-server",
-            "NATS JetStream",
-            "synced every two minutes (its default)",
-            "nats",
-            _nats(""),
+            name="nats",
+            program="nats-server",
+            title="NATS JetStream",
+            sync="synced every two minutes (its default)",
+            most=200_000,
+            client="nats",
+            arguments=_nats(""),
         ),
         Peer(
-            "nats-sync",
-            "nats-server",
-            "NATS JetStream",
-            "synced before each confirm",
-            "nats",
-            _nats("always"),
+            name="nats-sync",
+            program="nats-server",
+            title="NATS JetStream",
+            sync="synced before each confirm",
+            most=2_000,  # it syncs for each message alone
+            client="nats",
+            arguments=_nats("always"),
         ),
         Peer(
-            "redis", "redis-server", "Redis Streams", "synced before each confirm", "redis", _redis
+            name="redis",
+            program="redis-server",
+            title="Redis Streams",
+            sync="synced before each confirm",
+            most=100_000,
+            client="redis",
+            arguments=_redis,
         ),
     )
 }
@@ -140,7 +148,7 @@ async def play_peer(directory: Path, work: Work, peer: Peer, path: str) -> Resul
     stage = Stage(directory)
     files = make_credentials(directory)
     port = free_port()
-    count = min(work.count, MESSAGES)
+    count = min(work.count, peer.most)
     workers: list[WorkerProcess] = []
     with stage.output(peer.name).open("ab") as log:
         server = await trio.lowlevel.open_process(

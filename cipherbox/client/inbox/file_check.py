@@ -3,8 +3,8 @@ gets its name.
 
 This is the only check that counts: a part that was hashed on arrival may have been overwritten
 since, by a part of another size or by a disk error. It also computes the whole file's SHA-256, for
-its line. Hashing needs neither the database nor the inbox's lock, so it does not delay other
-senders' messages.
+its line, and in a second thread, since nothing else of the transfer is left to do. Hashing needs
+neither the database nor the inbox's lock, so it does not delay other senders' messages.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 
 from cipherbox.client.inbox.unpacking import unpack
@@ -22,6 +22,7 @@ from cipherbox.sealing.encrypted_file import RandomAccessFile
 
 STEP_S = 0.5  # of unpacking in one step
 SYNCS = 8  # concurrent syncs: a disk makes many files durable in the time of one
+_BESIDE_BYTES = 256 * 1024  # a smaller part is hashed faster than a thread begins
 STEP_BYTES = 32 * 1024 * 1024  # hashed in one step, which delays a cancelled receiver
 Opens = Callable[[], RandomAccessFile]
 
@@ -70,6 +71,10 @@ class Check:
 
     def step(self) -> None:
         """Hash the next piece."""
+        with ThreadPoolExecutor(1) as beside:  # which begins its thread when it is first used
+            self._step(beside)
+
+    def _step(self, beside: Executor) -> None:
         manifest = self.manifest
         room = STEP_BYTES
         try:
@@ -81,10 +86,16 @@ class Check:
                 size = min(manifest.part_bytes, manifest.size - at)
                 data = stored.read(size, self._at + at)
                 room -= max(size, 1)
-                if hashlib.sha256(data).digest() != manifest.hashes[self._part]:
+                if size < _BESIDE_BYTES:
+                    self._whole.update(data)
+                    found = hashlib.sha256(data)
+                else:
+                    whole = beside.submit(self._whole.update, data)
+                    found = hashlib.sha256(data)
+                    whole.result()
+                if found.digest() != manifest.hashes[self._part]:
                     self.reason = f"part {self._part} is not what the manifest says"
                     break
-                self._whole.update(data)
                 if self._copy is not None:
                     self._copy.write(data, at)
                 self._part += 1
