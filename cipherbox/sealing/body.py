@@ -226,18 +226,33 @@ class Messages(Sequence[Message]):
     def __getitem__(self, index: int | slice) -> Message | list[Message]:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        at = range(len(self))[index]
-        return Message(
-            bytes(self.contents[self.bounds[at] : self.bounds[at + 1]]),
+        message, content = self.apart(range(len(self))[index])
+        message.content = bytes(content)
+        return message
+
+    def apart(self, at: int) -> tuple[Message, memoryview]:
+        """Return a message without its content, and its content, which is not copied."""
+        message = Message(
+            b"",
             (self._types[at][1:].decode() if self._types else "") or self._default,
             _decode_headers(_Reader(self._headers[at])) if self._headers else {},
             self._sent[at] or self._sealed_at if self._sent else self._sealed_at,
         )
+        return message, self.contents[self.bounds[at] : self.bounds[at + 1]]
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Sequence) and list(self) == list(other)
 
     __hash__ = None  # type: ignore[assignment]
+
+
+def apart(messages: Sequence[Message], at: int) -> tuple[Message, bytes | memoryview]:
+    """Return a message, whose own content may be empty, and its content, copied only if it is not
+    one of `Messages`.
+    """
+    if isinstance(messages, Messages):
+        return messages.apart(at)
+    return messages[at], messages[at].content
 
 
 def unpack(plain: bytes, count: int, sealed_at: int) -> Messages:

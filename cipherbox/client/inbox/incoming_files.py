@@ -56,6 +56,7 @@ from cipherbox.client.inbox.unpacking import hidden_of, move_directory
 from cipherbox.client.publishing.parts import MANIFEST, Manifest, read_manifest, read_part
 from cipherbox.client.receiving.faults import Fault, fault_of, refusal
 from cipherbox.errors import MalformedEnvelope
+from cipherbox.sealing.body import apart
 from cipherbox.sealing.encrypted_file import RandomAccessFile, sync_and_close
 from cipherbox.sealing.local_secret_box import SecretBox
 
@@ -141,11 +142,11 @@ class IncomingFiles:
         return taken
 
     def _take(self, received: Received, files: dict[Key, RandomAccessFile | None]) -> Taken:
-        message = received.messages[0]
+        message, content = apart(received.messages, 0)
         if message.content_type == MANIFEST:
-            return Taken(received, manifest=message.content)
+            return Taken(received, manifest=bytes(content))
         try:
-            part = read_part(message)
+            part = read_part(message, content)
         except MalformedEnvelope:
             return Taken(received)
         name = received.sender, part.transfer

@@ -21,7 +21,7 @@ import orjson
 
 from cipherbox.errors import MalformedEnvelope
 from cipherbox.limits import LIMITS
-from cipherbox.sealing.body import Message, Messages
+from cipherbox.sealing.body import Message, Messages, apart
 
 _TEXT_TYPES = frozenset(
     [
@@ -87,7 +87,8 @@ def lines_of(received: Received) -> MessageLines:
     # JSON may be six times the text's size, so it is not joined from pieces
     lines, types, files = io.BytesIO(), [], []
     sealed = timestamp(received.sealed_at)
-    for index, message in enumerate(messages):
+    for index in range(len(messages)):
+        message, content = apart(messages, index)
         sent = message.sent_at
         line: dict[str, Any] = {
             "message_id": line_id(received.envelope_id, index),
@@ -102,7 +103,7 @@ def lines_of(received: Received) -> MessageLines:
         if (
             FILENAME not in message.headers
             and is_text(message.content_type)
-            and _write(lines, line, message.content)
+            and _write(lines, line, content)
         ):
             types.append(message.content_type)
         else:
@@ -115,7 +116,7 @@ def lines_of(received: Received) -> MessageLines:
     return MessageLines(lines.getvalue(), types, files)
 
 
-def _write(out: io.BytesIO, line: dict[str, Any], content: bytes) -> bool:
+def _write(out: io.BytesIO, line: dict[str, Any], content: bytes | memoryview) -> bool:
     """Write the line with the content as its text. Return False, writing nothing, if the content is
     not text.
 
@@ -125,17 +126,19 @@ def _write(out: io.BytesIO, line: dict[str, Any], content: bytes) -> bool:
     start = out.tell()
     try:
         if len(content) <= _PIECE:
-            line["content"] = content.decode()
+            line["content"] = str(content, "utf-8")
             out.write(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE))
             return True
         head, mark, tail = orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE).partition(
             b'"content":"'
         )
         out.write(head + mark)
-        decoder = codecs.getincrementaldecoder("utf-8")()
-        for at in range(0, len(content), _PIECE):
-            piece = decoder.decode(content[at : at + _PIECE], at + _PIECE >= len(content))
+        at = 0
+        while at < len(content):
+            last = at + _PIECE >= len(content)
+            piece, size = codecs.utf_8_decode(content[at : at + _PIECE], "strict", last)
             out.write(memoryview(orjson.dumps(piece))[1:-1])
+            at += size  # less than a piece, if it would end inside a character
             if out.tell() - start > _PIECE + 2 * len(content):
                 raise ValueError
         out.write(tail)

@@ -81,8 +81,10 @@ def part_message(
     return Message(data, PART, headers)
 
 
-def read_part(message: Message) -> Part:
-    """Return the part in a message; raise MalformedEnvelope if it is invalid."""
+def read_part(message: Message, content: bytes | memoryview | None = None) -> Part:
+    """Return the part in a message, whose ``content`` may be apart (`body.apart`); raise
+    MalformedEnvelope if it is invalid.
+    """
     headers = message.headers
     try:
         transfer = _transfer(headers["transfer"])
@@ -91,7 +93,7 @@ def read_part(message: Message) -> Part:
         raise MalformedEnvelope("this message is not a part of a file") from None
     if not (0 <= number < LIMITS.parts and 0 < part_bytes <= LIMITS.part_bytes_most):
         raise MalformedEnvelope("the part has a number or a size that is not allowed")
-    data: bytes = message.content
+    data: bytes | memoryview = message.content if content is None else content
     encoding = headers.get("encoding", "")
     if encoding == ZSTD:
         data = _expanded(data, part_bytes)
@@ -104,7 +106,7 @@ def read_part(message: Message) -> Part:
     return Part(transfer, number, part_bytes, data)
 
 
-def _expanded(data: bytes, most: int) -> bytes:
+def _expanded(data: bytes | memoryview, most: int) -> bytes:
     import zstandard
 
     try:
