@@ -8,8 +8,8 @@ large envelopes.  Rules:
 3. A connection closed without close_notify reads as the end of the stream: frames have lengths, so
    truncation is noticed.
 4. Each wake-up costs 60 us, and a large frame arrives in dozens of pieces: while `expect` says that
-   more must come, a receive waits for a large part of it (SO_RCVLOWAT, which the system gives up at
-   the end of the stream).
+   more must come, a receive waits for a large part of it (SO_RCVLOWAT, which Linux gives up at the
+   end of the stream and when its buffer is full), but only briefly: a slow peer's progress shows.
 
 In TLS 1.3 a client learns only at its first read that HQ refused its certificate.  So read and
 write errors are translated by the same function (`stream_error`), and a failed write looks for the
@@ -22,6 +22,7 @@ import _ssl
 import contextlib
 import os
 import ssl
+import sys
 from collections.abc import Iterator
 
 import trio
@@ -40,7 +41,7 @@ from cipherbox.portable import passing_file
 _NO_CHECK_TIME = 0x200000  # X509_V_FLAG_NO_CHECK_TIME of OpenSSL, which `ssl` does not name
 ALPN = "cipherbox/1"
 CHUNK = 256 * 1024
-_PART = CHUNK  # waited for at most: a peer as slow as HQ permits sends it within 16 seconds
+_PART, _PART_S = CHUNK, 0.5  # waited for at most
 _RECORD = 16 * 1024  # largest TLS record
 CLOSE_S = 2.0
 _FLIGHTS = 4  # of a handshake, and a spare one
@@ -260,7 +261,9 @@ class TlsStream(trio.abc.Stream):
         self._sending = self._receiving = self._closed = False
         self._chunk = _RECORD  # size of the next read: grows while reads fill it
         self._expected = 0
-        self._socket = below.socket if isinstance(below, trio.SocketStream) else None
+        self._socket: trio.socket.SocketType | None = None  # that can wait for many bytes
+        if sys.platform == "linux" and isinstance(below, trio.SocketStream):
+            self._socket = below.socket
         self.peer = peer
 
     def peer_certificate(self) -> x509.Certificate | None:
@@ -340,16 +343,13 @@ class TlsStream(trio.abc.Stream):
         return bool(size)
 
     async def _until_arrived(self, socket: trio.socket.SocketType, size: int) -> None:
-        """Wait until this many bytes have arrived, or the stream ended."""
+        """Wait until this many bytes have arrived, the stream ended, or some time has passed."""
+        socket.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_RCVLOWAT, size)
         try:
-            socket.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_RCVLOWAT, size)
-        except OSError:  # Windows has no such option
-            self._socket = None
-            return
-        try:
-            await trio.lowlevel.wait_readable(socket)
+            with trio.move_on_after(_PART_S):
+                await trio.lowlevel.wait_readable(socket)
         finally:
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError):  # closed meanwhile
                 socket.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_RCVLOWAT, 1)
 
     def expect(self, size: int) -> None:

@@ -62,3 +62,16 @@ def test_as_many_as_an_envelope_holds() -> None:
     lines = both_ways([Message(b"x", TEXT)] * 65_536).splitlines()
     assert len(set(lines)) == 65_536
     assert json.loads(lines[-1])["message_id"].endswith("ffff")
+
+
+@pytest.mark.parametrize("before", range(4))
+def test_a_long_text_is_written_whole_wherever_its_pieces_end(before: int) -> None:
+    text = "x" * before + "\u20ac" * 200_000 + "\U0001f600"
+    (line,) = both_ways([Message(text.encode(), TEXT)]).splitlines()
+    assert json.loads(line)["content"] == text
+
+
+def test_a_long_text_that_ends_inside_a_character_is_no_text() -> None:
+    raw = ("\u20ac" * 200_000).encode()[:-1]
+    made = lines_of(received([Message(raw, TEXT)]))
+    assert (made.data, made.files) == (b"", [0])

@@ -20,6 +20,7 @@ from cipherbox.cli.bench import files
 from cipherbox.cli.bench.measured import SAMPLES, STAMP, measured, message, report, shares
 from cipherbox.cli.exits import Exit
 from cipherbox.concurrency import Signal
+from cipherbox.harness.worker import STALLED_S
 
 if TYPE_CHECKING:
     from cipherbox.client.client import Client
@@ -80,13 +81,23 @@ async def _send(client: Client, task: dict[str, Any]) -> None:
                     await publisher.room()
 
     async def all_groups() -> None:
-        async with trio.open_nursery() as nursery:
-            for group, count in zip(groups, shares(task["messages"], len(groups)), strict=True):
-                nursery.start_soon(one_group, group, count)
+        async with trio.open_nursery() as reports:
+            reports.start_soon(_report_regularly)
+            async with trio.open_nursery() as nursery:
+                for group, count in zip(groups, shares(task["messages"], len(groups)), strict=True):
+                    nursery.start_soon(one_group, group, count)
+            reports.cancel_scope.cancel()
 
     for group in groups:
         await client.bundles(group)
     report(**await measured(all_groups))
+
+
+async def _report_regularly() -> None:
+    """Show that this process works, on a slow machine for longer than a stalled one is given."""
+    while True:
+        await trio.sleep(STALLED_S / 4)
+        report(sending=True)
 
 
 async def _send_presealed(client: Client, task: dict[str, Any]) -> None:
