@@ -20,7 +20,7 @@ from cipherbox.cli.bench.measured import SAMPLES, STAMP, measured, message, repo
 
 WINDOW, WINDOW_BYTES = 2048, 32 * 1024 * 1024
 _BUFFER = 256 * 1024
-_TIMEOUT_S = 30.0  # a server that is silent for so long has failed
+_TIMEOUT_S = 60.0  # a server that is silent for so long has failed
 _REPORT_NS = 1_000_000_000
 _AT_ONCE_BYTES = 64 * 1024  # small messages and acknowledgements are written together
 
