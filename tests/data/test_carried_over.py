@@ -23,7 +23,6 @@ from cipherbox.client.log.audit import verify_log
 from cipherbox.client.publishing.files import send_unfinished
 from cipherbox.client.receiving.receiver import Receiver
 from cipherbox.envelope.receipt_file import verify_file
-from cipherbox.limits import LIMITS
 from tests.client.real_hq import RealHq
 from tests.data.unpack import PASSWORD, old_hq, set_clock, shift_clock, unpack
 
@@ -145,7 +144,7 @@ async def test_what_waited_in_0_5_0_is_delivered(
         why = f"from {REVOKED}: the certificate of {REVOKED} was revoked, and HQ does not prove"
         assert any(why in event for event in said)
         whole = hq.home("CA-RC") / "incoming" / "FL-LAB" / "run.bin"
-        assert whole.read_bytes() == b"".join(bytes([n]) * LIMITS.part_bytes for n in range(6))
+        assert whole.read_bytes() == b"".join(bytes([n]) * (2 << 20) for n in range(6))
         async with hq.admin() as admin:
             dead = await admin.dead_letters()
             assert [row["queue"] for row in dead if row["queue"] != "box.CA-RC"] == [
