@@ -372,9 +372,9 @@ def test_killed_with_hq(name: str) -> None:
                 run(one, values)
             home, words = split(row.command, values)
             killed = killed_at(step, *words, home=home)
-            assert killed.code in (0, -9) or row.done in killed.err, killed.err
+            if killed.code != -9:
+                assert killed.code == 0 or row.done in killed.err, killed.err
+                break
             run(row.command, values, row.done)
             found = {name for name in names(place) if "issuing.crl" not in name}
             assert found == expected, (step, sorted(found ^ expected))
-            if killed.code != -9:
-                break
