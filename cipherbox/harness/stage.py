@@ -65,6 +65,7 @@ class Stage:
             if not k.startswith("CIPHERBOX_") or k == CACHE_VARIABLE
         }
         self.environment["PYTHONIOENCODING"] = "utf-8"
+        self.additions: dict[str, dict[str, str]] = {}  # to the environment of one process alone
 
     def output(self, name: str) -> Path:
         """Return the file of a process's output."""
@@ -117,7 +118,7 @@ class Stage:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=log,
-                env=self.environment,
+                env=self.environment | self.additions.get(name, {}),
             )
         line = b""
         try:
@@ -146,7 +147,7 @@ class Stage:
                 stdin=subprocess.PIPE,
                 stdout=stdout,
                 stderr=log,
-                env=self.environment,
+                env=self.environment | self.additions.get(name, {}),
             )
 
     async def enrol(self, admin: Path, homes: Mapping[str, Path]) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import orjson
 import trio
 
+from cipherbox import clock
 from cipherbox.cli.exits import Exit
 from cipherbox.cli.prove.database import Database, another_hq
 from cipherbox.errors import CipherBoxError
@@ -51,6 +52,8 @@ class Cast:
         self.slowness = 1.0  # of this machine; more than 1: timeouts of clients are longer
         self.disks: dict[str, Disk] = {}
         self.filled: dict[str, bool] = {}  # clients whose disk was full: each may end once for it
+        for name in self.names:
+            self.stage.additions[name] = {clock.SWITCH: str(self.clock_file(name))}
         self._broken, self._with_disks = broken, disks
         self._chance = random.Random(seed)  # noqa: S311
 
@@ -61,6 +64,10 @@ class Cast:
     def home(self, name: str) -> Path:
         """Return HQ's directory or a client's home."""
         return self.disks[name].place / "home" if name in self.disks else self.directory / name
+
+    def clock_file(self, name: str) -> Path:
+        """Return the file of the seconds by which a process's time of day is wrong."""
+        return self.directory / f"{name}.clock"
 
     def notes(self, name: str) -> Path:
         """Return the directory of a sender's log and files, on a disk that never fails."""

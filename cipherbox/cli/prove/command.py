@@ -118,11 +118,11 @@ def prove(ctx: click.Context, options: ProveOptions) -> int:
     """Prove that nothing promised is lost, duplicated, changed or reordered, whatever fails.
 
     Starts an HQ, senders and receivers as processes here, puts them under load, and plays faults:
-    kills (SIGKILL), also of two at once and during recovery, stopped processes, cut, partitioned
-    and slow connections; as root on Linux also power cuts and full disks. Then it waits until
-    everything is delivered and compares what senders, receivers and HQ saw: order, receipts, files,
-    HQ's signed log and metadata, memory. Exit code 1 if anything is wrong, or if nothing happens
-    for too long. The same seed gives the same faults; their timing still differs a little.
+    kills (SIGKILL), also of two at once and during recovery, stopped processes, wrong clocks, cut,
+    partitioned and slow connections; as root on Linux also power cuts and full disks. Then it waits
+    until everything is delivered and compares what senders, receivers and HQ saw: order, receipts,
+    files, HQ's signed log and metadata, memory. Exit code 1 if anything is wrong, or if nothing
+    happens for too long. The same seed gives the same faults; their timing still differs a little.
     """
     if options.worker:
         from cipherbox.cli.prove.worker import work

@@ -25,11 +25,15 @@ _DOWN_S = (0.0, 0.6)  # between a kill and the restart
 _STOPPED_S = (0.3, 4.0)  # the longest is above a client's timeouts, and below a database lease
 _LINK_S = (0.2, 3.0)  # of a partition or a slow link
 _FULL_S = (0.5, 3.0)
+_DAY_S = 86_400.0
+_STEPS_S = (-399 * _DAY_S, 399 * _DAY_S)  # HQ doubts both
+_STEPPED_S = (0.5, 4.0)
 _SLOW_S = (0.002, 0.05)  # for 2 KiB
 _MOST_TIMES = 3  # kills of one recovery
 
 KILL, KILL_TWO, RECOVERY = "kill", "kill two", "kill in recovery"
 PAUSE, CUT, PARTITION, SLOW = "pause", "cut", "partition", "slow link"
+CLOCK = "clock"
 POWER, FULL = "power cut", "full disk"
 KINDS = (
     KILL,
@@ -39,6 +43,7 @@ KINDS = (
     CUT,
     PARTITION,
     SLOW,
+    CLOCK,
     POWER,
     FULL,
     SESSIONS,
@@ -73,6 +78,7 @@ class Faults:
             CUT: self._cut,
             PARTITION: self._partition,
             SLOW: self._slow,
+            CLOCK: self._step_clock,
             POWER: self._power_cut,
             FULL: self._full_disk,
             **{kind: partial(self._database, kind) for kind in ON_DATABASE},
@@ -162,6 +168,17 @@ class Faults:
             for proxy in self._cast.proxies:
                 proxy.slow_s = 0.0
         return []
+
+    async def _step_clock(self) -> list[str]:
+        (name,) = self._victims(1, self._cast.hqs)
+        step_s = self.chance.choice(_STEPS_S)
+        file = self._cast.clock_file(name)
+        portable.write_atomic(file, str(step_s).encode())
+        try:
+            await self._wait(_STEPPED_S)
+        finally:
+            portable.write_atomic(file, b"0")
+        return [name, f"{step_s / _DAY_S:+g} days"]
 
     # -- disks -------------------------------------------------------------------------------------
 
