@@ -278,3 +278,21 @@ async def test_a_delivery_that_was_parked_is_not_overtaken_by_its_senders_next_o
     loop: Any = SimpleNamespace(_client=client)
     assert await ReceiveLoop._ready(loop, consumer, [second, other]) == [other]
     assert await consumer.batch() == [first, second]
+
+
+async def test_more_than_a_batch_that_was_parked_is_taken_in_order_and_once() -> None:
+    """What the batch had no room for was sent later: it does not hold the batch back."""
+    opener: Any = SimpleNamespace(ready=lambda delivery: True)
+    consumer = Consumer(opener, opener, "box.CA-RC", 10, 1 << 20)
+    late, *parked = [envelope("FL-LAB") for _ in range(6)]
+    consumer._current = late.connection
+    for delivery in (late, *parked):
+        delivery.connection, delivery.size = late.connection, 1
+    for delivery in parked:
+        consumer.looked_up(delivery, None)
+    taken = await consumer.batch(2)
+    assert consumer.in_order(taken) == parked[:2]
+    taken = await consumer.batch(2)
+    consumer.looked_up(late, None)
+    assert consumer.in_order(taken) == []
+    assert await consumer.batch() == [late, *parked[2:]]

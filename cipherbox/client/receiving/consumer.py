@@ -57,6 +57,7 @@ class Consumer:
         self._back_envelopes = self._back_bytes = 0
         self._waiting: deque[Delivery] = deque()
         self._returned: deque[Delivery] = deque()  # requeued here, to be taken next
+        self._left = 0  # of them when the last batch was taken
         self._failure: CipherBoxError | None = None
         # why HQ temporarily refused the newest subscription
         self._trouble: CipherBoxError | None = None
@@ -108,11 +109,14 @@ class Consumer:
         """Return those of a batch that may be opened now: none whose sender has deliveries that
         returned since the batch was taken, which were sent earlier.  These go behind them.
         """
-        if not self._returned:
+        left = [*self._returned][: self._left]  # when the batch was taken: sent later than it
+        fresh = [*self._returned][self._left :]
+        if not fresh:
             return [*taken]
-        returned = {_sender_of(delivery) for delivery in self._returned}
+        returned = {_sender_of(delivery) for delivery in fresh}
         behind = [d for d in taken if (name := _sender_of(d)) and name in returned]
-        self._returned.extend(d for d in behind if d.connection is self._current)
+        current = [d for d in behind if d.connection is self._current]
+        self._returned = deque([*fresh, *current, *left])
         return [delivery for delivery in taken if delivery not in behind]
 
     @checked
@@ -130,6 +134,7 @@ class Consumer:
             while source and len(taken) < most and (not taken or source[0].size <= size):
                 taken.append(source.popleft())
                 size -= taken[-1].size
+        self._left = len(self._returned)
         return taken
 
     def settled(self, deliveries: Iterable[Delivery]) -> None:
@@ -194,6 +199,7 @@ class Consumer:
         self._current = None
         self._waiting.clear()
         self._returned.clear()
+        self._left = 0
 
     def take(self, entries: list[DeliveredItem]) -> None:
         """Queue what HQ pushed."""
@@ -227,6 +233,7 @@ class Consumer:
         self._failure = self._failure or GoingAway("the consumer is closed")
         self._waiting.clear()
         self._returned.clear()
+        self._left = 0
         self._changed.notify()
         if current is not None and current.error is None:
             with trio.move_on_after(1.0, shield=True):
