@@ -147,20 +147,18 @@ PRIVATE = {
     ),
     *("_pending", "_cache", "_made", "_due", "_waited", "_in_flight", "_out"),
     *("_buckets", "_arriving", "_touched"),
-    *("_files", "_path", "_deadline_s", "_aead", "_post", "_name"),
+    *("_files", "_deadline_s", "_aead", "_post"),
     # PostgreSQL's connections, to cut them
     *("_writer", "_connection", "_sock"),
     # the two ends of a pipe
     *("_opened", "_failure", "_peer_aborted"),
     # constants and functions of one module, and the simulation's chance
     *(
-        "_MOST",
         "_LOOK_S",
         "_NAMES",
         "_ENTRY",
         "_place",
         "_store",
-        "_certificates",
         "_compare",
         "_note",
     ),

@@ -422,6 +422,7 @@ class Worlds:
 
 
 @soak.more
+@pytest.mark.filterwarnings("ignore:Generating overly large repr")  # or it hides what failed
 @pytest.mark.parametrize("part", range(PARTS))
 async def test_the_honest_ones_arrive_whatever_the_dishonest_one_sends(
     part: int, tmp_path: Path, caplog: pytest.LogCaptureFixture

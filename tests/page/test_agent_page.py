@@ -20,6 +20,7 @@ from cipherbox.cli import page as command
 from cipherbox.client.home import load_home
 from cipherbox.client.inbox.encrypted_lines import START, EncryptedLines
 from cipherbox.client.inbox.inspect import looking
+from cipherbox.client.inbox.schema import DATABASE
 from cipherbox.config.settings import load_client_config
 from cipherbox.errors import ConfigError
 from tests import soak
@@ -75,7 +76,7 @@ def test_a_hundred_thousand_messages_are_listed_at_once(
     with looking(home) as inbox:
         seconds = []
         for count in (1000, 99_000):
-            fill(inbox._path, home.secret_box.content_box, count // each, each)
+            fill(tmp_path / "home" / DATABASE, home.secret_box.content_box, count // each, each)
             began = time.process_time()
             found = messages.page_of(inbox, START, "", "")
             seconds.append(time.process_time() - began)
