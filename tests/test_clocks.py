@@ -97,11 +97,11 @@ def test_the_switch_moves_the_time_of_day_and_nothing_else(
 
 
 def test_hq_and_doctor_report_the_switch(monkeypatch: pytest.MonkeyPatch) -> None:
-    from cipherbox.cli.doctor.hq import _clock
+    from cipherbox.cli.doctor.hq import clock_findings
     from cipherbox.config.settings import ServerConfig
 
     monkeypatch.setattr(clock, "switch", "/some/file")
-    found = [f.text for f in _clock(ServerConfig(Path("hq")), 0, {})]
+    found = [f.text for f in clock_findings(ServerConfig(Path("hq")), 0, {})]
     assert any(clock.SWITCH in text for text in found)
 
 

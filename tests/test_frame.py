@@ -131,7 +131,7 @@ PRIVATE = {
     # a crash, a refusal or a lie at one step in the middle of a call
     *("_transaction", "_insert", "_commit", "_put", "_finish", "_publish", "_put_certificate"),
     *("_register", "_check_time", "_send", "_confirm", "_renew", "_consistency", "_proof", "_open"),
-    *("_start", "_first", "_write"),
+    *("_first", "_write", "_below", "_destroy"),
     # the rows behind an object, to age, damage or count them, and what it remembers
     *(
         "_db",
@@ -146,7 +146,7 @@ PRIVATE = {
         "_put_fact",
     ),
     *("_pending", "_cache", "_made", "_due", "_waited", "_in_flight", "_out"),
-    *("_buckets", "_arriving", "_touched"),
+    *("_buckets", "_arriving", "_touched", "_ids"),
     *("_files", "_deadline_s", "_aead", "_post"),
     # PostgreSQL's connections, to cut them
     *("_writer", "_connection", "_sock"),
@@ -162,7 +162,7 @@ PRIVATE = {
         "_compare",
         "_note",
     ),
-    *("_replace_client", "_holds", "_cosigned", "_pieces", "_random"),
+    *("_replace_client", "_set_watermark", "_holds", "_cosigned", "_pieces", "_left", "_random"),
 }
 OF_RECORDS = {"_replace", "_asdict", "_fields", "_make"}  # public, of named tuples
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from cipherbox.client.client import Client
     from cipherbox.client.home import Home
 
-_AGAIN_S = 15.0
+AGAIN_S = 15.0
 _LEAST_S = 1.0  # between the two samples of a rate
 
 
@@ -92,8 +92,8 @@ async def serve_page(ctx: click.Context, client: Client) -> None:
         except (Exception, BaseExceptionGroup) as error:
             if isinstance(error, BaseExceptionGroup) and error.split(Exception)[1] is not None:
                 raise
-            warn(f"The page is not served: {leaf(error)}; trying again every {_AGAIN_S:g} s")
-        await trio.sleep(_AGAIN_S)
+            warn(f"The page is not served: {leaf(error)}; trying again every {AGAIN_S:g} s")
+        await trio.sleep(AGAIN_S)
 
 
 def announce(address: Address, folder: Path, *, opens: bool) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import time
+import threading
 from contextlib import suppress
 from pathlib import Path
 
@@ -79,7 +79,7 @@ class Disk:
             except StageFailed:
                 if attempt == _TRIES - 1:
                     raise
-                time.sleep(0.1)
+                threading.Event().wait(0.1)
 
     def fill(self) -> None:
         """Fill it to the last block, without writing: the blocks are only reserved."""

@@ -6,7 +6,7 @@ deletes and revocations still commit; it is created again when there is room.
 Rules:
 
 1. Envelopes are accepted while the reserve is whole and they fit beside it: each byte is written to
-   the log or the spool, and at most once more to the database.  `_MARGIN` stays free besides, for
+   the log or the spool, and at most once more to the database.  `MARGIN` stays free besides, for
    other programs.
 2. Once they did not fit, the reserve is not whole: it lacks its last page, or is gone.  It is made
    whole, and envelopes are accepted again, when ``resume`` bytes are free beside it.
@@ -33,7 +33,7 @@ from pathlib import Path
 
 from cipherbox.store.files import Files
 
-_MARGIN = 8  # an eighth of it is left free as well, for other programs
+MARGIN = 8  # an eighth of it is left free as well, for other programs
 _PAGE = 4096  # what it lacks while envelopes are refused
 FRESH_S = 1.0
 PLENTY_BYTES = 256 * 1024 * 1024
@@ -78,7 +78,7 @@ class Reserve:
         """
         return (
             self._now() < self._made_until
-            and self.free_bytes() - self._size // _MARGIN - 2 * size_bytes >= PLENTY_BYTES
+            and self.free_bytes() - self._size // MARGIN - 2 * size_bytes >= PLENTY_BYTES
         )
 
     def spend(self, size_bytes: int) -> None:
@@ -87,7 +87,7 @@ class Reserve:
 
     def low(self) -> bool:
         """Return whether the disk is almost full."""
-        return self._ask() < self._size // _MARGIN
+        return self._ask() < self._size // MARGIN
 
     def make(self) -> bool:
         """Create or enlarge the file if ``resume`` bytes are left beside it; return whether it is
@@ -121,5 +121,5 @@ class Reserve:
         """
         if not self.make():
             return False
-        free = self._ask() - self._size // _MARGIN
+        free = self._ask() - self._size // MARGIN
         return free >= size_bytes and free + spare_bytes >= 2 * size_bytes

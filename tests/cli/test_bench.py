@@ -179,7 +179,7 @@ def test_the_certificates_of_a_run_are_accepted_by_both_ends(tmp_path: Path) -> 
 @pytest.mark.parametrize("arguments", [["--size", "1KiB"], ["--size", "100", "--rate", "50"]])
 def test_a_peer_gets_the_same_messages(name: str, arguments: list[str]) -> None:
     if PEERS[name].path() is None:
-        pytest.skip(f"{PEERS[name].program} is not installed")
+        pytest.skip(f"needs {PEERS[name].program}, which is not installed")
     done = bench("--json", "--messages", "40", "--compare", name, *arguments)
     assert done.returncode == 0, done.stderr
     ours, peer = documents(done.stdout)

@@ -35,7 +35,7 @@ def names(top: Path) -> set[str]:
 def left_by_hq(config: ServerConfig) -> list[Path]:
     """Something of each kind, as kills leave it."""
     top = config.directory
-    part = top.parent / f"backup-1.0123abcd{backup._part_of(config)}"
+    part = top.parent / f"backup-1.0123abcd{backup.part_of(config)}"
     files = [
         top / ".cipherbox.toml.abcd_123.part",
         top / "secrets" / ".service.key.0bcdefgh.part",
@@ -90,11 +90,15 @@ def test_a_complete_backup_that_lacks_its_name_is_reported_and_kept(config: Serv
     """It may hold the only copy of what was lost since."""
     to = config.directory.parent / "backup"
     backup.back_up(config, to)
-    part = to.rename(to.with_name(f"backup.89abcdef{backup._part_of(config)}"))
+    part = to.rename(to.with_name(f"backup.89abcdef{backup.part_of(config)}"))
     other = config.directory.parent / "backup.89abcdef.00000000.part"  # of another HQ
     other.mkdir()
     assert [*of_hq(config)] == []
-    found = [one for one in doctor_hq._leftovers(config, clean=True) if one.level == WARN]
+    found = [
+        one
+        for one in doctor_hq.look(config.directory, clean=True)
+        if (one.level, one.about) == (WARN, "leftovers")
+    ]
     assert [str(part) in one.text for one in found] == [True]
     assert part.exists()
     backup.back_up(config, to)

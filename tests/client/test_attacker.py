@@ -313,7 +313,7 @@ class World:
         else:
             self._damaged.add(line_id(envelope_id, 0)[:-4])
         if one.forge is not None:
-            raw = attacks.over(raw, one.forge)
+            raw = attacks.over(bytes(raw), one.forge)
             if one.resign:
                 with suppress(EnvelopeError):
                     split(raw)

@@ -28,7 +28,7 @@ def why_not() -> str:
 def chromium(*, width: int = 1200, height: int = 900, dark: bool = False) -> Iterator[Any]:
     """A browser of its own profile; blocks, so tests run it in a thread."""
     if why := why_not():
-        pytest.skip(why)
+        pytest.skip(f"needs a browser: {why}")
     from selenium import webdriver
     from selenium.webdriver.chrome.service import Service
 
@@ -70,7 +70,8 @@ def sized(driver: Any, width: int, height: int, dark: bool) -> None:
 
 def log_in(driver: Any, web: Web) -> None:
     """Open the page as the command does: by the local file with the code."""
-    home = web.page.door._home
+    home = web.home
+    assert home is not None
     address = read_address(home)
     assert address is not None
     driver.get(write_opener(address, home).as_uri())

@@ -35,7 +35,7 @@ def with_page(home: Path, listen: str) -> None:
 async def test_the_agent_serves_it_and_no_error_of_the_page_ends_the_agent(
     hq: RealHq, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    monkeypatch.setattr(command, "_AGAIN_S", 0.05)
+    monkeypatch.setattr(command, "AGAIN_S", 0.05)
     home = hq.home("FL-LAB")
     taken = await trio.open_tcp_listeners(0, host="127.0.0.1")
     port = taken[0].socket.getsockname()[1]

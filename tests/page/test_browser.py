@@ -22,7 +22,10 @@ from tests.page.chromium import chromium, log_in, sized, until, why_not
 from tests.page.screenshots import CONSOLE, PAGES, filled
 from tests.page.web import Web, page_of
 
-pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not() or "it is here")
+pytestmark = pytest.mark.skipif(
+    bool(why_not()),
+    reason=why_not() or "it is here",
+)
 CSS = "css selector"
 # Links in a sentence, a check box with its label, and what a skip link shows only when focused.
 SMALL = """

@@ -476,7 +476,7 @@ async def test_transfers_are_resumed(hq: RealHq, tmp_path: Path) -> None:
 async def test_a_page_of_large_texts_is_bounded(
     hq: RealHq, center: Web, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(encrypted_lines, "_PAGE_BYTES", 80_000)
+    monkeypatch.setattr(encrypted_lines, "PAGE_BYTES", 80_000)
     async with hq.client("FL-LAB") as client:
         for number in range(4):
             await client.publish(f"{number}" * 50_000, to=["CA-RC"])

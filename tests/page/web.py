@@ -44,8 +44,8 @@ class Answer(NamedTuple):
 class Web:
     """Somebody who sends requests to a page: as a browser of it does, unless told otherwise."""
 
-    def __init__(self, page: Page) -> None:
-        self.page = page
+    def __init__(self, page: Page, home: Path | None = None) -> None:
+        self.page, self.home = page, home
         self.host = page.door.host
         self.port = int(self.host.rpartition(":")[2])
         self.cookie = ""
@@ -159,7 +159,7 @@ async def page_of(
     page = Page(load_client_config(home), helpers, client=client)
     async with trio.open_nursery() as nursery:
         await nursery.start(page.run)
-        web = Web(page)
+        web = Web(page, home)
         if entered and not page.sealed:
             assert (await web.enter()).status == 200
         try:

@@ -165,5 +165,5 @@ def test_the_manual_s_table_of_free_space_is_true() -> None:
     assert (warns, wrong, wrong) == (findings.LOW_BYTES, findings.LEAST_BYTES, watch.LEAST_BYTES)
     assert soon == LIMITS.disk_reserve_bytes + LIMITS.disk_resume_bytes
     assert again == LIMITS.disk_resume_bytes
-    assert refused == LIMITS.disk_reserve_bytes // reserve_module._MARGIN
+    assert refused == LIMITS.disk_reserve_bytes // reserve_module.MARGIN
     assert none == 0

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import socket
 import ssl
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO, Protocol, cast
@@ -251,7 +252,7 @@ def _send_at_rate(client: PeerClient, task: dict[str, Any]) -> None:
     begin = time.monotonic_ns()
     for number in range(task["messages"]):
         at = begin + int(number / task["rate"] * 1e9)
-        time.sleep(max(0.0, (at - time.monotonic_ns()) / 1e9))
+        threading.Event().wait(max(0.0, (at - time.monotonic_ns()) / 1e9))
         client.send(client.encoded(message(at, task["size"]).encode()))
         client.confirm()
 

@@ -206,10 +206,10 @@ def _store(config: ServerConfig, *, running: bool) -> Iterator[Finding]:
             found.problem,
             "stop HQ and restore the newest backup; keep the damaged file",
         )
-    yield from _clock(config, found.newest_at, found.times)
+    yield from clock_findings(config, found.newest_at, found.times)
 
 
-def _clock(config: ServerConfig, log_at: int, times: dict[str, bytes]) -> Iterator[Finding]:
+def clock_findings(config: ServerConfig, log_at: int, times: dict[str, bytes]) -> Iterator[Finding]:
     """Compare the clock with what HQ has recorded, as HQ itself does."""
     from cipherbox.server.clock_guard import ClockGuard, Mark, Recorded
     from cipherbox.store.port import CLOCK, WATERMARK
@@ -276,7 +276,7 @@ def _postgresql(config: ServerConfig, *, running: bool) -> Iterator[Finding]:
     elif found.holder and not running:
         text = f"another HQ writes this database: {found.holder}"
         yield Finding(WARN, "store", text, "this one would be its standby")
-    yield from _clock(config, found.newest_at, found.times)
+    yield from clock_findings(config, found.newest_at, found.times)
     if abs(found.clock_s) > 5:
         yield Finding(
             WARN, "clock", f"PostgreSQL's clock differs by {found.clock_s:.0f} s", "set both by NTP"

@@ -33,7 +33,7 @@ CREATE INDEX lines_by_envelope ON lines (envelope_id);
 CREATE INDEX lines_by_time ON lines (at);
 """  # noqa: E501
 _PAGE = 256  # envelopes
-_PAGE_BYTES = 8 * 1024 * 1024  # of lines that a page parses, and the one that exceeds it
+PAGE_BYTES = 8 * 1024 * 1024  # of lines that a page parses, and the one that exceeds it
 START = 1 << 62, 1 << 62  # the mark above every entry
 _MAX_BYTES = 64 * 1024 * 1024  # of one envelope's lines: a body, and JSON's overhead
 
@@ -126,7 +126,7 @@ class Shelf:
         None at the end.
 
         A mark is (place, index): one row may have thousands of messages, of which only those shown
-        are parsed.  A page ends early after `_PAGE_BYTES`.
+        are parsed.  A page ends early after `PAGE_BYTES`.
         """
         found: list[Entry] = []
         size = 0
@@ -144,7 +144,7 @@ class Shelf:
                 lines, types, suite = self._lines_of_row(row)
                 end = min(index, len(lines)) if row[0] == place else len(lines)
                 for at in reversed(range(end)):
-                    if len(found) == most or size > _PAGE_BYTES:
+                    if len(found) == most or size > PAGE_BYTES:
                         return (row[0], at + 1), found
                     size += len(lines[at])
                     kind = types[at if len(types) > 1 else 0]

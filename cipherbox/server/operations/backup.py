@@ -104,7 +104,7 @@ def back_up(config: ServerConfig, to: Path, tell: OnProgress = lambda _, __: Non
         for left in [*link_directories(config.directory), *unfinished_backups(config, to.parent)]:
             if not (left / MANIFEST).exists():
                 shutil.rmtree(left, ignore_errors=True)
-        part = private_dir(to.with_name(f"{to.name}.{secrets.token_hex(4)}{_part_of(config)}"))
+        part = private_dir(to.with_name(f"{to.name}.{secrets.token_hex(4)}{part_of(config)}"))
         try:
             done = _back_up(config, part, to, tell)
         except BaseException:
@@ -117,10 +117,10 @@ def back_up(config: ServerConfig, to: Path, tell: OnProgress = lambda _, __: Non
 
 def unfinished_backups(config: ServerConfig, directory: Path) -> list[Path]:
     """Return what killed backups of this HQ left in ``directory``, if no backup is running."""
-    return sorted(directory.glob(f"*{_part_of(config)}"))
+    return sorted(directory.glob(f"*{part_of(config)}"))
 
 
-def _part_of(config: ServerConfig) -> str:
+def part_of(config: ServerConfig) -> str:
     """Return how the name of an unfinished backup ends: the same for each of this HQ."""
     whose = "\0".join([socket.gethostname(), str(config.directory), config.server.name])
     return f".{hashlib.sha256(whose.encode()).hexdigest()[:8]}{PART}"
