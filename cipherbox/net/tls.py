@@ -41,7 +41,7 @@ from cipherbox.portable import passing_file
 _NO_CHECK_TIME = 0x200000  # X509_V_FLAG_NO_CHECK_TIME of OpenSSL, which `ssl` does not name
 ALPN = "cipherbox/1"
 CHUNK = 256 * 1024
-_PART, _PART_S = CHUNK, 0.5  # waited for at most
+_PART, PART_S = CHUNK, 0.5  # waited for at most
 _RECORD = 16 * 1024  # largest TLS record
 CLOSE_S = 2.0
 _FLIGHTS = 4  # of a handshake, and a spare one
@@ -346,7 +346,7 @@ class TlsStream(trio.abc.Stream):
         """Wait until this many bytes have arrived, the stream ended, or some time has passed."""
         socket.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_RCVLOWAT, size)
         try:
-            with trio.move_on_after(_PART_S):
+            with trio.move_on_after(PART_S):
                 await trio.lowlevel.wait_readable(socket)
         finally:
             with contextlib.suppress(OSError):  # closed meanwhile

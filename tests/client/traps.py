@@ -35,7 +35,7 @@ PLACES: dict[str, tuple[Any, str, Callable[..., object]]] = {
     "read_part": (
         arriving,
         "read_part",
-        lambda message: bytes.fromhex(message.headers["transfer"]),
+        lambda message, content: bytes.fromhex(message.headers["transfer"]),
     ),
     "read_manifest": (arriving, "read_manifest", lambda content: read_manifest(content).transfer),
     "free_place": (arriving, "free_place", lambda top, place, taken: place.parts[0]),

@@ -268,7 +268,7 @@ async def test_a_large_frame_goes_right_into_its_buffer() -> None:
 async def test_a_receive_waits_for_much_of_what_is_expected(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(tls, "_PART_S", 10.0)
+    monkeypatch.setattr(tls, "PART_S", 10.0)
     a, b = await tls_pair()
     size, got, turns = 1_000_000, 0, 0
 
