@@ -296,3 +296,19 @@ async def test_more_than_a_batch_that_was_parked_is_taken_in_order_and_once() ->
     consumer.looked_up(late, None)
     assert consumer.in_order(taken) == []
     assert await consumer.batch() == [late, *parked[2:]]
+
+
+async def test_what_returned_and_has_no_room_is_not_overtaken_by_what_was_pushed() -> None:
+    opener: Any = SimpleNamespace(ready=lambda delivery: True)
+    consumer = Consumer(opener, opener, "box.CA-RC", 10, 1 << 20)
+    first, large = envelope("FL-LAB"), envelope("FL-LAB")
+    consumer._current = first.connection
+    for delivery, size in ((first, 5), (large, 10)):
+        delivery.connection, delivery.size = first.connection, size
+    consumer.looked_up(first, None)
+    consumer.looked_up(large, None)
+    consumer.take([(3, 1, 0, 0, b"1")])
+    assert await consumer.batch(10, 7) == [first]
+    returned, pushed = await consumer.batch(10, 11)
+    assert returned == large
+    assert pushed.seq == 3

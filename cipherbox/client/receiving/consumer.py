@@ -134,6 +134,8 @@ class Consumer:
             while source and len(taken) < most and (not taken or source[0].size <= size):
                 taken.append(source.popleft())
                 size -= taken[-1].size
+            if source:
+                break  # what is pushed was sent later than what returned and has no room
         self._left = len(self._returned)
         return taken
 
