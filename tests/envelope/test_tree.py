@@ -121,6 +121,20 @@ def test_proofs_are_those_of_the_definitions(leaves: list[bytes], data: st.DataO
     assert not tree.is_consistent(old, roots[0], new, bytes(32), proof)
 
 
+def test_every_pair_of_sizes_is_consistent_and_no_other_proof_fits() -> None:
+    sizes = 20  # several heights of edges; pairs drawn at random meet a shape that counts too rarely
+    leaves = [bytes([n]) for n in range(sizes)]
+    kept, roots = Kept(leaves), [naive_root(leaves[:size]) for size in range(1, sizes + 1)]
+    for new in range(1, sizes + 1):
+        assert tree.consistency_proof(0, new, kept.read) == ()
+        for old in range(1, new + 1):
+            proof = tree.consistency_proof(old, new, kept.read)
+            assert tree.is_consistent(old, roots[old - 1], new, roots[new - 1], proof)
+            if 1 < old < new:
+                wrong = tree.is_consistent(old - 1, roots[old - 1], new, roots[new - 1], proof)
+                assert not wrong
+
+
 @given(st.lists(st.binary(max_size=4), min_size=2, max_size=MOST), st.data())
 def test_a_changed_leaf_is_never_consistent(leaves: list[bytes], data: st.DataObject) -> None:
     old = data.draw(st.integers(1, len(leaves)))

@@ -15,6 +15,7 @@ from cipherbox.envelope.bundle import decode_bundle
 from cipherbox.envelope.ids import EnvelopeIds
 from cipherbox.envelope.layout import split
 from cipherbox.envelope.prefix import Recipient, encode_prefix
+from cipherbox.envelope.stanza_types import stanza_label
 from cipherbox.errors import (
     BundleError,
     BundleMalformed,
@@ -444,3 +445,65 @@ def test_the_content_key_is_the_same_for_every_recipient_and_opens_the_body() ->
     assert unpack(open_plain(parsed, key), len(MESSAGES), prefix.sealed_at)
     with pytest.raises(NotRecipient):
         content_key(parsed, a.identity)
+
+
+# -- sessions --------------------------------------------------------------------------------------
+
+
+@attrs.frozen
+class Wrapping:
+    """A sending chain that says what it was given: its stanza is the content key under an XOR of
+    the binding's hash.
+    """
+
+    key_id: bytes
+    stanza_bytes: int = 32
+
+    def wrap(self, content_key: bytes, binding: bytes) -> bytes:
+        return under(content_key, binding)
+
+
+def under(data: bytes, binding: bytes) -> bytes:
+    mask = hashlib.sha256(binding).digest()
+    return bytes(a ^ b for a, b in zip(data, mask, strict=True))
+
+
+def test_a_stanza_of_a_session_is_bound_to_its_envelope_and_place() -> None:
+    lab, first, second = party("FL-LAB"), party("CA-RC"), party("NY-RC")
+    raw = seal(
+        lab.identity,
+        [first.bundle, second.bundle],
+        pack(MESSAGES),
+        len(MESSAGES),
+        envelope_id=IDS.next(),
+        sealed_at=now_ms(),
+        sending_chains=[Wrapping(b"first-id" * 2), Wrapping(b"secondid" * 2)],
+    ).raw
+    parsed = parse_envelope(raw)
+    head = raw[: parsed.layout.prefix.prefix_length]
+    asked = []
+
+    def in_session(key_id: bytes, stanza: bytes, binding: bytes) -> bytes:
+        asked.append((key_id, binding))
+        return under(stanza, binding)
+
+    for center in (first, second):
+        found = open_envelope(parsed, center.identity, lab.bundle, in_session)
+        assert [one.content for one in found] == [one.content for one in MESSAGES]
+        with pytest.raises(KeyMissing):
+            open_envelope(parsed, center.identity, lab.bundle)
+    assert asked == [
+        (key_id, stanza_label(4) + hashlib.sha256(head).digest() + bytes([0, index]))
+        for index, key_id in enumerate((b"first-id" * 2, b"secondid" * 2))
+    ]
+
+
+def test_other_stanzas_are_not_given_to_a_session() -> None:
+    lab, center = party("FL-LAB"), party("CA-RC")
+
+    def in_session(key_id: bytes, stanza: bytes, binding: bytes) -> bytes:
+        raise AssertionError("not a session's")
+
+    raw = sealed(lab, [center], MESSAGES)
+    found = open_envelope(parse_envelope(raw), center.identity, lab.bundle, in_session)
+    assert [one.content for one in found] == [one.content for one in MESSAGES]
