@@ -345,6 +345,9 @@ class Source:
         one.size = self.sizes.pop(0)
         return [one]
 
+    def in_order(self, taken: list[Any]) -> list[Any]:
+        return taken
+
     def requeue(self, rest: Sequence[Any]) -> None: ...
 
 

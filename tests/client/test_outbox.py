@@ -40,6 +40,7 @@ from cipherbox.errors import (
     UnknownRecipient,
 )
 from tests.client.waiting import until
+from tests.parties import now_ms
 
 
 def fresh(number: int, *, generation: int = 0, size: int = 100, **more: Any) -> OutboxEntry:
@@ -185,7 +186,10 @@ def test_a_receipt_that_is_signed_twice_can_still_be_exported(tmp_path: Path) ->
     outbox.close()
 
 
-def test_copies_that_nobody_needs_go_after_a_day(tmp_path: Path) -> None:
+def test_copies_that_nobody_needs_go_after_a_day(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cipherbox.client.hq_time.shown_ms", lambda _: now_ms())
     outbox = Outbox(tmp_path)
     (tmp_path / "file").write_bytes(b"content")
     transfers = Transfers(outbox)
@@ -225,7 +229,10 @@ def test_a_write_that_fails_keeps_nothing(tmp_path: Path) -> None:
     outbox.close()
 
 
-def test_files_that_no_row_names_go_after_a_day(tmp_path: Path) -> None:
+def test_files_that_no_row_names_go_after_a_day(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cipherbox.client.hq_time.shown_ms", lambda _: now_ms())
     Outbox(tmp_path).close()
     old, young = tmp_path / FILES / "old", tmp_path / FILES / "young"
     for path in (old, young):

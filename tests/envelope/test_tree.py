@@ -122,7 +122,7 @@ def test_proofs_are_those_of_the_definitions(leaves: list[bytes], data: st.DataO
 
 
 def test_every_pair_of_sizes_is_consistent_and_no_other_proof_fits() -> None:
-    sizes = 20  # several heights of edges; pairs drawn at random meet a shape that counts too rarely
+    sizes = 20  # with edges of several heights, which pairs drawn at random seldom have
     leaves = [bytes([n]) for n in range(sizes)]
     kept, roots = Kept(leaves), [naive_root(leaves[:size]) for size in range(1, sizes + 1)]
     for new in range(1, sizes + 1):
