@@ -39,7 +39,8 @@ MADE_INSIDE = (
     "Message",
 )
 
-INSIDE = ("Delivery.fill", "Consumer.settled", "Consumer.requeue")  # what the client calls itself
+# what the client calls itself
+INSIDE = ("Delivery.fill", "Consumer.in_order", "Consumer.requeue", "Consumer.settled")
 
 
 def public() -> Iterator[tuple[str, Callable[..., Any]]]:

@@ -27,9 +27,10 @@ def hello(frame_bytes: int = 1 << 25, heartbeat_s: int = 30) -> frames.Hello:
 def held(r: Running) -> Iterator[trio.Event]:
     """Commits wait in the store's thread while the block runs; the event says that one does."""
     go_on, reached, commit = threading.Event(), trio.Event(), r.hq.store.commit
+    token = trio.lowlevel.current_trio_token()
 
     def slow(*args: Any) -> None:
-        trio.from_thread.run_sync(reached.set)
+        token.run_sync_soon(reached.set)
         go_on.wait(PATIENCE_S)
         commit(*args)
 

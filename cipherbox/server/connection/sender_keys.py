@@ -11,18 +11,15 @@ from datetime import UTC, datetime
 
 from cipherbox.envelope.prefix import BUNDLE_HASH
 from cipherbox.errors import EnvelopeRefused
-from cipherbox.limits import LIMITS
-
-MOST = LIMITS.bundles_per_client  # on one connection: HQ has no more of a client
 
 
 class SenderKeys:
     """When the bundles end that one connection's envelopes name; ``ends_at`` looks one up: ms since
-    1970, 0 if it is unknown.
+    1970, 0 if it is unknown.  ``most``: bundles that HQ keeps of one client.
     """
 
-    def __init__(self, ends_at: Callable[[str, bytes], Awaitable[int]]) -> None:
-        self._look_up = ends_at
+    def __init__(self, ends_at: Callable[[str, bytes], Awaitable[int]], most: int) -> None:
+        self._look_up, self._most = ends_at, most
         self._ends: dict[bytes, int] = {}
 
     async def check(self, raw: bytes | memoryview, client: str, now_ms: int) -> None:
@@ -32,8 +29,10 @@ class SenderKeys:
         name = bytes(raw[BUNDLE_HASH])
         ends_at = self._ends.get(name)
         if ends_at is None:
-            if len(self._ends) >= MOST:
-                raise EnvelopeRefused(f"this connection has named more than {MOST} key bundles")
+            if len(self._ends) >= self._most:
+                raise EnvelopeRefused(
+                    f"this connection has named more than {self._most} key bundles"
+                )
             ends_at = self._ends[name] = await self._look_up(client, name)
         if 0 < ends_at < now_ms:
             end = datetime.fromtimestamp(ends_at / 1000, UTC)

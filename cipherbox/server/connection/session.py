@@ -103,7 +103,8 @@ class Session:
         self._engine = shared.engine
         self._authenticated = authenticated  # called when the peer is authenticated
         self.client = self.serial = ""  # the client, and its certificate's serial number
-        self._log_key, self._sender_keys = log_key, SenderKeys(shared.ends_at)
+        self._log_key = log_key
+        self._sender_keys = SenderKeys(shared.ends_at, shared.limits.bundles_per_client)
         self.role = "anonymous"
         self.remote, self.address = remote, group_of(remote.rpartition(":")[0])
         self.connected_at = shared.clock_ms()
