@@ -45,7 +45,7 @@ generate: $(STAMP) ## Write manual pages, package maps and golden files (GOLDEN=
 
 coverage: $(STAMP) $(PYZ) ## Run all tests and print the branches they reach; TESTS=tests/wire for some
 	@rm -f .coverage .coverage.*
-	$(RUN) -m coverage run -m pytest -n $(JOBS) $(TESTS)
+	COLD=1 $(RUN) -m coverage run -m pytest -n $(JOBS) $(TESTS)
 	@$(RUN) -m coverage combine --quiet
 	$(RUN) -m coverage report
 
