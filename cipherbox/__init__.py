@@ -15,6 +15,7 @@ Map, written by `make generate`:
     concurrency    Waiting, waking, retrying and supervising: each mechanism once, on trio's clock.
     contact_lists  Whom a recipient takes mail from, as two lists: what its inbox goes by, and what
                    HQ may know of it.
+    readable       Sizes and times as people read them, in a terminal and in a browser.
     portable       The only module that depends on Unix or Windows: file modes, locks, signals.
     config/        Settings: frozen classes, the TOML files they come from, and what they name.
     alerting       Alerts told to people: by a command, a webhook, mail.

@@ -24,25 +24,54 @@ ROOT = Path(__file__).resolve().parent.parent
 COPY = ROOT / "build" / "mutate-sim"
 # What the simulation exercises: the path of a message through HQ and into the inbox.
 PLACES = (
-    "broker/publish.py", "broker/enqueue.py", "broker/consume.py", "broker/broker.py",
-    "broker/queues.py", "broker/generations.py", "broker/dead_letters.py", "broker/state.py",
-    "store/sqlite/commit.py", "store/sqlite/store.py", "store/sqlite/queries.py",
-    "store/sqlite/database.py", "store/spool.py", "store/reserve.py", "store/files.py",
-    "client/inbox/inbox.py", "client/inbox/lines_file.py", "client/inbox/completion.py",
-    "client/inbox/transfers.py", "client/local_database.py",
-)  # fmt: skip
+    "broker/publish.py",
+    "broker/enqueue.py",
+    "broker/consume.py",
+    "broker/broker.py",
+    "broker/queues.py",
+    "broker/generations.py",
+    "broker/dead_letters.py",
+    "broker/state.py",
+    "store/sqlite/commit.py",
+    "store/sqlite/store.py",
+    "store/sqlite/queries.py",
+    "store/sqlite/database.py",
+    "store/spool.py",
+    "store/reserve.py",
+    "store/files.py",
+    "client/inbox/inbox.py",
+    "client/inbox/lines_file.py",
+    "client/inbox/completion.py",
+    "client/inbox/transfers.py",
+    "client/local_database.py",
+)
 _SWAPPED: dict[type[ast.AST], type[ast.AST]] = {
-    ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq,
-    ast.NotEq: ast.Eq, ast.In: ast.NotIn, ast.NotIn: ast.In, ast.Is: ast.IsNot, ast.IsNot: ast.Is,
-    ast.Add: ast.Sub, ast.Sub: ast.Add, ast.And: ast.Or, ast.Or: ast.And,
-}  # fmt: skip
+    ast.Lt: ast.LtE,
+    ast.LtE: ast.Lt,
+    ast.Gt: ast.GtE,
+    ast.GtE: ast.Gt,
+    ast.Eq: ast.NotEq,
+    ast.NotEq: ast.Eq,
+    ast.In: ast.NotIn,
+    ast.NotIn: ast.In,
+    ast.Is: ast.IsNot,
+    ast.IsNot: ast.Is,
+    ast.Add: ast.Sub,
+    ast.Sub: ast.Add,
+    ast.And: ast.Or,
+    ast.Or: ast.And,
+}
 LIMIT_S = 600
 
 
 def places(tree: ast.Module) -> Iterator[tuple[int, int]]:
     """Yield each possible change: the number of a node, and for a block the statement in it."""
-    inside = {id(n) for f in ast.walk(tree) if isinstance(f, ast.FunctionDef | ast.AsyncFunctionDef)
-              for n in ast.walk(f)}  # fmt: skip
+    inside = {
+        id(n)
+        for f in ast.walk(tree)
+        if isinstance(f, ast.FunctionDef | ast.AsyncFunctionDef)
+        for n in ast.walk(f)
+    }
     for number, node in enumerate(ast.walk(tree)):
         if id(node) not in inside:
             continue

@@ -113,6 +113,7 @@ def test_every_line_of_the_unit_is_explained() -> None:
         r"time\." r"sleep\(",
         r"(?i)https?://[a-z0-9.-]*py" r"pi",
         r"--index" r"-url",
+        r"# fm" r"t: (skip|off)",
     ],
 )
 def test_what_is_not_in_the_project(pattern: str) -> None:

@@ -15,7 +15,7 @@ from tests import maps
 
 PACKAGE = Path(__file__).resolve().parent.parent / "cipherbox"
 
-BASE = {"errors", "clock", "classes", "limits", "checks", "contact_lists"}
+BASE = {"errors", "clock", "classes", "limits", "checks", "contact_lists", "readable"}
 GROUND = BASE | {"concurrency", "portable", "config", "alerting", "pki", "net", "ops"}
 # the web page's, which nothing but `apps/page` may import
 PAGE_ONLY = {"hypercorn", "jinja2", "markdown_it", "markupsafe", "segno", "starlette"}
@@ -28,6 +28,7 @@ TABLE: dict[str, tuple[set[str], set[str]]] = {
     "checks": ({"errors"}, set()),
     "concurrency": ({"errors"}, {"trio"}),
     "contact_lists": ({"classes"}, {"attrs"}),
+    "readable": (set(), set()),
     "portable": (BASE, set()),
     "config": (BASE | {"portable"}, {"attrs"}),
     "alerting": (BASE | {"concurrency", "portable", "config"}, {"attrs", "orjson", "trio"}),

@@ -8,7 +8,6 @@ never carries meaning alone.
 
 from __future__ import annotations
 
-import datetime
 import os
 import re
 import shlex
@@ -24,6 +23,7 @@ import orjson
 from cipherbox.cli.commands import COMMANDS
 from cipherbox.cli.wrapping import pieces_of, wrap
 from cipherbox.portable import escape_text as safe
+from cipherbox.readable import local_time, size_text
 
 if TYPE_CHECKING:
     from cipherbox.client.events import Event
@@ -219,17 +219,8 @@ def time_text(ms: int) -> str:
     """Return a time in ms since 1970 as local time to the second; a dash for none."""
     if not ms:
         return "-"
-    return datetime.datetime.fromtimestamp(ms / 1000).strftime("%Y-%m-%d %H:%M:%S")
-
-
-def size_text(size: int) -> str:
-    """Return a number of bytes in a suitable unit."""
-    number = float(size)
-    for unit in ("B", "KB", "MB", "GB"):
-        if number < 1000:
-            return f"{number:.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"
-        number /= 1000
-    return f"{number:.1f} TB"
+    then = local_time(ms)
+    return f"{then:%Y-%m-%d %H:%M:%S}" if then else f"{ms} ms"
 
 
 def _can_print(text: str) -> bool:

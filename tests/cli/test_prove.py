@@ -100,9 +100,15 @@ def test_the_golden_report_is_right() -> None:
     found = checker.check(report())
     assert found.problems == []
     assert dict(found.counts) == {
-        "put": 8, "confirmed": 5, "kept": 1, "recovered": 1, "files": 1, "sessions": 1,
-        "receipts": 5, "log entries": 12,
-    }  # fmt: skip
+        "put": 8,
+        "confirmed": 5,
+        "kept": 1,
+        "recovered": 1,
+        "files": 1,
+        "sessions": 1,
+        "receipts": 5,
+        "log entries": 12,
+    }
 
 
 @pytest.mark.parametrize("name", BROKEN)

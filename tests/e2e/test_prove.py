@@ -43,9 +43,15 @@ def test_nothing_is_lost_or_doubled(tmp_path: Path) -> None:
     rounds = 14 if soak.ON else 2
     report = tmp_path / "report.json"
     shown = shell(
-        "prove", "--rounds", str(rounds), "--json", "--report", str(report),
-        *chosen(*(FAULTS if soak.ON else ("kill", "cut"))), home=tmp_path,
-    )  # fmt: skip
+        "prove",
+        "--rounds",
+        str(rounds),
+        "--json",
+        "--report",
+        str(report),
+        *chosen(*(FAULTS if soak.ON else ("kill", "cut"))),
+        home=tmp_path,
+    )
     proof = json.loads(shown.out)
     assert shown.code == 0, (shown.err, proof)
     assert proof["good"]
@@ -68,9 +74,21 @@ def test_nothing_is_lost_or_doubled(tmp_path: Path) -> None:
 
 def test_a_store_that_loses_is_found_out(tmp_path: Path) -> None:
     shown = shell(
-        "prove", "--rounds", "2", "--seed", "5", "--broken-store", "--senders", "1",
-        "--receivers", "1", "--patience", "10", *chosen("kill", "cut"), home=tmp_path,
-    )  # fmt: skip
+        "prove",
+        "--rounds",
+        "2",
+        "--seed",
+        "5",
+        "--broken-store",
+        "--senders",
+        "1",
+        "--receivers",
+        "1",
+        "--patience",
+        "10",
+        *chosen("kill", "cut"),
+        home=tmp_path,
+    )
     assert shown.code == 1, shown.err
     words = shown.out.replace(",", "").split()
     assert int(words[words.index("lost") + 1]) > 0
@@ -79,9 +97,20 @@ def test_a_store_that_loses_is_found_out(tmp_path: Path) -> None:
 
 def test_a_standstill_fails(tmp_path: Path) -> None:
     shown = shell(
-        "prove", "--rounds", "1", "--senders", "1", "--receivers", "1", "--stop-hq",
-        "--patience", "8", "--json", *chosen("cut"), home=tmp_path,
-    )  # fmt: skip
+        "prove",
+        "--rounds",
+        "1",
+        "--senders",
+        "1",
+        "--receivers",
+        "1",
+        "--stop-hq",
+        "--patience",
+        "8",
+        "--json",
+        *chosen("cut"),
+        home=tmp_path,
+    )
     proof = json.loads(shown.out)
     assert shown.code == 1, (shown.err, proof)
     assert not proof["good"]

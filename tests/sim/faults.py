@@ -23,9 +23,21 @@ HOUR_S, DAY_S = 3600.0, 86_400.0
 # HQ follows an hour, and doubts the days
 STEPS_S = (-HOUR_S, -60.0, 0.0, 60.0, HOUR_S, -399 * DAY_S, 399 * DAY_S)
 KINDS = (
-    "cut", "hole", "kill", "power", "two", "recovery", "before", "after", "crash", "full", "io",
-    "clock", "rotate", "revoke",
-)  # fmt: skip
+    "cut",
+    "hole",
+    "kill",
+    "power",
+    "two",
+    "recovery",
+    "before",
+    "after",
+    "crash",
+    "full",
+    "io",
+    "clock",
+    "rotate",
+    "revoke",
+)
 STATES = ("HQ down", "client down", "unconfirmed", "undelivered", "receipts due", "quiet")
 
 

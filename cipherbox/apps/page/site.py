@@ -19,6 +19,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.routing import Route
 
+from cipherbox import clock
 from cipherbox.apps.page import console, handbook, messages, people, proof, sent, trouble, writing
 from cipherbox.apps.page.desk import Desk, PageChoices
 from cipherbox.apps.page.door import COOKIE, Door
@@ -27,6 +28,7 @@ from cipherbox.apps.page.live import live
 from cipherbox.apps.page.view import Handler, Helpers, View, environment, read_form
 from cipherbox.apps.page.words import Translate, chosen, languages, translator
 from cipherbox.errors import CipherBoxError, NetworkError, NotFound
+from cipherbox.readable import local_time, size_text
 
 HERE = Path(__file__).parent
 STATIC = {"page.css": "text/css", "page.js": "text/javascript", "icon.svg": "image/svg+xml"}
@@ -232,26 +234,16 @@ async def _too_large(request: Request, error: Exception) -> Response:
     return PlainTextResponse("The request is too large.", 413)
 
 
-def size_text(size: int) -> str:
-    """Return a number of bytes in a suitable unit."""
-    number = float(size)
-    for unit in ("B", "KB", "MB", "GB"):
-        if number < 1000:
-            return f"{number:.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"
-        number /= 1000
-    return f"{number:.1f} TB"
-
-
 def time_text(ms: int) -> str:
     """Return a time of this machine: the hour today, the day before."""
     if not ms:
         return "-"
-    try:
-        then, now = time.localtime(ms / 1000), time.localtime()
-    except (ValueError, OverflowError, OSError):  # a sender's clock is untrusted
+    then = local_time(ms)
+    if then is None:
         return f"{ms} ms"
-    today = then[:3] == now[:3]
-    return time.strftime("%H:%M:%S" if today else "%Y-%m-%d %H:%M", then)
+    now = local_time(clock.now_ms())
+    today = now is not None and then.date() == now.date()
+    return f"{then:%H:%M:%S}" if today else f"{then:%Y-%m-%d %H:%M}"
 
 
 def iso_time(ms: int) -> str:
