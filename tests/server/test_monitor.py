@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,13 +37,13 @@ async def ask(number: int, raw: bytes) -> bytes:
     with trio.fail_after(10):
         stream = await trio.open_tcp_stream("127.0.0.1", number)
         async with stream:
-            await stream.send_all(raw)
             found = b""
-            try:
+            with suppress(
+                trio.BrokenResourceError
+            ):  # of a request that is too long, it reads a part
+                await stream.send_all(raw)
                 while data := await stream.receive_some():
                     found += data
-            except trio.BrokenResourceError:
-                pass
             return found
 
 

@@ -34,6 +34,14 @@ async def publishes(r: Running, lab: Raw) -> None:
     assert isinstance(answer, frames.Confirm), answer
 
 
+async def pour(raw: Raw, data: bytes) -> None:
+    """Send until HQ cuts the connection, which it may do at any byte: how far it comes depends on
+    the machine.
+    """
+    with suppress(NetworkError):
+        await raw.stream.send_all(data)
+
+
 async def gone(r: Running, name: str) -> None:
     with trio.fail_after(PATIENCE_S):
         while name in {s.client for s in r.hq.connections}:
@@ -98,7 +106,7 @@ async def test_one_client_fills_its_share_and_no_more(tmp_path: Path) -> None:
         lab = await r.client("FL-LAB")
         async with trio.open_nursery() as nursery:
             for raw in evil:
-                nursery.start_soon(raw.stream.send_all, announced() + bytes(15 * MIB))
+                nursery.start_soon(pour, raw, announced() + bytes(15 * MIB))
             with trio.fail_after(PATIENCE_S):
                 while r.hq.memory.held < 4 * MIB:
                     await trio.sleep(0.01)
@@ -146,7 +154,7 @@ async def test_when_the_mark_closes_the_slowest_frame_is_cut_first(tmp_path: Pat
         await publishes(r, lab)  # it is a publisher, so it waits
         evil = [await r.client(f"EVIL-{n}") for n in range(4)]
         for n, raw in enumerate(evil):
-            await raw.stream.send_all(announced() + bytes(MIB - n * LARGE // 4))
+            await pour(raw, announced() + bytes(MIB - n * LARGE // 4))
         with trio.fail_after(PATIENCE_S):
             while not r.hq.memory.closed:
                 await trio.sleep(0.01)
