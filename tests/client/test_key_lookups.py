@@ -6,6 +6,7 @@ another one.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from itertools import count
 from types import SimpleNamespace
@@ -13,6 +14,8 @@ from typing import Any
 
 import pytest
 import trio
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from trio.testing import MockClock
 
 from cipherbox.client.receiving import lookups
@@ -29,6 +32,7 @@ from cipherbox.errors import (
     Throttled,
 )
 
+NUMBERS = count(1)  # of a queue
 HASHES = (number.to_bytes(32, "big") for number in count(1))
 
 
@@ -87,9 +91,13 @@ async def lookup(directory: Directory, said: list[str], nursery: trio.Nursery) -
     return Lookups(made, events, nursery)
 
 
-def envelope(sender: str, bundle_hash: bytes | None = None, *, lost: bool = False) -> Any:
+def envelope(
+    sender: str, bundle_hash: bytes | None = None, *, lost: bool = False, size: int = 1
+) -> Any:
     prefix = SimpleNamespace(bundle_hash=bundle_hash or next(HASHES))
     return SimpleNamespace(
+        seq=next(NUMBERS),
+        size=size,
         sender_id=sender,
         parsed=SimpleNamespace(layout=SimpleNamespace(prefix=prefix)),
         connection=SimpleNamespace(error=NetworkError("cut") if lost else None),
@@ -259,22 +267,31 @@ async def test_what_came_over_a_connection_that_ended_asks_nothing(
     assert directory.asked == [{"FL-LAB": [named(other)]}]
 
 
+# -- the order of a sender's deliveries ------------------------------------------------------------
+
+
+def consumer_of(*deliveries: Any) -> Consumer:
+    """Return a consumer to which HQ pushed these over its connection."""
+    opener: Any = SimpleNamespace(ready=lambda delivery: True)
+    consumer = Consumer(opener, opener, "box.CA-RC", 10, 1 << 20)
+    consumer._current = next(iter(deliveries)).connection
+    for delivery in deliveries:
+        delivery.connection = consumer._current
+    return consumer
+
+
 async def test_a_delivery_that_was_parked_is_not_overtaken_by_its_senders_next_one() -> None:
     """The look-up ended while the next batch, with a later envelope of the same sender, waited for
     the revocation lists: that one was opened first.
     """
-    opener: Any = SimpleNamespace(ready=lambda delivery: True)
-    consumer = Consumer(opener, opener, "box.CA-RC", 10, 1 << 20)
     first, second, other = envelope("FL-LAB"), envelope("FL-LAB"), envelope("PA-LAB")
-    consumer._current = first.connection
-    for delivery in (first, second, other):
-        delivery.connection, delivery.size = first.connection, 1
+    consumer = consumer_of(first, second, other)
 
     async def ensure() -> None:
         await trio.lowlevel.checkpoint()
         consumer.looked_up(first, None)
 
-    client = SimpleNamespace(revocations=SimpleNamespace(ensure=ensure), opener=opener)
+    client = SimpleNamespace(revocations=SimpleNamespace(ensure=ensure), opener=consumer._opener)
     loop: Any = SimpleNamespace(_client=client)
     assert await ReceiveLoop._ready(loop, consumer, [second, other]) == [other]
     assert await consumer.batch() == [first, second]
@@ -282,33 +299,139 @@ async def test_a_delivery_that_was_parked_is_not_overtaken_by_its_senders_next_o
 
 async def test_more_than_a_batch_that_was_parked_is_taken_in_order_and_once() -> None:
     """What the batch had no room for was sent later: it does not hold the batch back."""
-    opener: Any = SimpleNamespace(ready=lambda delivery: True)
-    consumer = Consumer(opener, opener, "box.CA-RC", 10, 1 << 20)
-    late, *parked = [envelope("FL-LAB") for _ in range(6)]
-    consumer._current = late.connection
-    for delivery in (late, *parked):
-        delivery.connection, delivery.size = late.connection, 1
+    early, *parked = [envelope("FL-LAB") for _ in range(6)]
+    consumer = consumer_of(early, *parked)
     for delivery in parked:
         consumer.looked_up(delivery, None)
     taken = await consumer.batch(2)
     assert consumer.in_order(taken) == parked[:2]
     taken = await consumer.batch(2)
-    consumer.looked_up(late, None)
+    consumer.looked_up(early, None)
     assert consumer.in_order(taken) == []
-    assert await consumer.batch() == [late, *parked[2:]]
+    assert await consumer.batch() == [early, *parked[2:]]
+
+
+async def test_what_returned_and_had_no_room_is_not_overtaken_by_what_returns_later() -> None:
+    """A later envelope of the same sender, under other keys, was looked up after it."""
+    first, second, third = [envelope("FL-LAB") for _ in range(3)]
+    consumer = consumer_of(first, second, third)
+    consumer.looked_up(first, None)
+    consumer.looked_up(second, None)
+    taken = await consumer.batch(1)
+    consumer.looked_up(third, None)
+    assert consumer.in_order(taken) == [first]
+    assert await consumer.batch() == [second, third]
+
+
+async def test_keys_that_are_found_in_another_order_change_no_order() -> None:
+    first, second, third = [envelope("FL-LAB") for _ in range(3)]
+    consumer = consumer_of(first, second, third)
+    consumer.looked_up(first, None)
+    consumer.looked_up(third, None)
+    consumer.looked_up(second, None)
+    assert await consumer.batch() == [first, second, third]
 
 
 async def test_what_returned_and_has_no_room_is_not_overtaken_by_what_was_pushed() -> None:
-    opener: Any = SimpleNamespace(ready=lambda delivery: True)
-    consumer = Consumer(opener, opener, "box.CA-RC", 10, 1 << 20)
-    first, large = envelope("FL-LAB"), envelope("FL-LAB")
-    consumer._current = first.connection
-    for delivery, size in ((first, 5), (large, 10)):
-        delivery.connection, delivery.size = first.connection, size
+    first, large = envelope("FL-LAB", size=5), envelope("FL-LAB", size=10)
+    consumer = consumer_of(first, large)
     consumer.looked_up(first, None)
     consumer.looked_up(large, None)
-    consumer.take([(3, 1, 0, 0, b"1")])
+    consumer.take([(large.seq + 1, 1, 0, 0, b"1")])
     assert await consumer.batch(10, 7) == [first]
     returned, pushed = await consumer.batch(10, 11)
     assert returned == large
-    assert pushed.seq == 3
+    assert pushed.seq == large.seq + 1
+
+
+SENDERS = ("FL-LAB", "PA-LAB")
+MANY = 16  # envelopes of a life
+
+
+class Life:
+    """A receiver's life by chance: HQ pushes, look-ups end early or late, or fail at first, batches
+    have room for few, and some of what was taken returns for lack of time.
+    """
+
+    def __init__(self, chance: random.Random) -> None:
+        self._chance = chance
+        self.opened: list[Any] = []
+        self.pushed: list[Any] = []
+        self._hashes = [next(HASHES) for _ in range(4)]
+        self._cuts = chance.randint(0, 2)  # left: while HQ is away nothing is looked up
+
+    def _wait(self) -> float:
+        return self._chance.choice([0.0, 0.0, 0.01, 0.1, 1.0])
+
+    async def look_up(self, wanted: dict[str, list[bytes]]) -> None:
+        await trio.sleep(self._wait())
+        if self._cuts:
+            self._cuts -= 1
+            raise NetworkError("cut")
+
+    async def play(self) -> None:
+        directory: Any = Directory()
+        directory.known = {*self._hashes}
+        found = directory.look_up
+
+        async def look_up(wanted: dict[str, list[bytes]]) -> Any:
+            await self.look_up(wanted)
+            return await found(wanted)
+
+        directory.look_up = look_up
+        events: Any = SimpleNamespace(emit=lambda *a, **more: None)
+        async with trio.open_nursery() as nursery:
+            opener: Any = SimpleNamespace(lookups=Lookups(directory, events, nursery))
+            opener.ready = lambda one: (
+                not opener.lookups.holds(one.sender_id) and directory.has_sender(named(one))
+            )
+            consumer = Consumer(opener, opener, "box.CA-RC", 10, 1 << 20)
+            consumer._current = envelope("HQ").connection
+            nursery.start_soon(self._push, consumer)
+            await self._receive(consumer, opener)
+            assert not opener.lookups.busy
+            assert not consumer.waiting
+
+    async def _push(self, consumer: Consumer) -> None:
+        for _ in range(MANY):
+            keys = self._chance.choice(self._hashes)
+            one = envelope(self._chance.choice(SENDERS), keys, size=self._chance.randint(1, 3))
+            one.connection = consumer._current
+            self.pushed.append(one)
+            consumer._waiting.append(one)
+            consumer._changed.notify()
+            await trio.sleep(self._wait())
+
+    async def _receive(self, consumer: Consumer, opener: Any) -> None:
+        async def ensure() -> None:
+            await trio.sleep(self._wait())
+
+        client = SimpleNamespace(revocations=SimpleNamespace(ensure=ensure), opener=opener)
+        loop: Any = SimpleNamespace(_client=client)
+        for _ in range(MANY * 20):  # each takes something: a loop that spins ends here
+            if len(self.opened) == MANY:
+                return
+            some = self._chance.randint
+            taken = await consumer.batch(some(1, 4), some(1, 6))
+            ready = await ReceiveLoop._ready(loop, consumer, taken)
+            await trio.sleep(self._wait())
+            done = some(1, 4)
+            self.opened += ready[:done]
+            consumer.requeue(ready[done:])
+        raise AssertionError(f"{len(self.opened)} of {MANY} were opened: it spins")
+
+
+@given(chance=st.randoms(use_true_random=True))
+@settings(max_examples=100)
+def test_whatever_returns_when_each_senders_order_stays(chance: random.Random) -> None:
+    life = Life(chance)
+
+    async def play() -> None:
+        with trio.fail_after(600):  # of virtual time: it stands still
+            await life.play()
+
+    trio.run(play, clock=MockClock(autojump_threshold=0))
+    assert sorted(map(id, life.opened)) == sorted(map(id, life.pushed))
+    for sender in SENDERS:
+        own = [one.seq for one in life.opened if one.sender_id == sender]
+        assert own == sorted(own)

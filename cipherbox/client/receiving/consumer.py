@@ -8,12 +8,24 @@ acknowledges gets no more.
 When the connection ends, deliveries that the program has not taken yet are dropped here and
 redelivered by HQ.  Those that the program has are redelivered too, with a higher `attempt`; they
 may be acknowledged over the new connection.
+
+A delivery that was taken may return: its sender's keys were looked up first, or there was no time
+to open it.  The order of each sender's deliveries stays, by these rules:
+1. What returned is taken before what HQ pushed, the lowest number of the queue first.
+2. `in_order` puts a taken delivery back if an earlier one of its sender has returned meanwhile.
+3. The program opens or parks (`Lookups`) what it took in the order of the queue, and parks what it
+   could open while an earlier one of the same sender is parked.
+So the lowest number that returned is never put back: whatever returns, one batch later there is
+progress.
 """
 
 from __future__ import annotations
 
+from bisect import insort
 from collections import deque
 from collections.abc import Iterable, Sequence
+from itertools import chain
+from operator import attrgetter
 
 import trio
 
@@ -31,6 +43,7 @@ from cipherbox.wire import frames
 from cipherbox.wire.codec import DeliveredItem
 
 RETRY_S = 1.0  # before a subscription that HQ refused temporarily is retried
+_number = attrgetter("seq")
 
 
 class Consumer:
@@ -56,8 +69,7 @@ class Consumer:
         self._given = (self._envelopes, self._size)
         self._back_envelopes = self._back_bytes = 0
         self._waiting: deque[Delivery] = deque()
-        self._returned: deque[Delivery] = deque()  # requeued here, to be taken next
-        self._left = 0  # of them when the last batch was taken
+        self._returned: list[Delivery] = []  # to be taken next, sorted by number
         self._failure: CipherBoxError | None = None
         # why HQ temporarily refused the newest subscription
         self._trouble: CipherBoxError | None = None
@@ -79,9 +91,8 @@ class Consumer:
                     return delivery
             except (trio.Cancelled, CipherBoxError) as error:
                 lasts = isinstance(error, CipherBoxError) and not error.retryable
-                if delivery.connection is self._current and not lasts:
-                    # a caller's time limit, or a silent HQ, must not lose it
-                    self._returned.appendleft(delivery)
+                if not lasts:  # a caller's time limit, or a silent HQ, must not lose it
+                    self.requeue([delivery])
                 raise
 
     @property
@@ -89,35 +100,36 @@ class Consumer:
         """Return the number of deliveries that HQ pushed and nobody has taken yet."""
         return len(self._waiting) + len(self._returned)
 
-    def requeue(self, deliveries: Sequence[Delivery]) -> None:
+    def requeue(self, deliveries: Iterable[Delivery]) -> None:
         """Put deliveries back, to be taken next; drop those of an earlier connection."""
-        self._returned.extendleft(d for d in reversed(deliveries) if d.connection is self._current)
+        for delivery in deliveries:
+            if delivery.connection is self._current:
+                insort(self._returned, delivery, key=_number)
         self._changed.notify()
 
     def looked_up(self, delivery: Delivery, error: Exception | None) -> None:
         """Requeue a parked delivery when its sender's keys were looked up, or refuse it."""
         if error is None:
-            if delivery.connection is self._current:
-                self._returned.append(delivery)
-                self._changed.notify()
+            self.requeue([delivery])
         elif fault_of(error) is Fault.SENDER:
             self._opener.refuse_soon(delivery, refusal(error))
         elif isinstance(error, CipherBoxError):
             self.fail(error)
 
     def in_order(self, taken: Sequence[Delivery]) -> list[Delivery]:
-        """Return those of a batch that may be opened now: none whose sender has deliveries that
-        returned since the batch was taken, which were sent earlier.  These go behind them.
+        """Return those of a batch that may be opened now; put back those that were sent later than
+        what has returned of the same sender.
         """
-        left = [*self._returned][: self._left]  # when the batch was taken: sent later than it
-        fresh = [*self._returned][self._left :]
-        if not fresh:
-            return [*taken]
-        returned = {_sender_of(delivery) for delivery in fresh}
-        behind = [d for d in taken if (name := _sender_of(d)) and name in returned]
-        current = [d for d in behind if d.connection is self._current]
-        self._returned = deque([*fresh, *current, *left])
-        return [delivery for delivery in taken if delivery not in behind]
+        first: dict[str, int] = {}  # the lowest number that returned, of each sender
+        for delivery in self._returned:
+            first.setdefault(_sender_of(delivery), delivery.seq)
+        early: list[Delivery] = []
+        late: list[Delivery] = []
+        for delivery in taken:
+            before = first.get(_sender_of(delivery), delivery.seq)
+            (late if before < delivery.seq else early).append(delivery)
+        self.requeue(late)
+        return early
 
     @checked
     async def batch(
@@ -130,13 +142,15 @@ class Consumer:
                 raise self._failure.copy()
             await self._changed.wait()
         taken: list[Delivery] = []
-        for source in (self._returned, self._waiting):
-            while source and len(taken) < most and (not taken or source[0].size <= size):
-                taken.append(source.popleft())
-                size -= taken[-1].size
-            if source:
-                break  # what is pushed was sent later than what returned and has no room
-        self._left = len(self._returned)
+        for delivery in chain(self._returned, self._waiting):
+            if len(taken) == most or (taken and delivery.size > size):
+                break  # what comes behind it was sent later
+            taken.append(delivery)
+            size -= delivery.size
+        returned = min(len(taken), len(self._returned))
+        del self._returned[:returned]
+        for _ in taken[returned:]:
+            self._waiting.popleft()
         return taken
 
     def settled(self, deliveries: Iterable[Delivery]) -> None:
@@ -201,7 +215,6 @@ class Consumer:
         self._current = None
         self._waiting.clear()
         self._returned.clear()
-        self._left = 0
 
     def take(self, entries: list[DeliveredItem]) -> None:
         """Queue what HQ pushed."""
@@ -235,7 +248,6 @@ class Consumer:
         self._failure = self._failure or GoingAway("the consumer is closed")
         self._waiting.clear()
         self._returned.clear()
-        self._left = 0
         self._changed.notify()
         if current is not None and current.error is None:
             with trio.move_on_after(1.0, shield=True):
