@@ -24,6 +24,7 @@ from cipherbox.errors import InvalidRequest, MalformedEnvelope, SignatureInvalid
 MOST_BYTES = 16 * 1024  # of a note
 MOST_SIGNATURES = 64
 ED25519, COSIGNATURE = 0x01, 0x04  # kinds of keys and signatures
+COSIGNATURE_BYTES = 72  # time and signature
 _MARK = "\u2014 "
 _ORIGIN = re.compile(r"cipherbox/[0-9a-f]{16}/[0-9a-f]{32}")
 _NAME = re.compile(r"[^\s+\ud800-\udfff]{1,255}")
@@ -187,7 +188,9 @@ def cosign(text: str, name: str, key: nacl.signing.SigningKey, at_s: int) -> Not
 def cosigned_at(note: Note, key: VerifierKey) -> int | None:
     """Return when this witness cosigned, in seconds since 1970, or None if it did not."""
     for one in note.signatures:
-        if (one.name, one.key_id) == (key.name, key.key_id) and len(one.signature) == 72:
+        if (one.name, one.key_id) == (key.name, key.key_id) and len(
+            one.signature
+        ) == COSIGNATURE_BYTES:
             at_s = int.from_bytes(one.signature[:8], "big")
             if _verifies(key.public, _cosigned(note.text, at_s), one.signature[8:]):
                 return at_s

@@ -68,6 +68,8 @@ CONSOLE = {
     "console": "/console",
     "routes": "/console/routes",
     "clients": "/console/clients",
+    "dead": "/console/dead",
+    "hq": "/console/hq",
     "log": "/console/log",
 }
 

@@ -11,6 +11,7 @@ import trio
 from cipherbox.apps.page.console import MOST_QUEUES, drawn
 from cipherbox.apps.page.history import DAY_EVERY, POINTS, SAMPLE_S, WIDTH, History
 from cipherbox.client.enrol import join
+from cipherbox.client.log.witness import Witness, load_key, verifier_key
 from cipherbox.errors import CipherBoxError
 from tests.client.real_hq import RealHq
 from tests.page.web import Web, page_of
@@ -41,9 +42,10 @@ async def test_hq_at_a_glance(hq: RealHq, admin: Web) -> None:
 
 
 async def test_only_an_admin_has_a_console(lab: Web) -> None:
-    for path in ("/console", "/console/clients", "/console/dead", "/console/routes"):
+    for path in ("", "/clients", "/dead", "/routes", "/hq", "/log"):
+        path = f"/console{path}"
         assert (await lab.get(path)).status == 404
-    for path in ("/console/revoke", "/console/approve", "/console/dead"):
+    for path in ("/console/revoke", "/console/approve", "/console/dead", "/console/limit"):
         assert (await lab.post(path, {"client_id": "CA-RC"})).status == 404
 
 
@@ -109,6 +111,49 @@ async def test_dead_letters_are_redriven_and_discarded(hq: RealHq, admin: Web) -
         assert len(await client.dead_letters(settled=True)) == 2
         (row,) = await client.list("queues", "box.CA-RC")
         assert row["waiting"] == 1
+
+
+async def test_totals_stand_beside_their_limits_and_a_limit_is_set(hq: RealHq, admin: Web) -> None:
+    page = await admin.get("/console/clients?q=LAB")
+    assert "Totals and limits FL-LAB" in page.words
+    assert "CA-RC" not in page.words
+    fields = {"client_id": "FL-LAB", "what": "envelopes", "most": "7"}
+    assert (await admin.post("/console/limit", fields)).status == 303
+    page = await admin.get("/console/clients?q=LAB")
+    assert "envelopes 0 7 0 %" in page.words
+    page = await admin.get("/console/log")
+    assert "limited FL-LAB to 7 envelopes" in page.words
+    assert (await admin.post("/console/limit", {**fields, "most": ""})).status == 303
+    assert "envelopes 0 7" not in (await admin.get("/console/clients?q=LAB")).words
+    for wrong in ({"what": "x"}, {"most": "-1"}, {"most": "1e3"}, {"most": "9" * 5000}):
+        assert (await admin.post("/console/limit", {**fields, **wrong})).status == 400, wrong
+
+
+async def test_witnesses_and_heads_of_the_log(hq: RealHq) -> None:
+    keys = {}
+    for name in ("CA-RC", "FL-LAB"):
+        async with hq.client(name) as client:
+            key = load_key(client.home)
+            keys[name] = verifier_key(name, key).text
+            await Witness(client, key).once()
+    settings = hq.admin_home / "client.toml"
+    text = settings.read_text().replace("witnesses = []", f'witnesses = ["{keys["CA-RC"]}"]')
+    settings.write_text(text)
+    async with page_of(hq.admin_home) as admin:
+        page = await admin.until("/console/log", lambda page: "Witnesses" in page.words)
+        assert "continues everything that this home has seen" in page.words
+        rows = re.findall(r"<tr><td>(CA-RC|FL-LAB)</td>(.*?)</tr>", page.text, re.DOTALL)
+        assert {name: "verified" in row for name, row in rows} == {"CA-RC": True, "FL-LAB": False}
+        assert "its key is not known here" in page.words
+
+
+async def test_certificates_and_the_clock(hq: RealHq, admin: Web) -> None:
+    page = await admin.get("/console/hq")
+    for words in ("Root CA", "Issuing CA", "Revocation list that clients get", "at HQ", "HQ uses"):
+        assert words in page.words, words
+    assert "cipherbox" in page.words.lower()
+    await hq.stop()
+    await admin.until("/console/hq", lambda page: "HQ does not answer now." in page.words)
 
 
 async def test_the_signed_log_is_read(hq: RealHq, admin: Web) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from cipherbox.apps.page import words
+from cipherbox.apps.page.console import LIMITED
 from cipherbox.apps.page.history import SHOWN
 from cipherbox.apps.page.view import SAID
 from cipherbox.apps.page.words import TEXTS, chosen, languages, translator
@@ -24,7 +25,7 @@ OTHERS = sorted(path.stem for path in TEXTS.glob("*.toml"))
 def texts() -> set[str]:
     """Every text that a template shows in the user's language."""
     plots = {name for _, name in SHOWN}
-    found = {*SAID.values(), *STATES, *OUTCOME_CODES.values(), *RATES, *plots}
+    found = {*SAID.values(), *STATES, *OUTCOME_CODES.values(), *RATES, *plots, *LIMITED}
     for path in TEMPLATES.glob("*.html"):
         text = path.read_text("utf-8")
         found |= set(re.findall(r'\b_\("([^"]+)"', text))

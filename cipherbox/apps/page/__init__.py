@@ -2,7 +2,8 @@
 
 Map, written by `make generate`:
 
-    console    The console of an admin's home: HQ at a glance, who gets what, clients, dead letters.
+    console    The console of an admin's home: HQ at a glance, who gets what, clients, dead letters,
+               HQ's certificates and clock, its signed log.
     desk       The desk behind the page: an open client, what its home holds, and a wake-up when
                that changes.
     door       The door of the page: where it is, who may enter, and until when.

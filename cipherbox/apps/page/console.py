@@ -1,4 +1,5 @@
-"""The console of an admin's home: HQ at a glance, who gets what, clients, dead letters.
+"""The console of an admin's home: HQ at a glance, who gets what, clients, dead letters, HQ's
+certificates and clock, its signed log.
 
 Reading comes first.  Each act asks once, in the page, and HQ records it in its signed log.
 """
@@ -11,6 +12,7 @@ from typing import Any, NamedTuple
 from starlette.responses import Response
 
 from cipherbox.apps.page.view import LogLine, View
+from cipherbox.client.log.cosigners import log_state
 from cipherbox.errors import InvalidRequest
 from cipherbox.limits import check_client_id
 
@@ -20,6 +22,9 @@ _BOX = 220
 _LABEL = 13  # characters of a routing key on an arrow
 MOST_QUEUES = 60  # in the picture; a list below names all
 MOST_DEAD = 200
+MOST_CLIENTS = 100  # on one page, and as many connections; the search finds the others
+LIMITED = ("bytes", "envelopes", "queues", "bundles", "certificates", "prekeys")
+MOST_LIMIT = 1 << 62
 LOG_ENTRIES = 100
 
 
@@ -83,12 +88,47 @@ async def routes(view: View) -> Response:
 
 
 async def clients(view: View) -> Response:
-    """Return the clients, and enrolments that wait for a person."""
+    """Return the clients with their totals and limits, and enrolments that wait for a person."""
+    wanted = view.query.get("q", "").strip()
+    rows = [row for row in await view.desk.listed("clients") if wanted in row["name"]]
+    totals = {row["name"]: row for row in await view.desk.listed("totals")}
+    connections = await view.desk.listed("connections")
     return await view.page(
         "clients.html",
-        rows=await view.desk.listed("clients"),
+        rows=rows[:MOST_CLIENTS],
+        count=len(rows),
+        wanted=wanted,
+        totals=totals,
+        limited=LIMITED,
         pending=await view.desk.listed("pending"),
-        connections=await view.desk.listed("connections"),
+        connections=[row for row in connections if wanted in row["name"]][:MOST_CLIENTS],
+    )
+
+
+async def limit(view: View) -> Response:
+    """Limit what a client may have at HQ; without a number, as HQ's settings say."""
+    fields = await view.form()
+    what, most = fields.one("what"), fields.one("most").strip()
+    if what not in LIMITED:
+        raise InvalidRequest("this cannot be limited")
+    if most and not (most.isascii() and most.isdigit() and int(most[:20]) <= MOST_LIMIT):
+        raise InvalidRequest("a limit is a whole number", remedy="type digits alone, or nothing")
+    await view.desk.client.limit(
+        check_client_id(fields.one("client_id")), what, int(most) if most else None
+    )
+    return view.go("/console/clients", "limited")
+
+
+async def hq(view: View) -> Response:
+    """Return what HQ is: its addresses, its certificates, its revocation lists, its clock."""
+    client = view.desk.client
+    clock = await view.desk.listed("clock")
+    return await view.page(
+        "hq.html",
+        welcome=client.hq,
+        addresses=[one.strip() for one in client.home.config.address.split(",")],
+        certificates=await view.desk.listed("certificates"),
+        clock=clock[0] if clock else None,
     )
 
 
@@ -118,10 +158,12 @@ async def dead(view: View) -> Response:
 
 
 async def log(view: View) -> Response:
-    """Return the latest acts in HQ's signed log, newest first."""
+    """Return the state of HQ's signed log, its witnesses and its latest acts, newest first."""
     nothing: list[LogLine] = []
-    rows = await view.desk.at_hq(lambda: view.helpers.log(view.desk.client, LOG_ENTRIES), nothing)
-    return await view.page("log.html", rows=rows)
+    client = view.desk.client
+    rows = await view.desk.at_hq(lambda: view.helpers.log(client, LOG_ENTRIES), nothing)
+    state = await view.desk.at_hq(lambda: log_state(client), None)
+    return await view.page("log.html", rows=rows, state=state)
 
 
 async def settle(view: View) -> Response:

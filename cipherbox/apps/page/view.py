@@ -36,6 +36,7 @@ SAID = {
     "redriven": "The dead letters are in their queue again.",
     "discarded": "The dead letters were discarded.",
     "revoked": "The client was revoked, and its connections were closed.",
+    "limited": "The limit was set.",
 }
 
 

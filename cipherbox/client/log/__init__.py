@@ -5,6 +5,8 @@ Map, written by `make generate`:
     audit          Read HQ's whole log and verify every entry, the tree over them, and consistency
                    with earlier reads.
     bundle_proofs  HQ's proofs that its signed log names the key bundles it delivers.
+    cosigners      Show the state of HQ's log: its newest verified head, and how far each witness
+                   has cosigned it.
     heads          What a home records of HQ's log, durably and for all its programs.
     order          Verify that an envelope was accepted before its sender was revoked, by the order
                    of HQ's log rather than by HQ's clock.

@@ -54,6 +54,10 @@ class Quorum:
         """The quorum and its witnesses, as text."""
         return f"{self._quorum} of the witnesses {', '.join(sorted(self._keys))}"
 
+    def key_of(self, name: str) -> VerifierKey | None:
+        """Return the configured key of a witness, or None."""
+        return self._keys.get(name)
+
     def read(self, notes: Sequence[bytes], log_key: bytes) -> list[tuple[VerifierKey, Head]]:
         """Return the heads that configured witnesses have cosigned; the caller checks their
         consistency.

@@ -10,7 +10,7 @@ import orjson
 
 from cipherbox.envelope import merkle_tree as tree
 from cipherbox.envelope import transparency_log as format
-from cipherbox.envelope.checkpoint import decode_note, verify_checkpoint
+from cipherbox.envelope.checkpoint import COSIGNATURE_BYTES, decode_note, verify_checkpoint
 from cipherbox.errors import EnvelopeError, InvalidRequest
 from cipherbox.server.log_statements import LENGTH, REVOKED, note
 from cipherbox.server.requests.services import Handler, Requester, Services
@@ -78,7 +78,7 @@ async def _cosign(hq: Services, s: Requester, x: f.Cosign) -> object:
         raise InvalidRequest(f"this is not a cosigned head of HQ's log: {error}") from None
     if (
         [one.name for one in added] != [s.client]
-        or len(added[0].signature) != 72
+        or len(added[0].signature) != COSIGNATURE_BYTES
         or len(signatures) != 2
     ):
         raise InvalidRequest(
