@@ -3,12 +3,13 @@ CA signed.
 
 1. Each certificate matches the profile (`check_ca`, `check_leaf`): its purpose, its key, its
    extensions.  The manual page `pki` has the profile as a table.
-2. The chain is in order, leaf first, and all its certificates are valid at the given time.
+2. The chain is in order, leaf first, and all its certificates are valid at the given time; one that
+   begins up to `CLOCK_LAG` later is, too.
 3. `cryptography`'s verifier checks the path: signatures and their algorithms, path lengths, name
    constraints.
 
-For TLS peers OpenSSL verifies with `VERIFY_X509_STRICT` in addition; nothing is accepted here that
-it would refuse.
+For TLS peers OpenSSL verifies with `VERIFY_X509_STRICT` in addition; but for dates, nothing is
+accepted here that it would refuse.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from cryptography.x509 import verification
 from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID, NameOID
 
 from cipherbox.errors import BundleNotCertified
+from cipherbox.limits import LIMITS
 
 SERVER_NAME = "hq.cipherbox.internal"
 CLIENT = ExtendedKeyUsageOID.CLIENT_AUTH
@@ -42,6 +44,8 @@ _UNDERSTOOD = frozenset(
 )
 _NOT_ISSUED = "the certificate was not issued by this HQ's CA"
 _PURPOSES = {CLIENT: "a client", SERVER: "HQ"}
+# how far a clock may lag behind the one that dated a certificate or a list; as for ids
+CLOCK_LAG = datetime.timedelta(milliseconds=LIMITS.clock_ahead_ms)
 HASHES = ("sha256", "sha384", "sha512")
 # for extensions that are not critical; rule 1 covers the others
 _PERMIT = verification.ExtensionPolicy.permit_all()
@@ -93,10 +97,13 @@ def check_root(root: x509.Certificate, at: datetime.datetime) -> None:
 
 
 def check_dates(certificates: Sequence[x509.Certificate], at: datetime.datetime) -> None:
-    """Raise BundleNotCertified if one of them is not valid yet, or has expired."""
+    """Raise BundleNotCertified if one of them is not valid yet, or has expired.
+
+    One that begins within `CLOCK_LAG` is valid: it exists, so the clock that gave ``at`` lags.
+    """
     for one in certificates:
         first, last = one.not_valid_before_utc, one.not_valid_after_utc
-        if at < first:
+        if at + CLOCK_LAG < first:
             raise BundleNotCertified(f"the certificate begins only on {first:%Y-%m-%d %H:%M} UTC")
         if at > last:
             raise BundleNotCertified(f"the certificate ended on {last:%Y-%m-%d %H:%M} UTC")
@@ -268,8 +275,9 @@ def _check_names(chain: Sequence[x509.Certificate], root: x509.Certificate) -> N
 def _check_path(
     chain: Sequence[x509.Certificate], root: x509.Certificate, at: datetime.datetime | None
 ) -> None:
-    at = at or max(one.not_valid_before_utc for one in (*chain, root))
-    check_dates([*chain, root], at)
+    begin = max(one.not_valid_before_utc for one in (*chain, root))
+    check_dates([*chain, root], at or begin)
+    at = max(at, begin) if at is not None else begin
     for one in chain:
         _check_signature(one)
     builder = (

@@ -25,7 +25,7 @@ from cipherbox import clock
 from cipherbox.classes import frozen
 from cipherbox.errors import CredentialsError, ListOverdue, NotValidNow
 from cipherbox.pki.certificates import BACKDATED, CRL_DAYS, Authority, ms
-from cipherbox.pki.profile import HASHES, signs_lists
+from cipherbox.pki.profile import CLOCK_LAG, HASHES, signs_lists
 
 _MOST = 1 << 160  # RFC 5280, section 5.2.3: a number has at most 20 octets
 _UNDERSTOOD = (ExtensionOID.CRL_NUMBER, ExtensionOID.AUTHORITY_KEY_IDENTIFIER)
@@ -77,13 +77,9 @@ class RevocationList:
     revoked: dict[str, int]
 
 
-def read_crl(
-    data: bytes, ca: x509.Certificate, at: datetime.datetime, ahead: datetime.timedelta = BACKDATED
-) -> RevocationList:
+def read_crl(data: bytes, ca: x509.Certificate, at: datetime.datetime) -> RevocationList:
     """Return a list of this CA, even an expired one; raise CredentialsError if it is invalid or not
-    understood.
-
-    ``ahead`` is how far this machine's clock may lag behind the CA's.
+    understood.  This machine's clock may lag behind the CA's by `CLOCK_LAG`.
     """
     crl = _parsed(data)
     try:
@@ -108,7 +104,7 @@ def read_crl(
     if not signs_lists(ca):
         raise CredentialsError("the revocation list is of a CA that may not sign lists (cRLSign)")
     _check_whole(extensions)
-    if begin > at + ahead:
+    if begin > at + CLOCK_LAG:
         raise NotValidNow(
             f"the revocation list begins only on {begin:%Y-%m-%d %H:%M} UTC, and it is "
             f"{at:%Y-%m-%d %H:%M} by this machine's clock"
@@ -189,14 +185,10 @@ def _revoked(crl: x509.CertificateRevocationList) -> dict[str, int]:
 
 
 def check_crl(
-    data: bytes,
-    issuing: x509.Certificate,
-    at: datetime.datetime,
-    least_number: int = 0,
-    ahead: datetime.timedelta = BACKDATED,
+    data: bytes, issuing: x509.Certificate, at: datetime.datetime, least_number: int = 0
 ) -> RevocationList:
     """Read a list as `read_crl`; raise ListOverdue if it is expired or below ``least_number``."""
-    found = read_crl(data, issuing, at, ahead)
+    found = read_crl(data, issuing, at)
     if found.number < least_number:
         raise ListOverdue(
             f"the revocation list has number {found.number}; number {least_number} was seen before"

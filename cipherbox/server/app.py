@@ -38,6 +38,7 @@ from cipherbox.store.sqlite.store import SqliteStore
 
 log = get_logger(__name__)
 _CRL_CHECK_S = 3600.0
+_CERTIFICATES_S = 30.0  # between looks for open connections whose certificates expired
 _WATCH_S = 60.0
 _MARK_S = 3600.0
 STANDBY_S = 1.0  # period at which a standby tries to take the lease
@@ -189,6 +190,7 @@ async def _serve_until(hq: HQ, stop: trio.Event, task_status: trio.TaskStatus[Se
             handlers.start_soon(hq.certificate.run)
             handlers.start_soon(hq.revocations.run)
             handlers.start_soon(_keep_crl, hq)
+            handlers.start_soon(_keep_certificates, hq)
             handlers.start_soon(tick, hq)
             handlers.start_soon(_keep_mark, hq)
             handlers.start_soon(hq.retention.run)
@@ -292,6 +294,13 @@ async def _keep_watch(hq: HQ) -> None:
         if teller.settings.any:
             await teller.look(found)
         await trio.sleep(_WATCH_S)
+
+
+async def _keep_certificates(hq: HQ) -> None:
+    """Close open connections whose certificates, or CAs above them, have expired."""
+    while True:
+        await trio.sleep(_CERTIFICATES_S)
+        hq.connections.end_expired(hq.trust.require)
 
 
 async def _keep_crl(hq: HQ) -> None:

@@ -34,6 +34,7 @@ from cipherbox.store.port import CLOCK
 log = get_logger(__name__)
 _DAY_MS = 86_400_000
 _FOREVER_MS = 1 << 62
+_EDGE_MS = 1000  # a doubt ends this much closer than it begins: at the edge it would come and go
 REMEDY = (
     "set the clock of HQ's machine (timedatectl set-ntp true); if it is right, an admin confirms "
     "it: cipherbox clock confirm"
@@ -135,6 +136,8 @@ class ClockGuard:
         wall, here, base = self._wall_ms(), self._elapsed_s(), self._base
         expected = base.at + int((here - base.elapsed_s) * 1000)
         step_ms = self._settings().step_s * 1000
+        if self.doubt:
+            step_ms -= _EDGE_MS
         if -step_ms <= wall - expected <= step_ms + base.slack_ms:
             if base.slack_ms:
                 self._base = _Base(wall, here, 0)
@@ -157,6 +160,10 @@ class ClockGuard:
     def wall_ms(self) -> int:
         """Return what this machine's clock shows, right or not."""
         return self._wall_ms()
+
+    def passed(self, at_ms: int) -> bool:
+        """Return whether a time has certainly passed: while the clock is in doubt, none has."""
+        return at_ms <= self.now_ms() and not self.doubt
 
     def refusal(self) -> ClockDoubted | None:
         """Return the error for what is refused while the clock is in doubt."""

@@ -59,7 +59,7 @@ def test_a_chain_is_good_only_under_its_root_in_its_time_and_for_its_purpose() -
         ([here.issuing.certificate], NOW, pki.CLIENT),  # a CA is no client
         (lab.chain, NOW, pki.SERVER),
         (lab.chain, NOW + 400 * DAY, pki.CLIENT),
-        (lab.chain, NOW - DAY, pki.CLIENT),
+        (lab.chain, NOW - 2 * DAY, pki.CLIENT),
         ([lab.certificate, world("OTHER").issuing.certificate], NOW, pki.CLIENT),
         ([], NOW, pki.CLIENT),
         ([b"junk", b"junk"], NOW, pki.CLIENT),

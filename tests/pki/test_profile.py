@@ -56,7 +56,7 @@ CLIENTS: list[tuple[dict[str, Any], str]] = [
     ({"basic": x509.BasicConstraints(True, 0)}, "another purpose"),
     ({"purpose": x509.ExtendedKeyUsage([pki.SERVER])}, "another purpose"),
     ({"purpose": x509.ExtendedKeyUsage([pki.CLIENT, pki.SERVER])}, "another purpose"),
-    ({"begins": DAY}, "begins only on"),
+    ({"begins": 2 * DAY}, "begins only on"),
     ({"begins": -DAY, "life": DAY / 2}, "ended on"),
     ({"hash": hashes.SHA224()}, "weak or unknown hash"),
 ]
@@ -124,7 +124,7 @@ CAS: list[tuple[dict[str, Any], str]] = [
     ({"key": ec.generate_private_key(ec.SECP256K1())}, "too weak a key"),
     ({"hash": hashes.SHA224()}, "weak or unknown hash"),
     ({"life": DAY / 2}, "ended on"),
-    ({"begins": DAY}, "begins only on"),
+    ({"begins": 2 * DAY}, "begins only on"),
     ({"critical": {BASIC: False}}, "may not sign others"),
     ({"without": [USAGE]}, "may not sign others"),
     ({"usage": usage(crl_sign=True)}, "may not sign others"),

@@ -16,19 +16,20 @@ from cipherbox.config.settings import ClockSettings
 from cipherbox.envelope import transparency_log as log
 from cipherbox.errors import (
     ClockDoubted,
-    CredentialsError,
     EnvelopeRefused,
     StoreUnavailable,
     TooOld,
 )
+from cipherbox.server import app
 from cipherbox.server.clock_guard import ClockGuard, Mark, Recorded, recorded
 from cipherbox.server.connection.sender_keys import SenderKeys
+from cipherbox.server.directory.bundles import Registration
 from cipherbox.server.hq import HQ
 from cipherbox.server.operations.alerts import alerts
 from cipherbox.server.operations.backup import back_up, restore
 from cipherbox.store.sqlite.store import open_store
 from cipherbox.wire import frames
-from tests.server.clocks import shifted_clock
+from tests.server.clocks import confirmed_clock, shifted_clock
 from tests.server.hq import BIG, Raw, Running, configured, running
 from tests.server.inline import Noted
 from tests.server.test_reload import admin_of
@@ -481,14 +482,61 @@ async def test_a_restored_backup_may_be_of_any_age(
         assert not r.hq.clock.doubt
 
 
-async def test_in_doubt_a_certificate_that_is_not_valid_yet_may_come_again(tmp_path: Path) -> None:
-    """HQ was stopped, and started with a clock in doubt: the time it uses may be too early."""
+@pytest.mark.parametrize("days", [-20, 399, -399])
+async def test_whatever_hqs_clock_shows_a_recorded_certificate_has_begun(
+    tmp_path: Path, days: int
+) -> None:
+    """After a wrong time was confirmed and the clock set right again, an admin gets in."""
+    async with running(tmp_path / "hq") as r:
+        admin = (await r.person("HQ-ADMIN", role="admin")).chain[0]
+        with shifted_clock(days):
+            r.hq.clock.confirm()
+            if days < 0:
+                assert r.hq.trust.identify(admin) == "HQ-ADMIN"
+        assert r.hq.trust.identify(admin) == "HQ-ADMIN"
+        assert r.hq.clock.doubt
+
+
+@pytest.mark.parametrize("hours", [-1, -0.5, 1])
+async def test_a_step_of_an_hour_refuses_no_new_client(tmp_path: Path, hours: float) -> None:
+    """HQ does not doubt it, or hardly: a certificate of a minute ago begins in 54 minutes."""
     async with running(tmp_path / "hq") as r:
         person = await r.person("FL-LAB")
-        with shifted_clock(-20):
-            r.hq.clock.confirm()
-            with pytest.raises(CredentialsError, match="begins only on"):
-                r.hq.trust.identify(person.chain[0])
-        with shifted_clock(399):
-            with pytest.raises(ClockDoubted):
-                r.hq.trust.identify(person.chain[0])
+        bundle = person.identity.make_bundle(person.key, person.chain, clock.now_ms())
+        with shifted_clock(hours / 24):
+            assert r.hq.trust.identify(person.chain[0]) == "FL-LAB"
+            registered = await r.hq.directory.register("FL-LAB", bundle.raw)
+            assert registered is Registration.NEW
+
+
+async def test_a_clock_at_the_edge_is_in_doubt_once(caplog: pytest.LogCaptureFixture) -> None:
+    """A step of an hour to the millisecond, with both clocks rounded: it came and went."""
+    machine = Machine()
+    guard = machine.guard()
+    machine.wall -= HOUR + 1
+    for jitter in (0, 1, -1, 1, 500):
+        machine.wall += jitter
+        guard.now_ms()
+    assert guard.doubt
+    assert len([one for one in caplog.records if "in doubt" in one.message]) == 1
+    machine.wall += 2000
+    assert guard.now_ms() == machine.wall
+    assert not guard.doubt
+
+
+@pytest.mark.parametrize("of_ca", [False, True])
+async def test_an_open_connection_ends_when_its_certificate_or_a_ca_expires(
+    tmp_path: Path, of_ca: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(app, "_CERTIFICATES_S", 0.05)
+    async with running(tmp_path / "hq") as r:
+        lab = await r.dial(await r.person("FL-LAB", days=1))
+        center = await r.dial(await r.person("CA-RC", days=9))
+        if of_ca:
+            monkeypatch.setattr(r.hq.trust, "_ca_ends", ("a CA of HQ", clock.now_ms() - 1))
+        with confirmed_clock(r.hq, 0 if of_ca else 1.1), trio.fail_after(30):
+            away = await lab.next()
+            assert isinstance(away, frames.GoingAway)
+            assert ("a CA" if of_ca else "the certificate of FL-LAB") in away.message
+            if not of_ca:
+                assert isinstance(await center.ask(frames.GetRevocations), frames.Revocations)

@@ -7,7 +7,6 @@ The list is requested on every new connection and at least every hour.
 
 from __future__ import annotations
 
-from datetime import timedelta
 from pathlib import Path
 
 import trio
@@ -19,13 +18,11 @@ from cipherbox.client.connection.reconnecting import ReconnectingConnection
 from cipherbox.client.home import REVOCATIONS
 from cipherbox.client.local_database import translated
 from cipherbox.errors import CredentialsError, HqRevoked
-from cipherbox.limits import LIMITS
 from cipherbox.pki.revocation_lists import RevocationList, check_crl
 from cipherbox.portable import write_atomic
 from cipherbox.wire import frames
 
 FRESH_S = 3600.0
-_AHEAD = timedelta(milliseconds=LIMITS.clock_ahead_ms)  # this machine's clock may lag, as for ids
 
 
 class Revocations:
@@ -42,7 +39,7 @@ class Revocations:
         self._current = 0
         self._lock = trio.Lock()
         try:
-            self._list = check_crl(self._path.read_bytes(), issuing, clock.now(), ahead=_AHEAD)
+            self._list = check_crl(self._path.read_bytes(), issuing, clock.now())
             self._ends_s = self._list.next_update.timestamp()
         except (OSError, CredentialsError):
             pass  # no list yet, or expired: HQ has a newer one
@@ -72,7 +69,7 @@ class Revocations:
                 return
             answer: frames.Revocations = await self._connection.request(frames.GetRevocations)
             least = self._list.number if self._list is not None else 0
-            found = check_crl(answer.crl, self._issuing, clock.now(), least, _AHEAD)
+            found = check_crl(answer.crl, self._issuing, clock.now(), least)
             if self._list is None or found.number != least:
                 with translated(self._path):
                     write_atomic(self._path, answer.crl)

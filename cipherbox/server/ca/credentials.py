@@ -21,7 +21,14 @@ from cipherbox.config.settings import ServerConfig, secret_key
 from cipherbox.errors import BundleNotCertified, CipherBoxError, ConfigError
 from cipherbox.net.tls import client_context, server_context, shake_hands
 from cipherbox.pki.key_replacement import KeyReplacement
-from cipherbox.pki.profile import check_ca, check_dates, extensions_of, signs_lists, verify_issuing
+from cipherbox.pki.profile import (
+    CLOCK_LAG,
+    check_ca,
+    check_dates,
+    extensions_of,
+    signs_lists,
+    verify_issuing,
+)
 from cipherbox.portable import read_private, unreadable, write_atomic
 
 CA_REQUEST = "ca/issuing.csr"  # in HQ's directory: for an organization to sign
@@ -244,7 +251,7 @@ def dates(material: Credentials, at: datetime.datetime) -> list[str]:
     for what, one in named:
         first, last = one.not_valid_before_utc, one.not_valid_after_utc
         here = f"this machine's clock says {at:%Y-%m-%d %H:%M} UTC: {CLOCK}"
-        if at < first:
+        if at + CLOCK_LAG < first:
             found.append(f"{what} begins only on {first:%Y-%m-%d %H:%M} UTC, and {here}")
         elif at > last:
             found.append(

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Generic, Protocol, TypeVar
 
 from cipherbox.concurrency import Signal
-from cipherbox.errors import CipherBoxError, Revoked
+from cipherbox.errors import CipherBoxError, GoingAway, Revoked
 from cipherbox.limits import Limits
 from cipherbox.server.connection.backpressure import BackPressure
 from cipherbox.server.connection.peer import Peer
@@ -44,6 +44,8 @@ class Connections(Protocol):
     def notify_revoked(self, news: str, crl_number: int) -> None: ...
 
     def end_certificates(self, serials: Mapping[str, str]) -> None: ...
+
+    def end_expired(self, require: Callable[[str], None]) -> None: ...
 
     def end_all(self, why: CipherBoxError) -> None: ...
 
@@ -114,6 +116,17 @@ class ConnectionRegistry(Generic[C]):
         for one in self:
             if one.serial in serials:
                 one.end(Revoked(f"the certificate of {one.client} was revoked"))
+
+    def end_expired(self, require: Callable[[str], None]) -> None:
+        """Close the connections whose certificates ``require`` refuses.  Their clients reconnect,
+        with a renewed certificate if they have one; else they are told why they are refused.
+        """
+        for one in self:
+            try:
+                if one.serial:
+                    require(one.serial)
+            except CipherBoxError as error:
+                one.end(GoingAway(str(error)))
 
     def end_all(self, why: CipherBoxError) -> None:
         """Close the connections of all clients for this reason."""

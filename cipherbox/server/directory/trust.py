@@ -50,6 +50,8 @@ class Trust:
         self.server_key, self.authority = material.server_key, material.authority
         # serial numbers of certificates that match the profile under these CAs
         self._fitting: set[str] = set()
+        end = pki.end_of([*material.chain, material.root])
+        self._ca_ends = "a CA of HQ", pki.ms(end)
 
     def identify(self, certificate: x509.Certificate) -> str:
         """Return the client id of a certificate that TLS accepted; raise CredentialsError or
@@ -60,18 +62,12 @@ class Trust:
             raise CredentialsError(
                 "HQ has no record of this certificate", remedy="ask for a token and join again"
             )
-        self._refuse_revoked(row)
-        if row.expires_at <= self.clock.now_ms():
-            raise CredentialsError(
-                f"the certificate of {row.client} expired on {_day(row.expires_at)}"
-            )
+        self.require(row.serial)
         if row.serial not in self._fitting:
             try:
-                # TLS checks less
-                pki.verify_chain([certificate, *self.material.chain], self.root, self.clock.now())
+                # TLS checks less.  The record proves that it has begun, whatever the clock shows.
+                pki.verify_chain([certificate, *self.material.chain], self.root)
             except BundleNotCertified as error:
-                if refusal := self.clock.refusal():
-                    raise refusal from None  # it may be the time; then the client tries again
                 raise CredentialsError(
                     f"the certificate of {row.client} was not accepted: {error}"
                 ) from None
@@ -79,10 +75,17 @@ class Trust:
         return row.client
 
     def require(self, serial: str) -> None:
-        """Raise Revoked or Replaced if a certificate is no longer valid, during a request."""
+        """Raise Revoked, Replaced or CredentialsError if a certificate is no longer valid, also
+        while its connection is open.
+        """
         row = self._rows.get(serial)
-        if row is not None:
-            self._refuse_revoked(row)
+        if row is None:
+            return
+        self._refuse_revoked(row)
+        for what, ends_at in ((f"the certificate of {row.client}", row.expires_at), self._ca_ends):
+            # while the clock is in doubt nothing ends: else no admin could come to confirm it
+            if self.clock.passed(ends_at):
+                raise CredentialsError(f"{what} expired on {_day(ends_at)}")
 
     def _refuse_revoked(self, row: CertificateRow) -> None:
         if row.revoked_at and self.has_valid(row.client):
@@ -139,8 +142,8 @@ class Trust:
 
     def _alive(self, client: str) -> list[CertificateRow]:
         """Return the client's unexpired certificates; drop the expired ones from the index."""
-        found, now = self._of.get(client, {}), self.clock.now_ms()
-        for serial in [serial for serial, row in found.items() if row.expires_at <= now]:
+        found = self._of.get(client, {})
+        for serial in [s for s, row in found.items() if self.clock.passed(row.expires_at)]:
             del found[serial]
         return list(found.values())
 
