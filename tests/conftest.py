@@ -15,6 +15,7 @@ import hypothesis
 import pytest
 import trio
 
+from cipherbox.harness.workplace import abandoned, remove_tree
 from cipherbox.ops.logs import ROOT
 from tests import postgres, soak, warm
 
@@ -42,6 +43,8 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "joined: `hq` of end-to-end tests has two clients already")
     soak.ON = config.getoption("--soak")
     use_memory()
+    for path in abandoned():  # of killed runs: it fills the memory, and `doctor` reports it
+        remove_tree(path)
 
 
 def use_memory() -> None:

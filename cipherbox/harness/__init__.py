@@ -12,4 +12,6 @@ Map, written by `make generate`:
     stage             The stage: this same program, started as several processes, each stopped by
                       its pid.
     worker            A worker process that gets one task and reports in lines of JSON.
+    workplace         The temporary directory of one run of demo, prove or bench; a later run
+                      removes those of killed ones, and so does `doctor --clean`.
 """

@@ -102,6 +102,12 @@ class Disk:
         self._image.unlink(missing_ok=True)
 
 
+def detach(place: Path) -> None:
+    """Unmount what a killed run left mounted, also while a process of it still uses it."""
+    with suppress(StageFailed):
+        _run("umount", "--lazy", str(place))
+
+
 def _run(*command: str) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:

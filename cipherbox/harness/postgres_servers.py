@@ -15,13 +15,14 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
 from cipherbox.classes import define
 from cipherbox.errors import CipherBoxError, ConfigError
-from cipherbox.portable import other_user
+from cipherbox.harness.workplace import LOCK
+from cipherbox.portable import lock_file, other_user
 
 PATIENCE_S = 30.0
 FAST, AT_ONCE, _KILL = 2, 3, 9  # SIGINT and SIGQUIT as PostgreSQL understands them, and SIGKILL
@@ -73,6 +74,7 @@ class Server:
     programs: Path
     directory: Path
     port: int
+    lock: ExitStack
     process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -190,6 +192,7 @@ class Server:
 
     def remove(self) -> None:
         self.stop(AT_ONCE)
+        self.lock.close()
         shutil.rmtree(self.directory, ignore_errors=True)
 
 
@@ -207,7 +210,9 @@ def _directory(programs: Path) -> Server:
     if user:
         os.chown(directory, user["user"], user["group"])
     directory.chmod(0o755)
-    return Server(programs, directory, free_port())
+    lock = ExitStack()
+    lock.enter_context(lock_file(directory / LOCK, "this directory"))
+    return Server(programs, directory, free_port(), lock)
 
 
 def new_server(programs: Path, like: Server | None = None) -> Server:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+import tempfile
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -11,10 +14,11 @@ import pytest
 
 from cipherbox.cli.doctor import hq as doctor_hq
 from cipherbox.cli.doctor.findings import GOOD, WARN
-from cipherbox.cli.doctor.leftovers import check, of_client, of_hq
+from cipherbox.cli.doctor.leftovers import check, of_client, of_hq, of_machine
 from cipherbox.client.inbox.decrypted_files import OPENED
 from cipherbox.config.settings import ServerConfig, load_client_config, load_server_config
 from cipherbox.errors import StoreLocked
+from cipherbox.harness.workplace import abandoned, workplace
 from cipherbox.portable import lock_file, write_private
 from cipherbox.server.operations import backup
 from cipherbox.server.operations.check import LOCK
@@ -120,6 +124,57 @@ def test_a_clients_are_found_and_removed(config: ServerConfig) -> None:
     removed = [*check(of_client(client), "cipherbox doctor", clean=True)]
     assert "readable copies" in removed[-1].text
     assert names(client.home) - before == {".notes.original", "lock", "data"}
+
+
+@pytest.mark.parametrize("renews", [False, True])
+def test_a_join_that_nobody_finished_is_removed_when_its_token_has_ended(
+    config: ServerConfig, renews: bool
+) -> None:
+    """Run again in time it resumes with the same key: `tests/e2e/test_killed.py`."""
+    client = load_client_config(config.directory.parent / "homes" / "CA-RC")
+    pending, key = client.home / "joining.json", client.home / "client.key.next"
+    for path in (pending, key):
+        write_private(path, b"x")
+    assert [*of_client(client)] == []
+    old = time.time() - 91 * 86_400
+    for path in (pending, *([] if renews else [key])):
+        os.utime(path, (old, old))
+    removed = [*check(of_client(client), "cipherbox doctor", clean=True)]
+    assert "token has expired" in removed[0].text
+    assert not pending.exists()
+    assert key.exists() is renews
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from cipherbox.harness.workplace import workplace
+with workplace(sys.argv[1], Path(sys.argv[2])) as place:
+    (place / "plain.txt").write_text("patient")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_a_killed_demo_left_goes_with_the_next_run_or_with_doctor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    kept = tmp_path / "cipherbox-demo-abcdefgh"  # of `demo --keep`: no run holds a lock in it
+    kept.mkdir()
+    with workplace("cipherbox-prove-") as running:
+        for prefix in ("cipherbox-demo-", "cipherbox-bench-"):
+            command = [sys.executable, "-c", KILLED, prefix, str(tmp_path)]
+            assert subprocess.run(command, timeout=60, check=False).returncode == -9
+            (left,) = abandoned()
+            assert left.name.startswith(prefix)
+            if prefix == "cipherbox-demo-":
+                with workplace("cipherbox-demo-") as later:
+                    assert {*tmp_path.iterdir()} == {kept, running, later}
+        (found,) = check(of_machine(), "cipherbox doctor", clean=False)
+        assert (found.level, str(left) in found.text) == (WARN, True)
+        [*check(of_machine(), "cipherbox doctor", clean=True)]
+        assert {*tmp_path.iterdir()} == {kept, running}
+    assert {*tmp_path.iterdir()} == {kept}
 
 
 def test_an_unfinished_restore_is_named_with_the_way_on(tmp_path: Path) -> None:

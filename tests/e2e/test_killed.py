@@ -154,7 +154,7 @@ ELSEWHERE = {
     "inbox retry": "tests/client/test_handler.py",
     "keys verify": "tests/client/test_keys.py",  # writes the pin as `keys pin` does
     "alerts test": "tests/client/test_alerts.py",
-    # what they write is temporary, and theirs
+    # what they write is temporary, and theirs: `tests/cli/test_leftovers.py`
     "demo": "tests/e2e/test_demo.py",
     "prove": "tests/e2e/test_prove.py",
     "bench": "tests/cli/test_bench.py",

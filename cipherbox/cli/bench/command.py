@@ -10,7 +10,6 @@ is the command and its table; `work` describes a measurement, `play` runs it, an
 from __future__ import annotations
 
 import re
-import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -217,16 +216,15 @@ def _measure(works: tuple[Work, ...], options: BenchOptions) -> int:
     """Run all measurements in turn, ``rounds`` times, and print the median of each."""
     from cipherbox.cli.bench.play import median_of
     from cipherbox.cli.output import explain, print_json, table
+    from cipherbox.harness.workplace import workplace
 
     todo = measurements(works, options.compare, options.url)
     results: list[list[Result]] = [[] for _ in todo]
     medians: list[Result] = []
     for number in range(1, options.rounds + 1):
         for measurement, found in zip(todo, results, strict=True):
-            with tempfile.TemporaryDirectory(
-                prefix="cipherbox-bench-", dir=options.directory
-            ) as place:
-                found.append(measurement(Path(place)))
+            with workplace("cipherbox-bench-", options.directory) as place:
+                found.append(measurement(place))
             if number == options.rounds:
                 medians.append(median_of(found))
                 if options.as_json:

@@ -66,11 +66,13 @@ def demo(keep: bool, directory: Path | None, hostile_hq: bool, url: str, as_json
     """
     if hostile_hq and url:
         raise click.UsageError("--hostile-hq uses the embedded database; omit --database.")
+    from cipherbox.harness.workplace import workplace
+
     with ExitStack() as stack:
-        if directory is None:
+        if directory is None and keep:
             directory = Path(tempfile.mkdtemp(prefix="cipherbox-demo-"))
-            if not keep:
-                stack.callback(shutil.rmtree, directory, ignore_errors=True)
+        elif directory is None:
+            directory = stack.enter_context(workplace("cipherbox-demo-"))
         else:
             directory.mkdir(mode=0o700, parents=True)
             keep = True

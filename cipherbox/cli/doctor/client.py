@@ -27,7 +27,7 @@ from cipherbox.cli.doctor.findings import (
     findings_of,
     opening,
 )
-from cipherbox.cli.doctor.leftovers import check, of_client
+from cipherbox.cli.doctor.leftovers import check, of_client, of_machine
 from cipherbox.errors import BundleError, CipherBoxError, NetworkError, PasswordError, StoreError
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def look(ctx: click.Context, home: Path, *, clean: bool = False) -> list[Finding
         begun.append(Finding(BAD, "home", f"this home was replaced: {why}", _REPLACED))
     files = collect([("files", lambda: _files(config))])
     checks: list[tuple[str, Check]] = [
-        ("leftovers", lambda: check(of_client(config), "cipherbox doctor", clean=clean)),
+        ("leftovers", lambda: _leftovers(config, clean=clean)),
         ("certificates", lambda: _certificates(config)),
         ("disk", lambda: disk([config.home])),
         ("network", lambda: _addresses(config)),
@@ -68,6 +68,10 @@ def look(ctx: click.Context, home: Path, *, clean: bool = False) -> list[Finding
     if not any(f.level == BAD and f.about == "rights" for f in files):
         checks += [("log", lambda: _log(config)), ("network", lambda: _hq(ctx, config))]
     return [*begun, *files, *collect(checks)]
+
+
+def _leftovers(config: ClientConfig, *, clean: bool) -> Iterator[Finding]:
+    return check([*of_client(config), *of_machine()], "cipherbox doctor", clean=clean)
 
 
 def _files(config: ClientConfig) -> Iterator[Finding]:

@@ -28,7 +28,7 @@ from cipherbox.cli.doctor.findings import (
     findings_of,
     opening,
 )
-from cipherbox.cli.doctor.leftovers import check, of_hq
+from cipherbox.cli.doctor.leftovers import check, of_hq, of_machine
 from cipherbox.errors import Busy, CipherBoxError, ConfigError, Problem
 
 if TYPE_CHECKING:
@@ -112,7 +112,8 @@ def _files(config: ServerConfig) -> Iterator[Finding]:
 def _leftovers(config: ServerConfig, *, clean: bool) -> Iterator[Finding]:
     from cipherbox.server.operations.backup import MANIFEST, unfinished_backups
 
-    yield from check(of_hq(config), f"cipherbox doctor {config.directory}", clean=clean)
+    found = [*of_hq(config), *of_machine()]
+    yield from check(found, f"cipherbox doctor {config.directory}", clean=clean)
     for path in unfinished_backups(config, config.directory.parent):
         if (path / MANIFEST).exists():
             text = f"{path} is a complete backup whose command was killed before it was named"

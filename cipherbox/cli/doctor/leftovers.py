@@ -11,7 +11,6 @@ Rules:
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
 
 _OLD_PART = re.compile(r"\.(.+)\.[a-z0-9_]{8}")  # as 0.5.0 names it
 _OLD_S = 3600
+_TOKEN_S = 90 * 86_400  # no token is valid for longer
 _SHOWN = 3
 _WRITE = "an interrupted write"
 
@@ -61,12 +61,25 @@ def of_hq(config: ServerConfig) -> Iterator[Leftover]:
 
 def of_client(config: ClientConfig) -> Iterator[Leftover]:
     """Yield what killed commands left in a client's home."""
-    from cipherbox.client.home import LOCK
+    from cipherbox.client.enrol import PENDING
+    from cipherbox.client.home import LOCK, NEXT_KEY
     from cipherbox.client.inbox.decrypted_files import OPENED
 
     yield from _parts(config.home, config.home / "certs")
     if (config.home / OPENED).exists() and not is_locked(config.home / LOCK):
         yield Leftover(config.home / OPENED, "readable copies of files for an interrupted handler")
+    if _is_old(config.home / PENDING, _TOKEN_S):
+        for path in (config.home / PENDING, config.home / NEXT_KEY):
+            if _is_old(path, _TOKEN_S):  # else a renewal of the certificate uses the key
+                yield Leftover(path, "a `join` whose token has expired")
+
+
+def of_machine() -> Iterator[Leftover]:
+    """Yield what killed runs of demo, prove and bench left among the temporary files."""
+    from cipherbox.harness.workplace import abandoned
+
+    for path in abandoned():
+        yield Leftover(path, "the directory of an interrupted demo, prove or bench")
 
 
 def _parts(*directories: Path) -> Iterator[Leftover]:
@@ -76,20 +89,27 @@ def _parts(*directories: Path) -> Iterator[Leftover]:
                 yield Leftover(part, _WRITE)
         for path in sorted(directory.glob(".*")):
             name = _OLD_PART.fullmatch(path.name)
-            if name and (directory / name[1]).is_file() and path.is_file() and _is_old(path):
+            if (
+                name
+                and (directory / name[1]).is_file()
+                and path.is_file()
+                and _is_old(path, _OLD_S)
+            ):
                 yield Leftover(path, _WRITE)
 
 
-def _is_old(path: Path) -> bool:
-    return clock.now_s() - path.stat().st_mtime > _OLD_S
+def _is_old(path: Path, seconds: float) -> bool:
+    return path.exists() and clock.now_s() - path.stat().st_mtime > seconds
 
 
 def check(found: Iterable[Leftover], command: str, *, clean: bool) -> Iterator[Finding]:
     """Report what was left; with ``clean`` remove it, and report that."""
+    from cipherbox.harness.workplace import remove_tree
+
     left = list(found)
     for path, what in left if clean else []:
         if path.is_dir():
-            shutil.rmtree(path)
+            remove_tree(path)
         else:
             path.unlink(missing_ok=True)
         yield Finding(WARN, "leftovers", f"removed {path}: {what}")

@@ -7,7 +7,6 @@ from __future__ import annotations
 import json
 import secrets
 import sys
-import tempfile
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -167,6 +166,7 @@ def _trial(options: ProveOptions) -> Proof:
     from cipherbox.cli.prove.database import database_for
     from cipherbox.cli.prove.faults import KINDS
     from cipherbox.cli.prove.play import Plan, Trial
+    from cipherbox.harness.workplace import workplace
 
     shown = sys.stderr.isatty() and not options.as_json
     unknown = [kind for kind in options.kinds if kind not in KINDS]
@@ -193,9 +193,11 @@ def _trial(options: ProveOptions) -> Proof:
         broken=options.broken_store,
         stop_hq=options.stop_hq,
     )
-    place = tempfile.TemporaryDirectory(prefix="cipherbox-prove-", ignore_cleanup_errors=True)
-    with place as directory, database_for(options.url, options.postgres_bin) as database:
-        trial = Trial(Path(directory), plan, tell, line, database)
+    with (
+        workplace("cipherbox-prove-") as directory,
+        database_for(options.url, options.postgres_bin) as database,
+    ):
+        trial = Trial(directory, plan, tell, line, database)
         proof = run_until_stopped(trial.run)
     tell("")
     if options.report is not None:
