@@ -147,6 +147,12 @@ class Running:
     people: dict[str, Person] = attrs.Factory(dict)
     raws: list[Raw] = attrs.Factory(list)
 
+    async def released(self) -> None:
+        """Wait until HQ holds nothing of any client in memory: it has read all that was sent."""
+        with trio.fail_after(PATIENCE_S):
+            while self.hq.memory.held:
+                await trio.sleep(0.01)
+
     async def person(self, name: str, *, role: str = "client", days: int = 30) -> Person:
         """A client as enrolment leaves it: recorded, with mailboxes, its bundle published."""
         if name not in self.people:
