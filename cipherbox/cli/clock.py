@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shlex
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from cipherbox.cli.home import command_here, with_admin
-from cipherbox.cli.options import json_option, sure, yes_option
+from cipherbox.cli.options import HQ_DIRECTORY, hq_settings, json_option, sure, yes_option
+from cipherbox.cli.running import run
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -51,16 +54,31 @@ def clock(ctx: click.Context, as_json: bool) -> None:
 
 @clock.command()
 @yes_option
+@click.option(
+    "--hq",
+    type=HQ_DIRECTORY,
+    metavar="DIRECTORY",
+    help="HQ's directory, on its machine while HQ is stopped: if no admin can connect.",
+)
 @click.pass_context
-def confirm(ctx: click.Context, yes: bool) -> None:
+def confirm(ctx: click.Context, yes: bool, hq: Path | None) -> None:
     """Confirm that HQ's clock is right (admin), which ends HQ's doubt.
 
     The signed log records it. If this machine's clock differs by more than an hour, this command
-    asks first.
+    asks first. With --hq no admin is needed. Run it as HQ's user while HQ is stopped: a wrong time
+    that was confirmed may have made certificates for HQ that no client accepts.
     """
     from cipherbox import clock as here
-    from cipherbox.cli.output import say, time_text
+    from cipherbox.cli.output import next_step, say, time_text
 
+    if hq is not None:
+        from cipherbox.server.operations.offline import confirm_clock
+
+        sure(f"This machine's clock shows {time_text(here.now_ms())}. Is it right?", yes)
+        at = run(confirm_clock, hq_settings(hq))
+        say(f"HQ's clock is confirmed: {time_text(at)}.")
+        next_step(f"start HQ: cipherbox serve {shlex.quote(str(hq))}")
+        return
     row = with_admin(ctx, _read)
     if abs(row["shows"] - here.now_ms()) > _DIFFERS_MS:
         sure(

@@ -38,7 +38,7 @@ from cipherbox.store.sqlite.store import SqliteStore
 
 log = get_logger(__name__)
 _CRL_CHECK_S = 3600.0
-_CERTIFICATES_S = 30.0  # between looks for open connections whose certificates expired
+CERTIFICATES_S = 30.0  # between looks for open connections whose certificates expired
 _WATCH_S = 60.0
 _MARK_S = 3600.0
 STANDBY_S = 1.0  # period at which a standby tries to take the lease
@@ -299,7 +299,7 @@ async def _keep_watch(hq: HQ) -> None:
 async def _keep_certificates(hq: HQ) -> None:
     """Close open connections whose certificates, or CAs above them, have expired."""
     while True:
-        await trio.sleep(_CERTIFICATES_S)
+        await trio.sleep(CERTIFICATES_S)
         hq.connections.end_expired(hq.trust.require)
 
 

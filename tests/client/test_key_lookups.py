@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trio.testing import MockClock
 
+from cipherbox.client.receiving import consumer as consumer_module
 from cipherbox.client.receiving import lookups
 from cipherbox.client.receiving.consumer import Consumer
 from cipherbox.client.receiving.lookups import IN_ALL, MISS_S, OF_SENDER, PER_SENDER, Lookups
@@ -270,10 +271,12 @@ async def test_what_came_over_a_connection_that_ended_asks_nothing(
 # -- the order of a sender's deliveries ------------------------------------------------------------
 
 
+READY: Any = SimpleNamespace(ready=lambda delivery: True)  # an opener that needs no look-up
+
+
 def consumer_of(*deliveries: Any) -> Consumer:
     """Return a consumer to which HQ pushed these over its connection."""
-    opener: Any = SimpleNamespace(ready=lambda delivery: True)
-    consumer = Consumer(opener, opener, "box.CA-RC", 10, 1 << 20)
+    consumer = Consumer(READY, READY, "box.CA-RC", 10, 1 << 20)
     consumer._current = next(iter(deliveries)).connection
     for delivery in deliveries:
         delivery.connection = consumer._current
@@ -291,7 +294,7 @@ async def test_a_delivery_that_was_parked_is_not_overtaken_by_its_senders_next_o
         await trio.lowlevel.checkpoint()
         consumer.looked_up(first, None)
 
-    client = SimpleNamespace(revocations=SimpleNamespace(ensure=ensure), opener=consumer._opener)
+    client = SimpleNamespace(revocations=SimpleNamespace(ensure=ensure), opener=READY)
     loop: Any = SimpleNamespace(_client=client)
     assert await ReceiveLoop._ready(loop, consumer, [second, other]) == [other]
     assert await consumer.batch() == [first, second]
@@ -398,8 +401,8 @@ class Life:
             one = envelope(self._chance.choice(SENDERS), keys, size=self._chance.randint(1, 3))
             one.connection = consumer._current
             self.pushed.append(one)
-            consumer._waiting.append(one)
-            consumer._changed.notify()
+            made: Any = [one]
+            consumer.take(made)
             await trio.sleep(self._wait())
 
     async def _receive(self, consumer: Consumer, opener: Any) -> None:
@@ -430,7 +433,9 @@ def test_whatever_returns_when_each_senders_order_stays(chance: random.Random) -
         with trio.fail_after(600):  # of virtual time: it stands still
             await life.play()
 
-    trio.run(play, clock=MockClock(autojump_threshold=0))
+    with pytest.MonkeyPatch.context() as made:
+        made.setattr(consumer_module, "Delivery", lambda queue, item, *_: item)
+        trio.run(play, clock=MockClock(autojump_threshold=0))
     assert sorted(map(id, life.opened)) == sorted(map(id, life.pushed))
     for sender in SENDERS:
         own = [one.seq for one in life.opened if one.sender_id == sender]

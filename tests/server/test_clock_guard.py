@@ -17,16 +17,19 @@ from cipherbox.envelope import transparency_log as log
 from cipherbox.errors import (
     ClockDoubted,
     EnvelopeRefused,
+    NotValidNow,
     StoreUnavailable,
     TooOld,
 )
 from cipherbox.server import app
+from cipherbox.server.ca.credentials import Credentials
 from cipherbox.server.clock_guard import ClockGuard, Mark, Recorded, recorded
 from cipherbox.server.connection.sender_keys import SenderKeys
 from cipherbox.server.directory.bundles import Registration
 from cipherbox.server.hq import HQ
 from cipherbox.server.operations.alerts import alerts
 from cipherbox.server.operations.backup import back_up, restore
+from cipherbox.server.operations.offline import confirm_clock
 from cipherbox.store.sqlite.store import open_store
 from cipherbox.wire import frames
 from tests.server.clocks import confirmed_clock, shifted_clock
@@ -409,6 +412,48 @@ async def test_an_admin_sets_a_wrong_watermark_back(tmp_path: Path) -> None:
         assert isinstance(await publish(r, await r.client("FL-LAB")), frames.Confirm)
 
 
+async def test_after_a_wrong_future_was_confirmed_there_is_a_way_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """HQ renewed its certificate by that time, so that no admin can connect to confirm the right
+    one.
+    """
+    directory = tmp_path / "hq"
+    # it asks the library for TLS, whose clock is not shifted here
+    monkeypatch.setattr(Credentials, "try_out", lambda _: None)
+    async with running(directory) as r:
+        lab, _ = await r.client("FL-LAB"), await r.client("CA-RC")
+        boss = await admin_of(r)
+        with shifted_clock(399):
+            assert isinstance(await boss.ask(frames.ConfirmClock), frames.Ok)
+            assert isinstance(await publish(r, lab), frames.Confirm)
+            await r.hq.certificate.renew_if_due()
+            assert not r.hq.certificate.trouble
+            await r.hq.engine.call(
+                lambda n: m.Retain(0, "", n, m.Cutoffs(r.hq.clock.now_ms(), 0, 0))
+            )
+        with pytest.raises(NotValidNow, match="not valid yet"):
+            await r.dial(r.people["CA-RC"])
+        assert r.hq.clock.now_ms() > clock.now_ms() + 398 * DAY
+        assert "behind" in str((await clock_row(boss))["doubt"])
+        people, wrong = r.people, r.hq.audit.last_at
+    confirmed = await confirm_clock(configured(directory))
+    assert abs(confirmed - clock.now_ms()) < HOUR
+    async with running(directory) as r:
+        r.people = people
+        boss = await admin_of(r)
+        assert not r.hq.clock.doubt
+        lab = await r.client("FL-LAB")
+        assert (await publish(r, lab)).code == TooOld.code
+        assert isinstance(await boss.ask(frames.SetWatermark, 0), frames.Ok)
+        assert isinstance(await publish(r, lab), frames.Confirm)
+        assert [act[0] for act in acts(r) if act[1] == "ConfirmClock"] == ["BOSS", ""]
+        assert wrong <= r.hq.audit.last_at < wrong + 60_000  # it stands still, and proves the order
+        center = await r.client("CA-RC")
+        await center.ask(frames.Consume, 1, "box.CA-RC", 100, BIG)
+        assert len((await center.next()).entries) == 2
+
+
 # -- keys that have ended --------------------------------------------------------------------------
 
 
@@ -528,12 +573,12 @@ async def test_a_clock_at_the_edge_is_in_doubt_once(caplog: pytest.LogCaptureFix
 async def test_an_open_connection_ends_when_its_certificate_or_a_ca_expires(
     tmp_path: Path, of_ca: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(app, "_CERTIFICATES_S", 0.05)
+    monkeypatch.setattr(app, "CERTIFICATES_S", 0.05)
     async with running(tmp_path / "hq") as r:
         lab = await r.dial(await r.person("FL-LAB", days=1))
         center = await r.dial(await r.person("CA-RC", days=9))
         if of_ca:
-            monkeypatch.setattr(r.hq.trust, "_ca_ends", ("a CA of HQ", clock.now_ms() - 1))
+            monkeypatch.setattr(r.hq.trust, "ca_ends", ("a CA of HQ", clock.now_ms() - 1))
         with confirmed_clock(r.hq, 0 if of_ca else 1.1), trio.fail_after(30):
             away = await lab.next()
             assert isinstance(away, frames.GoingAway)

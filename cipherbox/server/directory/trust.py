@@ -51,7 +51,7 @@ class Trust:
         # serial numbers of certificates that match the profile under these CAs
         self._fitting: set[str] = set()
         end = pki.end_of([*material.chain, material.root])
-        self._ca_ends = "a CA of HQ", pki.ms(end)
+        self.ca_ends = "a CA of HQ", pki.ms(end)
 
     def identify(self, certificate: x509.Certificate) -> str:
         """Return the client id of a certificate that TLS accepted; raise CredentialsError or
@@ -82,7 +82,7 @@ class Trust:
         if row is None:
             return
         self._refuse_revoked(row)
-        for what, ends_at in ((f"the certificate of {row.client}", row.expires_at), self._ca_ends):
+        for what, ends_at in ((f"the certificate of {row.client}", row.expires_at), self.ca_ends):
             # while the clock is in doubt nothing ends: else no admin could come to confirm it
             if self.clock.passed(ends_at):
                 raise CredentialsError(f"{what} expired on {_day(ends_at)}")
