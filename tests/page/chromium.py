@@ -42,6 +42,8 @@ def chromium(*, width: int = 1200, height: int = 900, dark: bool = False) -> Ite
             "--disable-gpu",
             "--no-first-run",
             "--disable-background-networking",
+            "--use-fake-device-for-media-stream",  # a camera that shows a moving picture
+            "--use-fake-ui-for-media-stream",
             "--force-color-profile=srgb",
             "--hide-scrollbars",
             f"--user-data-dir={profile}",

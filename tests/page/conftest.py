@@ -2,19 +2,59 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import trio
 
 from tests.client.real_hq import RealHq, real_hq
+from tests.page.chromium import chromium, sized
 from tests.page.web import Web, page_of
+
+Browse = Callable[[Callable[[Any], None]], Any]
+
+
+@pytest.fixture(scope="session")
+def driver() -> Iterator[Any]:
+    """A browser for each process that runs tests."""
+    with chromium() as found:
+        yield found
+
+
+@pytest.fixture
+def browse(driver: Any) -> Browse:
+    """What runs `work(driver)` in a thread, with one empty tab.  What the browser complains of,
+    such as something that the page's own policy forbids, fails the test.
+    """
+
+    def run(work: Callable[[Any], None]) -> None:
+        while len(driver.window_handles) > 1:
+            driver.switch_to.window(driver.window_handles[-1])
+            driver.close()
+        driver.switch_to.window(driver.window_handles[0])
+        driver.get("about:blank")
+        driver.get_log("browser")
+        sized(driver, 1200, 900, False)
+        work(driver)
+        said = [one["message"] for one in driver.get_log("browser")]
+        assert [one for one in said if "favicon" not in one and "status of 4" not in one] == []
+
+    async def in_thread(work: Callable[[Any], None]) -> None:
+        await trio.to_thread.run_sync(run, work)
+
+    return in_thread
 
 
 @pytest.fixture
 async def hq(enrolled: Path, tmp_path: Path) -> AsyncIterator[RealHq]:
     """A lab and a center have joined."""
     async with real_hq(tmp_path, like=enrolled) as found:
+        for settings in found.homes.glob("*/client.toml"):
+            # making a hundred of them costs more than the rest of a test
+            text = settings.read_text().replace("one_time_prekeys = 100", "one_time_prekeys = 2")
+            settings.write_text(text)
         yield found
 
 

@@ -7,6 +7,7 @@ something that the page's own policy forbids, fails a test.
 from __future__ import annotations
 
 import importlib.resources
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,17 @@ from typing import Any
 import pytest
 import trio
 from selenium.common.exceptions import TimeoutException
+from selenium.webdriver.common.action_chains import ActionChains
+from selenium.webdriver.common.keys import Keys
 
+from cipherbox.apps.page import desk
+from cipherbox.client.keys.comparing import scan_text
 from cipherbox.client.receiving.receiver import Receiver
+from cipherbox.envelope.bundle import fingerprint
 from tests import soak
 from tests.client.real_hq import RealHq
-from tests.page.chromium import chromium, log_in, sized, until, why_not
+from tests.page.chromium import log_in, sized, until, why_not
+from tests.page.conftest import Browse
 from tests.page.screenshots import CONSOLE, PAGES, filled
 from tests.page.web import Web, page_of
 
@@ -27,25 +34,15 @@ pytestmark = pytest.mark.skipif(
     reason=why_not() or "it is here",
 )
 CSS = "css selector"
-# Links in a sentence, a check box with its label, and what a skip link shows only when focused.
+TAB, ENTER, SPACE = Keys.TAB, Keys.ENTER, Keys.SPACE
+# WCAG 2.2's 2.5.8, but for links in a sentence, and a check box with its label.
 SMALL = """
-return [...document.querySelectorAll('button, .button, #nav a, summary, select, input, textarea')]
+const wanted = "button, .button, nav a, header a, summary, select, input, textarea";
+return [...document.querySelectorAll(wanted)]
   .filter((one) => one.offsetParent !== null && !one.closest('.check') && one.type !== 'file')
   .map((one) => [one.outerHTML.slice(0, 80), one.getBoundingClientRect()])
   .filter(([, box]) => box.height < 24 || box.width < 24).map(([text]) => text)
 """
-
-
-async def in_browser(work: Callable[[Any], None], **shape: Any) -> None:
-    """Run ``work(driver)`` in a thread with a browser."""
-
-    def run() -> None:
-        with chromium(**shape) as driver:
-            work(driver)
-            said = [one["message"] for one in driver.get_log("browser")]
-            assert [one for one in said if "favicon" not in one and "status of 4" not in one] == []
-
-    await trio.to_thread.run_sync(run)
 
 
 def one(driver: Any, selector: str) -> Any:
@@ -63,7 +60,9 @@ def has(driver: Any, words: str) -> None:
         raise AssertionError(f"no {words!r} in {driver.current_url}: {text_of(driver)}") from None
 
 
-async def test_two_people_and_one_message(lab: Web, center: Web, tmp_path: Path) -> None:
+async def test_two_people_and_one_message(
+    lab: Web, center: Web, tmp_path: Path, browse: Browse
+) -> None:
     """The seeds' story: log in, see the users, write, show and hide, read live in another tab."""
     folder = tmp_path / "run-42"
     (folder / "deep").mkdir(parents=True)
@@ -112,9 +111,9 @@ async def test_two_people_and_one_message(lab: Web, center: Web, tmp_path: Path)
         has(driver, "This page is locked.")
         driver.get(f"{center.origin}/messages")
         has(driver, "This page is locked.")
-        checked(driver, lab, {**PAGES, "person": "/people/CA-RC"})
+        checked(driver, lab, {"sent": "/sent", "write": "/write", "person": "/people/CA-RC"})
 
-    await in_browser(story)
+    await browse(story)
 
 
 def dropped(driver: Any, size: int) -> None:
@@ -162,24 +161,25 @@ def checked(
 
 
 @soak.only
-async def test_every_page_in_both_colours(tmp_path: Path) -> None:
+async def test_every_page_in_both_colours(tmp_path: Path, browse: Browse) -> None:
     async with filled(tmp_path) as (_, web, admin):
 
         def look(driver: Any) -> None:
             checked(driver, web, PAGES, (False, True))
             checked(driver, admin, CONSOLE, (False, True))
 
-        await in_browser(look)
+        await browse(look)
 
 
 @soak.only
-async def test_a_large_file_hq_away_and_back(hq: RealHq, lab: Web, tmp_path: Path) -> None:
+async def test_a_large_file_hq_away_and_back(hq: RealHq, lab: Web, browse: Browse) -> None:
     """200 MB by drag and drop while HQ is away: it waits in the outbox, and arrives whole."""
     await lab.until("/people", lambda page: "CA-RC" in page.words)
     async with hq.client("FL-LAB") as client:
         await client.bundles(["CA-RC"])
     size = 200_000_000
     await hq.stop()
+    before = most_memory(anew=True)
 
     def drop(driver: Any) -> None:
         driver.set_script_timeout(120)
@@ -191,7 +191,8 @@ async def test_a_large_file_hq_away_and_back(hq: RealHq, lab: Web, tmp_path: Pat
         until(driver, lambda: "/sent" in driver.current_url, 120)
         has(driver, "0 B of 200.0 MB with HQ")
 
-    await in_browser(drop)
+    await browse(drop)
+    assert most_memory() - before < 64_000_000
     await hq.start()
     async with hq.client("CA-RC", keep_trying=True) as client, trio.open_nursery() as nursery:
         receiver = Receiver(client)
@@ -206,7 +207,251 @@ async def test_a_large_file_hq_away_and_back(hq: RealHq, lab: Web, tmp_path: Pat
 
 
 @soak.only
-async def test_the_console_asks_once(hq: RealHq) -> None:
+async def test_hq_goes_away_and_comes_back(hq: RealHq, lab: Web, browse: Browse) -> None:
+    """The page says so without a click, and what was written meanwhile arrives."""
+    await lab.until("/people", lambda page: "CA-RC" in page.words)
+    outside = trio.lowlevel.current_trio_token()
+
+    def story(driver: Any) -> None:
+        log_in(driver, lab)
+        has(driver, "Connected to HQ")
+        trio.from_thread.run(hq.stop, trio_token=outside)
+        has(driver, "HQ is unreachable")
+        driver.get(f"{lab.origin}/write?to=CA-RC")
+        one(driver, "textarea").send_keys("while it was away")
+        one(driver, "#send").click()
+        has(driver, "… sealed")
+        trio.from_thread.run(hq.start, trio_token=outside)
+        has(driver, "Connected to HQ")
+        has(driver, "↑ with HQ")
+
+    await browse(story)
+
+
+@soak.only
+async def test_tabs_of_one_home(lab: Web, center: Web, browse: Browse) -> None:
+    """More tabs than a browser has connections: all are live and can act, and one stream serves
+    them; locking one locks all.
+    """
+    await lab.until("/people", lambda page: "CA-RC" in page.words)
+
+    def story(driver: Any) -> None:
+        log_in(driver, center)
+        tabs = [driver.current_window_handle]
+        for _ in range(7):
+            driver.switch_to.new_window("tab")
+            driver.get(f"{center.origin}/messages")
+            tabs.append(driver.current_window_handle)
+        has(driver, "Nothing was received yet.")
+        inside = center.page.site.desk
+        assert inside is not None
+        until(driver, lambda: inside.listeners == 1)
+        driver.switch_to.new_window("tab")
+        log_in(driver, lab)
+        for at, tab in enumerate(tabs):
+            driver.get(f"{lab.origin}/write?to=CA-RC")
+            one(driver, "textarea").send_keys(f"number {at}")
+            one(driver, "#send").click()
+            has(driver, "Sealed and kept")
+            mine = driver.current_window_handle
+            driver.switch_to.window(tab)
+            until(driver, lambda at=at: len(driver.find_elements(CSS, "details.text")) == at + 1)
+            if at == 2:  # the one that listened is closed: another one listens
+                driver.switch_to.window(tabs[0])
+                driver.get("about:blank")
+            driver.switch_to.window(mine)
+        for tab in tabs[1:3]:
+            driver.switch_to.window(tab)
+            driver.get(f"{center.origin}/write?to=FL-LAB")
+            one(driver, "textarea").send_keys("an answer")
+            one(driver, "#send").click()
+            has(driver, "Sealed and kept")
+        one(driver, ".top button").click()
+        for tab in tabs[1:]:
+            driver.switch_to.window(tab)
+            has(driver, "This page is locked.")
+
+    await browse(story)
+
+
+@soak.only
+async def test_keys_that_changed(
+    hq: RealHq, lab: Web, browse: Browse, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The alarm comes without a click; nothing is sent until the keys are compared, first by a
+    number read by telephone, then by a code.
+    """
+    for name, value_s in (("ALARM_S", 2.0), ("PEOPLE_S", 1.5), ("HQ_S", 45.0)):
+        monkeypatch.setattr(desk, name, value_s)
+    async with hq.client("FL-LAB") as client:
+        await client.bundles(["CA-RC"])
+    outside = trio.lowlevel.current_trio_token()
+
+    async def replaced() -> str:
+        for path in hq.home("CA-RC").iterdir():
+            if path.is_file():
+                path.unlink()
+        await hq.join("CA-RC", replace=True)
+        async with hq.client("CA-RC") as client:
+            return scan_text(client.home.identity.bundle)
+
+    def story(driver: Any) -> None:
+        # No browser on Linux reads codes: this one reads what the camera and the picture stand for.
+        added = driver.execute_cdp_cmd(
+            "Page.addScriptToEvaluateOnNewDocument", {"source": BARCODES}
+        )
+        try:
+            compared(driver)
+        finally:
+            driver.execute_cdp_cmd("Page.removeScriptToEvaluateOnNewDocument", added)
+
+    def compared(driver: Any) -> None:
+        log_in(driver, lab)
+        has(driver, "Connected to HQ")
+        code = trio.from_thread.run(replaced, trio_token=outside)
+        has(driver, "The keys of CA-RC changed, and the old keys did not sign the new ones.")
+        assert one(driver, "#alarms [role=alert]").is_displayed()
+        driver.get(f"{lab.origin}/write?to=CA-RC")
+        assert not one(driver, "input[value='CA-RC']").is_enabled()
+        driver.get(f"{lab.origin}/people")
+        driver.find_element("link text", "Compare the keys").click()
+        number = code.split(" ", 3)[3]
+        one(driver, "#heard").send_keys(number[:-1] + "x")
+        one(driver, "#heard").submit()
+        has(driver, "What to do:")
+        has(driver, "The keys of CA-RC changed")
+        one(driver, "#heard").clear()
+        one(driver, "#heard").send_keys(number.replace(" ", ""))  # as a person types it
+        one(driver, "#heard").submit()
+        has(driver, "They agree.")
+        assert "The keys of CA-RC changed" not in text_of(driver)
+        # and once more: the code, held in front of the camera; then a picture of it
+        for act in ("camera", "picture"):
+            code = trio.from_thread.run(replaced, trio_token=outside)
+            has(driver, "The keys of CA-RC changed")
+            driver.get(f"{lab.origin}/people/CA-RC")
+            driver.execute_script("globalThis.shown = arguments[0]", code)
+            if act == "camera":
+                one(driver, "#camera").click()
+            else:
+                driver.save_screenshot(str(tmp_path / "code.png"))
+                one(driver, "#picture").send_keys(str(tmp_path / "code.png"))
+            has(driver, "They agree.")
+
+    await browse(story)
+
+
+BARCODES = """
+globalThis.BarcodeDetector = class {
+  static async getSupportedFormats() { return ["qr_code"]; }
+  async detect(source) {
+    const width = source.videoWidth || source.width;
+    return width && globalThis.shown ? [{ rawValue: globalThis.shown }] : [];
+  }
+};
+"""
+# What has the focus: its name, whether it can be seen, and whether something lies upon it.
+FOCUSED = """
+const one = document.activeElement, box = one.getBoundingClientRect();
+const x = box.left + Math.min(box.width, 60) / 2, y = box.top + box.height / 2;
+const over = document.elementFromPoint(x, y), style = getComputedStyle(one);
+const pick = one.closest(".pick");
+return {
+  tag: one.tagName, text: (one.textContent || one.value || "").trim().slice(0, 40),
+  free: over !== null && (one === over || one.contains(over) || over.contains(one)),
+  ring: parseFloat(style.outlineWidth) >= 2 && style.outlineStyle !== "none"
+    || pick !== null && parseFloat(getComputedStyle(pick).outlineWidth) >= 2,
+};
+"""
+
+
+def tab_to(driver: Any, wanted: Callable[[Any], bool], most: int = 60) -> Any:
+    """Press Tab until an element has the focus; each one on the way has a name, a ring, and nothing
+    upon it (WCAG 2.2: 2.1.1, 2.4.7, 2.4.11, 4.1.2).
+    """
+    for _ in range(most):
+        ActionChains(driver).send_keys(TAB).perform()
+        found = driver.execute_script(FOCUSED)
+        active = driver.switch_to.active_element
+        if found["tag"] == "BODY":
+            continue
+        assert found["free"], found
+        assert found["ring"], found
+        assert active.accessible_name, (found, active.get_attribute("outerHTML")[:200])
+        if wanted(active):
+            return active
+    raise AssertionError(f"Tab does not reach it in {driver.current_url}")
+
+
+def named(name: str) -> Callable[[Any], bool]:
+    return lambda element: element.accessible_name.startswith(name)
+
+
+@soak.only
+@pytest.mark.parametrize("width", [1200, 360])
+async def test_by_keyboard_alone(lab: Web, center: Web, browse: Browse, width: int) -> None:
+    """Log in, write, read, show and hide, compare, lock: with Tab, Space and Enter."""
+    await lab.until("/people", lambda page: "CA-RC" in page.words)
+
+    def story(driver: Any) -> None:
+        sized(driver, width, 740, False)
+        driver.get(f"{lab.origin}/enter")
+        driver.switch_to.active_element.send_keys(lab.page.door.code, ENTER)  # it has the focus
+        until(driver, lambda: "/messages" in driver.current_url)
+        tab_to(driver, named("Write")).send_keys(ENTER)
+        until(driver, lambda: "/write" in driver.current_url)
+        tab_to(driver, named("Skip to the content")).send_keys(ENTER)
+        tab_to(driver, named("CA-RC")).send_keys(SPACE)
+        tab_to(driver, named("Text")).send_keys("by keyboard")
+        tab_to(driver, named("Seal and send")).send_keys(ENTER)
+        has(driver, "✓ opened")
+        driver.get(f"{center.origin}/enter")
+        driver.switch_to.active_element.send_keys(center.page.door.code, ENTER)
+        has(driver, "Show the text")
+        shown = tab_to(driver, named("Show the text"))
+        shown.send_keys(ENTER)
+        has(driver, "by keyboard")
+        shown.send_keys(ENTER)
+        until(driver, lambda: "by keyboard" not in text_of(driver))
+        driver.get(f"{center.origin}/people/FL-LAB")
+        number = lab.page.site.desk.client.home.identity.bundle  # type: ignore[union-attr]
+        tab_to(driver, named("The number that FL-LAB reads")).send_keys(fingerprint(number), ENTER)
+        has(driver, "They agree.")
+        tab_to(driver, named("Lock")).send_keys(ENTER)
+        has(driver, "This page is locked.")
+
+    await browse(story)
+
+
+@soak.only
+async def test_nothing_moves_for_those_who_ask_for_that(lab: Web, browse: Browse) -> None:
+    def look(driver: Any) -> None:
+        calm = {"name": "prefers-reduced-motion", "value": "reduce"}
+        driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [calm]})
+        log_in(driver, lab)
+        for path in PAGES.values():
+            driver.get(lab.origin + path.replace("FL-LAB", "CA-RC"))
+            moving = driver.execute_script(
+                "return [...document.querySelectorAll('*')].filter((one) => {"
+                "const s = getComputedStyle(one); return parseFloat(s.transitionDuration) > 0"
+                " || s.animationName !== 'none'; }).length"
+            )
+            assert moving == 0, path
+
+    await browse(look)
+
+
+def most_memory(*, anew: bool = False) -> int:
+    """The most bytes that this process had resident, since the last call with ``anew``."""
+    if anew:
+        Path("/proc/self/clear_refs").write_text("5")
+    found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert found is not None
+    return int(found[1]) * 1024
+
+
+@soak.only
+async def test_the_console_asks_once(hq: RealHq, browse: Browse) -> None:
     async with page_of(hq.admin_home) as admin:
 
         def revoke(driver: Any) -> None:
@@ -219,11 +464,12 @@ async def test_the_console_asks_once(hq: RealHq) -> None:
                 for found in driver.find_elements(CSS, "article.card")
                 if "FL-LAB" in found.text
             )
-            button = card.find_element(CSS, "form button")
+            ask = card.find_elements(CSS, "details.ask")[-1]
+            button = ask.find_element(CSS, "form button")
             assert not button.is_displayed()
-            card.find_element(CSS, "summary").click()
-            assert "Only a new enrolment brings it back." in card.text
+            ask.find_element(CSS, "summary").click()
+            assert "Only a new enrolment brings it back." in ask.text
             button.click()
             has(driver, "The client was revoked")
 
-        await in_browser(revoke)
+        await browse(revoke)

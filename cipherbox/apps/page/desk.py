@@ -28,7 +28,6 @@ from cipherbox.errors import (
     BundleDiscontinuous,
     BundleError,
     CipherBoxError,
-    StoreError,
     StoreLocked,
     UnknownRecipient,
 )
@@ -38,8 +37,10 @@ SETTINGS = "page-settings.json"
 LOOK_S = 0.5  # between looks for commits, while a browser listens
 OTHER_S = 1.0  # between looks whether another receiver of this home has ended
 HQ_S = 4.0  # how long a page waits for HQ before it shows what is known here
+ACT_S = 20.0  # the same for what a person asked for, and cannot be shown otherwise
 PEOPLE_S = 20.0  # for which the list of people is shown again without asking
 UNKNOWN_S = 1.0  # the same while HQ does not answer
+ALARM_S = 60.0  # after which it is asked for while a browser listens: changed keys raise an alarm
 MOST_ASKED = 200  # clients whose keys are looked at before anything is sent to them
 REFUSALS = 200  # the newest
 # What only a forger, a damaged disk or a false key explains; the rest of the outcomes are faults.
@@ -145,12 +146,17 @@ class Desk:
         """Wake the browsers that listen after each change, until cancelled."""
         before: object = None
         now: object = None
+        alarms: object = None
+        asked = trio.current_time()
         while True:
             await trio.sleep(LOOK_S)
             if not self.listeners:
                 continue
-            with suppress(StoreError):  # it is looked at again
-                now = await self._mark()
+            with suppress(CipherBoxError):  # it is looked at again
+                if trio.current_time() - asked >= ALARM_S:
+                    asked = trio.current_time()
+                    alarms = await self.key_alarms()
+                now = await self._mark(), alarms
             if now != before:
                 before = now
                 self.changed.notify()
@@ -190,11 +196,13 @@ class Desk:
         """Return what a call on the outbox returns."""
         return await self.client.outbox().store(call, *args, **kwargs)
 
-    async def at_hq(self, call: Callable[[], Awaitable[T]], otherwise: T) -> T:
+    async def at_hq(
+        self, call: Callable[[], Awaitable[T]], otherwise: T, most_s: float | None = None
+    ) -> T:
         """Return HQ's answer, or ``otherwise`` if HQ does not answer soon, or is busy."""
         if self.client.connection.current is None:
             return otherwise
-        with trio.move_on_after(HQ_S):
+        with trio.move_on_after(HQ_S if most_s is None else most_s):
             try:
                 return await call()
             except CipherBoxError as error:

@@ -8,6 +8,7 @@ import trio
 from markupsafe import Markup
 from starlette.responses import Response
 
+from cipherbox.apps.page.desk import ACT_S
 from cipherbox.apps.page.messages import Received, page_of
 from cipherbox.apps.page.sent import SentItem, item_of
 from cipherbox.apps.page.view import View
@@ -41,7 +42,7 @@ async def compare(view: View) -> Response:
     """Mark a person's keys as compared if the number that was typed or scanned is theirs."""
     heard = (await view.form()).one("heard")
     try:
-        offer = await _offer(view)
+        offer = await _offer(view, ACT_S)
         if not agrees(heard, offer.bundle):
             raise _difference(offer, heard)
         client = view.desk.client
@@ -87,9 +88,9 @@ def _difference(offer: Offer, heard: str) -> InvalidRequest:
     )
 
 
-async def _offer(view: View) -> Offer:
+async def _offer(view: View, most_s: float | None = None) -> Offer:
     name = check_client_id(view.given("client_id"))
-    offer = await view.desk.at_hq(lambda: offer_of(view.desk.client, name), None)
+    offer = await view.desk.at_hq(lambda: offer_of(view.desk.client, name), None, most_s)
     if offer is None:
         raise NetworkError("HQ cannot be reached", remedy="compare when it can be reached again")
     return offer

@@ -7,11 +7,13 @@ escapes it, or an attachment.
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import trio
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -102,8 +104,6 @@ class Site:
         self.desk: Desk | None = None
         self._client_id, self._door, self._helpers = client_id, door, helpers
         self._nursery: trio.Nursery | None = None
-        self._templates = environment(str(HERE / "templates"))
-        self._templates.filters |= {"size": size_text, "time": time_text, "iso": iso_time}
         self.app = Starlette(
             routes=[
                 Route("/", self._home),
@@ -193,8 +193,10 @@ class Site:
         )
 
     def _draw(self, template: str, translate: Translate, language: str, **values: Any) -> str:
-        return self._templates.get_template(template).render(
-            _=translate, language=language, client=self._client_id, **values
+        return (
+            _templates()
+            .get_template(template)
+            .render(_=translate, language=language, client=self._client_id, **values)
         )
 
     def _plain(self, request: Request, template: str, status: int, **values: Any) -> Response:
@@ -221,6 +223,14 @@ class Site:
         return PlainTextResponse(
             "Internal error. The program that serves this page says more.", 500
         )
+
+
+@functools.cache
+def _templates() -> jinja2.Environment:
+    """Return the templates, each compiled at its first use; for all pages of this process."""
+    found = environment(str(HERE / "templates"))
+    found.filters |= {"size": size_text, "time": time_text, "iso": iso_time}
+    return found
 
 
 async def _static(request: Request) -> Response:

@@ -60,19 +60,33 @@ function redraw(fresh) {
 }
 
 if (body.dataset.live) {
+  const channel = new BroadcastChannel("live");
   let waiting = null;
   let last = 0;
-  const source = new EventSource("/live");
-  source.onmessage = (event) => {
-    if (event.data === "locked") { location.assign("/enter"); return; }
+  let missed = false;  // while nobody looked at this tab
+  const heard = (what) => {
+    if (what === "locked") { location.assign("/enter"); return; }
+    if (document.hidden) { missed = true; return; }
     if (waiting) return;  // at most once a second, however much arrives
     waiting = setTimeout(() => { waiting = null; fetchPage(redraw); }, Math.max(50, last + 1000 - Date.now()));
     last = Date.now();
   };
-  source.onerror = () => {
-    fetchPage(redraw);  // logged out, the program was started again, or it has ended
-  };
-  addEventListener("pagehide", () => source.close());
+  const tell = (what) => { heard(what); channel.postMessage(what); };
+  const listen = () => new Promise(() => {  // held until this page is left
+    const source = new EventSource("/live");
+    source.onmessage = (event) => tell(event.data);
+    source.onerror = () => {  // logged out, the program was started again, or it has ended
+      fetchPage(redraw);
+      channel.postMessage("changed");
+    };
+    addEventListener("pagehide", () => source.close());
+  });
+  channel.onmessage = (event) => heard(event.data);
+  document.addEventListener("visibilitychange", () => {
+    if (!document.hidden && missed) { missed = false; heard("changed"); }
+  });
+  // One tab listens for all: a browser opens six connections to one name, and a stream keeps one.
+  if (navigator.locks) navigator.locks.request("live", listen); else listen();
   addEventListener("pageshow", (event) => { if (event.persisted) location.reload(); });
 }
 
@@ -198,4 +212,53 @@ if (pick) {
     const [file] = pick.files;
     if (file && file.size < 900000) document.getElementById("receipt").value = await file.text();
   });
+}
+
+/* -- a code to compare --------------------------------------------------------------------------- */
+
+/* The browser's own reader of codes, where it has one; elsewhere the number is typed or pasted. */
+const scan = document.getElementById("scan");
+if (scan && "BarcodeDetector" in window) {
+  const heard = document.getElementById("heard");
+  const video = scan.querySelector("video");
+  const said = scan.querySelector("[role=status]");
+  let stream = null;
+  let detector = null;
+  BarcodeDetector.getSupportedFormats().then((formats) => {
+    if (!formats.includes("qr_code")) return;
+    detector = new BarcodeDetector({ formats: ["qr_code"] });
+    scan.hidden = false;
+  });
+
+  const stop = () => {
+    if (stream) for (const track of stream.getTracks()) track.stop();
+    stream = null;
+    video.hidden = true;
+  };
+  const read = async (picture) => {
+    const [code] = await detector.detect(picture);
+    if (!code) return false;
+    stop();
+    heard.value = code.rawValue;
+    heard.form.requestSubmit();
+    return true;
+  };
+  document.getElementById("camera").addEventListener("click", async () => {
+    if (stream) { stop(); return; }
+    try {
+      stream = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment" } });
+    } catch {
+      said.textContent = scan.dataset.refused;
+      return;
+    }
+    video.hidden = false;
+    video.srcObject = stream;
+    await video.play();
+    while (stream && !await read(video)) await new Promise((done) => setTimeout(done, 200));
+  });
+  document.getElementById("picture").addEventListener("change", async (event) => {
+    const [file] = event.target.files;
+    if (file && !await read(await createImageBitmap(file))) said.textContent = scan.dataset.none;
+  });
+  addEventListener("pagehide", stop);
 }
