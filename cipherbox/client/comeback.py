@@ -12,8 +12,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import attrs
@@ -25,6 +25,7 @@ from cipherbox.client.home import (
     CERTIFICATE,
     IDENTITY,
     ISSUING,
+    NEXT_KEY,
     REPLACED,
     ROOT,
     key_replacement,
@@ -34,7 +35,7 @@ from cipherbox.client.keys.own import LOCK
 from cipherbox.client.sessions.superseded import retire_sessions
 from cipherbox.config.settings import CLIENT_FILE, ClientConfig, load_client_config
 from cipherbox.envelope.bundle import decode_bundle
-from cipherbox.errors import BundleRefused, ConfigError, CredentialsError
+from cipherbox.errors import BundleRefused, ConfigError, CredentialsError, EnrolmentRefused
 from cipherbox.portable import lock_file, write_atomic
 from cipherbox.sealing import key_file as keyfile
 from cipherbox.sealing.identity import Identity
@@ -73,6 +74,20 @@ def next_key(home: Path, local_key: bytes, *, begun: bool) -> pki.PrivateKey:
     with lock_file(home / LOCK, f"the keys of {home}"):
         replacement = key_replacement(home, local_key)
         return replacement.newest() if begun else replacement.begin()
+
+
+@contextmanager
+def undone(home: Path, pending: str) -> Iterator[None]:
+    """Remove the next key and the mark of this attempt if HQ refuses it: it has never accepted the
+    key.  The mark goes first: with it, a missing next key means that it is in place.
+    """
+    try:
+        yield
+    except EnrolmentRefused:
+        with lock_file(home / LOCK, f"the keys of {home}"):
+            (home / pending).unlink(missing_ok=True)
+            (home / NEXT_KEY).unlink(missing_ok=True)
+        raise
 
 
 async def come_back(

@@ -16,6 +16,7 @@ import datetime
 import hashlib
 import os
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from cryptography import x509
 from cipherbox import clock, pki
 from cipherbox.checks import checked
 from cipherbox.classes import frozen
-from cipherbox.client.comeback import come_back, next_key, returning
+from cipherbox.client.comeback import come_back, next_key, returning, undone
 from cipherbox.client.connection.connection import Connection, open_connection
 from cipherbox.client.home import CERTIFICATE, IDENTITY, ISSUING, KEY, ROOT, home_with
 from cipherbox.client.keys.local_key import (
@@ -120,14 +121,16 @@ async def join(
     token = decode_token(token_text)
     where, before = _home(Path(home), token)
     _check_time(token)
-    key, local_key = _keys(where, token, password, before)
+    begun = _begun(where, token)
+    key, local_key = _keys(where, token, password, before, begun=begun)
     number = pki.enrol_number(token.root_fingerprint, pki.spki(key.public_key()))
     line = line or (before.line if before is not None else LineSettings())
     signatures = signatures or (before.signatures if before is not None else SIGNATURES[0])
     root = await fetch_root(token, timeout_s, line)
     if on_number is not None:
         on_number(number)
-    chain = await _certificate(token, root, key, number, on_number, timeout_s, pause_s, line)
+    with undone(where, PENDING) if before is not None and not begun else nullcontext():
+        chain = await _certificate(token, root, key, number, on_number, timeout_s, pause_s, line)
     write_atomic(where / ROOT, pki.pem(root))
     if before is None:
         write_atomic(where / ISSUING, pki.pem(*chain[1:]))
@@ -202,20 +205,33 @@ def _check_time(token: Token) -> None:
         )
 
 
+def _mark(token: Token) -> dict[str, str]:
+    """Return what is written to `joining.json`."""
+    return {"client_id": token.client_id, "token": hashlib.sha256(token.secret).hexdigest()}
+
+
+def _begun(home: Path, token: Token) -> bool:
+    """Return whether an attempt with this token was interrupted here."""
+    try:
+        return bool(orjson.loads((home / PENDING).read_bytes()) == _mark(token))
+    except (OSError, orjson.JSONDecodeError):
+        return False
+
+
 def _keys(
-    home: Path, token: Token, password: Password | None, before: ClientConfig | None
+    home: Path,
+    token: Token,
+    password: Password | None,
+    before: ClientConfig | None,
+    *,
+    begun: bool,
 ) -> tuple[pki.PrivateKey, bytes]:
     """Return the key of this enrolment and the local key: those of an interrupted attempt with the
-    same token, or new ones. A home that rejoins keeps its local key.
+    same token (``begun``), or new ones. A home that rejoins keeps its local key.
     """
     if password is not None:
         password = password_bytes(password)
-    mark = {"client_id": token.client_id, "token": hashlib.sha256(token.secret).hexdigest()}
-    try:
-        pending = orjson.loads((home / PENDING).read_bytes())
-    except (OSError, orjson.JSONDecodeError):
-        pending = None
-    begun = pending == mark
+    mark = orjson.dumps(_mark(token))
     held = (
         configured_password(before)
         if before is not None and password is None and is_sealed(home)
@@ -229,7 +245,7 @@ def _keys(
             put_local_key(home, local_key, check_strength(password, [token.client_id]))
         if before is not None:
             key = next_key(home, local_key, begun=begun)
-            write_private(home / PENDING, orjson.dumps(mark))
+            write_private(home / PENDING, mark)
             return key, local_key
         return pki.load_key(read_private(home / KEY), local_key, str(home / KEY)), local_key
     if password is not None:
@@ -241,7 +257,7 @@ def _keys(
         (home / name).unlink(missing_ok=True)
     write_private(home / LOCAL_KEY, local_key_file(local_key, password))
     write_private(home / KEY, pki.key_pem(key, local_key))
-    write_private(home / PENDING, orjson.dumps(mark))
+    write_private(home / PENDING, mark)
     return key, local_key
 
 

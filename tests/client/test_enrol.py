@@ -72,6 +72,8 @@ async def test_a_token_works_once(hq: Any) -> None:
         await join(hq.home("thief"), token)
     with pytest.raises(EnrolmentRefused, match="already used"):
         await join(hq.home("FL-LAB"), token)
+    for left in ("joining.json", "client.key.next"):
+        assert not (hq.home("FL-LAB") / left).exists()
     async with hq.client("FL-LAB") as lab:
         await lab.ping()  # and its home is as it was
 
