@@ -4,6 +4,7 @@ TLS alike.
 
 from __future__ import annotations
 
+import datetime
 from ipaddress import ip_address
 from typing import Any
 
@@ -249,6 +250,20 @@ def test_what_is_sealed_to_is_valid_now(
         )
     with pytest.raises(BundleError, match=says):
         check_bundle(bundle, "FL-LAB", root.certificate, now_ms())
+
+
+@pytest.mark.parametrize("hours", [-1, -20])
+def test_a_clock_that_lags_accepts_new_certificates_and_bundles(hours: int) -> None:
+    """HQ's or a sender's: the client was enrolled a moment ago by another clock."""
+    ca = authority(ROOT)
+    certificate = make(ca, "FL-LAB", KEY, "client")
+    chain = [certificate, ca.certificate]
+    now = clock.now()
+    late = now + datetime.timedelta(hours=hours)
+    assert pki.verify_chain(chain, ROOT.certificate, late) == certificate
+    for made in (now, late):
+        bundle = Identity.generate("FL-LAB").make_bundle(KEY, chain, pki.ms(made))
+        check_bundle(bundle, "FL-LAB", ROOT.certificate, pki.ms(late))
 
 
 def test_a_bundle_ends_with_the_first_certificate_of_its_chain() -> None:
