@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import stat
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from cipherbox.apps.page import door as door_module
-from cipherbox.apps.page import serving
+from cipherbox.apps.page import serving, view
 from cipherbox.apps.page.door import COOKIE, OPENER, Door, read_address, write_opener
 from cipherbox.apps.page.guard import BODY_BYTES, HEADERS, Guard
 from cipherbox.apps.page.serving import listen, serve
@@ -262,6 +263,58 @@ async def test_connections_are_bounded(
             except (Exception, BaseExceptionGroup):
                 await trio.sleep(0.02)
     nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize(
+    "slow", ["", "GET /enter HTTP/1.1\r\nHost: ", "POST /enter HTTP/1.1\r\nX: y\r\n"]
+)
+async def test_half_a_request_ends(
+    tmp_path: Path, nursery: trio.Nursery, monkeypatch: Any, slow: str
+) -> None:
+    """A connection that sends a byte now and then does not keep its place (slow loris)."""
+    monkeypatch.setattr(serving, "IDLE_S", 0.2)
+    web = await started(nursery, Closed(tmp_path))
+    stream = await trio.open_tcp_stream("127.0.0.1", web.port)
+    with trio.fail_after(45):
+        async with stream:
+            await stream.send_all(slow.encode())
+            with suppress(trio.BrokenResourceError):
+                while slow:
+                    await stream.send_all(b"a")
+                    with trio.move_on_after(0.02):
+                        if await stream.receive_some() == b"":
+                            break
+                else:
+                    assert await stream.receive_some() == b""
+    nursery.cancel_scope.cancel()
+
+
+async def test_half_a_form_ends(web: Web, monkeypatch: Any) -> None:
+    monkeypatch.setattr(view, "BODY_S", 0.1)
+    head = f"POST /enter HTTP/1.1\r\nHost: {web.host}\r\nOrigin: {web.origin}\r\n"
+    answer = await web.send(f"{head}Content-Length: 1000\r\n\r\ncode=".encode())
+    assert (answer.status, answer.text) == (400, "the form did not arrive in time")
+
+
+@pytest.mark.parametrize("ends", ["page", "time"])
+async def test_a_browser_that_reads_nothing_keeps_neither_page_nor_connection(
+    tmp_path: Path, monkeypatch: Any, ends: str
+) -> None:
+    if ends == "time":
+        monkeypatch.setattr(serving, "SEND_S", 0.2)
+    with trio.fail_after(45):
+        async with AsyncExitStack() as until_the_end, trio.open_nursery() as nursery:
+            web = await started(nursery, Closed(tmp_path))
+            stream = await trio.open_tcp_stream("127.0.0.1", web.port)
+            await until_the_end.enter_async_context(stream)
+            request = f"GET /static/page.js HTTP/1.1\r\nHost: {web.host}\r\n\r\n".encode()
+            blocked = False
+            with suppress(trio.BrokenResourceError):
+                while not blocked or ends == "time":
+                    with trio.move_on_after(0.2) as quiet:
+                        await stream.send_all(request * 100)
+                    blocked = quiet.cancelled_caught
+            nursery.cancel_scope.cancel()
 
 
 async def test_an_idle_page_is_locked_and_drawing_anew_is_not_activity(

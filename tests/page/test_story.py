@@ -96,10 +96,10 @@ async def test_a_tampered_message_alerts(
     assert "Show the text" not in page.words
     page = await center.get("/trouble")
     assert 'class="card forged"' in page.text
-    assert "signature-invalid" in page.words
+    assert "signature invalid" in page.words
     assert (await center.post("/trouble/seen")).status == 303
     assert "not what its sender sealed" not in (await center.get("/messages")).words
-    assert "signature-invalid" in (await center.get("/trouble")).words  # the list keeps it
+    assert "signature invalid" in (await center.get("/trouble")).words  # the list keeps it
 
 
 async def test_keys_under_a_password_are_opened_in_the_page(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import string
 import tomllib
@@ -9,13 +10,16 @@ from pathlib import Path
 
 import pytest
 
+from cipherbox import errors
 from cipherbox.apps.page import words
 from cipherbox.apps.page.console import LIMITED
 from cipherbox.apps.page.history import SHOWN
 from cipherbox.apps.page.view import SAID
-from cipherbox.apps.page.words import TEXTS, chosen, languages, translator
+from cipherbox.apps.page.words import TEXTS, chosen, explain, languages, translator
+from cipherbox.checks import WrongType
 from cipherbox.cli.top import RATES
-from cipherbox.envelope.outcomes import OUTCOME_CODES
+from cipherbox.envelope.outcomes import Outcome, outcome_words
+from cipherbox.errors import CipherBoxError, Forbidden, InvalidRequest, summary
 
 TEMPLATES = Path(words.__file__).parent / "templates"
 STATES = ("sealed", "with HQ", "opened", "refused", "not sent", "cancelled", "sending")
@@ -25,12 +29,52 @@ OTHERS = sorted(path.stem for path in TEXTS.glob("*.toml"))
 def texts() -> set[str]:
     """Every text that a template shows in the user's language."""
     plots = {name for _, name in SHOWN}
-    found = {*SAID.values(), *STATES, *OUTCOME_CODES.values(), *RATES, *plots, *LIMITED}
+    outcomes = {outcome_words(outcome) for outcome in Outcome}
+    found = {*SAID.values(), *STATES, *outcomes, *RATES, *plots, *LIMITED, *kinds(), *own_errors()}
     for path in TEMPLATES.glob("*.html"):
         text = path.read_text("utf-8")
         found |= set(re.findall(r'\b_\("([^"]+)"', text))
         found |= set(re.findall(r'\("/[a-z/]+", "([^"]+)"\)', text))  # names of pages
     return found
+
+
+def kinds() -> set[str]:
+    """A sentence for each kind of error."""
+    found, waiting = set(), [*CipherBoxError.__subclasses__()]
+    while waiting:
+        kind = waiting.pop()
+        waiting += kind.__subclasses__()
+        if kind.__module__ == errors.__name__:  # others are their base, to a person
+            found.add(summary(kind))
+    return found
+
+
+def own_errors() -> set[str]:
+    """What the page's own code says, as an error with its remedy, or in the user's language."""
+    found = set()
+    for path in Path(words.__file__).parent.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+                name = node.func.id
+                values = [*node.args[:1], *(k.value for k in node.keywords if k.arg == "remedy")]
+                if name == "_" or hasattr(errors, name):
+                    found |= {
+                        one.value
+                        for one in values
+                        if isinstance(one, ast.Constant) and isinstance(one.value, str)
+                    }
+    return found
+
+
+@pytest.mark.parametrize("language", OTHERS)
+def test_an_error_is_told_in_the_users_language(language: str) -> None:
+    table = tomllib.loads((TEXTS / f"{language}.toml").read_text("utf-8"))
+    own = InvalidRequest("nobody is chosen", remedy="choose one recipient or more, or a route")
+    assert explain(own, language) == (table[own.what], table[own.remedy or ""], "")
+    named = Forbidden("FL-LAB may not read 'q'", remedy="ask")
+    assert explain(named, language) == (table[summary(Forbidden)], "", str(named))
+    assert explain(WrongType("x"), language).what == table[summary(InvalidRequest)]
+    assert explain(named, "en") == (named.what, "ask", "")
 
 
 @pytest.mark.parametrize("language", OTHERS)

@@ -7,6 +7,7 @@ receive or send meanwhile: the desk notices each commit by the databases' own ma
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from functools import partial
@@ -31,6 +32,7 @@ from cipherbox.errors import (
     StoreLocked,
     UnknownRecipient,
 )
+from cipherbox.limits import CLIENT_ID
 from cipherbox.portable import write_atomic
 
 SETTINGS = "page-settings.json"
@@ -78,7 +80,7 @@ class Person:
     compared_at: int  # ms since 1970; 0: never
     reachable: bool
     alarm: str  # why its keys must not be trusted, or empty
-    trouble: str  # why it cannot be written to, or empty
+    trouble: CipherBoxError | None  # why it cannot be written to
 
 
 class Desk:
@@ -135,7 +137,9 @@ class Desk:
     async def sample(self, report: Callable[[Client], Awaitable[dict[str, Any]]]) -> None:
         """Keep a history of HQ for its admin, until cancelled."""
         while True:
-            with suppress(CipherBoxError):  # the next sample comes soon
+            # the next sample comes soon; a report of another version's HQ, or a hostile one's, may
+            # have another form
+            with suppress(CipherBoxError, LookupError, TypeError, ValueError):
                 found = await self.at_hq(lambda: report(self.client), None)
                 if found is not None:
                     self.history.add(found)
@@ -211,21 +215,28 @@ class Desk:
         return otherwise
 
     async def listed(self, what: str) -> list[dict[str, Any]]:
-        """Return what HQ lists, or nothing if it does not answer soon."""
+        """Return what HQ lists, or nothing if it does not answer soon.  Each row has a name; the
+        rest is as HQ says.
+        """
         nothing: list[dict[str, Any]] = []
-        return await self.at_hq(lambda: self.client.list(what), nothing)
+        rows = await self.at_hq(lambda: self.client.list(what), nothing)
+        return [row for row in rows if isinstance(row, dict) and type(row.get("name")) is str]
 
     # -- people ------------------------------------------------------------------------------------
 
-    async def people(self, *, anew: bool = False) -> list[Person]:
-        """Return everybody this client may know, and what is wrong with their keys."""
+    async def people(self, *, anew: bool = False, most: int = MOST_ASKED) -> list[Person]:
+        """Return everybody this client may know, and what is wrong with their keys.  If there are
+        more than ``most``, only those whose keys are here: those of others come with the first
+        message to them.
+        """
         now = trio.current_time()
         if not anew and now < self._people[0]:
             return self._people[1]
         pins = {pin.bundle.client_id: pin for pin in self.client.directory.pins.entries()}
         rows = await self.listed("clients")
-        names = sorted(({str(row["name"]) for row in rows} | set(pins)) - {self.client.client_id})
-        if len(names) > MOST_ASKED:  # their keys come with the first message to each
+        named = {row["name"] for row in rows if CLIENT_ID.fullmatch(row["name"])}
+        names = sorted((named | set(pins)) - {self.client.client_id})
+        if len(names) > most:
             names = [name for name in names if name in pins]
         reached, reasons = await self._reachable(names)
         pins = {pin.bundle.client_id: pin for pin in self.client.directory.pins.entries()}
@@ -241,13 +252,18 @@ class Desk:
                     pin.compared_at if pin is not None else 0,
                     name in reached or (not rows and pin is not None),
                     str(error) if isinstance(error, BundleDiscontinuous) else "",
-                    str(error) if error is not None else "",
+                    error,
                 )
             )
         if rows:
             self._own_alarm = await self._own_keys()
-        self._people = now + (PEOPLE_S if rows else UNKNOWN_S), found
+        if most == MOST_ASKED:
+            self._people = now + (PEOPLE_S if rows else UNKNOWN_S), found
         return found
+
+    async def everybody(self) -> list[str]:
+        """Return all who can be written to now, however many they are."""
+        return [one.name for one in await self.people(anew=True, most=sys.maxsize) if one.reachable]
 
     async def _reachable(self, names: Sequence[str]) -> tuple[list[str], dict[str, CipherBoxError]]:
         """Return who can be written to now, and why others cannot.  An error that concerns all of

@@ -8,7 +8,7 @@ from __future__ import annotations
 from functools import partial
 
 import trio
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 
 from cipherbox.apps.page.desk import Desk
 from cipherbox.apps.page.door import Door
@@ -16,11 +16,14 @@ from cipherbox.apps.page.guard import cookie_of
 from cipherbox.apps.page.streaming import Put, Streamed
 from cipherbox.apps.page.view import View
 
+MOST_LISTENERS = 24  # a browser needs one; connections remain for everything else
 BEAT_S = 10.0  # between lines when nothing happens, so that a browser that is gone is noticed
 
 
 async def live(view: View) -> Response:
     """Answer with a stream that ends when the browser is logged out."""
+    if view.desk.listeners >= MOST_LISTENERS:
+        return PlainTextResponse("Too many browsers listen.", 503)
     door: Door = view.request.app.state.door
     cookie = cookie_of(view.request.headers)
     return Streamed(partial(_changes, view.desk, door, cookie), "text/event-stream")

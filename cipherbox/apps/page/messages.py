@@ -88,7 +88,7 @@ async def one(view: View) -> Response:
         "message.html",
         one=shown,
         headers=sorted(headers.items()) if isinstance(headers, dict) else [],
-        files=_files(entry)[:500],
+        files=[(_safe_path(one["name"]), int(one["size"])) for one in _files(entry)[:500]],
     )
 
 
@@ -167,6 +167,10 @@ def _files(entry: Entry) -> list[dict[str, Any]]:
     return list(found) if isinstance(found, list) else []
 
 
+def _safe_path(name: object) -> str:
+    return "/".join(safe_name(part) for part in str(name).split("/"))
+
+
 def _content(home: Home, entry: Entry) -> Iterator[bytes]:
     if entry.text is not None:
         yield entry.text.encode()
@@ -233,8 +237,7 @@ def _members(
     with closing(open_kept(home.path, home.secret_box.content_box, entry.kept)) as source:
         at = 0
         for one in files:
-            name = "/".join(safe_name(part) for part in str(one["name"]).split("/"))
-            yield name, _part(source, at, int(one["size"]))
+            yield _safe_path(one["name"]), _part(source, at, int(one["size"]))
             at += int(one["size"])
 
 

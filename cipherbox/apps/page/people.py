@@ -12,10 +12,11 @@ from cipherbox.apps.page.desk import ACT_S
 from cipherbox.apps.page.messages import Received, page_of
 from cipherbox.apps.page.sent import SentItem, item_of
 from cipherbox.apps.page.view import View
+from cipherbox.apps.page.words import Explained
 from cipherbox.client.inbox.encrypted_lines import START
 from cipherbox.client.keys.comparing import Offer, accept_offer, agrees, offer_of, scan_text
 from cipherbox.envelope.bundle import KeyBundle, fingerprint
-from cipherbox.errors import CipherBoxError, InvalidRequest, NetworkError
+from cipherbox.errors import CipherBoxError, NetworkError
 from cipherbox.limits import check_client_id
 
 TALK = 40  # messages of each side in a conversation
@@ -44,7 +45,8 @@ async def compare(view: View) -> Response:
     try:
         offer = await _offer(view, ACT_S)
         if not agrees(heard, offer.bundle):
-            raise _difference(offer, heard)
+            said = _difference(view, offer, heard)
+            return await _page(view, error=said, heard=heard, status=400)
         client = view.desk.client
         await trio.to_thread.run_sync(accept_offer, client.home.path, offer, client.directory.pins)
         await view.desk.people(anew=True)
@@ -73,18 +75,22 @@ def qr_code(bundle: KeyBundle) -> Markup:
     return Markup(svg)  # noqa: S704 - drawn by segno from digits and a checked name
 
 
-def _difference(offer: Offer, heard: str) -> InvalidRequest:
+def _difference(view: View, offer: Offer, heard: str) -> Explained:
+    name, _ = offer.bundle.client_id, view.translate
     old = next((one for one in offer.earlier if agrees(heard, one)), None)
-    name = offer.bundle.client_id
     if old is not None:
-        return InvalidRequest(
-            f"this is the number of key bundle {old.sequence} of {name}, and HQ shows bundle "
-            f"{offer.bundle.sequence}",
-            remedy=f"ask {name} to show the present number and compare again",
+        return Explained(
+            _(
+                "This is the number of key bundle {old} of {name}, and HQ shows bundle {new}.",
+                old=old.sequence,
+                new=offer.bundle.sequence,
+                name=name,
+            ),
+            _("Ask {name} to show the present number, and compare again.", name=name),
         )
-    return InvalidRequest(
-        f"the numbers differ: these are not the keys that HQ shows for {name}",
-        remedy="compare once more; if they still differ, send nothing and tell the admin",
+    return Explained(
+        _("The numbers differ: these are not the keys that HQ shows for {name}.", name=name),
+        _("Compare once more; if they still differ, send nothing and tell the admin."),
     )
 
 
@@ -97,10 +103,15 @@ async def _offer(view: View, most_s: float | None = None) -> Offer:
 
 
 async def _page(
-    view: View, *, error: CipherBoxError | None = None, heard: str = "", status: int = 200
+    view: View,
+    *,
+    error: CipherBoxError | Explained | None = None,
+    heard: str = "",
+    status: int = 200,
 ) -> Response:
     name = check_client_id(view.given("client_id"))
-    offer, trouble = None, error
+    offer: Offer | None = None
+    trouble = error
     try:
         offer = await _offer(view)
     except CipherBoxError as failure:

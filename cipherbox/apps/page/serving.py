@@ -2,6 +2,10 @@
 
 Hypercorn's own `serve` accepts any number of connections; here a task counts them.  A connection
 without a request ends after `IDLE_S`, one with half a request too.
+
+Hypercorn shields what it sends from cancellation: a browser that reads nothing, such as one that
+was suspended in a download, would keep its connection for ever, and the program from ending.  So a
+send has `SEND_S`, and a connection is closed when its task is cancelled.
 """
 
 from __future__ import annotations
@@ -18,7 +22,31 @@ from starlette.types import ASGIApp
 
 CONNECTIONS = 64
 IDLE_S = 5.0
+SEND_S = 300.0  # for a piece of at most 1 MiB; a person may pause a download
 HEADER_BYTES = 16 * 1024
+
+
+class _Connection:
+    """The part of a stream that Hypercorn uses, with bounded sends."""
+
+    def __init__(self, stream: trio.SocketStream) -> None:
+        self._stream, self.socket = stream, stream.socket
+        self.receive_some, self.send_eof = stream.receive_some, stream.send_eof
+        self.aclose = stream.aclose
+
+    async def send_all(self, data: bytes) -> None:
+        with trio.move_on_after(SEND_S):
+            await self._stream.send_all(data)
+            return
+        await trio.aclose_forcefully(self._stream)
+        raise trio.BrokenResourceError("the browser reads nothing")
+
+
+async def _close_at_end(stream: trio.SocketStream) -> None:
+    try:
+        await trio.sleep_forever()
+    finally:
+        await trio.aclose_forcefully(stream)
 
 
 async def serve(app: ASGIApp, listener: trio.SocketListener) -> None:
@@ -39,7 +67,11 @@ async def serve(app: ASGIApp, listener: trio.SocketListener) -> None:
             return
         count += 1
         try:
-            await TCPServer(wrapped, config, context, ConnectionState({}), cast(Any, stream))
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_close_at_end, stream)
+                connection = cast(Any, _Connection(stream))
+                await TCPServer(wrapped, config, context, ConnectionState({}), connection)
+                nursery.cancel_scope.cancel()
         finally:
             count -= 1
 

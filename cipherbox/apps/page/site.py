@@ -28,8 +28,8 @@ from cipherbox.apps.page.door import COOKIE, Door
 from cipherbox.apps.page.guard import BodyTooLarge, cookie_of
 from cipherbox.apps.page.live import live
 from cipherbox.apps.page.view import Handler, Helpers, View, environment, read_form
-from cipherbox.apps.page.words import Translate, chosen, languages, translator
-from cipherbox.errors import CipherBoxError, NetworkError, NotFound
+from cipherbox.apps.page.words import Translate, chosen, explain, languages, translator
+from cipherbox.errors import CipherBoxError, NetworkError, NotFound, ProtocolError
 from cipherbox.readable import local_time, size_text
 
 HERE = Path(__file__).parent
@@ -174,7 +174,15 @@ class Site:
                 raise NotFound("an admin's home has no messages")
             if whose == FOR_ADMIN and view.desk.client.role != "admin":
                 raise NotFound("this page needs an admin's home")
-            return await handler(view)
+            try:
+                return await handler(view)
+            except (LookupError, TypeError, ValueError, jinja2.UndefinedError) as error:
+                if whose != FOR_ADMIN:
+                    raise
+                # the console shows rows of HQ's, which may be of another version, or hostile
+                raise ProtocolError(
+                    "HQ's answer has a form that this version does not know"
+                ) from error
 
         return answer
 
@@ -229,7 +237,7 @@ class Site:
 def _templates() -> jinja2.Environment:
     """Return the templates, each compiled at its first use; for all pages of this process."""
     found = environment(str(HERE / "templates"))
-    found.filters |= {"size": size_text, "time": time_text, "iso": iso_time}
+    found.filters |= {"size": size_text, "time": time_text, "iso": iso_time, "explained": explain}
     return found
 
 

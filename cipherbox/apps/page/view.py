@@ -14,7 +14,7 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from cipherbox.apps.page.desk import Desk
 from cipherbox.apps.page.guard import LIVE
-from cipherbox.apps.page.words import Translate
+from cipherbox.apps.page.words import Explained, Translate, explain
 from cipherbox.classes import frozen
 from cipherbox.client.client import Client
 from cipherbox.client.home import Home
@@ -124,14 +124,17 @@ class View:
     async def page(self, template: str, status: int = 200, **values: object) -> Response:
         """Return a page, with what every page shows: alarms, and whether HQ is reached."""
         connection = self.desk.client.connection
+        failure = (
+            connection.failure or self.desk.failure or self.desk.trouble
+        )  # which no new attempt can mend
+        if isinstance(error := values.get("error"), CipherBoxError):
+            values["error"] = self.explained(error)
         known: dict[str, object] = {
             "alarms": await self.desk.key_alarms(),
             "forged": await self.desk.unseen(),
             "connected": connection.current is not None,
             "away": str(connection.trouble or ""),
-            "failure": connection.failure
-            or self.desk.failure
-            or self.desk.trouble,  # which no new attempt can mend
+            "failure": self.explained(failure) if failure is not None else None,
             "said": SAID.get(self.query.get("said", ""), ""),
             "admin": self.desk.client.role == "admin",
             "keyless": self.desk.keyless,
@@ -141,6 +144,10 @@ class View:
         }
         html = self.draw(template, self.translate, self.language, **known, **values)
         return HTMLResponse(html, status)
+
+    def explained(self, error: CipherBoxError) -> Explained:
+        """Return an error in the user's language."""
+        return explain(error, self.language)
 
     def go(self, path: str, said: str = "") -> Response:
         """Return the way to another page, after an act."""

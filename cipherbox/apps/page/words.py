@@ -2,6 +2,9 @@
 
 ``texts/de.toml`` has one line for each text, under the English one.  A text that a file leaves out
 is shown in English; a test finds those.  A new language is a new file.
+
+An error's own text is in the file if it is always the same.  Most contain names and numbers: then
+the file has a sentence for its kind, and the English text follows in full.
 """
 
 from __future__ import annotations
@@ -10,6 +13,9 @@ import functools
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
+
+from cipherbox.errors import CipherBoxError, summary
 
 TEXTS = Path(__file__).parent / "texts"
 ENGLISH = "en"
@@ -43,6 +49,26 @@ def translator(language: str) -> Translate:
         return found.format(**values) if values else found
 
     return translate
+
+
+class Explained(NamedTuple):
+    """An error in the user's language; ``english``: its text, if only its kind is translated."""
+
+    what: str
+    remedy: str
+    english: str = ""
+
+
+def explain(error: CipherBoxError, language: str) -> Explained:
+    """Return what an error says and what to do, in this language as far as there is a text."""
+    what, remedy = error.what, error.remedy or ""
+    table = _table(language) if language != ENGLISH else {}
+    if what in table and (not remedy or remedy in table):
+        return Explained(str(table[what]), str(table.get(remedy, "")))
+    for kind in type(error).__mro__:
+        if issubclass(kind, CipherBoxError) and summary(kind) in table:
+            return Explained(str(table[summary(kind)]), "", str(error))
+    return Explained(what, remedy)
 
 
 @functools.cache

@@ -77,7 +77,8 @@ async def upload(view: View) -> Response:
             kept.discard()
             raise
     except CipherBoxError as error:
-        return JSONResponse({"error": error.what, "remedy": error.remedy or ""}, 400)
+        said = view.explained(error)
+        return JSONResponse({"error": said.what, "remedy": said.remedy or said.english}, 400)
     view.nursery.start_soon(view.desk.send, transfer)
     return JSONResponse({"size": transfer.size})
 
@@ -103,7 +104,7 @@ async def _take(view: View, kept: Upload) -> None:
 async def _recipients(view: View, whom: list[str], exchange: str) -> list[str]:
     """Return the chosen client ids; none for a route.  Raise InvalidRequest if nobody is chosen."""
     if EVERYBODY in whom:
-        whom = [one.name for one in await view.desk.people(anew=True) if one.reachable]
+        whom = await view.desk.everybody()
         if not whom:
             raise InvalidRequest(
                 "HQ cannot be asked who there is", remedy="choose the recipients one by one"
