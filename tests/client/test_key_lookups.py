@@ -23,6 +23,7 @@ from cipherbox.client.receiving import lookups
 from cipherbox.client.receiving.consumer import Consumer
 from cipherbox.client.receiving.lookups import IN_ALL, MISS_S, OF_SENDER, PER_SENDER, Lookups
 from cipherbox.client.receiving.loop import ReceiveLoop
+from cipherbox.client.receiving.opening import Opener
 from cipherbox.errors import (
     BundleError,
     BundleUnknown,
@@ -95,11 +96,12 @@ async def lookup(directory: Directory, said: list[str], nursery: trio.Nursery) -
 def envelope(
     sender: str, bundle_hash: bytes | None = None, *, lost: bool = False, size: int = 1
 ) -> Any:
-    prefix = SimpleNamespace(bundle_hash=bundle_hash or next(HASHES))
+    prefix = SimpleNamespace(bundle_hash=bundle_hash or next(HASHES), sender=sender)
     return SimpleNamespace(
         seq=next(NUMBERS),
         size=size,
         sender_id=sender,
+        queue="box.CA-RC",
         parsed=SimpleNamespace(layout=SimpleNamespace(prefix=prefix)),
         connection=SimpleNamespace(error=NetworkError("cut") if lost else None),
     )
@@ -386,7 +388,7 @@ class Life:
         async with trio.open_nursery() as nursery:
             opener: Any = SimpleNamespace(lookups=Lookups(directory, events, nursery))
             opener.ready = lambda one: (
-                not opener.lookups.holds(one.sender_id) and directory.has_sender(named(one))
+                not opener.lookups.holds_earlier(one) and directory.has_sender(named(one))
             )
             consumer = Consumer(opener, opener, "box.CA-RC", 10, 1 << 20)
             consumer._current = envelope("HQ").connection
@@ -440,3 +442,19 @@ def test_whatever_returns_when_each_senders_order_stays(chance: random.Random) -
     for sender in SENDERS:
         own = [one.seq for one in life.opened if one.sender_id == sender]
         assert own == sorted(own)
+
+
+@pytest.mark.parametrize(
+    ("queue", "later", "waits"),
+    [("box.CA-RC", 1, True), ("box.CA-RC", -1, False), ("box.CA-RC.bulk", 1, False)],
+)
+async def test_a_delivery_waits_behind_earlier_ones_of_its_queue(
+    lookup: Lookups, directory: Directory, queue: str, later: int, waits: bool
+) -> None:
+    """One that returned from its look-up was parked again, behind a later one."""
+    parked, other = envelope("FL-LAB"), envelope("FL-LAB")
+    other.connection, other.queue, other.seq = parked.connection, queue, parked.seq + later
+    directory.cached.add(named(other))
+    opener: Any = SimpleNamespace(lookups=lookup, _directory=directory, _accepts=lambda one: True)
+    lookup.park(parked, lambda delivery, error: None)
+    assert Opener.ready(opener, other) is not waits

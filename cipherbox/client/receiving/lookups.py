@@ -55,9 +55,18 @@ class Lookups:
         """Return whether a delivery is parked."""
         return bool(self._parked)
 
-    def holds(self, sender: str) -> bool:
-        """Return whether deliveries of this sender are parked: later ones wait behind them."""
-        return sender in self._parked
+    def holds_earlier(self, delivery: Delivery) -> bool:
+        """Return whether an earlier delivery of its sender is parked, behind which it waits.
+
+        One that returned from its look-up must not wait behind a later one that is still parked: it
+        would be parked again, and overtaken.
+        """
+        return any(
+            one.queue == delivery.queue
+            and one.connection is delivery.connection
+            and one.seq < delivery.seq
+            for one, _ in self._parked.get(delivery.sender_id, ())
+        )
 
     def missed(self, sender: str, bundle_hash: bytes) -> bool:
         """Return whether HQ recently answered that it does not have this bundle."""

@@ -177,11 +177,10 @@ class Opener:
             return True
         if not self._accepts(delivery):
             return True
-        if self.lookups.holds(prefix.sender):
-            return False
-        return self._directory.has_sender(prefix.bundle_hash) or self.lookups.missed(
+        known = self._directory.has_sender(prefix.bundle_hash) or self.lookups.missed(
             prefix.sender, prefix.bundle_hash
         )
+        return known and not self.lookups.holds_earlier(delivery)
 
     def _opened(self, parsed: ParsedEnvelope, sender: KeyBundle, later: bool) -> Messages:
         assert self._identity is not None
