@@ -161,6 +161,7 @@ class Client(ConsumingCalls, Tracking, AdminCalls):
             home.secret_box,
             Routes(home.path),
             clock_ms=self.hq_clock.now_ms,
+            clock_is_wrong=lambda: self.hq_clock.wrong_by_ms != 0,
             prekeys=self.prekeys,
         )
         self.outbox_sender = self._outbox_sender()

@@ -14,6 +14,7 @@ from cipherbox import clock
 from cipherbox.client.hq_time import HqClock, deletion_ms, shown_ms, stamp_ms
 from cipherbox.client.inbox.inbox import Inbox
 from cipherbox.client.outbox.outbox import Outbox
+from cipherbox.client.publishing.files import send_file, send_unfinished
 from cipherbox.client.receiving.attempts import LATER_MAX_S, Failure
 from cipherbox.client.receiving.receiver import Receiver
 from cipherbox.envelope.ids import id_time_ms
@@ -128,6 +129,20 @@ async def test_what_hq_refuses_for_its_time_waits_until_the_clock_is_right(
         with pytest.raises(error, match="is kept in the outbox and is sent when"):
             await lab.publish("by a wrong clock", to="CA-RC")
         server.engine.clock_ms, state.watermark = real, 0
+        with trio.fail_after(10):
+            assert await Receiver(center).run(count=1) == 1
+
+
+async def test_a_file_waits_while_a_wrong_clock_takes_its_recipients_keys_for_not_valid(
+    hq: Any, tmp_path: Path
+) -> None:
+    """It was stopped, to be sent again by hand."""
+    (tmp_path / "scan.tif").write_bytes(b"x")
+    async with hq.client("FL-LAB") as lab, hq.client("CA-RC") as center:
+        with shifted_clock(-399):
+            with pytest.raises(ClockSkew, match=r"begins only .* differs from HQ's"):
+                await send_file(lab, tmp_path / "scan.tif", ["scan.tif"], ["CA-RC"], "")
+        assert await send_unfinished(lab) == []
         with trio.fail_after(10):
             assert await Receiver(center).run(count=1) == 1
 

@@ -6,7 +6,7 @@ they may.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 
 import attrs
@@ -32,6 +32,9 @@ from cipherbox.envelope.stanza_types import POST_QUANTUM, StanzaType
 from cipherbox.envelope.suites import BodyCipher
 from cipherbox.errors import (
     BundleError,
+    BundleExpired,
+    BundleNotCertified,
+    ClockSkew,
     Forbidden,
     InvalidRequest,
     NoRoute,
@@ -72,6 +75,7 @@ class Sealer:
         secret_box: LocalSecretBox,
         routes: Routes,
         clock_ms: Callable[[], int] = clock.now_ms,
+        clock_is_wrong: Callable[[], bool] = bool,
         prekeys: Prekeys | None = None,
     ) -> None:
         self._prekeys = prekeys
@@ -83,7 +87,7 @@ class Sealer:
         )
         self.events = events
         self._secret_box = secret_box
-        self._clock_ms = clock_ms
+        self._clock_ms, self._clock_is_wrong = clock_ms, clock_is_wrong
         self._ids = EnvelopeIds(clock_ms)
         self._routes: dict[tuple[str, str], frames.Route] = {}
         self._kept_routes = routes
@@ -136,7 +140,7 @@ class Sealer:
                         f"{len(names)} clients read this route; an envelope has {LIMITS.recipients}"
                     )
         assert names is not None
-        bundles = await self._directory.recipients(names)
+        bundles = await self._recipients(names)
         if options.stanza == StanzaType.RATCHET:
             if self._prekeys is None:
                 raise Forbidden("this client has no sessions")
@@ -154,6 +158,20 @@ class Sealer:
         return ResolvedRoute(
             options.exchange, options.routing_key, version, tuple(bundles), tuple(keys), names
         )
+
+    async def _recipients(self, names: Sequence[str]) -> list[KeyBundle]:
+        """Return the recipients' bundles. By a clock that is known to be wrong they may have ended,
+        or not have begun: then raise ClockSkew, for which envelopes and files wait.
+        """
+        try:
+            return await self._directory.recipients(names)
+        except (BundleExpired, BundleNotCertified) as error:
+            if not self._clock_is_wrong():
+                raise
+            raise ClockSkew(
+                f"{error}, by this machine's clock, which differs from HQ's by more than an hour",
+                remedy="set the clock; what waits is sent automatically then",
+            ) from error
 
     def seal(
         self,
