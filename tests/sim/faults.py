@@ -1,13 +1,17 @@
-"""The faults of the simulation, and the table that shows which of them met which state.
+"""The faults of the simulation, when they are played, and the table that shows which of them met
+which state.
 
-A state is what the world was doing: the same crash is another test when HQ is starting, when a
-confirm is on its way, or when a delivery is.
+A state is what the world is doing: the same crash is another test when HQ is starting, when a
+confirm is on its way, or when a delivery is.  Left to chance some pairs of fault and state would
+take thousands of seeds, so a seed aims: it has seven pairs, waits for the state of each or brings
+it about, and plays the fault then.  Seeds in a row share out all pairs, twelve seeds each.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import random
 from collections import Counter
 from collections.abc import Iterable
 from contextlib import suppress
@@ -56,15 +60,57 @@ def state_of(world: World) -> str:
     return "receipts due" if any(box.unsigned(1) for box in boxes) else "quiet"
 
 
-async def play(world: World, met: Counter[tuple[str, str]]) -> None:
-    """One fault."""
+# Without HQ there is no connection that could be cut, and nobody to revoke a client.
+IMPOSSIBLE = {("cut", "HQ down"), ("hole", "HQ down"), ("revoke", "HQ down")}
+PAIRS = [(kind, state) for kind in KINDS for state in STATES if (kind, state) not in IMPOSSIBLE]
+AIMS = 7  # of one seed
+ROUND = -(-len(PAIRS) // AIMS)  # seeds in a row that aim at each pair once
+PATIENCE_S = 5.0  # for a state: until all is signed for takes seconds
+LONG = 20  # every twentieth seed takes its time, so that timers of seconds end between its faults
+Met = Counter[tuple[str, str]]
+
+
+def aims(seed: int) -> list[tuple[str, str]]:
+    """Return the pairs that a seed aims at."""
+    lap, place = divmod(seed, ROUND)
+    pairs = random.Random(lap).sample(PAIRS, len(PAIRS))
+    return pairs[place * AIMS : (place + 1) * AIMS]
+
+
+async def storm(world: World, seed: int, met: Met) -> None:
+    """Play all faults of a seed, and a few that nobody aimed."""
     chance = world.chance
-    kind = chance.choice(KINDS)
-    met[kind, state_of(world)] += 1
+    pause_s = 0.7 if seed % LONG else 6.0
+    async with trio.open_nursery() as nursery:
+        for kind, state in aims(seed):
+            await trio.sleep(chance.uniform(0.0, pause_s))
+            if chance.random() < 0.3:
+                play(world, chance.choice(KINDS), met, nursery)
+            await _reach(world, state)
+            play(world, kind, met, nursery)
+            world.resting = False
+
+
+async def _reach(world: World, state: str) -> None:
+    """Wait for a state, or bring it about."""
+    chance = world.chance
+    if state == "HQ down":
+        world.crash(HQ_NODE, power=chance.random() < 0.5)
+    elif state == "client down":
+        world.crash(chance.choice(CLIENTS), power=chance.random() < 0.5)
+    world.resting = state == "quiet"
+    with trio.move_on_after(PATIENCE_S):
+        while state_of(world) != state:
+            await trio.sleep(chance.uniform(0.0, 0.15))
+
+
+def play(world: World, kind: str, met: Met, nursery: trio.Nursery) -> None:
+    """Play one fault; what takes its time continues in ``nursery``."""
+    chance, state = world.chance, state_of(world)
     name = chance.choice((HQ_NODE, chance.choice(CLIENTS)))
     if kind == "cut":
         for stream in chance.sample(world.streams, min(len(world.streams), 2)):
-            await trio.aclose_forcefully(stream)
+            nursery.start_soon(trio.aclose_forcefully, stream)
     elif kind == "hole" and world.streams:
         chance.choice(world.streams).swallowing = True
     elif kind in ("kill", "power"):
@@ -78,9 +124,7 @@ async def play(world: World, met: Counter[tuple[str, str]]) -> None:
     elif kind in ("before", "after", "crash"):
         world.store_fault = kind
     elif kind == "full":
-        world.disk(name).full = True
-        await trio.sleep(chance.uniform(0.5, 10.0))
-        world.disk(name).full = False
+        nursery.start_soon(_fill, world, name, chance.uniform(0.5, 5.0))
     elif kind == "io":
         world.disk(name).fail(chance.randint(0, 30), chance.choice((1, 1, 5)))
     elif kind == "clock":
@@ -88,12 +132,21 @@ async def play(world: World, met: Counter[tuple[str, str]]) -> None:
     elif kind == "rotate":
         world.rotations.add(chance.choice((*SENDERS, *RECEIVERS)))
     elif kind == "revoke" and world.hq is not None and not world.revoked:
-        await _revoke(world)
+        world.revoked = True
+        nursery.start_soon(_revoke, world)
+    else:
+        return  # there is nothing that it could do
+    met[kind, state] += 1
+
+
+async def _fill(world: World, name: str, seconds: float) -> None:
+    world.disk(name).full = True
+    await trio.sleep(seconds)
+    world.disk(name).full = False
 
 
 async def _revoke(world: World) -> None:
     """Revoke a sender that has left; what it sent before is still to arrive."""
-    world.revoked = True
     world.crash(LEAVER, power=False)
     await trio.sleep(2.0)  # HQ has taken or lost what was on its way
     if world.hq is not None:
@@ -111,7 +164,7 @@ def calm(world: World) -> None:
         disk.full, disk.fails_after = False, -1
 
 
-def write_down(met: Counter[tuple[str, str]]) -> None:
+def write_down(met: Met) -> None:
     """Add the counts of one seed to this process's file."""
     if TABLE in os.environ:
         with (Path(os.environ[TABLE]) / f"{os.getpid()}.jsonl").open("a") as file:
@@ -120,7 +173,7 @@ def write_down(met: Counter[tuple[str, str]]) -> None:
 
 def table(lines: Iterable[str]) -> str:
     """The faults by state, over all seeds."""
-    met: Counter[tuple[str, str]] = Counter()
+    met: Met = Counter()
     seeds = 0
     for line in lines:
         seeds += 1
@@ -128,8 +181,9 @@ def table(lines: Iterable[str]) -> str:
             met[kind, state] += count
     head = f"{'':10}" + "".join(f"{state:>14}" for state in STATES)
     rows = [f"{kind:10}" + "".join(f"{met[kind, state]:>14}" for state in STATES) for kind in KINDS]
-    never = [f"{kind} / {state}" for kind in KINDS for state in STATES if not met[kind, state]]
+    never = [f"{kind} / {state}" for kind, state in PAIRS if not met[kind, state]]
     last = f"never met: {', '.join(never)}" if never else "every fault met every state"
+    last += f"; impossible: {', '.join(f'{kind} / {state}' for kind, state in sorted(IMPOSSIBLE))}"
     return "\n".join([f"{seeds} seeds, {met.total()} faults", head, *rows, last])
 
 
