@@ -4,7 +4,11 @@ any frame or bytes.
 
 from __future__ import annotations
 
+import atexit
+import functools
+import shutil
 import ssl
+import tempfile
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -19,7 +23,7 @@ from cipherbox import clock, pki
 from cipherbox.broker import model as m
 from cipherbox.config.settings import ServerConfig, load_server_config, secret_key
 from cipherbox.envelope.ids import EnvelopeIds
-from cipherbox.limits import Limits
+from cipherbox.limits import LIMITS, Limits
 from cipherbox.net.connecting import connect
 from cipherbox.net.tls import TlsStream, client_context
 from cipherbox.net.websocket import WebSocketStream
@@ -38,6 +42,7 @@ from cipherbox.wire.connection import Deliveries, WireConnection
 
 PATIENCE_S = 10.0
 BIG = 1 << 25
+LEFT_OUT = shutil.ignore_patterns("lock", "reserve")
 
 
 def open_vault(directory: Path) -> OfflineCa:
@@ -187,7 +192,27 @@ class Running:
 
 
 def prepare(directory: Path) -> ServerConfig:
-    """An HQ directory with every listener on a port the system chooses."""
+    """An HQ directory with every listener on a port the system chooses: a copy of one that this
+    process made once.  All of them have the same keys.
+    """
+    for name, target in (("hq", directory), ("admin", directory.parent / "admin")):
+        shutil.copytree(_made_once() / name, target, ignore=LEFT_OUT, dirs_exist_ok=True)
+    return load_server_config(directory)
+
+
+@functools.cache
+def _made_once() -> Path:
+    base = Path(tempfile.mkdtemp(prefix="cipherbox-hq-"))
+    atexit.register(shutil.rmtree, base, ignore_errors=True)
+    config = prepare_another(base / "hq")
+    text = config.file.read_text()
+    # allocating and freeing 64 MiB costs more than the rest of a start
+    config.file.write_text(text.replace("[limits]", f"[limits]\ndisk_reserve_bytes = {1 << 20}"))
+    return base
+
+
+def prepare_another(directory: Path) -> ServerConfig:
+    """As `prepare`, with keys of its own, and certificates that begin now."""
     init_hq(
         directory,
         address="127.0.0.1:1",
@@ -216,6 +241,8 @@ async def running(
     """Serve ``directory`` (made when it is new) while the block runs; end it gracefully."""
     config = configured(directory)
     if limits is not None:
+        if limits.disk_reserve_bytes == LIMITS.disk_reserve_bytes:
+            limits = attrs.evolve(limits, disk_reserve_bytes=config.limits.disk_reserve_bytes)
         config = attrs.evolve(config, limits=limits)
     store = (
         opener(config)

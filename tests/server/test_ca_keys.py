@@ -31,7 +31,7 @@ from cipherbox.server.ca.credentials import (
 )
 from cipherbox.server.ca.offline import CA_KEY, ROOT_KEY
 from tests.server.clocks import shifted_clock
-from tests.server.hq import open_vault, prepare, running
+from tests.server.hq import open_vault, prepare, prepare_another, running
 from tests.server.test_reload import alive
 
 
@@ -50,7 +50,7 @@ def test_a_key_stays_until_its_copy_is_proven(tmp_path: Path) -> None:
     assert config.ca.root_key.exists()
     assert config.ca.issuing_key.exists()
     assert "offline = false" in config.file.read_text()
-    other = prepare(tmp_path / "other" / "hq")
+    other = prepare_another(tmp_path / "other" / "hq")
     authority.take_off(other, tmp_path / "stick", b"k" * 32, as_it_is, whole=False)
     with pytest.raises(ConfigError, match="already has another CA"):
         authority.take_off(config, tmp_path / "stick", b"k" * 32, as_it_is, whole=False)
@@ -62,7 +62,7 @@ def test_a_key_stays_until_its_copy_is_proven(tmp_path: Path) -> None:
 
 
 def test_the_root_of_another_is_not_brought_back(tmp_path: Path) -> None:
-    config, other = prepare(tmp_path / "hq"), prepare(tmp_path / "other" / "hq")
+    config, other = prepare_another(tmp_path / "hq"), prepare(tmp_path / "other" / "hq")
     for one, place in ((config, "mine"), (other, "theirs")):
         authority.take_off(one, tmp_path / place, b"k" * 32, as_it_is, whole=False)
     before = config.tls.issuing.read_bytes()

@@ -20,7 +20,7 @@ from cipherbox.server.hq import HQ
 from cipherbox.store.sqlite.store import open_store
 from cipherbox.wire import frames
 from tests.server.clocks import confirmed_clock
-from tests.server.hq import BIG, Raw, Running, codec_name, prepare, running
+from tests.server.hq import BIG, Raw, Running, codec_name, prepare, prepare_another, running
 
 pytestmark = pytest.mark.usefixtures("logs_as_before")
 
@@ -154,7 +154,7 @@ def ended(r: Running) -> None:
 
 
 def other_root(r: Running) -> None:
-    other = prepare(r.hq.config.directory.parent / "other" / "hq")
+    other = prepare_another(r.hq.config.directory.parent / "other" / "hq")
     for name in (
         "tls/server.crt",
         "tls/server.key",
