@@ -42,9 +42,9 @@ def bench(*arguments: str) -> "subprocess.CompletedProcess[str]":
 @pytest.mark.parametrize(
     ("arguments", "messages"),
     [
-        (["--messages", "500"], 500),
+        pytest.param(["--messages", "500"], 500, marks=soak.only),
         pytest.param(["--messages", "40", "--size", "64KiB", "--batch", "3"], 40, marks=soak.only),
-        (["--messages", "31", "--presealed", "--receivers", "2"], 31),
+        pytest.param(["--messages", "31", "--presealed", "--receivers", "2"], 31, marks=soak.only),
         (
             [
                 "--messages",

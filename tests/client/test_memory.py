@@ -114,9 +114,11 @@ async def test_no_envelope_costs_more_than_its_share(hq: Any, make: Callable[[],
 @pytest.mark.parametrize(
     "make",
     [
-        many_control_characters,
         many_short_texts,
-        *(pytest.param(one, marks=soak.only) for one in (many_types, control_characters, one_file)),
+        *(
+            pytest.param(one, marks=soak.only)
+            for one in (many_control_characters, many_types, control_characters, one_file)
+        ),
     ],
 )
 async def test_large_envelopes_in_all_mailboxes_at_once_cost_no_more(

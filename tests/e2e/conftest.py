@@ -20,12 +20,13 @@ import pytest
 
 from cipherbox.harness.stage import free_port
 from tests.client.real_hq import copy_hq
+from tests.warm import CHEAP
 
 LIMIT_S = 180.0
 PROJECT = Path(__file__).resolve().parent.parent.parent
 _ANOTHERS = ("CIPHERBOX_", "CREDENTIALS_", "NOTIFY_", "LISTEN_", "WATCHDOG_")
 ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith(_ANOTHERS)}
-ENVIRONMENT["PYTHONIOENCODING"] = "utf-8"
+ENVIRONMENT |= {"PYTHONIOENCODING": "utf-8", CHEAP: "1"}
 PROGRAM = [sys.executable, "-m", "cipherbox"]
 # As PROGRAM, and writes the names of all loaded modules to a file when it ends.
 WATCHED = """
@@ -155,6 +156,9 @@ def _made_once(joined: bool) -> Path:
     umask = os.umask(0o022)
     try:
         directory, admin = init_hq(base)
+        settings = directory / "cipherbox.toml"
+        small = f"[limits]\ndisk_reserve_bytes = {1 << 20}"  # of 64 MiB, each start made one
+        settings.write_text(settings.read_text().replace("[limits]", small))
         if joined:
             with serving(directory) as process:
                 for client_id in ("FL-LAB", "CA-RC"):

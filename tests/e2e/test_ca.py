@@ -21,6 +21,7 @@ from cipherbox.config.settings import load_client_config, secret_key
 from cipherbox.harness.stage import free_port
 from cipherbox.pki.revocation_lists import make_crl
 from cipherbox.portable import write_private
+from tests import soak
 
 from .conftest import ENVIRONMENT, PROGRAM, Hq, init_hq, line_with, make_hq, serving, shell
 
@@ -366,7 +367,11 @@ def begin(base: Path, *options: str) -> tuple[Path, Path]:
 
 
 @pytest.mark.parametrize(
-    ("key", "between"), [(EC, False), (RSA, True)], ids=["EC root", "RSA root, a CA between"]
+    ("key", "between"),
+    [
+        pytest.param(EC, False, id="EC root", marks=soak.only),
+        pytest.param(RSA, True, id="RSA root, a CA between"),
+    ],
 )
 def test_under_an_organizations_root(
     tmp_path: Path, key: list[str], between: bool, patient: Patient

@@ -15,15 +15,20 @@ from cipherbox.cli.demo.blind import blocks, search
 from cipherbox.cli.demo.items import BINDINGS, QUEUES, make_items
 from cipherbox.cli.demo.report import show_scenes
 from cipherbox.ops.unpack import CACHE_VARIABLE
+from tests import soak
 
 from .conftest import ENVIRONMENT, PROGRAM
 
 
-def test_the_scenario(pyz: Path, tmp_path: Path) -> None:
-    """Nine deliveries by nine processes, each a start of the built file."""
-    command = [sys.executable, "-I", str(pyz), "demo", "--json"]
-    command += ["--directory", str(tmp_path / "demo")]
-    environment = {**ENVIRONMENT, CACHE_VARIABLE: str(pyz.parent / "cache")}
+@pytest.mark.parametrize("built", [False, pytest.param(True, marks=soak.only)])
+def test_the_scenario(request: pytest.FixtureRequest, tmp_path: Path, built: bool) -> None:
+    """Nine deliveries by nine processes; in `make soak` each is a start of the built file."""
+    command, environment = PROGRAM, ENVIRONMENT
+    if built:
+        pyz: Path = request.getfixturevalue("pyz")
+        command = [sys.executable, "-I", str(pyz)]
+        environment = {**ENVIRONMENT, CACHE_VARIABLE: str(pyz.parent / "cache")}
+    command = [*command, "demo", "--json", "--directory", str(tmp_path / "demo")]
     done = subprocess.run(command, capture_output=True, env=environment, timeout=150, check=False)
     assert done.returncode == 0, done.stderr.decode() + done.stdout.decode()
     report = json.loads(done.stdout)

@@ -32,6 +32,12 @@ def elsewhere(*arguments: str, home: Path, stdin: str = "") -> subprocess.Comple
     return done
 
 
+def succeeds(*arguments: str, home: Path, stdin: str = "") -> str:
+    done = elsewhere(*arguments, home=home, stdin=stdin)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 def test_it_is_elsewhere(tmp_path: Path) -> None:
     """The stand-in really takes away what it says, and what cannot be asked for is not there."""
     program = (
@@ -70,22 +76,21 @@ def test_every_module_of_a_client_can_be_imported() -> None:
 
 
 def test_a_client_without_anything_of_unix(hq: Hq, tmp_path: Path) -> None:
-    homes = {}
-    for name in ("FL-LAB", "CA-RC"):
-        homes[name] = tmp_path / name
-        token = shell("enroll", name, home=hq.admin)
-        done = elsewhere("join", home=homes[name], stdin=token.out)
-        assert done.returncode == 0, done.stderr
-    lab, center = homes["FL-LAB"], homes["CA-RC"]
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "plate 1.csv").write_bytes(b"well,value\n" * 2000)
-    assert elsewhere("send", "--to", "CA-RC", "Sample 17 is ready", home=lab).returncode == 0
-    sent = elsewhere(
-        "send", "--to", "CA-RC", "--file", str(tmp_path / "run"), "--compress", home=lab
+    lab, center, run = tmp_path / "FL-LAB", tmp_path / "CA-RC", tmp_path / "run"
+    run.mkdir()
+    (run / "plate 1.csv").write_bytes(b"well,value\n" * 2000)
+    tokens = {home: shell("enroll", home.name, home=hq.admin).out for home in (lab, center)}
+    succeeds("join", home=center, stdin=tokens[center])
+    looks = ["version", "status", "outbox list", "inbox list", "keys list", "config show"]
+    shown = succeeds(
+        *f"join && --home {lab} send --to CA-RC".split(),
+        "Sample 17 is ready",
+        *f"&& --home {lab} send --to CA-RC --compress --file {run}".split(),
+        *(word for look in looks for word in f"&& --home {lab} {look}".split()),
+        home=lab,
+        stdin=tokens[lab],
     )
-    assert sent.returncode == 0, sent.stderr
-    done = elsewhere("fetch", home=center)
-    assert done.returncode == 0, done.stderr
+    succeeds("fetch", home=center)
     lines = [
         json.loads(x)
         for x in (center / "data" / "received_messages.jsonl").read_text("utf-8").splitlines()
@@ -93,12 +98,9 @@ def test_a_client_without_anything_of_unix(hq: Hq, tmp_path: Path) -> None:
     assert any("Sample 17 is ready" in json.dumps(line) for line in lines)
     received = list((center / "incoming").rglob("plate 1.csv"))
     assert [path.read_bytes() for path in received] == [b"well,value\n" * 2000]
-    looks = ["version", "status", "outbox list", "inbox list", "keys list", "config show"]
-    done = elsewhere(*f" && --home {lab} ".join(looks).split(), home=lab)
-    assert done.returncode == 0, done.stderr
-    assert cipherbox.__version__ in done.stdout.splitlines()[0]
-    assert "Sample 17 is ready" in done.stdout or "CA-RC" in done.stdout
-    assert "[client]" in done.stdout
+    assert f"CipherBox {cipherbox.__version__}" in shown
+    assert "Sample 17 is ready" in shown or "CA-RC" in shown
+    assert "[client]" in shown
 
 
 def test_the_lock_and_the_agent_without_anything_of_unix(hq: Hq, tmp_path: Path) -> None:

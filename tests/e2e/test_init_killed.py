@@ -62,7 +62,7 @@ def init_until(step: int, directory: Path, admin: Path, *options: str) -> bool:
 @pytest.mark.parametrize("first", range(1, 7))
 def test_init_again(tmp_path: Path, first: int) -> None:
     directory, admin = tmp_path / "hq", tmp_path / "admin"
-    killed, stride = 0, 6 if soak.ON else 18
+    killed, stride = 0, 6 if soak.ON else 36
     for step in range(first, 200, stride):
         directory.mkdir()
         (directory / "notes.txt").write_text("mine")

@@ -13,6 +13,7 @@ from cipherbox.cli.exits import Exit
 from cipherbox.client.keys.local_key import open_local_key, put_local_key
 from cipherbox.portable import write_private
 from cipherbox.sealing import key_file as keyfile
+from tests.warm import CHEAP
 
 from .conftest import Hq, serving, shell
 from .terminal import on_terminal
@@ -155,16 +156,16 @@ def test_nothing_is_taken_from_arguments_or_the_environment(lab: Path) -> None:
 def test_a_cheap_password_is_made_dear_and_that_is_said(
     lab: Path, first: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """At the real cost, as nothing else here."""
     key = open_local_key(lab, FIRST)
     with monkeypatch.context() as patch:
         patch.setattr(keyfile, "MEMORY_KIB", 8)
         put_local_key(lab, key, FIRST)
-    shown = shell("--password-file", str(first), "keys", "fingerprint", home=lab)
+    words, dear = ("--password-file", str(first), "keys", "fingerprint"), {CHEAP: ""}
+    shown = shell(*words, home=lab, **dear)
     assert shown.code == 0
     assert "rewritten with the current Argon2id cost" in shown.err
-    assert (
-        "rewritten" not in shell("--password-file", str(first), "keys", "fingerprint", home=lab).err
-    )
+    assert "rewritten" not in shell(*words, home=lab, **dear).err
     assert not keyfile.is_cheap((lab / "local.key").read_bytes())
 
 

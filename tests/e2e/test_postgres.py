@@ -7,11 +7,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
-
 from cipherbox.cli.prove.database import another_hq
 from cipherbox.harness.stage import free_port
-from tests import postgres
+from tests import postgres, soak
 
 from .conftest import ENVIRONMENT, PROGRAM, Shown, first_line, serving, shell
 
@@ -169,6 +167,7 @@ def test_init_says_what_is_wrong(tmp_path: Path, postgresql: postgres.Server) ->
     assert "already contains an HQ" in again.err
 
 
+@soak.only
 def test_demo_at_postgresql(tmp_path: Path, postgresql: postgres.Server) -> None:
     shown = shell("demo", "--database", postgres.url(postgresql), "--json", home=tmp_path)
     assert shown.code == 0, shown.err + shown.out
@@ -176,8 +175,9 @@ def test_demo_at_postgresql(tmp_path: Path, postgresql: postgres.Server) -> None
     assert postgresql.sql(left) == []
 
 
-@pytest.mark.parametrize("seed", [3])
-def test_proof_with_postgresql_killed_and_failed_over(tmp_path: Path, seed: int) -> None:
+@soak.only
+def test_proof_with_postgresql_killed_and_failed_over(tmp_path: Path) -> None:
+    faults = ["kill", "database kill", "failover"]
     shown = shell(
         "prove",
         "--database",
@@ -187,13 +187,8 @@ def test_proof_with_postgresql_killed_and_failed_over(tmp_path: Path, seed: int)
         "--rounds",
         "5",
         "--seed",
-        str(seed),
-        "--fault",
-        "kill",
-        "--fault",
-        "database kill",
-        "--fault",
-        "failover",
+        "3",
+        *(word for fault in faults for word in ("--fault", fault)),
         "--json",
         home=tmp_path,
     )

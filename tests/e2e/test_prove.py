@@ -22,6 +22,7 @@ from .conftest import shell
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "prove_report.json"
 FAULTS = ("kill", "kill two", "kill in recovery", "pause", "cut", "partition", "slow link", "clock")
+FEW = ("--senders", "1", "--receivers", "1")
 
 
 def chosen(*kinds: str) -> list[str]:
@@ -49,7 +50,7 @@ def test_nothing_is_lost_or_doubled(tmp_path: Path) -> None:
         "--json",
         "--report",
         str(report),
-        *chosen(*(FAULTS if soak.ON else ("kill", "cut"))),
+        *(chosen(*FAULTS) if soak.ON else [*chosen("kill", "cut"), *FEW]),
         home=tmp_path,
     )
     proof = json.loads(shown.out)
@@ -80,10 +81,7 @@ def test_a_store_that_loses_is_found_out(tmp_path: Path) -> None:
         "--seed",
         "5",
         "--broken-store",
-        "--senders",
-        "1",
-        "--receivers",
-        "1",
+        *FEW,
         "--patience",
         "10",
         *chosen("kill", "cut"),
@@ -100,10 +98,7 @@ def test_a_standstill_fails(tmp_path: Path) -> None:
         "prove",
         "--rounds",
         "1",
-        "--senders",
-        "1",
-        "--receivers",
-        "1",
+        *FEW,
         "--stop-hq",
         "--patience",
         "8",

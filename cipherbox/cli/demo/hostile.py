@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 LAB, NEWCOMER, CENTER = "FL-LAB", "MA-LAB", "CA-RC"
 CLIENTS = (LAB, NEWCOMER, CENTER)
+PATIENCE_S, PAUSE_S = 20.0, 0.2  # for a receipt that is still under way
 QUIET_S = "3"  # how long a center waits for a message that will not arrive
 
 
@@ -74,6 +75,19 @@ class Hostile:
             f"{client_id}$ cipherbox {' '.join(map(_quoted, arguments))}", code, output.strip()
         )
         scene.shown.append(shown)
+        return shown
+
+    async def run_until(self, text: str, scene: Scene, client_id: str, *arguments: str) -> Shown:
+        """Run a command until it prints ``text``, within bounds; keep what it printed last."""
+        import trio
+
+        shown = await self.run(scene, client_id, *arguments)
+        with trio.move_on_after(PATIENCE_S):
+            while text not in shown.output:
+                await trio.sleep(PAUSE_S)
+                again = await self.run(scene, client_id, *arguments)
+                scene.shown.remove(shown)
+                shown = again
         return shown
 
     async def send(self, client_id: str, text: str) -> str:
@@ -127,7 +141,7 @@ async def _dropped_message(acts: Hostile) -> Scene:
     again = await acts.run(scene, LAB, "outbox", "retry", "--seal-again", message)
     scene.expect(again.code == Exit.OK, "the message could not be sent again")
     await acts.run(scene, CENTER, "receive", "--count", "1", "--idle", "20")
-    opened = await acts.run(scene, LAB, "status", message)
+    opened = await acts.run_until(f"opened by {CENTER}", scene, LAB, "status", message)
     scene.expect(
         f"opened by {CENTER}" in opened.output, "the message did not arrive when it was sent again"
     )
