@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import shutil
-import sqlite3
 import time
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import click
-import orjson
 import pytest
 import trio
 
@@ -18,13 +15,14 @@ from cipherbox.apps.page import messages
 from cipherbox.apps.page.door import read_address
 from cipherbox.cli import page as command
 from cipherbox.client.home import load_home
-from cipherbox.client.inbox.encrypted_lines import START, EncryptedLines
+from cipherbox.client.inbox.encrypted_lines import START
 from cipherbox.client.inbox.inspect import looking
 from cipherbox.client.inbox.schema import DATABASE
 from cipherbox.config.settings import load_client_config
 from cipherbox.errors import ConfigError
 from tests import soak
 from tests.client.real_hq import RealHq
+from tests.page.web import fill
 
 
 def with_page(home: Path, listen: str) -> None:
@@ -83,25 +81,3 @@ def test_a_hundred_thousand_messages_are_listed_at_once(
             assert len(found.rows) == messages.PAGE
             assert found.following is not None
         assert seconds[1] < 0.3, seconds
-
-
-def fill(path: Path, box: Any, envelopes: int, each: int) -> None:
-    with closing(sqlite3.connect(path)) as db:
-        lines = EncryptedLines(db, box)
-        start = db.execute("SELECT coalesce(max(place), 0) FROM lines").fetchone()[0]
-        for number in range(start, start + envelopes):
-            envelope_id = number.to_bytes(14, "big") + bytes(2)
-            text = b"".join(
-                orjson.dumps(
-                    {
-                        "message_id": f"{envelope_id.hex()[:8]}-0000-0000-0000-{index:012x}",
-                        "sender_id": "FL-LAB",
-                        "sent_timestamp": "2026-01-01T00:00:00.000Z",
-                        "content": f"value {number} {index}",
-                    }
-                )
-                + b"\n"
-                for index in range(each)
-            )
-            lines.write("FL-LAB", envelope_id, number, text, ["text/plain"], 1)
-        db.commit()

@@ -18,7 +18,7 @@ from cipherbox.apps.page import serving, view
 from cipherbox.apps.page.door import COOKIE, OPENER, Door, read_address, write_opener
 from cipherbox.apps.page.guard import BODY_BYTES, HEADERS, Guard
 from cipherbox.apps.page.serving import listen, serve
-from cipherbox.apps.page.site import Site
+from cipherbox.apps.page.site import PAGES, Site
 from cipherbox.apps.page.view import Helpers
 from tests.page.web import Web
 
@@ -153,6 +153,25 @@ async def test_a_change_comes_from_this_page(web: Web, headers: dict[str, str]) 
     assert (await web.post("/lock", **headers)).status == 403
     assert (await web.ask("PUT", "/upload", b"x", **headers)).status == 403
     assert (await web.post("/lock")).status == 303  # and from this page it works
+
+
+async def test_every_change_is_checked_before_anything_is_read(web: Web) -> None:
+    """Each route that changes something, from elsewhere: also with the cookie, which a browser
+    would not even send.
+    """
+    await web.enter()
+    for method, path, *_ in (*PAGES, ("POST", "/lock"), ("POST", "/enter")):
+        if method == "GET":
+            continue
+        for headers in (
+            {"origin": "http://evil.example"},
+            {"origin": ""},
+            {"sec_fetch_site": "cross-site"},
+            {"sec_fetch_site": "same-site"},
+            {"sec_fetch_site": "none"},
+        ):
+            answer = await web.ask(method, path, b"to=CA-RC&code=x", **headers)
+            assert (answer.status, answer.text) == (403, "This comes from another page."), path
 
 
 @pytest.mark.parametrize(

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
+import sqlite3
 from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from html import unescape
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlencode
 
 import h11
+import orjson
 import trio
 
 from cipherbox.apps.page import door
@@ -20,6 +22,7 @@ from cipherbox.cli.manual import manual_pages
 from cipherbox.cli.page import HqReport, log_lines
 from cipherbox.client.client import Client
 from cipherbox.client.home import Home
+from cipherbox.client.inbox.encrypted_lines import EncryptedLines
 from cipherbox.config.settings import load_client_config
 
 PATIENCE_S = 45.0
@@ -168,3 +171,26 @@ async def page_of(
             if bugs:
                 raise bugs[0]
         nursery.cancel_scope.cancel()
+
+
+def fill(path: Path, box: Any, envelopes: int, each: int) -> None:
+    """Put so many received messages into an inbox, ``each`` in one envelope."""
+    with closing(sqlite3.connect(path)) as db:
+        lines = EncryptedLines(db, box)
+        start = db.execute("SELECT coalesce(max(place), 0) FROM lines").fetchone()[0]
+        for number in range(start, start + envelopes):
+            envelope_id = number.to_bytes(14, "big") + bytes(2)
+            text = b"".join(
+                orjson.dumps(
+                    {
+                        "message_id": f"{envelope_id.hex()[:8]}-0000-0000-0000-{index:012x}",
+                        "sender_id": "FL-LAB",
+                        "sent_timestamp": "2026-01-01T00:00:00.000Z",
+                        "content": f"value {number} {index}",
+                    }
+                )
+                + b"\n"
+                for index in range(each)
+            )
+            lines.write("FL-LAB", envelope_id, number, text, ["text/plain"], 1)
+        db.commit()
