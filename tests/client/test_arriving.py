@@ -17,6 +17,7 @@ import pytest
 from cipherbox import clock
 from cipherbox.client.inbox import incoming_files as arriving
 from cipherbox.client.inbox import places, unpacking
+from cipherbox.client.inbox.content_types import message_count
 from cipherbox.client.inbox.inbox import Inbox, InboxStorage
 from cipherbox.client.inbox.incoming_files import Arrived
 from cipherbox.client.inbox.lines import Received
@@ -31,7 +32,7 @@ from cipherbox.client.publishing.parts import (
 from cipherbox.envelope.ids import EnvelopeIds
 from cipherbox.errors import MalformedEnvelope
 from cipherbox.limits import LIMITS
-from cipherbox.sealing.body import Message
+from cipherbox.sealing.body import Message, pack, unpack
 from cipherbox.sealing.local_secret_box import SecretBox
 from tests.client.parties import now_ms
 
@@ -624,3 +625,27 @@ def test_a_directory_of_too_many_directories_is_malformed() -> None:
     manifest = Manifest(b"d" * 16, ("run",), 0, 64 * 1024, (), 0, "inode/directory", entries)
     with pytest.raises(MalformedEnvelope, match="too many directories"):
         read_manifest(manifest_message(manifest).content)
+
+
+@pytest.mark.parametrize("password", [False, True], ids=["clear", "password"])
+@pytest.mark.parametrize("kind", ["part", "file as message"])
+def test_the_contents_of_a_large_message_are_not_copied(
+    tmp_path: Path, kind: str, password: bool
+) -> None:
+    size = 4 * 1024 * 1024
+    message = (
+        part_message(os.urandom(16), 0, size, os.urandom(size), compress=False)
+        if kind == "part"
+        else Message(os.urandom(size), "application/octet-stream", {"filename": "scan.tif"})
+    )
+    one = sealed(message)._replace(messages=unpack(pack([message]), 1, 1_759_906_980_123))
+    storage = InboxStorage(tmp_path / "incoming", box=BOX, plain=not password)
+    box = Inbox(tmp_path, storage=storage)
+    tracemalloc.start()
+    try:
+        message_count(one)
+        box.record([one])
+        assert tracemalloc.get_traced_memory()[1] < size // 2
+    finally:
+        tracemalloc.stop()
+        box.close()

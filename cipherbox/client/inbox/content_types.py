@@ -10,6 +10,7 @@ import enum
 
 from cipherbox.client.inbox.lines import Received
 from cipherbox.client.publishing.parts import MANIFEST, PART
+from cipherbox.sealing.body import apart
 
 PIPE_FRAME = "application/x-cipherbox-pipe"
 
@@ -33,7 +34,8 @@ def recording_of(received: Received) -> Recording:
     """Return how an opened envelope is recorded."""
     if len(received.messages) != 1:
         return Recording.LINES
-    found = CONTENT_TYPES.get(received.messages[0].content_type, Recording.LINES)
+    message, _ = apart(received.messages, 0)  # a copy of 1 MiB costs more than its recording
+    found = CONTENT_TYPES.get(message.content_type, Recording.LINES)
     if found is Recording.FILE and not received.queue.endswith(".bulk"):
         return Recording.LINES
     return found

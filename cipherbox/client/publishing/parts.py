@@ -138,7 +138,11 @@ def manifest_message(manifest: Manifest) -> Message:
 
 
 def manifest_of(
-    transfer: bytes, path: Sequence[str], content: bytes, content_type: str, modified_at: int
+    transfer: bytes,
+    path: Sequence[str],
+    content: bytes | memoryview,
+    content_type: str,
+    modified_at: int,
 ) -> Manifest:
     """Return the manifest of a file that arrived as one message."""
     size = LIMITS.part_bytes
