@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -20,6 +21,7 @@ from cipherbox.errors import NotFound
 if TYPE_CHECKING:
     from cipherbox.client.client import Client
     from cipherbox.client.outbox.folder_files import Claim
+    from cipherbox.client.outbox.outbox import Outbox
     from cipherbox.client.outbox.rows import Row
     from cipherbox.client.outbox.transfers import Transfer
     from cipherbox.errors import CipherBoxError
@@ -56,43 +58,43 @@ class Filter(NamedTuple):
         return at >= self.since_ms and (self.to is None or self.to in recipients)
 
 
-async def _listed(client: Client, wanted: Filter) -> Listed:
+@contextmanager
+def _open_outbox(ctx: click.Context) -> Iterator[Outbox]:
+    """Open this home's outbox to read it, without a client and without HQ."""
+    from cipherbox.cli.home import load_here
+    from cipherbox.client.home import keyless
+    from cipherbox.client.outbox.outbox import Outbox
+
+    home = load_here(ctx)
+    if home.identity is None:
+        raise keyless()
+    with closing(Outbox(home.path, home.config.keep_until, hides=home.hides)) as kept:
+        yield kept
+
+
+def _listed(kept: Outbox, wanted: Filter) -> Listed:
     from cipherbox.client.outbox.folder_files import FolderFiles
     from cipherbox.client.outbox.rows import PARKED, WAITING
     from cipherbox.client.outbox.transfers import SENT, Transfers
 
-    sender = client.outbox()
-    kept = sender.outbox
     everything, last = wanted.everything, wanted.last
     # the filter is applied below
     most = last if wanted.to is None and not wanted.since_ms else _MOST
-    newest = (
-        (lambda: kept.newest(most))
-        if everything
-        else (lambda: kept.rows([WAITING, PARKED], most=most))
-    )
-    found: Any = await sender.store(newest)
+    found = kept.newest(most) if everything else kept.rows([WAITING, PARKED], most=most)
     found = [row for row in found if wanted.matches(row.recipients, row.sealed_at)][-last:]
-    refusing: Any = await sender.store(kept.refused, most)
+    refusing = kept.refused(most)
     refusing = [row for row in refusing if wanted.matches(row.recipients, row.sealed_at)][-last:]
-    files: Any = await sender.store(Transfers(kept).all, most)
+    files = Transfers(kept).all(most)
     files = [one for one in files if wanted.matches(one.recipients, one.made_at)][-last:]
-    folder: Any = await sender.store(FolderFiles(kept).refused, most)
+    folder = FolderFiles(kept).refused(most)
     folder = [one for one in folder if wanted.matches(one.recipients, one.changed_at)][-last:]
-    refused = {}
-    for row in refusing:
-        outcomes: Any = await sender.store(kept.refusals, row.number)
-        refused[row.envelope_id] = _refusals(outcomes)
+    refused = {row.envelope_id: _refusals(kept.refusals(row.number)) for row in refusing}
     if not everything:
         found = sorted([*found, *refusing], key=lambda row: row.number)
     files = [one for one in files if everything or one.state != SENT]
     states = {}
     for one in files:
-        manifest: Any = (
-            await sender.store(kept.find, one.manifest)
-            if one.manifest and one.state == SENT
-            else None
-        )
+        manifest = kept.find(one.manifest) if one.manifest and one.state == SENT else None
         states[one.id] = FILE_STATES[one.state] if manifest is None else _state(manifest, refused)
     return Listed(found, files, refused, folder, states)
 
@@ -132,7 +134,8 @@ def outbox_list(
 
     since_ms = int((clock.now_s() - since) * 1000) if since else 0
     wanted = Filter(everything, last, to, since_ms)
-    listed = with_client_offline(ctx, lambda client: _listed(client, wanted))
+    with _open_outbox(ctx) as kept:
+        listed = _listed(kept, wanted)
     if as_json:
         of_files = [_file_record(one, listed.file_states[one.id]) for one in listed.files]
         of_rows = (_record(row, listed.refused) for row in listed.rows)

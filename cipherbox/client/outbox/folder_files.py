@@ -17,9 +17,14 @@ from cipherbox.classes import frozen
 from cipherbox.client.local_database import transaction, translated
 from cipherbox.client.outbox.origins import OVER, REFUSED, SENT, FolderFile, insert_file
 from cipherbox.client.outbox.outbox import Outbox
-from cipherbox.client.outbox.rows import CANCELLED, CONFIRMED, PARKED, WAITING
+from cipherbox.client.outbox.rows import (
+    CANCELLED,
+    CONFIRMED,
+    MOST_GENERATIONS,
+    PARKED,
+    WAITING,
+)
 from cipherbox.client.outbox.transfers import SENDING, STOPPED
-from cipherbox.client.receiving.receipts import MOST_GENERATIONS
 from cipherbox.envelope.outcomes import Outcome, outcome_words
 
 _COLUMNS = (

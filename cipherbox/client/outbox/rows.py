@@ -14,6 +14,7 @@ from cipherbox.envelope.layout import Octets
 
 WAITING, CONFIRMED, PARKED, CANCELLED = range(4)
 STATES = ("waiting", "confirmed", "aside", "cancelled")
+MOST_GENERATIONS = 16  # of an envelope, so that two ends that never agree stop eventually
 COPIES = "copies"  # directory of copies of files in transfer
 UNTIL_OPENED, UNTIL_DELIVERED, UNTIL_CONFIRMED = "opened", "delivered", "confirmed"
 

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from cipherbox.client.events import SENDER
-from cipherbox.client.outbox.rows import Signed
+from cipherbox.client.outbox.rows import MOST_GENERATIONS, Signed
 from cipherbox.client.receiving.consumer import Consumer
 from cipherbox.client.receiving.delivery import Delivery
 from cipherbox.client.receiving.faults import Fault, fault_of, refusal
@@ -44,7 +44,6 @@ _PAUSE_S = 5.0  # after an error, before the mailbox is looked at again
 SETTLE_S = 1.0
 _MOST = (1 << 63) - 1  # SQLite's largest integer, for times by another party's clock
 RESEALABLE = frozenset({Outcome.KEY_MISSING})
-MOST_GENERATIONS = 16  # so that two ends that never agree stop eventually
 
 
 class ReceiptConsumer:
