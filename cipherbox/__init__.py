@@ -16,6 +16,8 @@ Map, written by `make generate`:
     contact_lists  Whom a recipient takes mail from, as two lists: what its inbox goes by, and what
                    HQ may know of it.
     readable       Sizes and times as people read them, in a terminal and in a browser.
+    spares         Spares: files that were freed a moment ago, to be written over instead of new
+                   ones.
     portable       The only module that depends on Unix or Windows: file modes, locks, signals.
     config/        Settings: frozen classes, the TOML files they come from, and what they name.
     alerting       Alerts told to people: by a command, a webhook, mail.

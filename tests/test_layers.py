@@ -15,7 +15,7 @@ from tests import maps
 
 PACKAGE = Path(__file__).resolve().parent.parent / "cipherbox"
 
-BASE = {"errors", "clock", "classes", "limits", "checks", "contact_lists", "readable"}
+BASE = {"errors", "clock", "classes", "limits", "checks", "contact_lists", "readable", "spares"}
 GROUND = BASE | {"concurrency", "portable", "config", "alerting", "pki", "net", "ops"}
 # the web page's, which nothing but `apps/page` may import
 PAGE_ONLY = {"hypercorn", "jinja2", "markdown_it", "markupsafe", "segno", "starlette"}
@@ -29,6 +29,7 @@ TABLE: dict[str, tuple[set[str], set[str]]] = {
     "concurrency": ({"errors"}, {"trio"}),
     "contact_lists": ({"classes"}, {"attrs"}),
     "readable": (set(), set()),
+    "spares": (set(), set()),
     "portable": (BASE, set()),
     "config": (BASE | {"portable"}, {"attrs"}),
     "alerting": (BASE | {"concurrency", "portable", "config"}, {"attrs", "orjson", "trio"}),

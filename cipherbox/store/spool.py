@@ -7,9 +7,8 @@ which are removed when the store is opened.
 Bodies of one commit share files: on ext4 a body of 64 KiB costs 0.06 ms in a shared file and 0.7 ms
 in one of its own.  A file is kept until all its bodies are deleted, so shared files are small.
 
-A freed file is a *spare* for SPARE_S: new bodies are written over its bytes, which costs a third of
-the CPU time of a new file and a quarter of the time of its sync, since neither directory nor size
-changes.  No body is ever mistaken for another one:
+A freed file is a *spare* for a few seconds (`cipherbox.spares`): new bodies are written over its
+bytes.  No body is ever mistaken for another one:
 1. A spare is a file that this process wrote and freed: the commit that deleted its last body is on
    stable storage.  A file whose commit failed is never a spare: that commit may have taken effect,
    and must find its own bytes.
@@ -36,12 +35,12 @@ from typing import NamedTuple
 
 from cipherbox.errors import StoreUnavailable
 from cipherbox.portable import private_dir
+from cipherbox.spares import Spares
 from cipherbox.store.files import Files
 
 # of bodies in one file: bodies of a mebibyte gain nothing by sharing one
 SHARED_BYTES = 4 * 1024 * 1024
 SPARE_BYTES = 32 * 1024 * 1024  # of all spares; what is freed beyond is deleted
-SPARE_S = 10.0  # then a spare is deleted: what is acknowledged does not stay on the disk
 _SUFFIX = ".spool"
 _TRIES = 10  # for a snapshot while HQ is busy
 NAME = re.compile(r"[0-9]+-[0-9]+\.spool", re.ASCII)  # of a file that a row may name
@@ -55,14 +54,6 @@ class Place(NamedTuple):
     at: int
 
 
-class Spare(NamedTuple):
-    """A freed file."""
-
-    name: str
-    size: int
-    freed_at: float
-
-
 class Spool:
     """The directory of spooled bodies.  Methods raise OSError."""
 
@@ -71,7 +62,7 @@ class Spool:
         self._files = files
         self._prefix = f"{epoch:08d}"
         self._count = 0
-        self._spares: list[Spare] = []  # oldest first
+        self._spares = Spares()
         path.mkdir(mode=0o700, exist_ok=True)
 
     def write(self, bodies: Sequence[bytes]) -> list[Place]:
@@ -107,15 +98,12 @@ class Spool:
         return self._files.read(self.path / place.name, place.at, size)
 
     def _take_spare(self, size: int) -> str | None:
-        """Return the name of a spare for these bytes, which would waste little of it; None if a new
-        file is needed.
-        """
-        fitting = [spare for spare in self._spares if size <= spare.size <= 4 * size]
-        if not fitting or any(n.startswith(LINKS) for n in self._files.names(self.path.parent)):
+        """Return the name of a spare for these bytes; None if a new file is needed."""
+        if not self._spares or any(
+            name.startswith(LINKS) for name in self._files.names(self.path.parent)
+        ):
             return None
-        spare = min(fitting, key=lambda spare: spare.size)
-        self._spares.remove(spare)
-        return spare.name
+        return self._spares.take(size)
 
     def free(self, names: Iterable[str]) -> None:
         """Make spares of files whose bodies are deleted by a commit that succeeded."""
@@ -126,7 +114,7 @@ class Spool:
             except OSError:
                 size = 0
             if size and name.startswith(self._prefix):
-                self._spares.append(Spare(name, size, now))
+                self._spares.add(name, size, now)
             else:
                 self.delete([name])
         self.drop_spares(now)
@@ -135,14 +123,7 @@ class Spool:
         """Delete spares that are old or too many, or all of them without ``now``; return whether
         there were any.
         """
-        size = sum(spare.size for spare in self._spares)
-        dropped = []
-        for spare in self._spares:
-            if now is not None and size <= SPARE_BYTES and now - spare.freed_at <= SPARE_S:
-                break
-            dropped.append(spare.name)
-            size -= spare.size
-        del self._spares[: len(dropped)]
+        dropped = self._spares.drop(SPARE_BYTES, now)
         self.delete(dropped)
         return bool(dropped)
 

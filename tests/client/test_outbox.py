@@ -90,10 +90,10 @@ def test_bytes_stay_until_all_have_signed(tmp_path: Path, size: int) -> None:
     assert len(sign(outbox, 5, signed(item, "SF-RC"))) == 1
     (row,) = outbox.rows([CONFIRMED])
     assert (row.owed, outbox.bytes_of(row), row.content_key) == (0, None, None)
-    assert list((tmp_path / FILES).iterdir()) == []
     assert [o[:2] for o in outbox.outcomes(row.number)] == [("CA-RC", 0), ("SF-RC", 0)]
     assert outbox.forget(1 << 60) == 1
     outbox.close()
+    assert list((tmp_path / FILES).iterdir()) == []
 
 
 def test_kept_only_until_confirmed(tmp_path: Path) -> None:
@@ -101,8 +101,8 @@ def test_kept_only_until_confirmed(tmp_path: Path) -> None:
     outbox.write([fresh(1), fresh(2, size=100_000)])
     outbox.write(confirmed=[Confirmed(fresh(n).envelope_id, 0, 7, ()) for n in (1, 2)])
     assert all(outbox.bytes_of(row) is None for row in outbox.rows([CONFIRMED]))
-    assert list((tmp_path / FILES).iterdir()) == []
     outbox.close()
+    assert list((tmp_path / FILES).iterdir()) == []
 
 
 def test_news_about_an_earlier_generation_changes_nothing(tmp_path: Path) -> None:
@@ -125,8 +125,8 @@ def test_of_a_replaced_envelope_nothing_is_left(tmp_path: Path) -> None:
     outbox.write([fresh(1, size=100_000)])
     outbox.write([fresh(2, replaces=fresh(1).envelope_id)])
     assert [row.envelope_id for row in outbox.rows([WAITING])] == [fresh(2).envelope_id]
-    assert list((tmp_path / FILES).iterdir()) == []
     outbox.close()
+    assert list((tmp_path / FILES).iterdir()) == []
 
 
 def counts(outbox: Outbox, *tables: str) -> list[int]:

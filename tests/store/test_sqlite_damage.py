@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from cipherbox import spares
 from cipherbox.errors import Damaged, StoreUnavailable
 from cipherbox.store import spool as spooling
 from cipherbox.store.files import Files
@@ -279,7 +280,7 @@ def test_spares_are_few_and_do_not_stay(tmp_path: Path, monkeypatch: pytest.Monk
     assert len(spool_names(tmp_path)) == 2
     store.renew()
     assert len(spool_names(tmp_path)) == 2
-    later = time.monotonic() + spooling.SPARE_S + 1
+    later = time.monotonic() + spares.SPARE_S + 1
     monkeypatch.setattr(time, "monotonic", lambda: later)
     store.renew()
     assert spool_names(tmp_path) == []

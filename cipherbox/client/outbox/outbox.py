@@ -8,10 +8,9 @@ from an older backup.  Then the bytes are deleted and the row stays, as the mess
 
 Rules.
 1. `write` is one transaction for all that gathered: new envelopes and outcomes together.
-2. Large envelopes are files in ``outbox/``, written and synced before the commit that names them,
-   deleted after the commit that drops them.  A file no row names is left by a crash; it is swept
-   once it is a day old, since another process of this home may be about to name it.  So is the
-   copy of a file that all recipients have.
+2. Large envelopes are files in ``outbox/`` (`envelope_files`).  A file no row names is left by a
+   crash; it is swept once it is a day old, since another process of this home may be about to
+   name it.  So is the copy of a file that all recipients have.
 3. An outcome belongs to a generation: one of an earlier generation changes nothing.
 4. Whatever refers to a row is deleted in the transaction that deletes the row: SQLite gives the
    number of the newest row to the next one, and that must not inherit what others signed.
@@ -29,6 +28,7 @@ from cipherbox import clock
 from cipherbox.client.hq_time import deletion_ms
 from cipherbox.client.local_database import open_database, sync, transaction, translated
 from cipherbox.client.outbox import origins
+from cipherbox.client.outbox.envelope_files import EnvelopeFiles
 from cipherbox.client.outbox.receipts import STEP as RECEIPTS_STEP
 from cipherbox.client.outbox.receipts import UNUSED, OutboxReceipts
 from cipherbox.client.outbox.rows import (
@@ -45,7 +45,7 @@ from cipherbox.client.outbox.rows import (
 )
 from cipherbox.client.sessions.sending_chains import STEP as CHAINS
 from cipherbox.client.sessions.sending_chains import RatchetStep, SendingChains
-from cipherbox.portable import O_BINARY, private_dir, sync_directory, write_all
+from cipherbox.portable import private_dir
 from cipherbox.sealing.local_secret_box import SecretBox
 
 DATABASE, FILES = "outbox.sqlite3", "outbox"
@@ -122,6 +122,7 @@ class Outbox(OutboxReceipts):
         self.hides = hides
         self._path = home / DATABASE
         self._files = home / FILES
+        self._large = EnvelopeFiles(self._files)
         self._keep_until = keep_until
         self._db = open_database(self._path, STEPS, OLDEST)
         try:
@@ -142,7 +143,17 @@ class Outbox(OutboxReceipts):
         """Return the directory of large envelopes and of copies of files."""
         return self._files
 
+    @property
+    def has_spares(self) -> bool:
+        """Whether `drop_spares` is to be called now and then."""
+        return self._large.has_spares
+
+    def drop_spares(self) -> None:
+        """Delete files whose envelopes were deleted some seconds ago."""
+        self._large.drop_spares(old=True)
+
     def close(self) -> None:
+        self._large.drop_spares()
         with suppress(sqlite3.Error):
             self._db.close()
 
@@ -169,10 +180,10 @@ class Outbox(OutboxReceipts):
         them were left out.
         """
         dropped: list[str] = []
-        written: list[Path] = []
+        with translated(self._path):
+            places = self._spool(fresh)
+        written = [name for name in places if name is not None]
         try:
-            with translated(self._path):
-                places = self._spool(fresh, written)
             with transaction(self._db, self._path, synced=on_visible is None):
                 now = clock.now_ms()
                 moved = self._turn([*steps, *(step for item in fresh for step in item.steps)])
@@ -197,12 +208,12 @@ class Outbox(OutboxReceipts):
                         (out.state, out.code, out.reason, now, out.envelope_id, out.generation),
                     )
         except BaseException:
-            self._delete([path.name for path in written])
+            self._large.delete(written)
             raise
         if on_visible is not None:
             on_visible()
             sync(self._path)
-        self._delete(dropped)
+        self._large.free(dropped)
         return moved | taken
 
     def delivered(self, envelope_id: bytes) -> None:
@@ -214,7 +225,7 @@ class Outbox(OutboxReceipts):
                 "SELECT number FROM envelopes WHERE envelope_id = ?", (envelope_id,)
             ).fetchone()
             dropped = self._forget_bytes(row[0], "state = 1") if row else []
-        self._delete(dropped)
+        self._large.free(dropped)
 
     def again(self, envelope_id: bytes) -> bool:
         """Let it wait to be sent again, unchanged; return False if its bytes were deleted."""
@@ -277,7 +288,7 @@ class Outbox(OutboxReceipts):
         """Delete these envelopes with their history."""
         with transaction(self._db, self._path):
             dropped = [name for one in envelope_ids for name in self._remove(one)]
-        self._delete(dropped)
+        self._large.free(dropped)
 
     # -- inside ------------------------------------------------------------------------------------
 
@@ -301,24 +312,15 @@ class Outbox(OutboxReceipts):
                 dropped.append(file)
         return [item for item, _ in kept], [file for _, file in kept]
 
-    def _spool(self, fresh: Sequence[OutboxEntry], written: list[Path]) -> list[str | None]:
-        places: list[str | None] = []
-        for item in fresh:
-            if len(item.raw) < _FILE_FROM:
-                places.append(None)
-                continue
-            path = self._files / f"{item.envelope_id.hex()}-{item.generation}"
-            written.append(path)
-            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | O_BINARY, 0o600)
-            try:
-                write_all(fd, item.raw)
-                os.fsync(fd)
-            finally:
-                os.close(fd)
-            places.append(path.name)
-        if written:
-            sync_directory(self._files)
-        return places
+    def _spool(self, fresh: Sequence[OutboxEntry]) -> list[str | None]:
+        """Return the file of each envelope; None for those that the database has."""
+        large = [item for item in fresh if len(item.raw) >= _FILE_FROM]
+        names = iter(
+            self._large.write(
+                [(f"{item.envelope_id.hex()}-{item.generation}", item.raw) for item in large]
+            )
+        )
+        return [next(names) if len(item.raw) >= _FILE_FROM else None for item in fresh]
 
     def _insert(self, fresh: Sequence[OutboxEntry], places: Sequence[str | None], now: int) -> None:
         self._db.executemany(
@@ -416,14 +418,14 @@ class Outbox(OutboxReceipts):
             named = {
                 n for (n,) in self._db.execute("SELECT file FROM envelopes WHERE file IS NOT NULL")
             }
-            self._delete(name for name in old if name not in named)
+            self._large.delete(name for name in old if name not in named)
         if old := self._older_files(self._files / COPIES):
             needed = self._db.execute(
                 "SELECT t.id FROM transfers t LEFT JOIN envelopes e ON e.envelope_id = t.manifest "
                 "WHERE t.copied AND NOT (t.state = 1 AND e.owed <= 0)"
             )
             named = {transfer_id.hex() for (transfer_id,) in needed}
-            self._delete(f"{COPIES}/{name}" for name in old if name not in named)
+            self._large.delete(f"{COPIES}/{name}" for name in old if name not in named)
 
     def _older_files(self, directory: Path) -> list[str]:
         """Return the names of files that no process of this home is about to name."""

@@ -10,6 +10,7 @@ import orjson
 
 from cipherbox import clock
 from cipherbox.client.local_database import translated, version_of
+from cipherbox.client.outbox.envelope_files import EnvelopeFiles
 from cipherbox.client.outbox.rows import Row
 from cipherbox.errors import RecipientRevoked
 
@@ -26,7 +27,7 @@ class OutboxQueries:
     """The queries of one home's outbox.  Methods block on the disk; StoreError when it fails."""
 
     _path: Path
-    _files: Path
+    _large: EnvelopeFiles
     _db: sqlite3.Connection
 
     def version(self) -> tuple[int, int]:
@@ -104,10 +105,12 @@ class OutboxQueries:
         """Return the envelope's bytes; None if they were deleted."""
         with translated(self._path):
             if row.file is not None:
-                try:
-                    return (self._files / row.file).read_bytes()
-                except FileNotFoundError:
-                    return None
+                raw = self._large.read(row.file, row.size)
+                found = self._db.execute(
+                    "SELECT 1 FROM envelopes WHERE envelope_id = ? AND generation = ? AND file = ?",
+                    (row.envelope_id, row.generation, row.file),
+                ).fetchone()
+                return raw if found is not None else None  # it was freed while it was read
             found = self._db.execute(
                 "SELECT data FROM envelopes WHERE number = ?", (row.number,)
             ).fetchone()

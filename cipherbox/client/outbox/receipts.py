@@ -4,9 +4,7 @@ go.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 
 import orjson
 
@@ -85,7 +83,7 @@ class OutboxReceipts(OutboxQueries):
                 if known is not None:
                     news.append(known)
             self._drop_unused_receipts(replaced)
-        self._delete(dropped)
+        self._large.free(dropped)
         return news
 
     def _take(
@@ -215,8 +213,3 @@ class OutboxReceipts(OutboxQueries):
             (number,),
         )
         return [row[0]] if row[0] else []
-
-    def _delete(self, names: Iterable[str]) -> None:
-        for name in names:
-            with suppress(OSError):
-                os.unlink(self._files / name)

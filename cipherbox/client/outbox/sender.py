@@ -357,6 +357,8 @@ class OutboxSender(Resealing):
                 self._window.tell_room()
             with trio.move_on_after(LOOK_S):
                 await self._look.wait()
+            if self.outbox.has_spares:
+                await self.store(self.outbox.drop_spares)
             now = clock.now_ms()
             before = now if self._look.is_set() else now - ABANDONED_MS
 
