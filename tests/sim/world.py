@@ -451,8 +451,8 @@ class World:
             return "HQ is down"
         if missing := [name for name in names if name not in self.clients]:
             return f"{missing} are down"
-        if self.finished < set(SENDERS):
-            return f"{set(SENDERS) - self.finished} have files to send"
+        if busy := set(SENDERS) - self.finished:  # the leaver finishes, too
+            return f"{busy} have files to send"
         for name in SENDERS:
             box = self.clients[name].outbox().outbox
             for what, rows in (
