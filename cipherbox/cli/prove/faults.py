@@ -177,6 +177,10 @@ class Faults:
         portable.write_atomic(file, str(step_s).encode())
         try:
             await self._wait(_STEPPED_S)
+            if self.chance.random() < 0.5:  # it starts with that clock, and knows nobody yet
+                await kill(self._cast.processes[name])
+                await self._cast.start(name)
+                await self._wait(_STEPPED_S)
         finally:
             portable.write_atomic(file, b"0")
         days = abs(step_s) >= _DAY_S
