@@ -2,26 +2,29 @@
 alone notices.
 
 Each mutant has one change: a comparison, an operator, a number, a negated condition or a statement
-left out.  Chosen at random by `--seed`, it is played with the first seeds of the simulation until
-one fails.  What no seed notices is listed: either the simulation lacks a fault or a state there, or
-the change means the same, or it only concerns what the simulation does not do (rights, listings,
-retention, another release's data).
+left out, in a line that the simulation runs through.  Chosen at random by `--seed`, it is played
+with the first seeds of the simulation until one fails.  What no seed notices is listed: either the
+simulation lacks a fault or a state there, or a rule to check, or the change means the same.
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
+import json
 import os
 import random
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 COPY = ROOT / "build" / "mutate-sim"
+EQUIVALENT = ROOT / "tests" / "equivalent.toml"
 # What the simulation exercises: the path of a message through HQ and into the inbox.
 PLACES = (
     "broker/publish.py",
@@ -61,11 +64,14 @@ _SWAPPED: dict[type[ast.AST], type[ast.AST]] = {
     ast.And: ast.Or,
     ast.Or: ast.And,
 }
-LIMIT_S = 600
+LIMIT_S = 300
+ROUND = 21
 
 
-def places(tree: ast.Module) -> Iterator[tuple[int, int]]:
-    """Yield each possible change: the number of a node, and for a block the statement in it."""
+def places(tree: ast.Module) -> Iterator[tuple[int, int, int]]:
+    """Yield each possible change: the number of a node, for a block the statement in it, and the
+    line.
+    """
     inside = {
         id(n)
         for f in ast.walk(tree)
@@ -80,72 +86,88 @@ def places(tree: ast.Module) -> Iterator[tuple[int, int]]:
             or (isinstance(node, ast.BinOp | ast.BoolOp) and type(node.op) in _SWAPPED)
             or (isinstance(node, ast.Constant) and type(node.value) is int)
         ):
-            yield number, 0
+            yield number, 0, node.lineno  # type: ignore[attr-defined]
         elif isinstance(node, ast.If | ast.While):
-            yield number, -1
+            yield number, -1, node.test.lineno
         body = node.body if isinstance(getattr(node, "body", None), list) else []
         for place, statement in enumerate(body):
             if isinstance(statement, ast.Expr) and not isinstance(statement.value, ast.Constant):
-                yield number, place + 1
+                yield number, place + 1, statement.lineno
 
 
-def changed(source: str, number: int, place: int) -> tuple[str, str]:
-    """Return the source with that change, and the change in words."""
+def changed(source: str, number: int, place: int) -> tuple[str, int, str]:
+    """Return the source with that change, its line, and the change in words."""
     tree = ast.parse(source)
-    node = [*ast.walk(tree)][number]
+    node: Any = [*ast.walk(tree)][number]
     before = ast.unparse(node).splitlines()[0] if isinstance(node, ast.expr) else ""
+    line = getattr(node, "lineno", 0)
     if place > 0:
-        statement = node.body[place - 1]  # type: ignore[attr-defined]
-        node.body[place - 1] = ast.copy_location(ast.Pass(), statement)  # type: ignore[attr-defined]
-        told = f"line {statement.lineno}: left out: {ast.unparse(statement).splitlines()[0]}"
-        return ast.unparse(tree), told
+        statement = node.body[place - 1]
+        node.body[place - 1] = ast.copy_location(ast.Pass(), statement)
+        return ast.unparse(tree), statement.lineno, "left out"
     if place < 0:
-        assert isinstance(node, ast.If | ast.While)
-        told = f"line {node.lineno}: negated: {ast.unparse(node.test)}"
+        line = node.test.lineno
         node.test = ast.UnaryOp(ast.Not(), node.test)
-        return ast.unparse(ast.fix_missing_locations(tree)), told
+        return ast.unparse(ast.fix_missing_locations(tree)), line, "negated"
     if isinstance(node, ast.Compare):
         node.ops[0] = _SWAPPED[type(node.ops[0])]()  # type: ignore[assignment]
     elif isinstance(node, ast.BinOp | ast.BoolOp):
         node.op = _SWAPPED[type(node.op)]()  # type: ignore[assignment]
-    elif isinstance(node, ast.Constant):
-        node.value = int(node.value) + 1  # type: ignore[arg-type]
-    told = f"line {node.lineno}: {before} -> {ast.unparse(node).splitlines()[0]}"  # type: ignore[attr-defined]
-    return ast.unparse(tree), told
+    else:
+        node.value = int(node.value) + 1
+    return ast.unparse(tree), line, f"{before} -> {ast.unparse(node).splitlines()[0]}"
+
+
+def known() -> set[tuple[str, str, str]]:
+    """Return the changes that the simulation need not notice: file, line and change."""
+    rows = tomllib.loads(EQUIVALENT.read_text("utf-8")).get("simulated", [])
+    return {(row["file"], row["line"], row["change"]) for row in rows}
+
+
+def play(seeds: str, *before: str) -> subprocess.CompletedProcess[str]:
+    """Play the simulation in the copy until a seed fails."""
+    command = [sys.executable, *before, "-m", "tests.sim.run", seeds, "--stop"]
+    return subprocess.run(
+        command,
+        cwd=COPY,
+        env=dict(os.environ, PYTHONPATH=str(COPY)),
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_S,
+    )
 
 
 def noticed(seeds: int) -> str:
-    """Play the simulation in the copy; return what noticed the change, or nothing."""
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-x",
-        "-q",
-        "-p",
-        "no:randomly",
-        "-p",
-        "no:cacheprovider",
-    ]
-    command += ["--tb=line", "tests/sim/test_sim.py", "-k", "promised"]
-    environment = dict(os.environ, CIPHERBOX_SEEDS=f"0:{seeds}", PYTHONPATH=str(COPY))
+    """Return what noticed the change, or nothing."""
     try:
-        done = subprocess.run(
-            command, cwd=COPY, env=environment, capture_output=True, text=True, timeout=LIMIT_S
-        )
+        done = play(f"0:{seeds}")
     except subprocess.TimeoutExpired:
         return "it does not end"
     if done.returncode == 0:
         return ""
-    lines = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
-    return lines[0] if lines else "it fails"
+    lines = [line for line in done.stdout.splitlines() if " failed: " in line]
+    return (lines or done.stderr.splitlines() or ["it ends"])[-1]
+
+
+def reached() -> dict[str, set[int]]:
+    """Return the lines of each file that a round of seeds runs through."""
+    files = ",".join(f"cipherbox/{file}" for file in PLACES)
+    done = play(f"0:{ROUND}", "-m", "coverage", "run", f"--include={files}")
+    if done.returncode:
+        raise SystemExit(f"the simulation fails without any change:\n{done.stdout}{done.stderr}")
+    report = [sys.executable, "-m", "coverage", "json", "-q", "-o", "lines.json"]
+    subprocess.run(report, cwd=COPY, check=True)
+    found = json.loads((COPY / "lines.json").read_text("utf-8"))["files"]
+    return {
+        file.removeprefix("cipherbox/"): set(one["executed_lines"]) for file, one in found.items()
+    }
 
 
 def main() -> None:
     """Change, play, and print what survived."""
     options = argparse.ArgumentParser(description="Mutants against the simulation alone.")
     options.add_argument("--mutants", type=int, default=50)
-    options.add_argument("--seeds", type=int, default=20, help="of the simulation, for each mutant")
+    options.add_argument("--seeds", type=int, default=24, help="of the simulation, for each mutant")
     options.add_argument("--seed", type=int, default=1, help="of the choice of mutants")
     chosen = options.parse_args()
     shutil.rmtree(COPY, ignore_errors=True)
@@ -154,24 +176,32 @@ def main() -> None:
         ignored = shutil.ignore_patterns("__pycache__")
         shutil.copytree(ROOT / name, COPY / name, ignore=ignored, symlinks=name == "systemd")
     shutil.copy2(ROOT / "pyproject.toml", COPY)
+    lines = reached()
     every = [
-        (file, *where)
+        (file, number, place)
         for file in PLACES
-        for where in places(ast.parse((ROOT / "cipherbox" / file).read_text("utf-8")))
+        for number, place, line in places(ast.parse((ROOT / "cipherbox" / file).read_text("utf-8")))
+        if line in lines.get(file, ())
     ]
-    assert not noticed(2), "the simulation fails without any change"
-    survivors = []
+    survivors, fine = [], known()
     for count, (file, number, place) in enumerate(
         random.Random(chosen.seed).sample(every, chosen.mutants), 1
     ):
         original = (ROOT / "cipherbox" / file).read_text("utf-8")
-        source, told = changed(original, number, place)
+        source, at, change = changed(original, number, place)
+        line = original.splitlines()[at - 1].strip()
+        told = f"{file}:{at}: {change}: {line}"
+        if (file, line, change) in fine:
+            print(f"{count:3} known    {told}", flush=True)
+            continue
         (COPY / "cipherbox" / file).write_text(source, "utf-8")
         why = noticed(chosen.seeds)
         (COPY / "cipherbox" / file).write_text(original, "utf-8")
-        print(f"{count:3} {'noticed ' if why else 'SURVIVED'} {file} {told}", flush=True)
-        if not why:
-            survivors.append(f"{file} {told}")
+        print(f"{count:3} {'noticed ' if why else 'SURVIVED'} {told}", flush=True)
+        if why:
+            print(f"    {why[:200]}", flush=True)
+        else:
+            survivors.append(told)
     print(f"{chosen.mutants} mutants of {len(every)} possible, {len(survivors)} survived:")
     print("\n".join(survivors))
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import tomllib
 from pathlib import Path
 
-from tests import mutate
+from tests import mutate, mutate_sim
 
 SURVIVOR = """\
 # cipherbox.envelope.ids.x_id_time_ms__mutmut_4: survived
@@ -26,6 +27,19 @@ def test_each_equivalent_change_is_of_a_line_that_stands_in_its_module() -> None
         lines = {line.strip() for line in module.read_text("utf-8").splitlines()}
         assert row["line"] in lines, f"{row['module']}: {row['line']} is stale: take it off"
         assert row["change"].split(" -> ")[0] in row["line"]
+        assert row["reason"]
+
+
+def test_each_change_that_the_simulation_need_not_notice_is_possible() -> None:
+    rows = tomllib.loads(mutate.EQUIVALENT.read_text("utf-8"))["simulated"]
+    for row in rows:
+        source = Path(mutate.ROOT, "cipherbox", row["file"]).read_text("utf-8")
+        found = {
+            (source.splitlines()[at - 1].strip(), change)
+            for number, place, _ in mutate_sim.places(ast.parse(source))
+            for _, at, change in [mutate_sim.changed(source, number, place)]
+        }
+        assert (row["line"], row["change"]) in found, f"{row['line']} is stale: take it off"
         assert row["reason"]
 
 

@@ -3,8 +3,8 @@ which state.
 
 A state is what the world is doing: the same crash is another test when HQ is starting, when a
 confirm is on its way, or when a delivery is.  Left to chance some pairs of fault and state would
-take thousands of seeds, so a seed aims: it has seven pairs, waits for the state of each or brings
-it about, and plays the fault then.  Seeds in a row share out all pairs, twelve seeds each.
+take thousands of seeds, so a seed aims: it has four pairs, waits for the state of each or brings
+it about, and plays the fault then.  Seeds in a row share out all pairs, 21 seeds each.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def state_of(world: World) -> str:
 # Without HQ there is no connection that could be cut, and nobody to revoke a client.
 IMPOSSIBLE = {("cut", "HQ down"), ("hole", "HQ down"), ("revoke", "HQ down")}
 PAIRS = [(kind, state) for kind in KINDS for state in STATES if (kind, state) not in IMPOSSIBLE]
-AIMS = 7  # of one seed
+AIMS = 4  # of one seed
 ROUND = -(-len(PAIRS) // AIMS)  # seeds in a row that aim at each pair once
 PATIENCE_S = 5.0  # for a state: until all is signed for takes seconds
 LONG = 20  # every twentieth seed takes its time, so that timers of seconds end between its faults
@@ -164,11 +164,16 @@ def calm(world: World) -> None:
         disk.full, disk.fails_after = False, -1
 
 
+def line_of(met: Met) -> str:
+    """Return the counts of one seed as a line for `table`."""
+    return json.dumps([[*pair, count] for pair, count in met.items()])
+
+
 def write_down(met: Met) -> None:
     """Add the counts of one seed to this process's file."""
     if TABLE in os.environ:
         with (Path(os.environ[TABLE]) / f"{os.getpid()}.jsonl").open("a") as file:
-            file.write(json.dumps([[*key, count] for key, count in met.items()]) + "\n")
+            file.write(line_of(met) + "\n")
 
 
 def table(lines: Iterable[str]) -> str:

@@ -35,7 +35,11 @@ pytestmark = pytest.mark.skipif(bool(disk.why_not()), reason=disk.why_not() or "
 
 @pytest.fixture(scope="module")
 def template(tmp_path_factory: pytest.TempPathFactory) -> Template:
-    path = tmp_path_factory.mktemp("template")
+    return make_template(tmp_path_factory.mktemp("template"))
+
+
+def make_template(path: Path) -> Template:
+    """Enrol all clients at a new HQ in this directory."""
     people: dict[str, Any] = {}
 
     async def make() -> None:
