@@ -41,6 +41,12 @@ def chromium(*, width: int = 1200, height: int = 900, dark: bool = False) -> Ite
             "--disable-dev-shm-usage",
             "--disable-gpu",
             "--no-first-run",
+            "--disable-extensions",
+            "--disable-component-update",
+            "--disable-sync",
+            "--mute-audio",
+            "--disable-features=Translate,MediaRouter,OptimizationHints,DialMediaRouteProvider",
+            "--disable-smooth-scrolling",
             "--disable-background-networking",
             "--use-fake-device-for-media-stream",  # a camera that shows a moving picture
             "--use-fake-ui-for-media-stream",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import trio
@@ -65,12 +66,16 @@ async def reseal(view: View) -> Response:
 
 
 def qr_code(bundle: KeyBundle) -> Markup:
-    """Return the code that others scan from this screen or from paper, as SVG.  It is black on
-    white in both colour schemes, as scanners need it.
-    """
+    """Return the code that others scan from this screen or from paper, as SVG."""
+    return _code(scan_text(bundle))
+
+
+@functools.lru_cache(maxsize=4)  # it costs 20 ms, and a page that shows it is drawn again and again
+def _code(text: str) -> Markup:
+    """Return the code in black on white, in both colour schemes, as scanners need it."""
     import segno
 
-    code = segno.make(scan_text(bundle), error="m", micro=False)
+    code = segno.make(text, error="m", micro=False)
     svg = code.svg_inline(scale=4, border=4, light="#fff", dark="#000", omitsize=True)
     return Markup(svg)  # noqa: S704 - drawn by segno from digits and a checked name
 
