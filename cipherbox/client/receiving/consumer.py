@@ -143,7 +143,7 @@ class Consumer:
             await self._changed.wait()
         taken: list[Delivery] = []
         for delivery in chain(self._returned, self._waiting):
-            if len(taken) == most or (taken and delivery.size > size):
+            if len(taken) >= most or (taken and delivery.size > size):
                 break  # what comes behind it was sent later
             taken.append(delivery)
             size -= delivery.size
