@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
-from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF, HKDFExpand
 
 from cipherbox.envelope.labels import label
 from cipherbox.envelope.suites import BodyCipher
@@ -18,6 +18,7 @@ CONTENT_KEY_BYTES = 32
 SALT = b"cipherbox/v1"
 _BODY_KEY, _BODY_NONCE, _COMMITMENT = label("body-key"), label("body-nonce"), label("commitment")
 _PLAINTEXT = label("plaintext-commitment")
+_SHA256 = hashes.SHA256()
 
 
 class ContentKeys(NamedTuple):
@@ -35,15 +36,16 @@ class ContentKeys(NamedTuple):
 
 def hkdf(secret: bytes, info: bytes, length: int, salt: bytes = SALT) -> bytes:
     """Return the output of HKDF-SHA256."""
-    return HKDF(hashes.SHA256(), length, salt, info).derive(secret)
+    return HKDF(_SHA256, length, salt, info).derive(secret)
 
 
 def derive(content_key: bytes) -> ContentKeys:
     """Return body key, nonce and commitment of a content key, which seals only one body."""
+    secret = HKDF.extract(_SHA256, SALT, content_key)  # once for all three, by RFC 5869
     return ContentKeys(
-        hkdf(content_key, _BODY_KEY, 32),
-        hkdf(content_key, _BODY_NONCE, 12),
-        hkdf(content_key, _COMMITMENT, 32),
+        HKDFExpand(_SHA256, 32, _BODY_KEY).derive(secret),
+        HKDFExpand(_SHA256, 12, _BODY_NONCE).derive(secret),
+        HKDFExpand(_SHA256, 32, _COMMITMENT).derive(secret),
     )
 
 

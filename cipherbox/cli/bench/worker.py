@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 
 _RESTAMP = 64  # messages that share one timestamp when they are sent as fast as possible
 _REPORT_S = 0.2
-_WARM_S = 0.25  # at a rate: latencies of these first messages include what a program loads once
+# At a rate: latencies of these first messages include what a program loads once, and the queue
+# that it leaves: 0.4 s of them on a busy machine.
+_WARM_S = 1.0
 _MARK = b'"content":"'
 
 
