@@ -74,10 +74,18 @@ def test_a_picture_is_bounded() -> None:
 async def test_an_enrolment_is_approved_and_a_client_revoked(hq: RealHq, admin: Web) -> None:
     async with hq.admin() as client:
         token = await client.enrol("NY-RC", approve=True)
+        await client.enrol("CHIEF", role="admin")
+        await client.enrol("FL-LAB", replace=True)
+    page = await admin.get("/console/clients")
+    assert "CHIEF its token was not used yet as an admin until" in page.words
+    assert "It replaces the home that has this name now." in page.words
+    assert "Approve FL-LAB" not in page.words
+    assert "wait for a person" not in (await admin.get("/console")).words
     async with trio.open_nursery() as nursery:
         nursery.start_soon(join, hq.home("NY-RC"), token)
         page = await admin.until("/console/clients", lambda page: "Approve NY-RC" in page.words)
         assert "Compare the number" in page.words
+        assert "1 enrolments wait for a person" in (await admin.get("/console")).words
         answer = await admin.post("/console/approve", {"client_id": "NY-RC", "accept": "yes"})
         assert answer.status == 303, answer.words
     async with hq.client("NY-RC") as client:

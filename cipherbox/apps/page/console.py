@@ -72,7 +72,7 @@ async def glance(view: View) -> Response:
         hour=view.desk.history.hour(),
         day=view.desk.history.day(),
         report=report,
-        pending=pending,
+        waiting=sum(row.get("state") == "waiting" for row in pending),
         days=int(min(ends, default=0)),
     )
 
