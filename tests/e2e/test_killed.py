@@ -64,6 +64,7 @@ ALONE: dict[str, Row] = {
     "ca export": Row(EXPORT, (OFF,)),
     "ca sign": Row(SIGN, (OFF, EXPORT)),
     "ca import": Row("admin: ca import {w}/signed --hq {w}/hq", (OFF, EXPORT, SIGN), "nothing new"),
+    "clock confirm": Row("FL-LAB: clock confirm --hq {w}/hq --yes"),
     "doctor": Row("FL-LAB: doctor {w}/hq --clean"),
     "keys password": Row(
         "FL-LAB: keys password --new-password-file {w}/word", done="--password-file"
@@ -122,7 +123,6 @@ SERVED: dict[str, Row] = {
     "contacts block": Row("CA-RC: contacts block NY-LAB"),
     "dead drop": Row("admin: dead drop --queue box.CA-RC --yes", DEAD, "No dead letter"),
     "dead redrive": Row("admin: dead redrive --queue box.CA-RC", DEAD, "No dead letter"),
-    "clock confirm": Row("admin: clock confirm --yes"),
     "clock watermark": Row("admin: clock watermark --yes"),
     "drain": Row("admin: drain --undo --yes"),
     "reload": Row("admin: reload"),
