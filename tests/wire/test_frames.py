@@ -231,21 +231,37 @@ def test_a_count_beyond_its_bytes_makes_nothing(claimed: int) -> None:
     with pytest.raises(ProtocolError, match="announces"):
         codec.decode(0x25, body)
     with pytest.raises(ProtocolError, match="announces"):
-        codec.decode_deliver(bytes(4) + claimed.to_bytes(4, "big") + bytes(12), 0, 20)
+        codec.decode_deliver(bytes(44) + claimed.to_bytes(4, "big") + bytes(12), 40, 60)
 
 
 def test_no_item_reaches_beyond_its_frame() -> None:
     """The bytes after a frame are there, and belong to the next one."""
     head = b"before"
-    deliver = (
-        head + b"".join(codec.encode_deliver(9, [(1, 1, 5, 7, b"one"), (2, 1, 6, 8, b"two")]))[5:]
-    )
+    entries = [(1, 1, 5, 7, b"one" * 20), (2, 1, 6, 8, b"two"), (3, 1, 6, 9, b"")]
+    deliver = head + b"".join(codec.encode_deliver(9, entries))[5:]
     send = head + b"".join(codec.encode_sends([(1, 0, 0, b"")]))[5:]
-    for raw, decode in ((deliver, codec.decode_deliver), (send, codec.decode_send)):
-        assert decode(raw + bytes(99), len(head), len(raw))
+    for raw, decode, empty in ((deliver, codec.decode_deliver, 8), (send, codec.decode_send, 17)):
+        whole = decode(raw, len(head), len(raw))
+        assert decode(raw + bytes(99), len(head), len(raw)) == whole
         for end in range(len(head), len(raw)):
-            with pytest.raises(ProtocolError, match=r"ends inside|announces"):
-                decode(raw + bytes(99), len(head), end)
+            words = "ends inside" if end - len(head) < empty else "ends inside|announces"
+            for after in (b"", bytes(99)):
+                with pytest.raises(ProtocolError, match=words):
+                    decode(raw[:end] + after, len(head), end)
+    assert codec.decode_deliver(deliver, len(head), len(deliver)) == (9, entries)
+
+
+def test_what_is_not_large_is_copied_wherever_it_stands() -> None:
+    for size in (LARGE - 1, LARGE):
+        raw = b"".join(codec.encode_sends([(1, 0, 0, bytes(size))]))[5:]
+        body = decoded_at(LARGE, raw)
+        assert type(body) is (memoryview if size == LARGE else bytes)
+        assert body == bytes(size)
+
+
+def decoded_at(at: int, raw: bytes) -> codec.Octets:
+    """The envelope of a SEND that stands at this offset of a buffer."""
+    return codec.decode_send(memoryview(bytes(at) + raw), at, at + len(raw))[3]
 
 
 def test_an_attempt_beyond_the_field_is_sent_as_its_largest() -> None:
@@ -341,7 +357,8 @@ def test_a_client_cannot_send_an_admins_frame() -> None:
 def test_versions_without_a_common_one() -> None:
     from cipherbox.wire.connection import negotiate
 
-    assert negotiate(frames.Hello(frames.MAGIC, 0, 9, 1, 1, "")) == 2
+    for low, high in ((0, 9), (2, 2), (0, 2), (2, 9)):
+        assert negotiate(frames.Hello(frames.MAGIC, low, high, 1, 1, "")) == 2
     for low, high in ((3, 9), (0, 0), (1, 1)):
         with pytest.raises(
             ProtocolError, match=r"update the older program, HQ first \(cipherbox manual migrate\)"
@@ -426,6 +443,7 @@ def test_decoding_any_body_is_total(kind: int, body: bytes) -> None:
 @pytest.mark.parametrize("direct", [False, True])
 def test_large_frames_come_whole_however_they_are_cut(step: int, direct: bool) -> None:
     bodies = [b"a", bytes(range(256)) * 1024 + b"!", b"b" * (2 * LARGE), b"c", b"d" * LARGE]
+    bodies.append(bytes(range(256)) * (3 * AHEAD_BYTES // 256 + 7))  # the buffer grows, and again
     data = b"".join(codec.encode_sends([(n + 1, 0, 0, body) for n, body in enumerate(bodies)]))
     server, got, at = opened("server"), [], 0
     while at < len(data):
