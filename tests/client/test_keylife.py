@@ -26,6 +26,7 @@ from cipherbox.pki.certificates import is_due, renew_at
 from cipherbox.pki.key_replacement import KeyReplacement
 from cipherbox.portable import lock_file
 from cipherbox.sealing import key_file as keyfile
+from cipherbox.server import app
 from cipherbox.server.directory.trust import Trust
 from tests.client.real_hq import real_hq
 from tests.client.waiting import until
@@ -227,6 +228,30 @@ async def test_a_short_command_does_not_renew(hq: Any, monkeypatch: pytest.Monke
         await lab.publish("x", to="CA-RC")
         before = lab.home.chain[0]
     assert load_home(hq.home("FL-LAB")).chain[0] == before
+
+
+async def test_a_client_that_renewed_goes_on_when_its_former_certificate_expires(
+    hq: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its connection is older than the renewal, so HQ ends it; the next one is accepted."""
+    ended: set[str] = set()
+    require = Trust.require
+
+    def expired(trust: Trust, serial: str) -> None:
+        if serial in ended:
+            raise CredentialsError("it expired")
+        require(trust, serial)
+
+    monkeypatch.setattr(Trust, "require", expired)
+    monkeypatch.setattr(app, "CERTIFICATES_S", 0.02)
+    await hq.restart()
+    async with hq.client("CA-RC", keep_trying=True) as center:
+        former = pki.serial(center.home.chain[0])
+        await center.key_lifecycle.renew()
+        before = center.connection.current
+        ended.add(former)
+        await until(lambda: center.connection.current not in (None, before))
+        await center.publish("after", to="FL-LAB")
 
 
 async def test_an_admin_renews_too(hq: Any) -> None:
