@@ -14,8 +14,9 @@ A crash is a *survivor* set: what a node's directory contains if it stops at thi
    content, the present one, or a part of what was appended.  Of a directory, the entries as they
    were at its last sync, or the present ones.
 
-The set is taken at the instant of the crash; what the dying life still does, closing its files, is
-undone by `restore`.
+The set is taken at the instant of the crash, which may be any call of the disk in the middle of a
+step; what the dying life still does, to the end of that step and closing its files, is undone by
+`restore`, and nobody hears of it, since it sends nothing before its next checkpoint.
 """
 
 from __future__ import annotations
@@ -131,11 +132,17 @@ class Disk:
     full: bool = False
     fails_after: int = -1  # calls until one fails; negative: none
     failing: int = 0  # calls that fail then
+    stops_after: int = -1  # calls until the node crashes instead of the next one; negative: never
+    stop: Callable[[], None] = lambda: None
     calls: int = 0
 
     def trouble(self, grows: bool) -> int:
         """Return the errno of this call; 0 for none."""
         self.calls += 1
+        if self.stops_after >= 0:
+            self.stops_after -= 1
+            if self.stops_after < 0:
+                self.stop()
         if self.fails_after >= 0:
             self.fails_after -= 1
             if self.fails_after < self.failing:
@@ -224,9 +231,11 @@ class Disk:
         return left
 
     def restore(self, left: Survivors) -> None:
-        """Make the directory contain what survived."""
+        """Make the directory contain what survived; a file that is still there stays the same."""
         for path in [*self.root.rglob("*")]:
-            if path.is_file() or path.is_symlink():
+            if path.is_symlink() or (
+                path.is_file() and str(path.relative_to(self.root)) not in left
+            ):
                 path.unlink()
         for name, content in left.items():
             path = self.root / name

@@ -4,7 +4,7 @@ which state.
 A state is what the world is doing: the same crash is another test when HQ is starting, when a
 confirm is on its way, or when a delivery is.  Left to chance some pairs of fault and state would
 take thousands of seeds, so a seed aims: it has four pairs, waits for the state of each or brings
-it about, and plays the fault then.  Seeds in a row share out all pairs, 21 seeds each.
+it about, and plays the fault then.  Seeds in a row share out all pairs, 22 seeds each.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ KINDS = (
     "hole",
     "kill",
     "power",
+    "midway",
     "two",
     "recovery",
     "before",
@@ -66,12 +67,15 @@ PAIRS = [(kind, state) for kind in KINDS for state in STATES if (kind, state) no
 AIMS = 4  # of one seed
 ROUND = -(-len(PAIRS) // AIMS)  # seeds in a row that aim at each pair once
 PATIENCE_S = 5.0  # for a state: until all is signed for takes seconds
+WITHOUT_S = 10.0  # a seed without faults
 LONG = 20  # every twentieth seed takes its time, so that timers of seconds end between its faults
 Met = Counter[tuple[str, str]]
 
 
 def aims(seed: int) -> list[tuple[str, str]]:
-    """Return the pairs that a seed aims at."""
+    """Return the pairs that a seed aims at; none for a negative one, which has no faults."""
+    if seed < 0:
+        return []
     lap, place = divmod(seed, ROUND)
     pairs = random.Random(lap).sample(PAIRS, len(PAIRS))
     return pairs[place * AIMS : (place + 1) * AIMS]
@@ -81,6 +85,8 @@ async def storm(world: World, seed: int, met: Met) -> None:
     """Play all faults of a seed, and a few that nobody aimed."""
     chance = world.chance
     pause_s = 0.7 if seed % LONG else 6.0
+    if seed < 0:
+        await trio.sleep(WITHOUT_S)
     async with trio.open_nursery() as nursery:
         for kind, state in aims(seed):
             await trio.sleep(chance.uniform(0.0, pause_s))
@@ -115,6 +121,10 @@ def play(world: World, kind: str, met: Met, nursery: trio.Nursery) -> None:
         chance.choice(world.streams).swallowing = True
     elif kind in ("kill", "power"):
         world.crash(name, power=kind == "power")
+    elif kind == "midway":
+        if world.target is not None and name == HQ_NODE:
+            name = chance.choice(CLIENTS)  # PostgreSQL's commit would not be undone
+        world.stop_midway(name, chance.randint(0, 40))
     elif kind == "two":
         for one in chance.sample(NODES, 2):
             world.crash(one, power=chance.random() < 0.5)
@@ -161,7 +171,7 @@ def calm(world: World) -> None:
     world.recoveries.clear()
     for name in NODES:
         disk = world.disk(name)
-        disk.full, disk.fails_after = False, -1
+        disk.full, disk.fails_after, disk.stops_after = False, -1, -1
 
 
 def line_of(met: Met) -> str:

@@ -33,6 +33,7 @@ def main() -> int:
     options = argparse.ArgumentParser(description="Seeds of the simulation.")
     options.add_argument("seeds", help="FIRST:COUNT")
     options.add_argument("--stop", action="store_true", help="at the first failure")
+    options.add_argument("--calm", type=int, default=0, help="seeds without faults, before")
     chosen = options.parse_args()
     first, count = map(int, chosen.seeds.split(":"))
     logging.disable(logging.CRITICAL)
@@ -40,7 +41,7 @@ def main() -> int:
     failed = 0
     with tempfile.TemporaryDirectory() as place:
         template = make_template(Path(place) / "template")
-        for seed in range(first, first + count):
+        for seed in [*range(-chosen.calm, 0), *range(first, first + count)]:
             path = Path(place) / str(seed)
             path.mkdir()
             with pytest.MonkeyPatch.context() as patch:
@@ -49,11 +50,13 @@ def main() -> int:
                     lines.append(faults.line_of(met))
                 except Exception as error:
                     failed += 1
-                    print(f"seed {seed} failed: {problem_of(error)}", flush=True)
+                    played = ", ".join(f"{kind} / {state}" for kind, state in faults.aims(seed))
+                    told = f"seed {seed} ({played or 'no faults'}) failed: {problem_of(error)}"
+                    print(told, flush=True)
             shutil.rmtree(path)
             if failed and chosen.stop:
                 return 1
-            if (seed - first + 1) % EVERY == 0:
+            if (seed - first + 1) % EVERY == 0 < seed:
                 print(f"{seed - first + 1} seeds, {failed} failed", flush=True)
     print(faults.table(lines))
     return 1 if failed else 0

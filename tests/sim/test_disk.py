@@ -1,5 +1,6 @@
 """The simulated disks do what they say: what was synced survives, what was not may not."""
 
+import os
 import random
 import sqlite3
 from contextlib import closing
@@ -106,3 +107,22 @@ def test_a_name_that_was_not_synced_may_be_gone(tmp_path: Path, disks: Disks) ->
     }
     portable.sync_directory(disk.root)
     assert all(disk.survivors(random.Random(seed), True)["new"] == b"x" for seed in range(20))
+
+
+def test_a_node_stops_in_the_middle_of_a_step(tmp_path: Path, disks: Disks) -> None:
+    """What it does to the end of that step is undone; a file that is still there is the same."""
+    disk = disks.add(tmp_path / "node")
+    (disk.root / "file").touch()
+    portable.sync_file(disk.root / "file")
+    inode = (disk.root / "file").stat().st_ino
+    left: list[dict[str, bytes]] = []
+    disk.stop = lambda: left.append(disk.survivors(random.Random(0), power=False))
+    disk.stops_after = 2
+    fd = os.open(disk.root / "file", os.O_WRONLY)
+    for _ in range(5):
+        os.write(fd, b"x")
+    os.close(fd)
+    assert [one["file"] for one in left] == [b"xx"]
+    disk.restore(left[0])
+    assert (disk.root / "file").read_bytes() == b"xx"
+    assert (disk.root / "file").stat().st_ino == inode

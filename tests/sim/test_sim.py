@@ -16,11 +16,13 @@ import pytest
 import trio
 
 from cipherbox import pki
+from cipherbox.broker.broker import Broker
 from cipherbox.cli.prove import checker
 from cipherbox.client.outbox import sender as post_module
 from cipherbox.envelope import merkle_tree as tree
 from cipherbox.envelope import transparency_log as log
 from tests import postgres, soak
+from tests.broker.world import durable
 from tests.server.hq import running
 from tests.sim import disk, faults
 from tests.sim.world import CLIENTS, HQ_NODE, LEAVER, RECEIVERS, SENDERS, Template, World, virtual
@@ -96,6 +98,7 @@ def play_seed(world: World, seed: int, monkeypatch: pytest.MonkeyPatch) -> Count
                     await trio.sleep(1.0)
             assert not scope.cancelled_caught, f"it does not settle: {world.unsettled()}"
             await trio.sleep(1.0)
+            await check_core(world)
             check(world)
             nursery.cancel_scope.cancel()
 
@@ -103,6 +106,27 @@ def play_seed(world: World, seed: int, monkeypatch: pytest.MonkeyPatch) -> Count
         trio.run(play, clock=clock)
     faults.write_down(met)
     return met
+
+
+async def check_core(world: World) -> None:
+    """HQ's memory is what it would load from its store, and counts who is connected."""
+    assert world.hq is not None
+    engine, limits = world.hq.engine, world.hq.config.limits
+    for pause_s in (0.5, 1.0, 2.0, 0.0):  # a client may be asking for something just now
+        snapshot = world.hq.store.load(limits.head_entries)
+        differences = different(durable(engine.broker), durable(Broker(snapshot, limits)))
+        state = engine.broker.state
+        if state.connections_of != Counter(state.client_of.values()):
+            differences.append("connections")
+        if not differences:
+            break
+        await trio.sleep(pause_s)
+    assert not differences, f"HQ's memory is not what its store has: {differences}"
+
+
+def different(here: dict[str, Any], there: dict[str, Any]) -> list[str]:
+    """Return the keys whose values differ."""
+    return [key for key, value in here.items() if value != there[key]]
 
 
 def check(world: World) -> None:

@@ -218,6 +218,11 @@ class World:
         self._left[name] = self.disk(name).survivors(sub, power)
         scope.cancel()
 
+    def stop_midway(self, name: str, calls: int) -> None:
+        """Let a node crash in the middle of what it does, after so many calls of its disk."""
+        disk, power = self.disk(name), self.chance.random() < 0.5
+        disk.stop, disk.stops_after = lambda: self.crash(name, power=power), calls
+
     async def node(self, name: str, live: Callable[[], Any]) -> None:
         """A node for ever: when it crashes, or ends with an error of its own, it begins again."""
         _node.set(name)
