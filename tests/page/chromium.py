@@ -6,9 +6,11 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
+import segno
 
 from cipherbox.apps.page.door import read_address, write_opener
 from tests.page.web import Web
@@ -48,8 +50,9 @@ def chromium(*, width: int = 1200, height: int = 900, dark: bool = False) -> Ite
             "--disable-features=Translate,MediaRouter,OptimizationHints,DialMediaRouteProvider",
             "--disable-smooth-scrolling",
             "--disable-background-networking",
-            "--use-fake-device-for-media-stream",  # a camera that shows a moving picture
+            "--use-fake-device-for-media-stream",  # a camera that shows a file, see `show`
             "--use-fake-ui-for-media-stream",
+            f"--use-file-for-fake-video-capture={profile}/camera.y4m",
             "--force-color-profile=srgb",
             "--hide-scrollbars",
             f"--user-data-dir={profile}",
@@ -61,6 +64,7 @@ def chromium(*, width: int = 1200, height: int = 900, dark: bool = False) -> Ite
         driver = webdriver.Chrome(options=options, service=Service(DRIVER))
         try:
             driver.set_page_load_timeout(PATIENCE_S)
+            driver.camera = Path(profile) / "camera.y4m"
             yield driver
         finally:
             driver.quit()
@@ -74,6 +78,23 @@ def sized(driver: Any, width: int, height: int, dark: bool) -> None:
     )
     scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
     driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
+
+
+def show(driver: Any, text: str, scale: int = 6) -> None:
+    """Hold a QR code of this text in front of the browser's camera, in uneven light."""
+    width, height = 640, 480
+    rows = list(segno.make(text, error="m", micro=False).matrix)
+    left, top = (width - len(rows) * scale) // 2, (height - len(rows) * scale) // 2
+    light = bytearray()
+    for y in range(height):
+        row = rows[(y - top) // scale] if 0 <= (y - top) // scale < len(rows) else ()
+        for x in range(width):
+            at = (x - left) // scale
+            light.append((50 if 0 <= at < len(row) and row[at] else 140) + x // 8)
+    colour = bytes([128]) * (width * height // 2)
+    frame = b"FRAME\n" + bytes(light) + colour
+    head = f"YUV4MPEG2 W{width} H{height} F10:1 Ip A1:1 C420jpeg\n".encode()
+    driver.camera.write_bytes(head + 3 * frame)
 
 
 def log_in(driver: Any, web: Web) -> None:

@@ -33,7 +33,12 @@ from cipherbox.errors import CipherBoxError, NetworkError, NotFound, ProtocolErr
 from cipherbox.readable import local_time, size_text
 
 HERE = Path(__file__).parent
-STATIC = {"page.css": "text/css", "page.js": "text/javascript", "icon.svg": "image/svg+xml"}
+STATIC = {
+    "page.css": "text/css",
+    "page.js": "text/javascript",
+    "scan.js": "text/javascript",
+    "icon.svg": "image/svg+xml",
+}
 THEMES = ("", "light", "dark")
 FOR_KEYS = "keys"  # a page of a home with keys
 FOR_ADMIN = "admin"

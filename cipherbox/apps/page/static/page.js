@@ -216,49 +216,59 @@ if (pick) {
 
 /* -- a code to compare --------------------------------------------------------------------------- */
 
-/* The browser's own reader of codes, where it has one; elsewhere the number is typed or pasted. */
 const scan = document.getElementById("scan");
-if (scan && "BarcodeDetector" in window) {
+if (scan) {
   const heard = document.getElementById("heard");
   const video = scan.querySelector("video");
   const said = scan.querySelector("[role=status]");
+  const canvas = document.createElement("canvas");
   let stream = null;
-  let detector = null;
-  BarcodeDetector.getSupportedFormats().then((formats) => {
-    if (!formats.includes("qr_code")) return;
-    detector = new BarcodeDetector({ formats: ["qr_code"] });
-    scan.hidden = false;
-  });
+  scan.hidden = false;
 
   const stop = () => {
     if (stream) for (const track of stream.getTracks()) track.stop();
     stream = null;
     video.hidden = true;
   };
-  const read = async (picture) => {
-    const [code] = await detector.detect(picture);
-    if (!code) return false;
+  const read = (picture, width, height, most) => {
+    const scale = Math.min(1, most / Math.max(width, height));
+    canvas.width = Math.round(width * scale);
+    canvas.height = Math.round(height * scale);
+    const drawing = canvas.getContext("2d", { willReadFrequently: true });
+    drawing.drawImage(picture, 0, 0, canvas.width, canvas.height);
+    const text = readCode(drawing.getImageData(0, 0, canvas.width, canvas.height));
+    if (!text) return false;
     stop();
-    heard.value = code.rawValue;
+    heard.value = text;
     heard.form.requestSubmit();
     return true;
   };
   document.getElementById("camera").addEventListener("click", async () => {
     if (stream) { stop(); return; }
+    said.textContent = "";
     try {
       stream = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment" } });
+      video.srcObject = stream;
+      video.hidden = false;
+      await video.play();
     } catch {
+      stop();
       said.textContent = scan.dataset.refused;
       return;
     }
-    video.hidden = false;
-    video.srcObject = stream;
-    await video.play();
-    while (stream && !await read(video)) await new Promise((done) => setTimeout(done, 200));
+    while (stream && !read(video, video.videoWidth, video.videoHeight, 800)) {
+      await new Promise((done) => setTimeout(done, 200));
+    }
   });
   document.getElementById("picture").addEventListener("change", async (event) => {
     const [file] = event.target.files;
-    if (file && !await read(await createImageBitmap(file))) said.textContent = scan.dataset.none;
+    event.target.value = "";
+    if (!file) return;
+    try {
+      const picture = await createImageBitmap(file);
+      if ([800, 1600].some((most) => read(picture, picture.width, picture.height, most))) return;
+    } catch { /* it is no picture */ }
+    said.textContent = scan.dataset.none;
   });
   addEventListener("pagehide", stop);
 }
