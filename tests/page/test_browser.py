@@ -285,7 +285,7 @@ async def test_keys_that_changed(
     """The alarm comes without a click; nothing is sent until the keys are compared, first by a
     number read by telephone, then by a code.
     """
-    for name, value_s in (("ALARM_S", 2.0), ("PEOPLE_S", 1.5), ("HQ_S", 45.0)):
+    for name, value_s in (("ALARM_S", 5.0), ("PEOPLE_S", 4.0), ("HQ_S", 45.0)):
         monkeypatch.setattr(desk, name, value_s)
     async with hq.client("FL-LAB") as client:
         await client.bundles(["CA-RC"])

@@ -225,6 +225,19 @@ async def test_what_cannot_be_sent_keeps_its_text(lab: Web) -> None:
         assert str(fields["text"]).strip() in answer.text
 
 
+async def test_errors_are_told_in_german(lab: Web) -> None:
+    answer = await lab.post("/write", {"text": "x"}, accept_language="de")
+    assert "niemand ist ausgewählt" in answer.words
+    assert "wählen Sie mindestens einen Empfänger" in answer.words
+    fields = {"exchange": "no_such", "key": "x", "text": "x"}
+    answer = await lab.post("/write", fields, accept_language="de")
+    assert "Das gibt es nicht, oder es ist für Sie nicht sichtbar." in answer.words
+    assert re.search(r'<span lang="en">no exchange &#39;no_such&#39;', answer.text)
+    answer = await lab.ask("PUT", "/upload?path=x", b"x", accept_language="de-AT")
+    assert orjson.loads(answer.body)["error"] == "niemand ist ausgewählt"
+    assert "diese Seite gibt es nicht" in (await lab.get("/nowhere", accept_language="de")).words
+
+
 async def test_by_a_route(hq: RealHq, lab: Web, center: Web) -> None:
     async with hq.admin() as admin:
         await admin.declare_exchange("lab_reports", "topic")

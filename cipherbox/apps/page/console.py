@@ -24,7 +24,7 @@ MOST_QUEUES = 60  # in the picture; a list below names all
 MOST_DEAD = 200
 MOST_CLIENTS = 100  # on one page, and as many connections; the search finds the others
 LIMITED = ("bytes", "envelopes", "queues", "bundles", "certificates", "prekeys")
-MOST_LIMIT = 1 << 62
+LIMIT_DIGITS = 18
 LOG_ENTRIES = 100
 
 
@@ -90,7 +90,11 @@ async def routes(view: View) -> Response:
 async def clients(view: View) -> Response:
     """Return the clients with their totals and limits, and enrolments that wait for a person."""
     wanted = view.query.get("q", "").strip()
-    rows = [row for row in await view.desk.listed("clients") if wanted in row["name"]]
+
+    def matches(row: dict[str, Any]) -> bool:
+        return wanted.casefold() in str(row["name"]).casefold()
+
+    rows = list(filter(matches, await view.desk.listed("clients")))
     totals = {row["name"]: row for row in await view.desk.listed("totals")}
     connections = await view.desk.listed("connections")
     return await view.page(
@@ -101,7 +105,7 @@ async def clients(view: View) -> Response:
         totals=totals,
         limited=LIMITED,
         pending=await view.desk.listed("pending"),
-        connections=[row for row in connections if wanted in row["name"]][:MOST_CLIENTS],
+        connections=list(filter(matches, connections))[:MOST_CLIENTS],
     )
 
 
@@ -111,7 +115,7 @@ async def limit(view: View) -> Response:
     what, most = fields.one("what"), fields.one("most").strip()
     if what not in LIMITED:
         raise InvalidRequest("this cannot be limited")
-    if most and not (most.isascii() and most.isdigit() and int(most[:20]) <= MOST_LIMIT):
+    if most and not (most.isascii() and most.isdigit() and len(most) <= LIMIT_DIGITS):
         raise InvalidRequest("a limit is a whole number", remedy="type digits alone, or nothing")
     await view.desk.client.limit(
         check_client_id(fields.one("client_id")), what, int(most) if most else None

@@ -29,6 +29,7 @@ from cipherbox.errors import (
     BundleDiscontinuous,
     BundleError,
     CipherBoxError,
+    StoreError,
     StoreLocked,
     UnknownRecipient,
 )
@@ -150,20 +151,28 @@ class Desk:
         """Wake the browsers that listen after each change, until cancelled."""
         before: object = None
         now: object = None
-        alarms: object = None
-        asked = trio.current_time()
         while True:
             await trio.sleep(LOOK_S)
             if not self.listeners:
                 continue
-            with suppress(CipherBoxError):  # it is looked at again
-                if trio.current_time() - asked >= ALARM_S:
-                    asked = trio.current_time()
-                    alarms = await self.key_alarms()
-                now = await self._mark(), alarms
+            with suppress(StoreError):  # it is looked at again
+                now = await self._mark()
             if now != before:
                 before = now
                 self.changed.notify()
+
+    async def watch_keys(self) -> None:
+        """Wake the browsers that listen when somebody's keys raise an alarm, until cancelled."""
+        before: list[tuple[str, str]] = []
+        while True:
+            await trio.sleep(ALARM_S)
+            if not self.listeners:
+                continue
+            with suppress(CipherBoxError):  # it is asked for again
+                now = await self.key_alarms()
+                if now != before:
+                    before = now
+                    self.changed.notify()
 
     async def _mark(self) -> object:
         connected = self.client.connection.current is not None

@@ -105,6 +105,7 @@ class Page:
         assert self._nursery is not None
         self.site.attend(desk, self._nursery)
         self._nursery.start_soon(desk.watch)
+        self._nursery.start_soon(desk.watch_keys)
         if desk.client.role == "admin":
             self._nursery.start_soon(desk.sample, self._helpers.report)
         if receives and not desk.keyless:

@@ -17,7 +17,7 @@ from cipherbox.apps.page.words import Explained
 from cipherbox.client.inbox.encrypted_lines import START
 from cipherbox.client.keys.comparing import Offer, accept_offer, agrees, offer_of, scan_text
 from cipherbox.envelope.bundle import KeyBundle, fingerprint
-from cipherbox.errors import CipherBoxError, NetworkError
+from cipherbox.errors import CipherBoxError, NetworkError, TimedOut
 from cipherbox.limits import check_client_id
 
 TALK = 40  # messages of each side in a conversation
@@ -102,6 +102,8 @@ def _difference(view: View, offer: Offer, heard: str) -> Explained:
 async def _offer(view: View, most_s: float | None = None) -> Offer:
     name = check_client_id(view.given("client_id"))
     offer = await view.desk.at_hq(lambda: offer_of(view.desk.client, name), None, most_s)
+    if offer is None and view.desk.client.connection.current is not None:
+        raise TimedOut("HQ does not answer now", remedy="compare in a minute")
     if offer is None:
         raise NetworkError("HQ cannot be reached", remedy="compare when it can be reached again")
     return offer

@@ -72,12 +72,13 @@ if (body.dataset.live) {
     last = Date.now();
   };
   const tell = (what) => { heard(what); channel.postMessage(what); };
-  const listen = () => new Promise(() => {  // held until this page is left
+  const listen = () => new Promise((end) => {  // held until this page is left
     const source = new EventSource("/live");
     source.onmessage = (event) => tell(event.data);
     source.onerror = () => {  // logged out, the program was started again, or it has ended
       fetchPage(redraw);
       channel.postMessage("changed");
+      if (source.readyState === EventSource.CLOSED) setTimeout(end, 5000);  // refused; once more
     };
     addEventListener("pagehide", () => source.close());
   });
@@ -86,7 +87,10 @@ if (body.dataset.live) {
     if (!document.hidden && missed) { missed = false; heard("changed"); }
   });
   // One tab listens for all: a browser opens six connections to one name, and a stream keeps one.
-  if (navigator.locks) navigator.locks.request("live", listen); else listen();
+  const take = async () => {
+    for (;;) await (navigator.locks ? navigator.locks.request("live", listen) : listen());
+  };
+  take();
   addEventListener("pageshow", (event) => { if (event.persisted) location.reload(); });
 }
 
@@ -231,6 +235,7 @@ if (scan) {
     video.hidden = true;
   };
   const read = (picture, width, height, most) => {
+    if (!width || !height) return false;
     const scale = Math.min(1, most / Math.max(width, height));
     canvas.width = Math.round(width * scale);
     canvas.height = Math.round(height * scale);
@@ -270,5 +275,6 @@ if (scan) {
     } catch { /* it is no picture */ }
     said.textContent = scan.dataset.none;
   });
+  document.addEventListener("visibilitychange", () => { if (document.hidden) stop(); });
   addEventListener("pagehide", stop);
 }
