@@ -405,7 +405,15 @@ class World:
             await trio.sleep(chance.uniform(0.0, 4.0))
             if self.resting:
                 continue
-            kind = chance.choice(("message", "message", "message", "session", "kept", "file"))
+            kind = chance.choice(
+                ("message", "message", "message", "session", "kept", "file", "anew")
+            )
+            if (
+                kind == "anew"
+            ):  # what nobody has opened yet is sealed again, as `outbox reseal` does
+                with suppress(CipherBoxError):
+                    await client.outbox().seal_again_all()
+                continue
             if kind == "file":
                 first, to, (content,) = self._put(name, kind, 1)
                 file = self.path / "files" / f"{name}-{first}.bin"

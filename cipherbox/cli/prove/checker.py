@@ -202,7 +202,7 @@ class Check:
 
     def _accepted(self, what: str, row: Json, accepted: list[Json], again: list[Json]) -> None:
         """A generation is accepted once.  One that was sealed when every recipient had the envelope
-        already is confirmed again, and not accepted.
+        already is confirmed again, and not accepted: then the proof of the one before stays.
         """
         same = [one for one in accepted if one["generation"] == row["generation"]]
         confirms = [one for one in again if one["generation"] == row["generation"]]
@@ -210,7 +210,9 @@ class Check:
             self._wrong("log", f"HQ's log accepted {what} {len(same)} times")
         elif any(one["sha256"] != row["sha256"] for one in same + confirms):
             self._wrong("log", f"HQ's log has another hash for {what}")
-        elif row["entry"] and row["entry"] not in [one["entry"] for one in same + confirms]:
+        elif row["entry"] and row["entry"] not in [
+            one["entry"] for one in (same or accepted) + confirms
+        ]:
             self._wrong("log", f"the proof of {what} is of another entry")
 
     def _metadata(self) -> None:
