@@ -21,6 +21,8 @@ from cipherbox.config.settings import ServerConfig, load_server_config
 from cipherbox.server.app import serve
 from cipherbox.server.operations.setup import init_hq
 
+PREKEYS = 8
+
 
 class Gate:
     """Forwards TCP to whatever port HQ has now."""
@@ -136,6 +138,7 @@ class RealHq:
             for name in client_ids:
                 token = await admin.enrol(name, **options)
                 reports.append(await join(self.home(name), token))
+                few_prekeys(self.home(name))
         return reports
 
     def lines(self, client_id: str) -> list[dict[str, Any]]:
@@ -143,6 +146,15 @@ class RealHq:
         path = self.home(client_id) / "data" / "received_messages.jsonl"
         whole = path.read_bytes().rpartition(b"\n")[0] if path.exists() else b""
         return [orjson.loads(line) for line in whole.splitlines()]
+
+
+def few_prekeys(home: Path) -> None:
+    """Making a hundred of them costs more than the rest of a test."""
+    settings = home / "client.toml"
+    text = settings.read_text("utf-8")
+    few = text.replace("one_time_prekeys = 100", f"one_time_prekeys = {PREKEYS}")
+    assert f"one_time_prekeys = {PREKEYS} " in few
+    settings.write_text(few, "utf-8")
 
 
 def copy_hq(source: Path, path: Path, address: str) -> None:

@@ -20,14 +20,14 @@ from cipherbox.envelope import layout as layouts
 from cipherbox.envelope.stanza_types import StanzaType
 from cipherbox.errors import InvalidRequest
 from cipherbox.sealing.ratchet import session
-from tests.client.real_hq import RealHq
+from tests.client.real_hq import PREKEYS, RealHq
 from tests.client.waiting import until
 
 
 @pytest.fixture
 async def hq(hq: RealHq) -> RealHq:
     async with hq.client("CA-RC") as center:
-        assert await center.offer_prekeys() == 100
+        assert await center.offer_prekeys() == PREKEYS
     return hq
 
 
@@ -86,7 +86,7 @@ async def test_first_contact_with_somebody_who_is_away(hq: Any) -> None:
     assert (first.header.number, second.header.number) == (0, 1)
     assert await received(hq, "CA-RC", 2) == ["one", "two"]
     async with hq.client("CA-RC") as center:
-        assert await center.offer_prekeys() == 99
+        assert await center.offer_prekeys() == PREKEYS - 1
         # a reply goes through the same session
         await center.publish("back", to="FL-LAB", stanza="ratchet")
     (reply,) = map(session.parse, sent_stanzas(hq, "CA-RC"))

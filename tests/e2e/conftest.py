@@ -19,7 +19,7 @@ import attrs
 import pytest
 
 from cipherbox.harness.stage import free_port
-from tests.client.real_hq import copy_hq
+from tests.client.real_hq import copy_hq, few_prekeys
 from tests.warm import CHEAP
 
 LIMIT_S = 180.0
@@ -138,6 +138,7 @@ class Hq:
         assert token.code == 0, token.err
         joined = shell("join", home=home, stdin=token.out)
         assert joined.code == 0, joined.err
+        few_prekeys(home)
         return home
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import postgres
+from tests import postgres, soak
 
 from .conftest import Shown, make_hq, serving, shell
 
@@ -27,9 +27,9 @@ def received(home: Path) -> list[str]:
     return [json.loads(line)["content"] for line in lines]
 
 
-@pytest.mark.parametrize("into", ["sqlite", "postgresql"])
+@pytest.mark.parametrize("into", ["sqlite", pytest.param("postgresql", marks=soak.only)])
 def test_back_up_while_it_runs_lose_the_machine_restore(
-    tmp_path: Path, postgresql: postgres.Server, into: str
+    request: pytest.FixtureRequest, tmp_path: Path, into: str
 ) -> None:
     directory, admin = make_hq(tmp_path)
     lab, center = tmp_path / "FL-LAB", tmp_path / "CA-RC"
@@ -49,11 +49,10 @@ def test_back_up_while_it_runs_lose_the_machine_restore(
     assert stat.S_IMODE(backup.stat().st_mode) == 0o700
     assert not any(p.name.startswith("spool.") for p in directory.iterdir())
     shutil.rmtree(directory)
-    where = (
-        ["--database", f"{postgres.url(postgresql)}&schema={postgres.schema()}"]
-        if into == "postgresql"
-        else []
-    )
+    where = []
+    if into == "postgresql":
+        server: postgres.Server = request.getfixturevalue("postgresql")
+        where = ["--database", f"{postgres.url(server)}&schema={postgres.schema()}"]
     done = shell("restore", str(backup), str(again), *where, home=admin)
     assert done.code == 0, done.err
     assert "Restored and compared" in done.out

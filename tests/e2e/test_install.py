@@ -95,8 +95,21 @@ def machine(pyz: Path, tmp_path: Path) -> Machine:
 
 @pytest.fixture(scope="session")
 def once_installed(pyz: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    def install(root: Path) -> None:
-        assert Machine(root, pyz, real=True).run("install").code == 0
+    """What `install` made, under an administrator's umask; and what it printed."""
+
+    def install(path: Path) -> None:
+        machine = Machine(path / "root", pyz, real=True)
+        path.mkdir()
+        for name, option in (("dry", ["--dry-run"]), ("first", []), ("again", [])):
+            # the service's user must read all of it
+            before = os.umask(0o077)
+            try:
+                shown = machine.run("install", *option)
+            finally:
+                os.umask(before)
+            assert shown.code == 0, shown.err
+            assert machine.root.exists() == (name != "dry")
+            (path / name).write_text(shown.out)
 
     return once(tmp_path_factory, "installed", install)
 
@@ -106,7 +119,7 @@ def installed(machine: Machine, once_installed: Path) -> None:
     """`install` was run on the machine: a copy of what it made, since most of that time goes
     into compiling.
     """
-    shutil.copytree(once_installed, machine.root, symlinks=True)
+    shutil.copytree(once_installed / "root", machine.root, symlinks=True)
 
 
 OUTSIDE = {
@@ -121,22 +134,12 @@ OUTSIDE = {
 }
 
 
+@pytest.mark.usefixtures("installed")
 def test_everything_comes_into_its_place_and_a_second_time_nothing_is_done(
-    machine: Machine,
+    machine: Machine, once_installed: Path
 ) -> None:
-    machine = attrs.evolve(machine, real=True)
-    dry = machine.run("install", "--dry-run")
-    assert dry.code == 0, dry.err
-    assert not machine.root.exists()
-    before = os.umask(0o077)  # an administrator's; the service's user must read all of it
-    try:
-        first = machine.run("install")
-    finally:
-        os.umask(before)
-    assert first.code == 0, first.err
-    assert [line[8:] for line in dry.out.splitlines()] == [
-        line[8:] for line in first.out.splitlines()[:-1]
-    ]
+    dry, first, again = ((once_installed / name).read_text() for name in ("dry", "first", "again"))
+    assert [line[8:] for line in dry.splitlines()] == [line[8:] for line in first.splitlines()[:-1]]
     assert {*machine.files()} - {"usr/local/bin/cipherbox"} == OUTSIDE
     (tree,) = [path for path in machine.base.iterdir() if not path.is_symlink()]
     assert tree.name.startswith(f"{cipherbox.__version__}-")
@@ -160,10 +163,8 @@ def test_everything_comes_into_its_place_and_a_second_time_nothing_is_done(
         "usr/local/share/man/man1",
     ):
         assert (machine.root / folder).stat().st_mode & 0o777 == 0o755
-    again = machine.run("install")
-    assert again.code == 0
-    assert {line[:7] for line in again.out.splitlines()[:-1]} == {"  kept "}
-    assert "was installed already" in again.out
+    assert {line[:7] for line in again.splitlines()[:-1]} == {"  kept "}
+    assert "was installed already" in again
 
 
 @pytest.mark.usefixtures("installed")

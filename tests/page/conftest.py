@@ -51,10 +51,6 @@ def browse(driver: Any) -> Browse:
 async def hq(enrolled: Path, tmp_path: Path) -> AsyncIterator[RealHq]:
     """A lab and a center have joined."""
     async with real_hq(tmp_path, like=enrolled) as found:
-        for settings in found.homes.glob("*/client.toml"):
-            # making a hundred of them costs more than the rest of a test
-            text = settings.read_text().replace("one_time_prekeys = 100", "one_time_prekeys = 2")
-            settings.write_text(text)
         yield found
 
 
