@@ -128,6 +128,8 @@ def test_a_prefix_of_the_largest_size_is_taken() -> None:
     names = tuple(Recipient(bytes(16), 2, 80, f"{i:063d}") for i in range(256))
     raw = a_prefix(recipients=names, sender="s" * 63, exchange="e" * 127, routing_key="k" * 127)
     assert len(decode_prefix(raw).recipients) == 256
+    whole = raw + bytes(256 * 80 + 16 + 64)
+    assert split(memoryview(whole)) == split(whole)
 
 
 def test_nothing_hides_between_the_recipients_and_the_stanzas() -> None:
