@@ -69,6 +69,24 @@ async def test_the_first_ack_and_a_full_one_wait_for_nothing(
             await sent.become(*[ACKNOWLEDGED] * 4)
 
 
+@pytest.mark.parametrize("due", [1, 4])
+async def test_an_ack_for_a_part_of_the_credit_waits_for_nothing(
+    hq: Any, monkeypatch: pytest.MonkeyPatch, due: int
+) -> None:
+    """HQ would stop delivering once the credit is used up, until the next ACK."""
+    monkeypatch.setattr("cipherbox.client.receiving.receiver.CREDIT_BYTES", due * 40_000)
+    monkeypatch.setattr("cipherbox.client.receiving.receiver.LEAST_BYTES", 20_000)
+    async with hq.client("FL-LAB") as lab, hq.client("CA-RC") as center:
+        receiver = Receiver(center)
+        async with one_acknowledged_and_two_due(lab, receiver) as (sent, _):
+            await sent.one("x" * 10_000)
+            if due == 1:  # of a queue's share of 20,000
+                await sent.become(*[ACKNOWLEDGED] * 4)
+            else:
+                await until(lambda: receiver.received == 4)
+                assert await sent.states() == [ACKNOWLEDGED, DELIVERED, DELIVERED, DELIVERED]
+
+
 async def test_what_is_due_is_acknowledged_before_a_receiver_ends(hq: Any) -> None:
     async with hq.client("FL-LAB") as lab, hq.client("CA-RC") as center:
         async with one_acknowledged_and_two_due(lab, Receiver(center)) as (sent, scope):

@@ -100,6 +100,11 @@ class Consumer:
         """Return the number of deliveries that HQ pushed and nobody has taken yet."""
         return len(self._waiting) + len(self._returned)
 
+    @property
+    def credit_bytes(self) -> int:
+        """Return how many bytes HQ delivers before some are acknowledged."""
+        return self._given[1]
+
     def requeue(self, deliveries: Iterable[Delivery]) -> None:
         """Put deliveries back, to be taken next; drop those of an earlier connection."""
         for delivery in deliveries:

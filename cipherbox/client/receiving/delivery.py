@@ -18,6 +18,9 @@ from cipherbox.wire.codec import DeliveredItem
 class CreditHolder(Protocol):
     """The consumer that a delivery was pushed to, which gets its credit back."""
 
+    @property
+    def credit_bytes(self) -> int: ...
+
     def settled(self, deliveries: Iterable[Delivery]) -> None: ...
 
 
