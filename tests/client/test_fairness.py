@@ -166,6 +166,7 @@ def delivery(sender: str = "BAD-LAB") -> Any:
         log_entry=0,
         messages=[text_message("x")],
         size=MAKE,
+        consumer=None,
         parsed=SimpleNamespace(
             layout=SimpleNamespace(prefix=prefix), hashes=SimpleNamespace(envelope_hash=bytes(32))
         ),
