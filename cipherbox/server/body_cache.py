@@ -1,8 +1,8 @@
 """A bounded cache of envelopes' bodies between commit and delivery, in front of the store.
 
 Consumers that keep up cost no read: bodies that are delivered when they are committed stay in
-memory until they are sent, others while the cache is at most half full.  All others are read back
-just before they are sent, so a slow consumer's backlog is a list of numbers.  Evicting old bodies
+memory until they are sent, others while the cache has an eighth to spare for these.  All others are
+read back just before they are sent, so a slow consumer's backlog is a list of numbers.  Evicting old bodies
 for new ones would not help a lagging consumer, which needs the oldest next.  The store checks each
 body against its hash; a damaged one becomes a dead letter and is never delivered.
 """
@@ -21,6 +21,7 @@ from cipherbox.wire.codec import DeliveredItem
 log = get_logger(__name__)
 TRIES, _PAUSE_S = 3, 1.0
 DAMAGED = "damaged on HQ's disk"
+_SPARE = 8  # this part of the cache is for bodies that are on their way
 
 
 class BodyCache:
@@ -53,7 +54,8 @@ class BodyCache:
     ) -> None:
         """Cache a body if there is room; ``on_its_way``: it is already being delivered."""
         self.drop(number)
-        if self._size + len(body) > self._most // 2 and (not on_its_way or len(body) > self._most):
+        room = self._most - self._most // _SPARE
+        if len(body) > self._most or (not on_its_way and self._size + len(body) > room):
             return
         self._held[number] = Body(log_entry, body)
         self._size += len(body)

@@ -313,20 +313,20 @@ async def test_revoked_connections_are_ended_with_the_reason(tmp_path: Path) -> 
 
 
 async def test_bodies_are_bounded_and_read_back(tmp_path: Path) -> None:
-    limits = attrs.evolve(SMALL, body_cache_bytes=2500)
+    limits = attrs.evolve(SMALL, body_cache_bytes=3100)
     async with world(tmp_path, limits) as w:
         a, b = w.peer("A"), w.peer("B")
         for index in range(1, 6):
             await w.publish(a, index, body=bytes([index]) * 1000)
         await a.until(lambda: len(a.answers) == 5)
-        # nobody consumes: half of the room is for what is handed
-        assert w.engine.bodies.size == 1000
+        # nobody consumes: an eighth of the room is for what is handed
+        assert w.engine.bodies.size == 2000
         await w.consume(b)
         await b.until(lambda: bool(b.handed))
         ((_, queue, entries),) = b.handed
         assert w.engine.bodies.held(entries) is None
         # the oldest, which a consumer wants first
-        assert w.engine.bodies.held(entries[:1]) is not None
+        assert w.engine.bodies.held(entries[:2]) is not None
         items = await w.engine.bodies.items(queue, entries)
         assert [(seq, body[0], len(body)) for seq, _, _, _, body in items] == [
             (i, i, 1000) for i in range(1, 6)
@@ -334,10 +334,10 @@ async def test_bodies_are_bounded_and_read_back(tmp_path: Path) -> None:
         await w.engine.submit(m.Ack(b.connection, "B", 2, "box.B", [(1, 5)]))
         await b.until(lambda: bool(correlations(b, m.Acked)))
         assert w.engine.bodies.size == 0
-        for index in range(6, 9):
+        for index in range(6, 10):
             await w.publish(a, index, body=bytes([index]) * 1000)
-        await b.until(lambda: sum(len(entries) for _, _, entries in b.handed) == 8)
-        assert w.engine.bodies.size == 2000  # handed at once: all the room, and the newest stay
+        await b.until(lambda: sum(len(entries) for _, _, entries in b.handed) == 9)
+        assert w.engine.bodies.size == 3000  # handed at once: all the room, and the newest stay
 
 
 async def test_a_body_that_cannot_be_read_back_is_tried_again_then_told(
