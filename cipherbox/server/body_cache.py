@@ -2,9 +2,9 @@
 
 Consumers that keep up cost no read: bodies that are delivered when they are committed stay in
 memory until they are sent, others while the cache has an eighth to spare for these.  All others are
-read back just before they are sent, so a slow consumer's backlog is a list of numbers.  Evicting old bodies
-for new ones would not help a lagging consumer, which needs the oldest next.  The store checks each
-body against its hash; a damaged one becomes a dead letter and is never delivered.
+read back just before they are sent, so a slow consumer's backlog is a list of numbers.  Evicting
+old bodies for new ones would not help a lagging consumer, which needs the oldest next.  The store
+checks each body against its hash; a damaged one becomes a dead letter and is never delivered.
 """
 
 from __future__ import annotations
