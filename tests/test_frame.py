@@ -132,7 +132,7 @@ PRIVATE = {
     # a crash, a refusal or a lie at one step in the middle of a call
     *("_transaction", "_insert", "_put", "_finish", "_publish", "_put_certificate"),
     *("_register", "_check_time", "_send", "_confirm", "_renew", "_consistency", "_proof", "_open"),
-    *("_first", "_below", "_destroy"),
+    *("_below", "_destroy"),
     # the rows behind an object, to age, damage or count them, and what it remembers
     *(
         "_db",
@@ -154,16 +154,8 @@ PRIVATE = {
     # the two ends of a pipe
     *("_opened", "_failure", "_peer_aborted"),
     # constants and functions of one module, and the simulation's chance
-    *(
-        "_LOOK_S",
-        "_NAMES",
-        "_ENTRY",
-        "_place",
-        "_store",
-        "_compare",
-        "_note",
-    ),
-    *("_replace_client", "_set_watermark", "_holds", "_cosigned", "_pieces", "_left", "_random"),
+    *("_ENTRY", "_note"),
+    *("_replace_client", "_set_watermark", "_holds", "_pieces", "_left", "_random"),
     # one choice among connections
     *("_current", "_ready"),
 }

@@ -31,7 +31,7 @@ from cipherbox.ops.journald import Journald, in_journal
 from cipherbox.ops.log_line import ROOT, line_of, utc_text, value_text
 from cipherbox.portable import O_BINARY, escape_text
 
-_LOOK_S = 5.0  # how often a file is looked for that was moved away or could not be written
+LOOK_S = 5.0  # how often a file is looked for that was moved away or could not be written
 _TEXT = 300  # characters of a value on a terminal
 _FILES = {"server_debug.log": (0, 20), "server_info.log": (20, 40), "server_error.log": (40, 1000)}
 
@@ -185,7 +185,7 @@ class RotatedFile(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         now = time.monotonic()
         try:
-            if now - self._looked_at >= _LOOK_S:
+            if now - self._looked_at >= LOOK_S:
                 self._looked_at = now
                 self._look()
             if self._file < 0:

@@ -162,7 +162,7 @@ def _in(cache: Path, file: str, build: str, unusable: list[str]) -> Path:
         raise OSError(errno.EACCES, "files there may not be executed (mounted noexec)", str(cache))
     target = cache / f"{build[:16]}-{python_name()}"
     if not target.is_dir():
-        _first(file, cache, target)
+        unpack_first(file, cache, target)
         if unusable:
             sys.stderr.write(
                 f"CipherBox has unpacked itself into {cache}, because it cannot use {unusable[0]}. "
@@ -172,7 +172,7 @@ def _in(cache: Path, file: str, build: str, unusable: list[str]) -> Path:
     return target
 
 
-def _first(file: str, cache: Path, target: Path) -> None:
+def unpack_first(file: str, cache: Path, target: Path) -> None:
     import shutil
     import tempfile
     from zipfile import ZipFile

@@ -78,7 +78,7 @@ def test_a_clock_that_is_years_off_is_told(at: type[Frozen]) -> None:
 
 def test_a_log_from_the_future_is_a_clock_set_back(tmp_path: Path) -> None:
     from cipherbox.broker.model import Changes, LogRow
-    from cipherbox.cli.doctor.hq import _store
+    from cipherbox.cli.doctor.hq import store_findings
     from cipherbox.config.settings import ServerConfig
     from cipherbox.store.sqlite.store import open_store
 
@@ -86,7 +86,7 @@ def test_a_log_from_the_future_is_a_clock_set_back(tmp_path: Path) -> None:
     ahead = (datetime.now(UTC).timestamp() + 3 * 365 * 86_400) * 1000
     store.commit(Changes(log=LogRow(1, int(ahead), b"r", b"b", b"n" * 32, bytes(16))), store.epoch)
     store.close()
-    found = list(_store(ServerConfig(tmp_path), running=False))
+    found = list(store_findings(ServerConfig(tmp_path), running=False))
     assert [(f.level, f.about) for f in found] == [(GOOD, "store"), (BAD, "clock")]
     assert "1095.0 days behind" in found[1].text
     assert "cipherbox clock confirm" in found[1].todo

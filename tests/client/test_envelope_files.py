@@ -14,6 +14,7 @@ import pytest
 
 from cipherbox import clock, spares
 from cipherbox.client.outbox import envelope_files
+from cipherbox.client.outbox.envelope_files import EnvelopeFiles
 from cipherbox.client.outbox.outbox import FILES, Outbox
 from cipherbox.client.outbox.rows import CONFIRMED, WAITING, Confirmed
 from cipherbox.errors import StoreError
@@ -119,14 +120,14 @@ def test_a_reader_in_another_process_gets_its_own_bytes_or_none(
     outbox.write([item])
     (row,) = other.rows([WAITING])
     assert other.bytes_of(row) == item.raw
-    read = other._large.read
+    read = EnvelopeFiles.read
 
-    def slow(name: str, size: int) -> bytes | None:
+    def slow(self: EnvelopeFiles, name: str, size: int) -> bytes | None:
         outbox.drop([item.envelope_id])
         outbox.write([fresh(2, size=LARGE)])
-        return read(name, size)
+        return read(self, name, size)
 
-    monkeypatch.setattr(other._large, "read", slow)
+    monkeypatch.setattr(EnvelopeFiles, "read", slow)
     assert other.bytes_of(row) is None
     assert len(files(tmp_path)) == 1
     outbox.close()

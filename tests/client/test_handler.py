@@ -30,7 +30,7 @@ from tests.client.waiting import until
 @pytest.fixture
 def hq(hq: RealHq, monkeypatch: pytest.MonkeyPatch) -> RealHq:
     monkeypatch.setattr(trying, "PAUSE_S", 0.01)
-    monkeypatch.setattr(module, "_LOOK_S", 0.02)
+    monkeypatch.setattr(module, "LOOK_S", 0.02)
     return hq
 
 

@@ -200,7 +200,7 @@ async def test_what_is_remembered_of_senders_is_bounded(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(lookups, "MISSES", 3)
-    monkeypatch.setattr(lookups, "_NAMES", 2)
+    monkeypatch.setattr(lookups, "NAMES", 2)
     many = [envelope("BAD-LAB") for _ in range(4)]
     await lookup.settle(many)
     assert [lookup.missed("BAD-LAB", named(one)) for one in many] == [False, True, True, True]

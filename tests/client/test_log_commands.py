@@ -108,7 +108,7 @@ async def test_a_witness_cosigns_once_from_the_command_line(
 
 
 def names(store: Store) -> list[str]:
-    return [note.decode() for note in logrequests._cosigned(store)]
+    return [note.decode() for note in logrequests.cosigned_heads(store)]
 
 
 # -- places at HQ ----------------------------------------------------------------------------------

@@ -156,7 +156,7 @@ def test_a_disk_that_is_full_for_a_while_is_said_once_and_stops_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     full = broken_disk(monkeypatch)
-    monkeypatch.setattr("cipherbox.ops.logs._LOOK_S", 0.0)
+    monkeypatch.setattr("cipherbox.ops.logs.LOOK_S", 0.0)
     handler = RotatedFile(tmp_path / "server_info.log", LoggingSettings(directory=tmp_path))
     handler.setFormatter(JsonLines())
     for n in range(6):
@@ -174,7 +174,7 @@ def test_a_disk_that_is_full_for_a_while_is_said_once_and_stops_nothing(
 def test_a_file_that_was_moved_away_is_made_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cipherbox.ops.logs._LOOK_S", 0.0)
+    monkeypatch.setattr("cipherbox.ops.logs.LOOK_S", 0.0)
     path = tmp_path / "server_info.log"
     handler = RotatedFile(path, LoggingSettings(directory=tmp_path))
     handler.setFormatter(JsonLines())

@@ -120,7 +120,7 @@ def test_every_difference_is_named(tmp_path: Path) -> None:
     line(tmp_path / "CA-RC", sent[items[1].name], items[1].content, "PA-LAB")
     line(tmp_path / "NY-RC", "id-stranger", b"x", "IL-LAB")
     report = demo_module.Report(tmp_path)
-    demo_module._compare(report, tmp_path, items, sent)
+    demo_module.compare(report, tmp_path, items, sent)
     assert len(report.deliveries) == 9
     text = "\n".join(report.differences)
     assert "SF-RC has FL-LAB_DAT_20251008_001 0 times" in text

@@ -87,7 +87,7 @@ def test_a_directory_that_is_somebody_elses(tmp_path: Path) -> None:
 
 
 def found_at(path: Path) -> str:
-    return "".join(install_checks._place(path, 0))
+    return "".join(install_checks.place_problems(path, 0))
 
 
 def test_a_directory_that_cannot_be_written() -> None:

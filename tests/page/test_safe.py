@@ -18,6 +18,7 @@ import trio
 from cipherbox.apps.page import door, site
 from cipherbox.apps.page.guard import HEADERS
 from cipherbox.apps.page.site import PAGES
+from cipherbox.apps.page.view import Helpers
 from cipherbox.cli.page import announce
 from cipherbox.client.keys.local_key import put_local_key
 from cipherbox.sealing import key_file
@@ -62,10 +63,9 @@ async def test_no_answer_may_be_kept_framed_or_read_by_another_site(
     def fails(self: Any) -> Any:
         raise RuntimeError(MARK)
 
-    helpers = center.page.site._helpers
     told: list[Exception] = []
-    monkeypatch.setattr(type(helpers), "manual", property(lambda self: fails), raising=False)
-    monkeypatch.setattr(type(helpers), "on_bug", property(lambda self: told.append), raising=False)
+    monkeypatch.setattr(Helpers, "manual", property(lambda self: fails), raising=False)
+    monkeypatch.setattr(Helpers, "on_bug", property(lambda self: told.append), raising=False)
     answers["broken"] = broken = await center.get("/manual/page")
     monkeypatch.undo()
     assert (broken.status, len(told)) == (500, 1)

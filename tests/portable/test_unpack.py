@@ -103,7 +103,7 @@ def test_without_a_home_it_unpacks_among_the_temporary_files(
     # what Python says of a user without an entry
     monkeypatch.setattr(os.path, "expanduser", lambda name: name)
     monkeypatch.setattr(tempfile, "gettempdir", lambda: str(tmp_path))
-    monkeypatch.setattr(unpack, "_first", _fake_first)
+    monkeypatch.setattr(unpack, "unpack_first", _fake_first)
     monkeypatch.setattr(unpack, "check_place", lambda *_, **__: None)
     found = unpack.unpacked("file", "0" * 64)
     assert found.parent == tmp_path / f"cipherbox-{os.geteuid()}"
@@ -118,7 +118,7 @@ def test_a_home_that_runs_nothing_is_said_and_gone_around(
     monkeypatch.delenv(unpack.CACHE_VARIABLE, raising=False)
     monkeypatch.setattr(os.path, "expanduser", lambda _: str(home))
     monkeypatch.setattr(tempfile, "gettempdir", lambda: str(temporary))
-    monkeypatch.setattr(unpack, "_first", _fake_first)
+    monkeypatch.setattr(unpack, "unpack_first", _fake_first)
     monkeypatch.setattr(unpack, "check_place", lambda *_, **__: None)
     monkeypatch.setattr(unpack, "runs_nothing", lambda place: place.is_relative_to(home))
     assert unpack.unpacked("file", "0" * 64).parent.parent == temporary
@@ -150,7 +150,7 @@ def test_everything_is_synced_before_the_folder_has_its_name(
     target = tmp_path / "cache" / "build"
     target.parent.mkdir()
     monkeypatch.setattr(unpack, "sync_files", note)
-    unpack._first(str(file), target.parent, target)
+    unpack.unpack_first(str(file), target.parent, target)
     assert synced == [(["one.py", "two.py"], False)]
     assert (target / "one.py").read_text() == "1"
     assert os.listdir(target.parent) == ["build"]

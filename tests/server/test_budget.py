@@ -90,7 +90,7 @@ def test_the_budgets_are_what_the_manual_says() -> None:
 def test_a_rate_forgets_who_came_long_ago(monkeypatch: Any) -> None:
     from cipherbox.server.connection import budget
 
-    monkeypatch.setattr(budget, "_NAMES", 10)
+    monkeypatch.setattr(budget, "NAMES", 10)
     now = 0.0
     rate = Rate(60, "requests", lambda: now)
     rate.spend("EVIL", 60)

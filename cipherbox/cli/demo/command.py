@@ -123,7 +123,7 @@ async def play(directory: Path, talk: bool, database: Scratch) -> Report:
         code = await stage.stop(server)
     if code != Exit.OK:
         report.differences.append(f"{HQ} ended with {code} when it was asked to stop")
-    _compare(report, directory, items, sent)
+    compare(report, directory, items, sent)
     _read_times(report, hq / "cipherbox.sqlite3", database)
     _compare_receipts(report, receipts)
     at_end = _search(hq, database, plaintexts)
@@ -293,7 +293,7 @@ async def _compare_depth(admin: Path, report: Report) -> None:
                 report.differences.append(f"{left} envelopes are still in {row['name']}")
 
 
-def _compare(report: Report, directory: Path, items: list[Item], sent: dict[str, str]) -> None:
+def compare(report: Report, directory: Path, items: list[Item], sent: dict[str, str]) -> None:
     """Compare every center's messages with the labs' items: each exactly once, and no others."""
     received = {center: _received(directory / center) for center in QUEUES}
     report.received_files = [

@@ -64,7 +64,7 @@ def look(directory: Path, *, clean: bool = False) -> list[Finding]:
     secrets: list[tuple[str, Check]] = [
         ("keys", lambda: _keys(config)),
         ("certificates", lambda: _certificates(config)),
-        ("store", lambda: _store(config, running=running)),
+        ("store", lambda: store_findings(config, running=running)),
     ]
     # without these rights each check would only repeat that finding
     if any(f.level == BAD and f.about == "rights" for f in files):
@@ -181,7 +181,7 @@ def _certificates(config: ServerConfig) -> Iterator[Finding]:
         )
 
 
-def _store(config: ServerConfig, *, running: bool) -> Iterator[Finding]:
+def store_findings(config: ServerConfig, *, running: bool) -> Iterator[Finding]:
     if config.database.kind == "postgresql":
         yield from _postgresql(config, running=running)
         return

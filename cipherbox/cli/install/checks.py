@@ -44,7 +44,7 @@ def _problems(
         )
     wanted = [places.base, places.command.parent, places.share, places.units]
     for path in [*wanted, places.data, places.settings] if server else wanted:
-        yield from _place(
+        yield from place_problems(
             places.at(path), SPACE if python is not None and path == places.base else 0
         )
     command = places.at(places.command)
@@ -71,7 +71,7 @@ def usable_by_all(program: Path) -> bool:
     return all(parent.stat().st_mode & stat.S_IXOTH for parent in [real, *real.parents])
 
 
-def _place(path: Path, room: int) -> Iterator[Problem]:
+def place_problems(path: Path, room: int) -> Iterator[Problem]:
     """Check that the directory exists or can be created, and has room."""
     existing = path
     while not existing.exists() and existing != existing.parent:

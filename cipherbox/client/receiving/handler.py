@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from cipherbox.client.receiving.ports import ReceivingClient, Reporter
 
 TRIES = 5
-_LOOK_S = 1.0
+LOOK_S = 1.0
 
 
 @frozen
@@ -303,7 +303,7 @@ class Handlers:
             ):
                 await receiver.flush()
                 return
-            with trio.move_on_after(min(_LOOK_S, idle_s or _LOOK_S)):
+            with trio.move_on_after(min(LOOK_S, idle_s or LOOK_S)):
                 await receiver.wait_for_more()
 
     def parked(self) -> list[Parked]:

@@ -34,7 +34,7 @@ OF_SENDER = 16
 SENDERS = 32  # in one request
 PER_SENDER, IN_ALL = 8, 30  # requests a minute
 MISSES, MISS_S = 256, 600.0
-_NAMES = 4096  # senders whose misses and requests are remembered
+NAMES = 4096  # senders whose misses and requests are remembered
 _PAUSE_S, _PAUSE_MAX_S = 0.5, 10.0  # after HQ could not be asked
 Done = Callable[[Delivery, Exception | None], None]
 
@@ -223,14 +223,14 @@ class Lookups:
         own[bundle_hash] = trio.current_time() + MISS_S
         if len(own) > MISSES:
             own.popitem(last=False)
-        if len(self._misses) > _NAMES:
+        if len(self._misses) > NAMES:
             self._misses.popitem(last=False)
 
     def _bucket(self, sender: str) -> Bucket:
         found = self._buckets.get(sender)
         if found is None:
             found = self._buckets[sender] = Bucket(PER_SENDER)
-            if len(self._buckets) > _NAMES:
+            if len(self._buckets) > NAMES:
                 self._buckets.popitem(last=False)
         return found
 

@@ -36,7 +36,7 @@ FLOW, REQUESTS, KEYS, PREKEYS, ENROLMENT, CONNECTIONS = (
     "connections",
 )
 _ADMIN_SHARE = 20
-_NAMES = 100_000  # a rate remembers
+NAMES = 100_000  # a rate remembers
 _ENTRIES = 256  # of an ack: so many cost one point more
 
 
@@ -149,7 +149,7 @@ class Rate:
     def _left(self, name: str) -> tuple[float, float]:
         now = self._clock_s()
         left, when = self._spent.get(name, (float(self._per_minute), now))
-        if len(self._spent) >= _NAMES and name not in self._spent:
+        if len(self._spent) >= NAMES and name not in self._spent:
             self._prune(now)
         return min(self._per_minute, left + (now - when) * self._per_minute / 60), now
 
@@ -157,8 +157,8 @@ class Rate:
         """Drop full buckets; if there are none, drop the least recently used ones."""
         full_after_s = 60.0
         left = {name: row for name, row in self._spent.items() if now - row[1] < full_after_s}
-        if len(left) >= _NAMES:
-            left = dict(sorted(left.items(), key=lambda item: item[1][1])[_NAMES // 2 :])
+        if len(left) >= NAMES:
+            left = dict(sorted(left.items(), key=lambda item: item[1][1])[NAMES // 2 :])
         self._spent = left
 
 

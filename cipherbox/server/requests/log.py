@@ -41,7 +41,7 @@ async def _get_heads(hq: Services, s: Requester, x: f.GetHeads) -> object:
         raise InvalidRequest(f"sizes must be ascending and at most {MOST}")
     size, head = audit.newest(hq.clock_ms())
     proofs = await hq.engine.in_store(_consistency, store, [*x.sizes, size], size)
-    return f.Heads(x.correlation, head, proofs, await hq.engine.in_store(_cosigned, store))
+    return f.Heads(x.correlation, head, proofs, await hq.engine.in_store(cosigned_heads, store))
 
 
 def _consistency(store: Store, sizes: Sequence[int], most: int) -> list[bytes]:
@@ -61,7 +61,7 @@ def _prove_pairs(pairs: Sequence[tuple[int, int]], most: int, read: tree.Nodes) 
     ]
 
 
-def _cosigned(store: Store) -> list[bytes]:
+def cosigned_heads(store: Store) -> list[bytes]:
     names = orjson.loads(store.get_setting(_COSIGNED) or b"[]")
     return [note for name in names if (note := store.get_setting(_COSIGNED + name))]
 
