@@ -8,7 +8,9 @@ its number.
 from __future__ import annotations
 
 import os
+import sqlite3
 from collections import Counter
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from cipherbox.cli.prove import checker
 from cipherbox.client.outbox import sender as post_module
 from cipherbox.envelope import merkle_tree as tree
 from cipherbox.envelope import transparency_log as log
+from cipherbox.store.sqlite.store import DATABASE
 from tests import postgres, soak
 from tests.broker.world import durable
 from tests.server.hq import running
@@ -31,6 +34,10 @@ FIRST, COUNT = (
     int(part)
     for part in os.environ.get("CIPHERBOX_SEEDS", "0:10000" if soak.ON else "0:100").split(":")
 )
+UNNEEDED = """
+SELECT number FROM bodies b WHERE NOT EXISTS (
+    SELECT 1 FROM entries e WHERE e.number = b.number AND e.state <> 2  -- not acknowledged
+)"""
 SETTLE_S = 300.0  # of virtual time, after the last fault
 pytestmark = pytest.mark.skipif(bool(disk.why_not()), reason=disk.why_not() or "-")
 
@@ -122,6 +129,9 @@ async def check_core(world: World) -> None:
             break
         await trio.sleep(pause_s)
     assert not differences, f"HQ's memory is not what its store has: {differences}"
+    if world.target is None:
+        with closing(sqlite3.connect(world.path / HQ_NODE / DATABASE)) as db:
+            assert not db.execute(UNNEEDED).fetchall(), "bodies are left that nobody waits for"
 
 
 def different(here: dict[str, Any], there: dict[str, Any]) -> list[str]:

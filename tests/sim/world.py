@@ -271,6 +271,10 @@ class World:
             disk_reserve_bytes=65536,
             disk_resume_bytes=0,
             key_requests_per_minute=1_000_000,
+            # small, so that queues wait for credit and are read from the store in pages
+            credit_envelopes=8,
+            head_entries=6,
+            page_entries=4,
         )
         config = attrs.evolve(config, limits=limits)
         store: FaultyStore | FaultyPostgres
