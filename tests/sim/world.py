@@ -272,9 +272,9 @@ class World:
             disk_resume_bytes=0,
             key_requests_per_minute=1_000_000,
             # small, so that queues wait for credit and are read from the store in pages
-            credit_envelopes=8,
-            head_entries=6,
-            page_entries=4,
+            credit_envelopes=2,
+            head_entries=4,
+            page_entries=3,
         )
         config = attrs.evolve(config, limits=limits)
         store: FaultyStore | FaultyPostgres
