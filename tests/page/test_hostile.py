@@ -33,6 +33,7 @@ def harmless(page: Answer) -> None:
     assert "Internal error" not in page.text
 
 
+@soak.more
 async def test_rows_of_a_hostile_hq(hq: RealHq, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every field of every row that HQ lists is something else; the page answers."""
     value: Any = None
@@ -52,7 +53,8 @@ async def test_rows_of_a_hostile_hq(hq: RealHq, monkeypatch: pytest.MonkeyPatch)
         asked = Client.list
         monkeypatch.setattr(Client, "list", hostile)
         monkeypatch.setattr(Client, "dead_letters", hostile)
-        for value in (HOSTILE, "x" * 100_000, None, -1, 1 << 70, 1e308, [], [HOSTILE], {"a": 1}):
+        values = (HOSTILE, None, 1 << 70, [HOSTILE], "x" * 100_000, -1, 1e308, [], {"a": 1})
+        for value in values if soak.ON else values[:4]:
             for path in ("/people", *CONSOLE):
                 page = await admin.get(path)
                 assert page.status in (200, 400), (path, value, page.words[-300:])

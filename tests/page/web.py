@@ -118,7 +118,7 @@ class Web:
         answer = await self.get(path)
         with trio.move_on_after(PATIENCE_S):
             while not so(answer):
-                await trio.sleep(0.05)
+                await trio.sleep(0.1)
                 answer = await self.get(path)
         assert so(answer), f"{answer.status} {answer.words}"
         return answer
