@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 import trio
+from nacl.signing import SigningKey
 
 from cipherbox.apps.page.console import MOST_QUEUES, drawn
 from cipherbox.apps.page.history import DAY_EVERY, POINTS, SAMPLE_S, WIDTH, History
@@ -138,6 +139,7 @@ async def test_totals_stand_beside_their_limits_and_a_limit_is_set(hq: RealHq, a
 
 
 async def test_witnesses_and_heads_of_the_log(hq: RealHq) -> None:
+    """A cosignature counts by a key that is known here; another key's is wrong."""
     keys = {}
     for name in ("CA-RC", "FL-LAB"):
         async with hq.client(name) as client:
@@ -145,14 +147,20 @@ async def test_witnesses_and_heads_of_the_log(hq: RealHq) -> None:
             keys[name] = verifier_key(name, key).text
             await Witness(client, key).once()
     settings = hq.admin_home / "client.toml"
-    text = settings.read_text().replace("witnesses = []", f'witnesses = ["{keys["CA-RC"]}"]')
-    settings.write_text(text)
-    async with page_of(hq.admin_home) as admin:
-        page = await admin.until("/console/log", lambda page: "Witnesses" in page.words)
-        assert "continues everything that this home has seen" in page.words
-        rows = re.findall(r"<tr><td>(CA-RC|FL-LAB)</td>(.*?)</tr>", page.text, re.DOTALL)
-        assert {name: "verified" in row for name, row in rows} == {"CA-RC": True, "FL-LAB": False}
-        assert "its key is not known here" in page.words
+    text = settings.read_text()
+    other = verifier_key("FL-LAB", SigningKey.generate()).text
+    for known, states in (
+        ([keys["CA-RC"]], {"CA-RC": "✓ verified", "FL-LAB": "its key is not known here"}),
+        ([keys["CA-RC"], other], {"CA-RC": "✓ verified", "FL-LAB": "✗ signature invalid"}),
+    ):
+        shown = "[" + ", ".join(f'"{one}"' for one in known) + "]"
+        settings.write_text(text.replace("witnesses = []", f"witnesses = {shown}"))
+        async with page_of(hq.admin_home) as admin:
+            page = await admin.until("/console/log", lambda page: "Witnesses" in page.words)
+            assert "continues everything that this home has seen" in page.words
+            rows = re.findall(r"<tr><td>(CA-RC|FL-LAB)</td>(.*?)</tr>", page.text, re.DOTALL)
+            found = {name: re.findall(r">([^<>]+)</span>", row)[-1] for name, row in rows}
+            assert found == states
 
 
 async def test_certificates_and_the_clock(hq: RealHq, admin: Web) -> None:

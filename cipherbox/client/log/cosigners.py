@@ -29,7 +29,7 @@ class Cosigner:
     name: str
     head: Checkpoint
     at: int  # when, as the witness states, ms since 1970
-    verified: bool  # by a key in `[log] witnesses`; False: there is none for this name
+    verified: bool | None  # by a key in `[log] witnesses`; None: there is none for this name
 
 
 @frozen
@@ -67,9 +67,7 @@ async def log_state(client: LogReader) -> LogState:
 
 
 def _cosigners(raw: bytes, key: bytes, log: LogProofVerifier) -> list[Cosigner]:
-    """Return those who cosigned a note; nobody if HQ did not sign it, or a configured witness's
-    signature is wrong.
-    """
+    """Return those who cosigned a note; nobody if HQ did not sign it."""
     try:
         head, note = verify_checkpoint(raw, key), decode_note(raw)
     except EnvelopeError:
@@ -80,8 +78,6 @@ def _cosigners(raw: bytes, key: bytes, log: LogProofVerifier) -> list[Cosigner]:
             continue
         known = log.quorum.key_of(one.name)
         at_s = int.from_bytes(one.signature[:8], "big")
-        if known is None:
-            found.append(Cosigner(one.name, head, at_s * 1000, verified=False))
-        elif cosigned_at(note, known) is not None:
-            found.append(Cosigner(one.name, head, at_s * 1000, verified=True))
+        verified = None if known is None else cosigned_at(note, known) is not None
+        found.append(Cosigner(one.name, head, at_s * 1000, verified))
     return found
