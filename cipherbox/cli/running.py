@@ -26,6 +26,9 @@ def run(work: Callable[..., Awaitable[T]], *arguments: object) -> T:
 def run_until_stopped(work: Callable[..., Awaitable[T]], *arguments: object) -> T:
     """Like `run`, but Ctrl-C and SIGTERM cancel it, so that it can stop what it started; then raise
     KeyboardInterrupt.
+
+    Further signals meanwhile change nothing: `timeout` sends two, and one that nobody has taken
+    would end the program before its caller has removed its directories.
     """
     import trio
 
@@ -35,13 +38,15 @@ def run_until_stopped(work: Callable[..., Awaitable[T]], *arguments: object) -> 
         found: list[T] = []
         with trio.open_signal_receiver(*stop_signals()) as signals:
             async with trio.open_nursery() as nursery:
+                scope = trio.CancelScope()
 
                 async def until_stopped() -> None:
                     async for _ in signals:
-                        nursery.cancel_scope.cancel()
+                        scope.cancel()
 
                 nursery.start_soon(until_stopped)
-                found.append(await work(*arguments))
+                with scope:
+                    found.append(await work(*arguments))
                 nursery.cancel_scope.cancel()
         return found
 

@@ -19,7 +19,7 @@ from cipherbox.client.inbox.decrypted_files import OPENED
 from cipherbox.config.settings import ServerConfig, load_client_config, load_server_config
 from cipherbox.errors import StoreLocked
 from cipherbox.harness.workplace import abandoned, workplace
-from cipherbox.portable import lock_file, write_private
+from cipherbox.portable import WINDOWS, lock_file, write_private
 from cipherbox.server.operations import backup
 from cipherbox.server.operations.check import LOCK
 from cipherbox.server.operations.setup import UNFINISHED
@@ -175,6 +175,40 @@ def test_what_a_killed_demo_left_goes_with_the_next_run_or_with_doctor(
         [*check(of_machine(), "cipherbox doctor", clean=True)]
         assert {*tmp_path.iterdir()} == {kept, running}
     assert {*tmp_path.iterdir()} == {kept}
+
+
+STOPPED = """
+import sys
+from pathlib import Path
+import trio
+from cipherbox.cli.running import run_until_stopped
+from cipherbox.harness.workplace import workplace
+async def work():
+    print("begun", flush=True)
+    try:
+        await trio.sleep_forever()
+    finally:
+        print("stopping", flush=True)
+        with trio.CancelScope(shield=True):
+            await trio.to_thread.run_sync(sys.stdin.readline)
+with workplace("cipherbox-prove-", Path(sys.argv[1])):
+    run_until_stopped(work)
+"""
+
+
+@pytest.mark.skipif(WINDOWS, reason="it has no SIGTERM")
+def test_a_second_signal_leaves_nothing_behind(tmp_path: Path) -> None:
+    """`timeout` sends two: the one that came while the run was stopping ended the program."""
+    command = [sys.executable, "-c", STOPPED, str(tmp_path)]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as process:
+        assert process.stdout is not None
+        for shown in ("begun", "stopping"):
+            assert process.stdout.readline().strip() == shown
+            process.terminate()
+        _, err = process.communicate("go on\n", timeout=60)
+    assert "KeyboardInterrupt" in err
+    assert [*tmp_path.iterdir()] == []
 
 
 def test_an_unfinished_restore_is_named_with_the_way_on(tmp_path: Path) -> None:
