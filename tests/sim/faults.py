@@ -78,7 +78,9 @@ PAIRS = [(kind, state) for kind in KINDS for state in STATES if (kind, state) no
 AIMS = 4  # of one seed
 ROUND = -(-len(PAIRS) // AIMS)  # seeds in a row that aim at each pair once
 PATIENCE_S = 5.0  # for a state: until all is signed for takes seconds
-LOOK_S = {"unacknowledged": 0.03}  # it is over soon
+UNDER_WAY = ("unconfirmed", "undelivered", "unacknowledged")
+# states that are over soon
+LOOK_S = {"undelivered": 0.03, "unacknowledged": 0.03, "receipts due": 0.05}
 WITHOUT_S = 10.0  # a seed without faults
 LONG = 20  # every twentieth seed takes its time, so that timers of seconds end between its faults
 Met = Counter[tuple[str, str]]
@@ -118,7 +120,12 @@ async def _reach(world: World, state: str) -> None:
         world.crash(chance.choice((*CLIENTS, *RECEIVERS)), power=chance.random() < 0.5)
     world.resting = state == "quiet"
     with trio.move_on_after(PATIENCE_S):
-        while state_of(world) != state:
+        while (now := state_of(world)) != state:
+            if state == "receipts due" and now in UNDER_WAY:
+                world.resting = True  # nothing new hides it
+            elif state == "undelivered" and now == "unacknowledged":
+                for stream in [*world.streams]:
+                    await trio.aclose_forcefully(stream)
             await trio.sleep(chance.uniform(0.0, LOOK_S.get(state, 0.15)))
 
 
