@@ -11,6 +11,7 @@ from typing import Any
 import trio
 import trio.testing
 
+from cipherbox import clock
 from cipherbox.errors import CipherBoxError, NetworkError
 from cipherbox.wire import frames
 from cipherbox.wire.connection import SendBatch, WireConnection
@@ -83,7 +84,7 @@ class FakeHq:
             4096,
             32 << 20,
             1,
-            0,
+            clock.now_ms(),
             0,
             "FL-LAB",
             "client",
