@@ -286,6 +286,7 @@ async def test_a_receiver_that_starts_waits_for_the_moment_of_a_recording(hq: An
             async def keep_saying() -> None:
                 for number in range(1000):
                     await here.chat.send(f"{number}")
+                    await trio.sleep(0.01)  # not all that a machine can do meanwhile
 
             nursery.start_soon(keep_saying)
             for _ in range(soak.of(20)):
