@@ -23,7 +23,7 @@ _SENDERS = {
 
 def _fields(fields: tuple[FieldSpec, ...]) -> list[str]:
     rows = ["| field | type | meaning |", "| --- | --- | --- |"]
-    rows += [f"| {f.name} | {f.kind.title} | {f.doc.replace('|', 'or')} |" for f in fields]
+    rows += [f"| {f.name} | {f.kind.title} | {f.doc} |" for f in fields]
     return [*rows, ""]
 
 
