@@ -53,7 +53,7 @@ async def test_prekeys_are_taken_from_their_owner_alone(tmp_path: Path) -> None:
             mine[:-1],
             mine + b"x",
             b"junk",
-            mine[:40] + b"\x01" + mine[41:],
+            mine[:40] + bytes([mine[40] ^ 1]) + mine[41:],
         ):
             assert await rc.refused(frames.OfferPrekeys, False, bad, []) == "bundle-refused"
         for bad in (once(me, 1), once(you, 0), [mine], [*once(you, 1), b""]):

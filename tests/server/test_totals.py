@@ -5,7 +5,6 @@ much there ever was.
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import attrs
@@ -13,7 +12,9 @@ import orjson
 import pytest
 
 from cipherbox import clock, pki
+from cipherbox.config.settings import ClockSettings
 from cipherbox.limits import LIMITS
+from cipherbox.server.clock_guard import ClockGuard, Recorded
 from cipherbox.server.directory.trust import Trust
 from cipherbox.store.port import CertificateRow
 from cipherbox.wire import frames
@@ -176,7 +177,7 @@ def test_the_newest_certificate_says_whether_a_client_is_revoked(order: int) -> 
         return newest.revoked_at if newest is not None else 0
 
     trust = Trust.__new__(Trust)
-    trust.clock = SimpleNamespace(now_ms=clock.now_ms)  # type: ignore[assignment]
+    trust.clock = ClockGuard(ClockSettings, Recorded(None, 0), clock.now_ms, clock.elapsed_s, "")
     trust._rows, trust._of, trust._newest = {}, {}, {}
     made = [
         CertificateRow("a", "C", 1, 1 << 60, 0, b""),
