@@ -9,7 +9,7 @@ STAMP := $(VENV)/ready
 REWRITTEN := .pytest_cache/rewritten
 PYZ := dist/cipherbox.pyz
 SOURCES := $(shell find cipherbox -type f -name '*.py' -o -type f -name '*.md' -o -type f -name '*.sql' -o -path '*/page/*/*') $(wildcard systemd/*)
-JOBS ?= 4
+JOBS ?= 5
 SEEDS ?= 0:2000
 MINUTES ?= 10
 
@@ -25,7 +25,7 @@ help: ## List these targets
 demo: $(PYZ) ## Build the one file and play the labs scenario with it
 	$(RUN) $(PYZ) demo
 
-test: $(STAMP) $(PYZ) $(REWRITTEN) ## Run all tests in JOBS=4 processes; COLD=1: without warm starts
+test: $(STAMP) $(PYZ) $(REWRITTEN) ## Run all tests in JOBS=5 processes; COLD=1: without warm starts
 	@$(RUN) -m compileall -q cipherbox tests
 	$(RUN) -m pytest -rs -n $(JOBS) --dist worksteal
 

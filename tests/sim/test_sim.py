@@ -32,7 +32,7 @@ from tests.sim.world import CLIENTS, HQ_NODE, LEAVER, RECEIVERS, SENDERS, Templa
 
 FIRST, COUNT = (
     int(part)
-    for part in os.environ.get("CIPHERBOX_SEEDS", "0:10000" if soak.ON else "0:100").split(":")
+    for part in os.environ.get("CIPHERBOX_SEEDS", "0:10000" if soak.ON else "0:30").split(":")
 )
 UNNEEDED = """
 SELECT number FROM bodies b WHERE NOT EXISTS (

@@ -16,9 +16,11 @@ Rules:
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import attrs
 
-from cipherbox.errors import Fenced, StoreUnavailable
+from cipherbox.errors import Fenced, StoreError, StoreUnavailable
 from cipherbox.store.postgres.driver import PostgresConnection
 
 LEASE_S = 6.0
@@ -113,3 +115,13 @@ def release(connection: PostgresConnection, epoch: int) -> None:
     connection.script(
         f"UPDATE writer SET holder = '', pid = 0, session_began = NULL WHERE epoch = {epoch}"
     )
+
+
+def give_up(connection: PostgresConnection, epoch: int) -> None:
+    """Close a session that could not go on; release its lease, if ``epoch`` is not 0: until the
+    server notices that the session ended, the next start would find the lease taken.
+    """
+    if epoch:
+        with suppress(StoreError):
+            release(connection, epoch)
+    connection.close()

@@ -94,7 +94,7 @@ class PostgresStore(Registry):
             self._spool = self._open_spool(directory, files or Files())
             self._keep_months(self._connection)
         except BaseException:
-            self._connection.close()
+            lease.give_up(self._connection, self.epoch)
             raise
 
     def _queue_numbers(self, connection: PostgresConnection) -> QueueNumbers:
