@@ -195,11 +195,12 @@ class Engine:
         return len(self._queue)
 
     def _lost(self, queue: str, seqs: list[int], reason: str) -> None:
-        log.error(
-            "Envelopes cannot be delivered and become dead letters",
-            extra={"queue": queue, "seqs": seqs, "reason": reason},
-        )
-        self.post(m.LostBodies([(queue, seq) for seq in seqs], reason))
+        # what was acknowledged while it waited to be sent has no body, and is not lost
+        found = self.broker.state.queues.get(queue)
+        seqs = [seq for seq in seqs if found is not None and found.find(seq) is not None]
+        if seqs:
+            _log_lost(queue, seqs, reason)
+            self.post(m.LostBodies([(queue, seq) for seq in seqs], reason))
 
     # -- the task ----------------------------------------------------------------------------------
 
@@ -423,3 +424,10 @@ class Engine:
                 "The store is not available", extra={"error": str(error)}
             ),
         )
+
+
+def _log_lost(queue: str, seqs: list[int], reason: str) -> None:
+    log.error(
+        "Envelopes cannot be delivered and become dead letters",
+        extra={"queue": queue, "seqs": seqs, "reason": reason},
+    )

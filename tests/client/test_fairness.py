@@ -24,7 +24,7 @@ from cipherbox.client.receiving.progress import Progress
 from cipherbox.client.receiving.recorder import Recorder
 from cipherbox.client.receiving.refusals import Refusals
 from cipherbox.envelope.ids import EnvelopeIds
-from cipherbox.errors import MalformedEnvelope, NotFound, StoreError
+from cipherbox.errors import Busy, MalformedEnvelope, NotFound, StoreError
 from cipherbox.sealing.body import text_message
 from tests.client.parties import now_ms
 from tests.client.test_many_files import envelope as with_files
@@ -47,7 +47,7 @@ class Refused:
 
     def __init__(self, *, lost: bool = False) -> None:
         self.released = 0
-        self.connection = SimpleNamespace(error=NotFound("cut") if lost else None)
+        self.lost = lost
 
     def release(self) -> None:
         self.released += 1
@@ -140,6 +140,34 @@ async def test_hq_is_not_told_of_what_it_has_back_and_its_answer_ends_nothing(
     assert back
     await trio.sleep(1)
     assert told == [one]
+    assert put(waiting)[1]
+
+
+async def test_a_refusal_that_hq_cannot_take_now_is_repeated_until_the_connection_ends(
+    nursery: trio.Nursery, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """HQ has the envelope as delivered, and would keep it so."""
+    monkeypatch.setattr(refusals, "OF_SENDER", 1)
+    told: list[Any] = []
+
+    async def nack(delivery: Any, requeue: bool, outcome: int, reason: str) -> None:
+        told.append(delivery)
+        if len(told) < 3:
+            raise Busy
+
+    waiting = Refusals(nack, EVENTS, nursery)
+    one, _ = put(waiting, pause_s=0)
+    await trio.sleep(refusals.REPEAT_S + 0.1)
+    assert told == [one] * 2
+    assert not put(waiting, pause_s=60)[1]  # it still counts
+    await trio.sleep(10)
+    assert told[3:] == [one]
+    told.clear()
+    cut, _ = put(waiting, pause_s=0)
+    await trio.sleep(0.1)
+    cut.lost = True
+    await trio.sleep(60)
+    assert told == [cut]
     assert put(waiting)[1]
 
 

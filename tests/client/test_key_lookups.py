@@ -104,6 +104,7 @@ def envelope(
         queue="box.CA-RC",
         parsed=SimpleNamespace(layout=SimpleNamespace(prefix=prefix)),
         connection=SimpleNamespace(error=NetworkError("cut") if lost else None),
+        lost=lost,
     )
 
 

@@ -67,6 +67,7 @@ class Line:
     reads: list[list[int]] = attrs.Factory(list)
     lost: list[int] = attrs.Factory(list)
     returned: list[int] = attrs.Factory(list)
+    unused: list[tuple[int, int, int]] = attrs.Factory(list)
     cache_bytes: int = 0
     cut: list[str] = attrs.Factory(list)
     memory: BackPressure = attrs.field(init=False)
@@ -84,6 +85,7 @@ class Line:
             self.limits,
             self.memory.account("B"),
             requeue=self._give_back,
+            unused=lambda *credit: self.unused.append(credit),
             drained=lambda: None,
             cut=self.cut.append,
         )
@@ -186,6 +188,28 @@ async def test_what_is_lost_is_told_and_not_delivered() -> None:
     (delivery,) = await run_until_stopped_reading(line)
     assert [e[0] for e in delivery.entries] == [1, 3]
     assert line.lost == [2, 4]
+    assert line.unused == [(1, 1, 100), (1, 1, 100)]
+
+
+@pytest.mark.parametrize("cache_bytes", [0, 1000])
+@pytest.mark.parametrize("size", [60, 100, 140])
+async def test_a_replaced_envelope_uses_the_credit_of_its_present_size(
+    size: int, cache_bytes: int
+) -> None:
+    line = Line(cache_bytes=cache_bytes)
+    line.stored[1] = b"x" * size
+    line.bodies.put(1, 1, line.stored[1], on_its_way=True)
+    line.out.push(3, "q", [entry(1)])
+    await run_until_stopped_reading(line)
+    assert line.unused == ([(3, 0, 100 - size)] if size != 100 else [])
+
+
+async def test_a_fetch_uses_no_credit() -> None:
+    line = Line()
+    line.out.fetched(m.FetchedEntries(9, "q", 5, [entry(1)]))
+    await run_until_stopped_reading(line)
+    assert line.lost == [1]
+    assert line.unused == []
 
 
 async def test_the_last_words_go_out_and_deliveries_stay_behind() -> None:

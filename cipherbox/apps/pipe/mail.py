@@ -36,7 +36,9 @@ async def receive_frames(
         return await _sorted(client, deliveries, peer, take)
 
     def tolerate(error: CipherBoxError) -> None:
-        text = f"HQ did not confirm an ACK: {error}; its messages are redelivered"
+        text = (
+            f"HQ did not confirm an ACK: {error}; it is repeated, or its messages are redelivered"
+        )
         client.events.emit(RECEIVER, text)
 
     await receiver.take_from(consumer, _ENVELOPES, sort, tolerate)

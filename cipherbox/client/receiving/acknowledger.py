@@ -7,6 +7,11 @@ What is put here is recorded, and nothing else remembers that an ACK is due: aft
 connection HQ redelivers, and the inbox recognises what it has.  Until then HQ keeps the envelope,
 counts it in the quotas of its sender and in the credit of this client; `MOST` and `MOST_BYTES`
 bound that far below the quotas, and `_PART` below the credit.
+
+While the connection of a delivery is open, HQ does not redeliver it, so an ACK that HQ did not
+answer, or refused for a moment, stays due and is repeated; HQ may have taken it, which does no
+harm.  One that HQ refuses permanently is given up: its credit is returned, and HQ redelivers the
+envelope to the next connection that may read the queue.
 """
 
 from __future__ import annotations
@@ -17,7 +22,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from cipherbox.client.events import RECEIVER
-from cipherbox.client.receiving.delivery import Delivery
+from cipherbox.client.receiving.delivery import Delivery, settled
 from cipherbox.concurrency import Flag
 from cipherbox.errors import CipherBoxError
 
@@ -63,8 +68,9 @@ class Acknowledger:
                 await self._work.wait()
                 self._work.clear()
                 self._hurry.clear()
-                await self._acknowledge()
-                if not self._flushing:
+                if not await self._acknowledge():
+                    await trio.sleep(EVERY_S)
+                elif not self._flushing:
                     with trio.move_on_after(EVERY_S):
                         await self._hurry.wait()
         except trio.Cancelled:
@@ -81,15 +87,36 @@ class Acknowledger:
         finally:
             self._flushing -= 1
 
-    async def _acknowledge(self) -> None:
+    async def _acknowledge(self) -> bool:
+        """Acknowledge what is due; return False if some of it stays due."""
         due, self._due = self._due, []
         self._bytes, self._most_bytes = 0, MOST_BYTES
-        try:
-            await self._client.ack(due)
-        except CipherBoxError as error:
-            self._client.events.emit(
-                RECEIVER,
-                f"HQ did not confirm an ACK: {error}; the messages are stored and are redelivered",
-            )
+        again: list[Delivery] = []
+        for queue in dict.fromkeys(one.queue for one in due):
+            own = [one for one in due if one.queue == queue]
+            if again:  # HQ answers none now
+                again += own
+                continue
+            try:
+                await self._client.ack(own)
+            except CipherBoxError as error:
+                again = self._unconfirmed(own, error)
+        self.put([one for one in again if not self._flushing])
         if not self._due:
             self._idle.set()
+        return not again
+
+    def _unconfirmed(self, own: list[Delivery], error: CipherBoxError) -> list[Delivery]:
+        """Return those whose ACK is to be repeated."""
+        again = to_repeat(own, error)
+        what = "it is repeated" if again else "the messages are stored and are redelivered"
+        self._client.events.emit(RECEIVER, f"HQ did not confirm an ACK: {error}; {what}")
+        return again
+
+
+def to_repeat(deliveries: list[Delivery], error: CipherBoxError) -> list[Delivery]:
+    """Return those of an ACK that failed which are to be acknowledged again; give up the others."""
+    if error.retryable:
+        return [one for one in deliveries if not one.lost]
+    settled(deliveries)
+    return []

@@ -127,11 +127,11 @@ class ConsumingCalls:
                     frames.Ack, queue=queue, ranges=part
                 )
                 counted += answer.count
+            settled(own)
             self._say(own, "Server confirmed ACK for {}", mark=True)
             if self.sessions is not None:
                 hashes = [d.parsed.hashes.envelope_hash for d in own if in_sessions(d.parsed)]
                 self.sessions.acknowledged(hashes)
-            settled(own)
         return counted
 
     async def nack(

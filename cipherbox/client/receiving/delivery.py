@@ -119,6 +119,11 @@ class Delivery:
         return self.queue.endswith((".bulk", ".sys"))
 
     @property
+    def lost(self) -> bool:
+        """Return whether its connection has ended, so that HQ redelivers it."""
+        return self.connection is not None and self.connection.error is not None
+
+    @property
     def opened(self) -> bool:
         return self._messages is not None
 

@@ -154,9 +154,7 @@ class Lookups:
         """Return the hashes to request, by sender; release or refuse what needs no request."""
         wanted: dict[str, list[bytes]] = {}
         for sender in list(self._parked):
-            hashes = list(
-                dict.fromkeys(_named(d) for d, _ in self._parked[sender] if not self._lost(d))
-            )
+            hashes = list(dict.fromkeys(_named(d) for d, _ in self._parked[sender] if not d.lost))
             unknown = [
                 h
                 for h in hashes
@@ -202,7 +200,7 @@ class Lookups:
             kept: deque[tuple[Delivery, Done]] = deque()
             for delivery, done in self._parked.pop(sender, ()):
                 pair = sender, _named(delivery)
-                if self._lost(delivery):
+                if delivery.lost:
                     # its connection has ended, and HQ redelivers it
                     done(delivery, None)
                 elif pair in found:
@@ -213,10 +211,6 @@ class Lookups:
                     kept.append((delivery, done))
             if kept:
                 self._parked[sender] = kept
-
-    @staticmethod
-    def _lost(delivery: Delivery) -> bool:
-        return delivery.connection is not None and delivery.connection.error is not None
 
     def _miss(self, sender: str, bundle_hash: bytes) -> None:
         own = self._misses.setdefault(sender, OrderedDict())

@@ -23,6 +23,7 @@ import trio
 
 from cipherbox.checks import checked
 from cipherbox.client.inbox.inbox import InboxStorage
+from cipherbox.client.receiving.acknowledger import EVERY_S, to_repeat
 from cipherbox.client.receiving.consumer import Consumer
 from cipherbox.client.receiving.delivery import Delivery
 from cipherbox.client.receiving.inbox_lock import InboxLock
@@ -203,7 +204,7 @@ class Receiver:
         The lock is held as for `take`.  ``sort`` separates the deliveries of a program's own
         content type: it returns those that are done with, which are only acknowledged, and those to
         record.  ``tolerate`` is called with an error of HQ or the network, and receiving continues:
-        HQ redelivers what was not acknowledged.
+        what was not acknowledged is taken again, or HQ redelivers it after the connection's end.
         """
         receipts = PendingReceipts(self.client)
         try:
@@ -211,16 +212,22 @@ class Receiver:
                 nursery.start_soon(receipts.run)
                 while True:
                     done, others = await sort(await consumer.batch(most, BATCH_BYTES))
-                    try:
-                        if others:
-                            await self.take(others)
-                            receipts.notify(prompt=True)  # people may watch both ends
-                        if done:
-                            await self.client.ack(done)
-                    except (NetworkError, Refused) as error:
-                        if tolerate is None:
-                            raise
-                        tolerate(error)
+                    while done or others:
+                        try:
+                            if others:
+                                await self.take(others)
+                                others = []
+                                receipts.notify(prompt=True)  # people may watch both ends
+                            if done:
+                                await self.client.ack(done)
+                                done = []
+                        except (NetworkError, Refused) as error:
+                            if tolerate is None:
+                                raise
+                            tolerate(error)
+                            done, others = to_repeat(done, error), to_repeat(others, error)
+                            if done or others:
+                                await trio.sleep(EVERY_S)
         finally:
             receipts.close()
 

@@ -3,8 +3,8 @@
 A final refusal is sent immediately, a temporary one after a pause that grows with each attempt.
 Meanwhile the envelope's bytes are dropped here and its credit is returned, so that one sender's
 envelopes delay no other's.  The number that waits is bounded for each sender; further ones become
-dead letters immediately, and nothing is lost.  HQ's answer to a refusal changes nothing here: what
-HQ did not take is redelivered.
+dead letters immediately, and nothing is lost.  A refusal that HQ does not answer, or cannot take
+now, is repeated while the delivery's connection is open, since HQ redelivers only after its end.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from cipherbox.errors import CipherBoxError
 OF_SENDER = 256  # of one sender, waiting
 CONCURRENT = 64  # sent to HQ concurrently
 FLUSH_S = 5.0
+REPEAT_S = 1.0  # before a refusal that HQ did not take is repeated
 Nack = Callable[[Delivery, bool, int, str], Awaitable[None]]
 
 
@@ -69,10 +70,7 @@ class Refusals:
         delivery.release()
         self._number += 1
         at = trio.current_time() + pause_s
-        heapq.heappush(
-            self._due, _Due(at, self._number, delivery, sender, requeue, outcome, reason)
-        )
-        self._news.set()
+        self._push(_Due(at, self._number, delivery, sender, requeue, outcome, reason))
         if not self._running:
             self._running = True
             self._nursery.start_soon(self._run)
@@ -107,18 +105,22 @@ class Refusals:
         finally:
             self._running = False
 
+    def _push(self, one: _Due) -> None:
+        heapq.heappush(self._due, one)
+        self._news.set()
+
     async def _tell(self, one: _Due) -> None:
         try:
-            connection = one.delivery.connection
-            # once its connection has ended, it is back in its queue already
-            if connection is None or connection.error is None:
+            if not one.delivery.lost:  # otherwise it is back in its queue already
                 await self._nack(one.delivery, one.requeue, one.outcome, one.reason)
         except CipherBoxError as error:
-            self._events.emit(
-                RECEIVER, f"A refusal could not be sent to HQ: {error}; HQ redelivers the envelope"
-            )
-        finally:
-            if one.requeue:
-                self._waiting[one.sender] -= 1
-                if self._waiting[one.sender] <= 0:
-                    del self._waiting[one.sender]
+            again = error.retryable and not one.delivery.lost
+            what = "it is repeated" if again else "HQ redelivers the envelope"
+            self._events.emit(RECEIVER, f"A refusal could not be sent to HQ: {error}; {what}")
+            if again:
+                self._push(one._replace(at=trio.current_time() + REPEAT_S))
+                return
+        if one.requeue:
+            self._waiting[one.sender] -= 1
+            if self._waiting[one.sender] <= 0:
+                del self._waiting[one.sender]

@@ -5,6 +5,12 @@ from the store when it is their turn, and the next frame's while one is sent.  S
 slowly costs HQ two frames, which count in its client's share of the memory.  The connection of a
 peer that accepts nothing for a whole timeout is closed, and so is that of one that accepts a large
 frame too slowly (`slow`); no other peer waits for it.
+
+A queued delivery has used its consumer's credit, by the size that the envelope had then.  Before
+its turn comes, the envelope may be acknowledged over another connection or by an ACK repeated on
+this one, and its bytes are gone; a new generation may replace it by one of another size; or its
+bytes prove damaged.  The peer returns the credit of what it receives, so the rest is returned here:
+otherwise a consumer whose whole credit was queued would wait for ever.
 """
 
 from __future__ import annotations
@@ -88,8 +94,9 @@ class ReadAhead:
 class SendQueue:
     """The send queue of one peer.
 
-    ``requeue(queue, entries)`` gets what did not fit into a FETCHED; ``drained`` is called after
-    each send.
+    ``requeue(queue, entries)`` gets what did not fit into a FETCHED; ``unused(tag, envelopes,
+    bytes)`` the credit that deliveries to a consumer have used and that the peer will not return,
+    the bytes negative if it will return more; ``drained`` is called after each send.
     """
 
     def __init__(
@@ -100,6 +107,7 @@ class SendQueue:
         account: Account,
         *,
         requeue: Callable[[str, Sequence[Entry]], None],
+        unused: Callable[[int, int, int], None],
         drained: Callable[[], None],
         cut: Callable[[str], None],
         counts: Counts | None = None,
@@ -117,6 +125,7 @@ class SendQueue:
         self._deadline_s = 2.0 * limits.heartbeat_s
         self._deliver_bytes = limits.deliver_frame_bytes
         self._requeue = requeue
+        self._unused = unused
         self._drained = drained
         self._queue: deque[bytes | QueuedDelivery | FetchedEntries] = deque()
         self._ready = Flag()
@@ -176,7 +185,8 @@ class SendQueue:
                 frame: list[codec.Octets] = [head]
             else:
                 queue, entries = self._next_entries(head)
-                if self._ahead is None and sum(entry.size for entry in entries) >= LARGE:
+                used = sum(entry.size for entry in entries)
+                if self._ahead is None and used >= LARGE:
                     if going:
                         await self._send(going)
                         going, size = [], 0
@@ -190,6 +200,11 @@ class SendQueue:
                     items = await self._read(queue, entries)
                 self._drop_ahead()
                 self._read_ahead(nursery)
+                if isinstance(head, QueuedDelivery):
+                    envelopes = len(entries) - len(items)
+                    left = used - sum(len(item[4]) for item in items)
+                    if envelopes or left:
+                        self._unused(head.tag, envelopes, left)
                 frame = self._frame(head, items)
             going.append(frame)
             size += sum(map(len, frame))

@@ -122,6 +122,7 @@ class Session:
             self._limits,
             self._account,
             requeue=self._requeue,
+            unused=self._add_credit,
             drained=self._in_flight.changed.notify,
             cut=self._cut,
             counts=shared.engine.counts,
@@ -379,6 +380,10 @@ class Session:
             self._engine.post(
                 m.Nack(self.connection, self.client, 0, queue, entry.seq, True, 0, "")
             )
+
+    def _add_credit(self, tag: int, envelopes: int, size: int) -> None:
+        """Return credit to a consumer for what was not sent to it."""
+        self._engine.post(m.Credit(self.connection, tag, envelopes, size))
 
     def _put(self, data: bytes) -> None:
         self._out.put(data)
