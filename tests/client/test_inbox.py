@@ -6,6 +6,7 @@ import hashlib
 import os
 import sqlite3
 import stat
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from cipherbox.client.inbox.incoming_files import Arrived
 from cipherbox.client.inbox.lines import Received, lines_of, timestamp
 from cipherbox.client.inbox.schema import DATABASE, STEPS
 from cipherbox.client.local_database import open_database
+from cipherbox.client.publishing.parts import part_message
 from cipherbox.envelope.ids import EnvelopeIds
 from cipherbox.errors import SchemaTooNew, StoreError
 from cipherbox.portable import WINDOWS
@@ -85,6 +87,41 @@ def test_a_batch_is_recorded_and_known(tmp_path: Path) -> None:
     if not WINDOWS:
         for name in ("inbox.sqlite3", "data/received_messages.jsonl"):
             assert stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o600
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="which file a descriptor is, /proc tells")
+@pytest.mark.parametrize("before", [False, True])
+def test_every_new_name_on_the_way_to_a_file_is_synced_before_it_is_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: bool
+) -> None:
+    """What a power cut leaves of a directory is what was synced of it. ``before``: a process was
+    killed when it had created the first directory, and not synced its name.
+    """
+    synced: set[Path] = set()
+    fsync = os.fsync
+
+    def watched(fd: int) -> None:
+        fsync(fd)
+        synced.add(Path(os.readlink(f"/proc/self/fd/{fd}")))
+
+    monkeypatch.setattr(os, "fsync", watched)
+    if before:
+        (tmp_path / "incoming").mkdir()
+    inbox = Inbox(tmp_path)
+    small, large = b"small", b"L" * 300_000
+    file = {"kind": "application/octet-stream"}
+    part = part_message(bytes(16), 0, 1 << 20, b"P" * 1000, compress=False)
+    batches = [
+        [received(large, headers={"filename": "one.bin"}, **file)],
+        [received(small, small, headers={"filename": "two.bin"}, **file)],
+        [Received("FL-LAB", IDS.next(), 0, "box.CA-RC", 1, 0, [part])],
+    ]
+    for batch in batches:
+        inbox.record(batch)
+        there = {tmp_path / "incoming", *(tmp_path / "incoming").rglob("*")}
+        assert any(path.is_file() for path in there)
+        assert {path.parent for path in there} <= synced
+    inbox.close()
 
 
 def test_death_between_append_and_commit_is_cut_back(tmp_path: Path) -> None:

@@ -22,7 +22,6 @@ from cipherbox.client.inbox.places import open_new
 from cipherbox.client.inbox.transfers import CHECKING, Row
 from cipherbox.client.publishing.parts import manifest_message, manifest_of
 from cipherbox.limits import LIMITS
-from cipherbox.portable import sync_directory
 from cipherbox.sealing.body import apart
 from cipherbox.sealing.encrypted_file import ClearFile, EncryptedFile, RandomAccessFile
 from cipherbox.sealing.local_secret_box import SecretBox
@@ -135,8 +134,6 @@ class Hidden:
                     places.append(shared.add(content) if together else self._write(received, index))
                 found.append(Beside(self, received, indexes, shared.name, places))
             shared.sync()
-            if shared.size:
-                sync_directory(self.place(new).parent)
         finally:
             shared.close()
         return found

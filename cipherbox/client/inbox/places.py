@@ -131,6 +131,16 @@ def sweep(folder: Path, before_ms: int, known: Callable[[str, bytes], bool]) -> 
                     os.unlink(entry.path)
 
 
+def _empty(folder: Path) -> bool:
+    try:
+        with os.scandir(folder) as entries:
+            return next(entries, None) is None
+    except FileNotFoundError:
+        return True
+    except OSError:  # not to be read: it was there before
+        return False
+
+
 def _entries(folder: Path) -> list[os.DirEntry[str]]:
     try:
         return list(os.scandir(folder))
@@ -152,12 +162,20 @@ def _moved(source: Path, target: Path) -> bool:
 
 
 def private_dirs(path: Path) -> Path:
-    """Create the directory and missing parents, each private to this user."""
-    if path.is_dir():
-        return path
-    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
-    for folder in reversed(missing):
+    """Create the directory and missing parents, each private to this user, with durable names:
+    what is synced in a directory that a power cut takes away is lost.
+
+    Nothing is put into a directory before its name is durable, so one that is not empty is.
+    """
+    new = []
+    for folder in (path, *path.parents):
+        if not _empty(folder):
+            break
+        new.append(folder)
+    for folder in reversed(new):
         private_dir(folder)
+        with suppress(PermissionError):  # another user's, which may be entered but not read
+            sync_directory(folder.parent)
     return path
 
 
@@ -172,6 +190,15 @@ def is_about_the_name(error: OSError) -> bool:
 
 
 def open_new(path: Path) -> int:
-    """Open a private file for reading and writing, creating it if missing."""
+    """Open a private file for reading and writing, creating it if missing. Its name is durable
+    before a byte is written, so that of a file that is not empty is.
+    """
     private_dirs(path.parent)
-    return os.open(path, os.O_RDWR | os.O_CREAT | O_BINARY | getattr(os, "O_NOFOLLOW", 0), 0o600)
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | O_BINARY | getattr(os, "O_NOFOLLOW", 0), 0o600)
+    try:
+        if not os.fstat(fd).st_size:
+            sync_directory(path.parent)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
