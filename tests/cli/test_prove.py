@@ -128,6 +128,18 @@ def test_a_generation_that_nobody_needed_any_more_is_confirmed_again() -> None:
     assert checker.check(resealed).problems == []
 
 
+def test_the_proof_of_an_earlier_generation_is_enough_once_all_have_opened_the_envelope() -> None:
+    resealed = report()
+    row = s1(resealed)["outbox"][0]
+    row.update(generation=2, sha256="11")
+    later = {**row, "sender": "S1", "entry": 20}
+    resealed["hq"]["accepted"].append(later)
+    assert checker.check(resealed).problems == []
+    row["receipts"].popitem()
+    texts = [text for rule, text in checker.check(resealed).problems if rule == "log"]
+    assert [text.endswith("is of another entry") for text in texts] == [True]
+
+
 def test_a_file_that_is_no_report_is_refused(tmp_path: Path) -> None:
     for damage in (lambda r: r.update(version=2), lambda r: r.pop("senders")):
         damaged = copy.deepcopy(report())
