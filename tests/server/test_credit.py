@@ -99,10 +99,7 @@ async def one_refused(q: Queued) -> None:
 
 
 async def all_damaged(q: Queued) -> None:
-    async def none(numbers: list[int]) -> list[None]:
-        return [None] * len(numbers)
-
-    q.r.hq.engine.bodies._read = none  # type: ignore[assignment]
+    q.r.hq.store.read_bodies = lambda numbers: [None] * len(numbers)  # type: ignore[method-assign]
 
 
 async def longer(q: Queued) -> None:
