@@ -11,6 +11,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
 from cipherbox import clock
+from cipherbox.broker import model as m
 from cipherbox.broker.usage import PREKEYS
 from cipherbox.config.settings import ServerConfig, secret_key
 from cipherbox.config.toml_file import tables_of
@@ -213,6 +214,17 @@ class HQ:
         """Record the time, unless the clock is in doubt, for the next start."""
         if (mark := self.clock.mark(self.audit.last_at)) is not None:
             await self.engine.in_store(self.store.put_setting, CLOCK, mark.encode())
+
+    async def confirm_clock(self, client: str) -> int:
+        """Trust this machine's clock, as ``client`` says ('': a user of this machine); return its
+        time.  Logged first: the entry has the expected time, and the clock is trusted once it
+        exists.
+        """
+        at, expected = self.clock.wall_ms(), self.clock.now_ms()
+        await self.engine.call(lambda n: m.ConfirmClock(0, client, n, at, expected))
+        self.clock.confirm()
+        await self.mark_clock()
+        return at
 
     def reload(self) -> list[Difference]:
         """Reload settings and certificates and return what changed; raise ConfigError, changing

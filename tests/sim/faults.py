@@ -43,6 +43,7 @@ KINDS = (
     "rotate",
     "revoke",
 )
+OF_A_NODE = ("kill", "power", "midway", "recovery", "full", "io", "clock")
 STATES = (
     "HQ down",
     "client down",
@@ -165,6 +166,8 @@ def play(world: World, kind: str, met: Met, nursery: trio.Nursery) -> None:
         nursery.start_soon(_revoke, world)
     else:
         return  # there is nothing that it could do
+    if kind in OF_A_NODE and name == LEAVER and world.revoked:
+        return  # nobody is there
     met[kind, state] += 1
 
 

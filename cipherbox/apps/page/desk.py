@@ -149,30 +149,29 @@ class Desk:
 
     async def watch(self) -> None:
         """Wake the browsers that listen after each change, until cancelled."""
-        before: object = None
-        now: object = None
-        while True:
-            await trio.sleep(LOOK_S)
-            if not self.listeners:
-                continue
-            with suppress(StoreError):  # it is looked at again
-                now = await self._mark()
-            if now != before:
-                before = now
-                self.changed.notify()
+        await self._wake(LOOK_S, self._mark, None, StoreError)
 
     async def watch_keys(self) -> None:
         """Wake the browsers that listen when somebody's keys raise an alarm, until cancelled."""
-        before: list[tuple[str, str]] = []
+        await self._wake(ALARM_S, self.key_alarms, [], CipherBoxError)
+
+    async def _wake(
+        self,
+        every_s: float,
+        look: Callable[[], Awaitable[object]],
+        now: object,
+        passing: type[CipherBoxError],
+    ) -> None:
+        """Look until cancelled; after an error that passes, look again."""
         while True:
-            await trio.sleep(ALARM_S)
+            await trio.sleep(every_s)
             if not self.listeners:
                 continue
-            with suppress(CipherBoxError):  # it is asked for again
-                now = await self.key_alarms()
-                if now != before:
-                    before = now
-                    self.changed.notify()
+            before = now
+            with suppress(passing):
+                now = await look()
+            if now != before:
+                self.changed.notify()
 
     async def _mark(self) -> object:
         connected = self.client.connection.current is not None

@@ -3,8 +3,8 @@
 Administration needs an admin's certificate.  If the last admin's key is lost, or no admin can
 connect since HQ's clock was confirmed by mistake, there is one way back, for a user who can read
 HQ's directory and its service key: HQ is started under the directory's lock without listening,
-performs one action, and stops.  The action goes through the
-engine and thus into the signed log: it cannot be used silently.
+performs one action, and stops.  The action goes through the engine and thus into the signed log: it
+cannot be used silently.
 """
 
 from __future__ import annotations
@@ -73,11 +73,7 @@ async def admin_token(
 async def confirm_clock(config: ServerConfig) -> int:
     """Confirm that this machine's clock is right, as `clock confirm` does, and return its time."""
     async with closed(config) as hq:
-        at, expected = hq.clock.wall_ms(), hq.clock.now_ms()
-        await hq.engine.call(lambda n: m.ConfirmClock(0, "", n, at, expected))
-        hq.clock.confirm()
-        await hq.mark_clock()
-        return at
+        return await hq.confirm_clock("")
 
 
 async def export(config: ServerConfig) -> bytes:

@@ -137,12 +137,8 @@ async def _drain(hq: Services, s: Requester, x: f.Drain) -> object:
 
 
 async def _confirm_clock(hq: Services, s: Requester, x: f.ConfirmClock) -> object:
-    """Log it first: the entry has the expected time, and the clock is trusted once it exists."""
     s.need_admin()
-    at, expected = hq.clock.wall_ms(), hq.clock.now_ms()
-    await hq.engine.call(lambda n: m.ConfirmClock(0, s.client, n, at, expected))
-    hq.clock.confirm()
-    await hq.mark_clock()
+    await hq.confirm_clock(s.client)
     s.log("The clock was confirmed by an admin")
     return f.Ok(x.correlation, 1)
 
