@@ -7,6 +7,7 @@ from __future__ import annotations
 import ssl
 import threading
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from cipherbox.config.settings import secret
 from cipherbox.errors import ConfigError, DiskFull, SchemaTooOld, StoreError, StoreUnavailable
 from cipherbox.harness import postgres_servers
 from cipherbox.store.port import INCARNATION
-from cipherbox.store.postgres import driver, retention
+from cipherbox.store.postgres import driver, lease, retention
 from cipherbox.store.postgres import schema as schema_module
 from cipherbox.store.postgres.connect import Connector
 from cipherbox.store.postgres.driver import PostgresConnection
@@ -318,6 +319,8 @@ def test_another_machines_spool_is_missed(
     elsewhere = tmp_path / "elsewhere"
     with pytest.raises(StoreError, match="another machine"):
         PostgresStore(target, elsewhere)
+    with closing(postgres.connect(postgresql, target.schema)) as tool:
+        assert lease.current(tool).name == ""
     again = opening(target)
     assert bodies(again, 1) == [b"x" * 200_000]
 
