@@ -65,5 +65,7 @@ def test_every_metric_is_on_the_dashboard_or_explained_elsewhere() -> None:
         "cipherbox_queue_consumers",
         "cipherbox_engine_commands",
         "cipherbox_memory_short",
+        "cipherbox_standbys",
+        "cipherbox_standby_waiting_seconds",
         "process_start_time_seconds",
     }, rest

@@ -172,22 +172,24 @@ def _overview(ctx: click.Context, as_json: bool) -> int:
     from cipherbox.cli.exits import exit_code
     from cipherbox.cli.home import load_here
     from cipherbox.cli.output import fail
+    from cipherbox.cli.top import standbys as standbys_in
     from cipherbox.client.client import open_client
 
     home = load_here(ctx)
 
     async def main() -> NetworkError | None:
         async with open_client(home, keep_trying=True, renew=False) as client:
-            failure, queues, alerts = None, [], []
+            failure, queues, alerts, standbys = None, [], [], []
             try:
                 await client.connection.ready(client.connection.tries)
                 await client.ping()
                 queues = await client.list("queues")
                 if client.role == "admin":
                     alerts = await client.list("alerts")
+                    standbys = standbys_in(await client.list("metrics"))
             except NetworkError as error:
                 failure = error
-            await _show(client, queues, alerts, failure, as_json)
+            await _show(client, queues, alerts, standbys, failure, as_json)
             return failure
 
     failure = run(main)
@@ -201,13 +203,15 @@ async def _show(
     client: Client,
     queues: list[dict[str, Any]],
     alerts: list[dict[str, Any]],
+    standbys: list[dict[str, Any]],
     failure: NetworkError | None,
     as_json: bool,
 ) -> None:
-    """Print it; HQ's alerts are for an admin."""
+    """Print it; HQ's alerts and standbys are for an admin."""
     import attrs
 
     from cipherbox.cli.output import print_json, record, rows_table, safe, say, time_text, warn
+    from cipherbox.cli.top import standby_text
     from cipherbox.client.outbox.folder_files import FolderFiles
     from cipherbox.client.overview import overview
 
@@ -222,6 +226,7 @@ async def _show(
                 "connected": failure is None,
                 "queues": queues,
                 "alerts": alerts,
+                "standbys": standbys,
                 "clock_ahead_ms": client.hq_clock.wrong_by_ms,
                 "refused": [{"path": list(one.path), "reason": one.reason} for one in files],
                 "here": attrs.asdict(here) if here is not None else None,
@@ -249,6 +254,8 @@ async def _show(
         )
     if failure is None:
         rows_table(queues, empty="no queue")
+    for standby in standbys:
+        say(f"HQ: {safe(standby_text(standby))}")
     if warning := client.hq_clock.warning:
         warn(warning)
     for alert in alerts:

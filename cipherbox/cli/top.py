@@ -61,6 +61,7 @@ class Snapshot:
             m["name"]: m["value"] for m in metrics if "value" in m and not m["labels"]
         }
         self.histograms = {m["name"]: m for m in metrics if "count" in m and not m["labels"]}
+        self.standbys = standbys(metrics)
         self.queues: dict[str, dict[str, float]] = {}
         self.days: dict[str, float] = {}
         for m in metrics:
@@ -89,6 +90,7 @@ class Snapshot:
             "now": {name: self.values.get(metric, 0) for name, metric in NOW.items()},
             "times": times,
             "certificate_days": self.days,
+            "standbys": self.standbys,
             "queues": [
                 {
                     "queue": name,
@@ -100,6 +102,25 @@ class Snapshot:
             ],
             "clients": self.connections,
         }
+
+
+def standbys(metrics: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the HQs that wait to take over, as HQ's metrics name them."""
+    return [
+        {
+            "standby": m["labels"]["standby"],
+            "address": m["labels"]["address"],
+            "waiting_s": m["value"],
+        }
+        for m in metrics
+        if m["name"] == "cipherbox_standby_waiting_seconds"
+    ]
+
+
+def standby_text(one: dict[str, Any]) -> str:
+    """Return a standby as a line of text."""
+    where = f" at {one['address']}" if one["address"] else ""
+    return f"standby: {one['standby']}{where}, for {_age(one['waiting_s'])}"
 
 
 async def take_snapshot(client: Client) -> Snapshot:
@@ -238,6 +259,7 @@ def view(report: dict[str, Any]) -> RenderableType:
         f"commit {times['commit_ms']} ms (sync {times['sync_ms']} ms), first certificate ends in "
         f"{days:.0f} days"
     )
+    head = "\n".join([head, *(safe(standby_text(one)) for one in report["standbys"])])
     alerts = [
         Text(f"{a['severity'].upper()}: {safe(a['text'])}", "bold red") for a in report["alerts"]
     ]

@@ -158,6 +158,12 @@ METRICS: dict[str, Metric] = {
     "cipherbox_disk_free_bytes": Metric(
         GAUGE, "Free bytes on the file system of HQ's data directory."
     ),
+    "cipherbox_standbys": Metric(
+        GAUGE, "HQs that wait to take over this one's database (PostgreSQL)."
+    ),
+    "cipherbox_standby_waiting_seconds": Metric(
+        GAUGE, "How long this HQ has seen that standby wait.", ("standby", "address")
+    ),
     # HQ itself.
     "cipherbox_engine_commands": Metric(GAUGE, "Requests waiting for the engine."),
     "cipherbox_held_bytes": Metric(

@@ -9,7 +9,7 @@ rest is cancelled.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, closing
 
 import attrs
 import trio
@@ -33,8 +33,9 @@ from cipherbox.server.operations.alerts import Watch
 from cipherbox.server.operations.check import LOCK, require_places
 from cipherbox.server.operations.monitor import Monitor
 from cipherbox.server.operations.open_store import check_whole, open_store
-from cipherbox.store.port import Store
+from cipherbox.store.port import Standby, Store
 from cipherbox.store.sqlite.store import SqliteStore
+from cipherbox.store.waiting import WaitingSession
 
 log = get_logger(__name__)
 _CRL_CHECK_S = 3600.0
@@ -87,10 +88,17 @@ async def serve(
                 monitor.waiting = f"HQ is waiting: {why}"
                 waiting(why)
 
-            store = await _open(lambda: open_store(config, kind=kind), on_waiting, patient=patient)
+            with closing(WaitingSession()) as session:
+                store = await _open(
+                    lambda: open_store(config, kind=kind, waiting=session),
+                    on_waiting,
+                    patient=patient,
+                )
             try:
                 check_whole(store)
                 monitor.hq = HQ(config, store)
+                if session.kept:
+                    monitor.hq.standbys.expect()
                 await run(monitor.hq, task_status=task_status)
             finally:
                 store.close()
@@ -266,10 +274,18 @@ async def tell_systemd(hq: HQ) -> None:
 
 
 async def _keep_writing(hq: HQ) -> None:
-    """Renew the store's lease; end HQ if another one has taken over."""
+    """Renew the store's lease, and see who waits for it; end HQ if another one has taken over."""
+
+    def renewed() -> list[Standby]:
+        hq.store.renew()
+        return hq.store.standbys()
+
+    async def once() -> None:
+        hq.standbys.look(await hq.engine.in_store(renewed))
+
     await trio.sleep(RENEW_S)
     # commits report a store that is not available
-    await repeat(lambda: hq.engine.in_store(hq.store.renew), RENEW_S, transient=only(Busy))
+    await repeat(once, RENEW_S, transient=only(Busy))
 
 
 async def _keep_mark(hq: HQ) -> None:

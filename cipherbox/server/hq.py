@@ -38,6 +38,7 @@ from cipherbox.server.live_config import LiveConfig
 from cipherbox.server.operations.drain import Drain
 from cipherbox.server.operations.reload import Difference, load_reload, log_differences
 from cipherbox.server.operations.retention import Retention
+from cipherbox.server.operations.standbys import Standbys
 from cipherbox.server.requests.dispatch import Requests
 from cipherbox.server.transparency_log import KEY_FILE, TransparencyLog, certified, load_key
 from cipherbox.store.port import CLOCK, Store
@@ -123,6 +124,7 @@ class HQ:
         self.retention = Retention(
             self.live, store, self.engine, self.clock, lambda: self.audit.last_at
         )
+        self.standbys = Standbys(clock_s)
         self._tables = tables_of(config.file)  # to detect an incomplete file
         self.stopping = False
 

@@ -17,4 +17,6 @@ Map, written by `make generate`:
     rows       Rows that are the same in both databases, as the port's values.
     spool      The spool: large bodies in files beside the database.
     sqlite/    The embedded store in SQLite; a schema version is one file of SQL.
+    waiting    The session of an HQ that waits as a standby: its latest attempt's, open until the
+               next has one.
 """

@@ -123,6 +123,13 @@ class TraceReport(NamedTuple):
     messages: int  # their number in the envelope
 
 
+class Standby(NamedTuple):
+    """Another HQ, which waits to take over a store."""
+
+    name: str  # its host and process id
+    address: str  # from which the database sees it; empty: its own machine
+
+
 class Store(Protocol):
     """A store, following the module's rules.  All methods may block on the disk; the server calls
     them in the store's thread.
@@ -223,5 +230,8 @@ class Store(Protocol):
 
     # renews the writer's lease every few seconds; Fenced if another process has taken it
     def renew(self) -> None: ...
+
+    # the HQs that wait to take over, as far as the database knows
+    def standbys(self) -> list[Standby]: ...
 
     def close(self) -> None: ...

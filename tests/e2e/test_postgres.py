@@ -59,6 +59,7 @@ def test_a_second_hq_takes_over_and_clients_follow(
         )
         try:
             assert "another HQ has the lease" in first_line(waiting)
+            patient(lambda: f"/{waiting.pid} at 127.0.0.1" in shell("status", home=admin).out)
             began = time.monotonic()
             first.send_signal(signal.SIGSTOP)
             assert " listens on " in first_line(waiting)

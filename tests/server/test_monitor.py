@@ -20,6 +20,7 @@ from cipherbox.ops.metrics import COUNTER, HISTOGRAM, METRICS
 from cipherbox.server import app
 from cipherbox.server.app import serve
 from cipherbox.server.operations.monitor import STUCK_S, Monitor
+from cipherbox.store.port import Standby
 from cipherbox.wire import frames
 from tests.server.hq import BIG, Running, prepare, running
 
@@ -92,9 +93,14 @@ def values(text: str) -> dict[tuple[str, str], float]:
     }
 
 
-async def test_every_metric_of_the_table_is_served_with_kind_and_help(tmp_path: Path) -> None:
+async def test_every_metric_of_the_table_is_served_with_kind_and_help(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with running(tmp_path / "hq") as r:
         await traffic(r)
+        waits = Standby("hq2/4711", "10.0.0.2")
+        monkeypatch.setattr(r.hq.store, "standbys", lambda: [waits])
+        r.hq.standbys.look([waits])
         monitor = Monitor()
         monitor.hq = r.hq
         async with port(monitor) as number:
@@ -112,6 +118,8 @@ async def test_every_metric_of_the_table_is_served_with_kind_and_help(tmp_path: 
     assert {f.name for f in parse_open(opened)} == {f.name for f in parse(text)}
     found = values(text)
     assert {(name, label): found[f"cipherbox_{name}", label] for name, label in TRAFFIC} == TRAFFIC
+    assert found["cipherbox_standbys", ""] == 1
+    assert found["cipherbox_standby_waiting_seconds", "10.0.0.2,hq2/4711"] >= 0
     assert found["cipherbox_commit_duration_seconds_count", ""] >= 3
     commit, sync = (found[f"cipherbox_{n}_duration_seconds_sum", ""] for n in ("commit", "sync"))
     assert 0 < sync < commit
@@ -166,7 +174,7 @@ def test_names_are_those_of_the_field() -> None:
         "cipherbox_store_up",
         "cipherbox_memory_short",
     }
-    things = ("_clients", "_connections", "_queues", "_consumers", "_commands", "_fds")
+    things = ("_clients", "_connections", "_queues", "_consumers", "_commands", "_fds", "_standbys")
     for name, metric in METRICS.items():
         assert re.fullmatch(r"(cipherbox|process)_[a-z_]+", name)
         assert (metric.kind == COUNTER) == name.endswith("_total")

@@ -5,18 +5,23 @@ and receive.
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
+import attrs
+import orjson
 import pytest
 import trio
 
-from cipherbox.config.settings import ServerConfig
+from cipherbox.config.settings import ServerConfig, load_server_config
 from cipherbox.errors import DiskFull
 from cipherbox.server import app
 from cipherbox.server.connection.peer import STORE_AVAILABLE, STORE_UNAVAILABLE
+from cipherbox.server.operations import standbys
 from cipherbox.store.copying import copy
 from cipherbox.store.port import Store
 from cipherbox.store.postgres import schema as schema_module
@@ -166,3 +171,75 @@ async def test_a_full_disk_of_the_database_ends_no_hq(
                 f"SELECT 1 FROM pg_tables WHERE schemaname = '{schema}' AND tablename = '{name}'"
             ):
                 await trio.sleep(0.1)
+
+
+async def test_hq_knows_its_standby_and_misses_it(
+    tmp_path: Path, own: postgres.Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second HQ waits, takes over, and says that nobody waits for it."""
+    for name in ("RENEW_S", "STANDBY_S"):
+        monkeypatch.setattr(app, name, 0.1)
+    monkeypatch.setattr(standbys, "MISSED_S", 0.0)
+    told = trio.Event()
+    async with trio.open_nursery() as nursery:
+        async with running(tmp_path / "hq", opener=at(own)) as here:
+            shutil.copytree(here.hq.config.directory, tmp_path / "second")
+            boss = await here.person("BOSS", role="admin")
+            admin = await here.dial(boss)
+            assert await waiting(admin) == []
+            assert "standby" not in await named(admin, "alerts")
+            config = load_server_config(tmp_path / "second")
+            second = attrs.evolve(
+                config,
+                database=attrs.evolve(
+                    config.database,
+                    kind="postgresql",
+                    hosts=f"127.0.0.1:{own.port}",
+                    name="postgres",
+                    tls="off",
+                ),
+            )
+
+            async def stand_by(*, task_status: trio.TaskStatus[app.Served]) -> None:
+                await app.serve(second, waiting=lambda _: told.set(), task_status=task_status)
+
+            took_over: list[app.Served] = []
+
+            async def begin() -> None:
+                took_over.append(await nursery.start(stand_by))
+
+            nursery.start_soon(begin)
+            await told.wait()
+            with trio.fail_after(20):
+                while not (rows := await waiting(admin)):
+                    await trio.sleep(0.05)
+            (row,) = rows
+            assert row["labels"]["standby"].endswith(f"/{os.getpid()}")
+            assert row["labels"]["address"] == "127.0.0.1"
+        with trio.fail_after(20):
+            while not took_over:
+                await trio.sleep(0.05)
+        host, port = took_over[0].addresses[0]
+        here.address = f"{host}:{port}"
+        admin = await here.dial(boss)
+        assert await waiting(admin) == []
+        assert "standby" in await named(admin, "alerts")
+        await admin.stream.aclose()
+        nursery.cancel_scope.cancel()
+
+
+async def named(admin: Raw, what: str) -> list[str]:
+    return [row["name"] for row in await listed(admin, what)]
+
+
+async def waiting(admin: Raw) -> list[Any]:
+    rows = await listed(admin, "metrics")
+    (count,) = (row["value"] for row in rows if row["name"] == "cipherbox_standbys")
+    found = [row for row in rows if row["name"] == "cipherbox_standby_waiting_seconds"]
+    assert len(found) == count
+    return found
+
+
+async def listed(admin: Raw, what: str) -> list[Any]:
+    found: list[Any] = orjson.loads((await admin.ask(frames.List, what, "", "")).rows)
+    return found

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import socket
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -15,7 +17,9 @@ from cipherbox.harness import postgres_servers
 from cipherbox.store.port import INCARNATION, Store
 from cipherbox.store.postgres import lease, schema
 from cipherbox.store.postgres import store as store_module
+from cipherbox.store.postgres.inspect import inspect_store
 from cipherbox.store.postgres.target import Target
+from cipherbox.store.waiting import WaitingSession
 from tests import postgres
 from tests.store.conftest import Opener
 from tests.store.postgres_cases import bodies, store_pid
@@ -117,6 +121,56 @@ def test_a_second_hq_waits_and_takes_over(opening: Opener, postgresql: postgres.
         with pytest.raises(Fenced):
             write()
     assert second.get_setting("a") is None
+
+
+def test_the_writer_knows_who_waits(opening: Opener, postgresql: postgres.Server) -> None:
+    target = postgres.target(postgresql, postgres.schema())
+    first = opening(target)
+    assert first.standbys() == []
+    session = WaitingSession()
+    for _ in range(3):  # each attempt's session replaces the one before
+        with pytest.raises(StoreLeased):
+            opening(target, waiting=session)
+    me = f"{socket.gethostname()}/{os.getpid()}"
+    assert [one.name for one in first.standbys()] == [me]
+    assert inspect_store(target).standbys == first.standbys()
+    other = opening(postgres.target(postgresql, postgres.schema()))
+    assert other.standbys() == []  # it waits for another database
+    assert len(sessions(postgresql, "cipherbox standby %")) == 1
+    first.close()
+    second = opening(target, waiting=session)  # it has the lease now
+    session.close()
+    assert session.kept
+    until(lambda: second.standbys() == [])
+
+
+def test_a_standby_that_asks_no_more_does_not_count(
+    opening: Opener, postgresql: postgres.Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A machine that was cut off keeps its session for a while; its end removes it at once."""
+    target = postgres.target(postgresql, postgres.schema())
+    first, session = opening(target), WaitingSession()
+    with pytest.raises(StoreLeased):
+        opening(target, waiting=session)
+    assert len(first.standbys()) == 1
+    monkeypatch.setattr(lease, "WAITS_S", 0.0)
+    assert first.standbys() == []
+    monkeypatch.undo()
+    session._latest._sock.shutdown(2)  # type: ignore[union-attr]  # as for a killed process
+    until(lambda: first.standbys() == [])
+    session.close()
+
+
+def sessions(server: postgres.Server, name: str) -> list[Any]:
+    return server.sql(f"SELECT pid FROM pg_stat_activity WHERE application_name LIKE '{name}'")
+
+
+def until(so: Callable[[], bool]) -> None:
+    for _ in range(1000):
+        if so():
+            return
+        postgres.PAUSE.wait(0.02)
+    raise AssertionError
 
 
 def test_a_killed_hq_is_followed_at_once(opening: Opener, postgresql: postgres.Server) -> None:

@@ -277,11 +277,17 @@ def _postgresql(config: ServerConfig, *, running: bool) -> Iterator[Finding]:
     elif found.holder and not running:
         text = f"another HQ writes this database: {found.holder}"
         yield Finding(WARN, "store", text, "this one would be its standby")
+    for one in found.standbys:
+        yield Finding(GOOD, "standby", f"{one.name} waits to take over{_from(one.address)}")
     yield from clock_findings(config, found.newest_at, found.times)
     if abs(found.clock_s) > 5:
         yield Finding(
             WARN, "clock", f"PostgreSQL's clock differs by {found.clock_s:.0f} s", "set both by NTP"
         )
+
+
+def _from(address: str) -> str:
+    return f", connected from {address}" if address else ""
 
 
 def _ports(config: ServerConfig, *, running: bool) -> Iterator[Finding]:

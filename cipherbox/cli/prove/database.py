@@ -35,7 +35,7 @@ class Database:
         with suppress(CipherBoxError):
             self._scratch.rows(
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = "
-                "current_user AND application_name = 'cipherbox' AND pid <> pg_backend_pid()"
+                "current_user AND application_name LIKE 'cipherbox%' AND pid <> pg_backend_pid()"
             )
 
 

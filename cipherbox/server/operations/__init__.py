@@ -23,5 +23,7 @@ Map, written by `make generate`:
     retention   Retention: delete old records, such that a wrong clock cannot delete what is not
                 old.
     setup       `init`: create HQ's directory, its CA and its first admin.
+    standbys    The HQs that wait to take over from this one, as the database knows them, and since
+                when.
     status      The interface through which metrics, alerts and lists read a running HQ.
 """

@@ -61,6 +61,12 @@ def alerts(hq: HqStatus) -> list[Alert]:
             "them"
         )
         found.append(Alert("memory", WARNING, text))
+    if missed_s := hq.standbys.missed_s():
+        text = (
+            f"no standby has waited for {missed_s / 60:.0f} minutes; start the other HQ: cipherbox "
+            "serve; if there is to be none, restart this one"
+        )
+        found.append(Alert("standby", WARNING, text))
     return sorted(found, key=lambda a: (a.severity != CRITICAL, a.name))
 
 

@@ -77,9 +77,15 @@ def _totals(hq: HqStatus) -> list[Sample]:
 
 
 def _store(hq: HqStatus) -> list[Sample]:
+    standbys = hq.standbys.rows()
     return [
         Sample("cipherbox_store_up", int(not hq.engine.outage)),
         Sample("cipherbox_disk_free_bytes", free_bytes(hq.config.directory)),
+        Sample("cipherbox_standbys", len(standbys)),
+        *(
+            Sample("cipherbox_standby_waiting_seconds", round(one.seconds, 1), one[:2])
+            for one in standbys
+        ),
     ]
 
 

@@ -11,6 +11,7 @@ from cipherbox.store.postgres.target import Target
 from cipherbox.store.sqlite.copying import SqliteSource
 from cipherbox.store.sqlite.store import SqliteStore
 from cipherbox.store.sqlite.store import open_store as open_sqlite
+from cipherbox.store.waiting import WaitingSession
 
 
 def target_of(settings: DatabaseSettings) -> Target:
@@ -61,16 +62,22 @@ def open_store(
     create: bool = False,
     upgrade: bool = False,
     kind: type[SqliteStore] = SqliteStore,
+    waiting: WaitingSession | None = None,
 ) -> Store:
     """Open the store; the caller holds the data directory's lock.  Raise StoreLeased while another
-    HQ has the database's lease.
+    HQ has the database's lease; ``waiting`` keeps the session then.
     """
     if config.database.kind == "postgresql":
         from cipherbox.store.postgres.store import PostgresStore
 
         target = target_of(config.database)
         return PostgresStore(
-            target, config.directory, create=create, upgrade=upgrade, limits=config.limits
+            target,
+            config.directory,
+            create=create,
+            upgrade=upgrade,
+            limits=config.limits,
+            waiting=waiting,
         )
     path = config.database.path
     return open_sqlite(path.parent, create=create, limits=config.limits, kind=kind, name=path.name)

@@ -15,6 +15,7 @@ from cipherbox.server.directory.revocation_lists import RevocationLists
 from cipherbox.server.directory.trust import Trust
 from cipherbox.server.engine import Engine
 from cipherbox.server.operations.retention import Retention
+from cipherbox.server.operations.standbys import Standbys
 from cipherbox.store.port import Store
 
 
@@ -44,6 +45,9 @@ class HqStatus(Protocol):
 
     @property
     def retention(self) -> Retention: ...
+
+    @property
+    def standbys(self) -> Standbys: ...
 
     @property
     def connections(self) -> Connections: ...

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from cipherbox import clock
-from cipherbox.store.port import TIMES
+from cipherbox.store.port import TIMES, Standby
 from cipherbox.store.postgres import lease, schema
 from cipherbox.store.postgres.connect import Connector
 from cipherbox.store.postgres.driver import PostgresConnection
@@ -22,6 +23,7 @@ class Inspection(NamedTuple):
     clock_s: float  # how far its clock is ahead of this one
     newest_at: int = 0  # of the signed log, ms since 1970; 0: it has no entry
     times: dict[str, bytes] = {}  # noqa: RUF012  # the settings about time: `port.TIMES`
+    standbys: Sequence[Standby] = ()  # which wait for the lease
 
 
 def inspect_store(target: Target) -> Inspection:
@@ -38,6 +40,7 @@ def inspect_store(target: Target) -> Inspection:
         version_found = schema.version_of(connection, target.schema) or None
         known = version_found is not None and version_found <= len(schema.scripts())
         holder = lease.current(connection) if known else None
+        standbys = lease.standbys(connection) if known else []
         newest_at, times = _times(connection) if version_found == len(schema.scripts()) else (0, {})
     finally:
         connection.close()
@@ -51,6 +54,7 @@ def inspect_store(target: Target) -> Inspection:
         float(at) - clock.now_s(),
         newest_at,
         times,
+        standbys,
     )
 
 

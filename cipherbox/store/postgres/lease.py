@@ -12,6 +12,10 @@ Rules:
    old holder's session, so that a stalled transaction cannot keep the row locked.
 3. `commits` counts commits.  After a COMMIT without an answer the count tells whether it took
    effect; because of the row's lock the query waits until the old session has ended.
+4. An HQ that waits keeps the session of its latest attempt until the next one, under a name that
+   says so.  So the writer learns from the server's own list of sessions who can take over: nothing
+   is written for it, and nothing is left behind by a standby that was killed.  One that has not
+   asked for `WAITS_S`, as after its machine was cut off, does not count.
 """
 
 from __future__ import annotations
@@ -21,9 +25,13 @@ from contextlib import suppress
 import attrs
 
 from cipherbox.errors import Fenced, StoreError, StoreUnavailable
+from cipherbox.store.port import Standby
 from cipherbox.store.postgres.driver import PostgresConnection
 
 LEASE_S = 6.0
+WAITS_S = 15.0  # above the time of an attempt in which two servers do not answer
+_NAME_BYTES = 63  # of a session's name, by PostgreSQL's own limit
+_STANDBY = "'cipherbox standby ' || 'writer'::regclass::oid || ' '"  # of this schema
 
 
 @attrs.frozen
@@ -44,6 +52,26 @@ def current(connection: PostgresConnection) -> Holder:
         (LEASE_S,),
     )[0]
     return Holder(holder, epoch, bool(holder) and alive)
+
+
+def stand_by(connection: PostgresConnection, name: str) -> None:
+    """Name the session of an HQ that waits for the lease."""
+    connection.run(
+        f"SELECT set_config('application_name', substr({_STANDBY} || ?, 1, {_NAME_BYTES}), false)",
+        (name,),
+    )
+
+
+def standbys(connection: PostgresConnection) -> list[Standby]:
+    """Return the HQs that wait for the lease; sessions of other users do not count."""
+    rows = connection.run(
+        f"SELECT DISTINCT substr(application_name, length({_STANDBY}) + 1), "
+        "coalesce(host(client_addr), '') FROM pg_stat_activity WHERE datname = current_database() "
+        "AND usename = current_user AND query_start > clock_timestamp() - make_interval(secs => ?) "
+        f"AND starts_with(application_name, {_STANDBY}) ORDER BY 1, 2",
+        (WAITS_S,),
+    )
+    return [Standby(name, address) for name, address in rows]
 
 
 def take(connection: PostgresConnection, name: str, least: int, *, force: bool) -> tuple[int, int]:

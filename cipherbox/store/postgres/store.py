@@ -28,7 +28,7 @@ from cipherbox.limits import LIMITS, Limits
 from cipherbox.portable import private_dir, write_private
 from cipherbox.store.copying import Row
 from cipherbox.store.files import Files
-from cipherbox.store.port import INCARNATION, Acceptance, Body, TraceReport
+from cipherbox.store.port import INCARNATION, Acceptance, Body, Standby, TraceReport
 from cipherbox.store.postgres import commit, copying, lease, queries, retention, schema
 from cipherbox.store.postgres.commit import QueueNumbers
 from cipherbox.store.postgres.connect import Connector
@@ -37,6 +37,7 @@ from cipherbox.store.postgres.pool import ReaderPool
 from cipherbox.store.postgres.target import Target
 from cipherbox.store.registry import Registry, upsert
 from cipherbox.store.spool import NAME, Place, Spool
+from cipherbox.store.waiting import WaitingSession
 
 SPOOL, SPOOL_ID = "spool", "spool_id"
 ANSWER_S = 8.0  # to find out the outcome of a commit without an answer
@@ -60,8 +61,11 @@ class PostgresStore(Registry):
         force: bool = False,
         files: Files | None = None,
         limits: Limits = LIMITS,
+        waiting: WaitingSession | None = None,
     ) -> None:
-        """Open the store; raise StoreLeased while another HQ has the lease, unless ``force``."""
+        """Open the store; raise StoreLeased while another HQ has the lease, unless ``force``: then
+        ``waiting`` keeps the session, named as a standby's.
+        """
         self._connector = Connector(target)
         self.target = target
         self.readers = max(1, target.pool_size - 1)
@@ -90,11 +94,16 @@ class PostgresStore(Registry):
             try:
                 self.epoch, self._commits = lease.take(self._connection, self._name, 0, force=force)
             except StoreUnavailable as error:
+                if waiting is not None and not self._connection.broken:
+                    lease.stand_by(self._connection, self._name.rpartition("/")[0])
+                    waiting.keep(self._connection)
+                    self._connection = None
                 raise StoreLeased(str(error)) from None
             self._spool = self._open_spool(directory, files or Files())
             self._keep_months(self._connection)
         except BaseException:
-            lease.give_up(self._connection, self.epoch)
+            if self._connection is not None:
+                lease.give_up(self._connection, self.epoch)
             raise
 
     def _queue_numbers(self, connection: PostgresConnection) -> QueueNumbers:
@@ -379,6 +388,9 @@ class PostgresStore(Registry):
         if time.monotonic() > self._months_at:
             with suppress(StoreError, Busy):  # rows then go to the partition `other`
                 self._keep_months(connection)
+
+    def standbys(self) -> list[Standby]:
+        return self._read(lease.standbys)
 
     def _keep_months(self, connection: PostgresConnection) -> None:
         """Create the partitions of this and the next month; if that fails, rows go to the partition

@@ -22,7 +22,7 @@ from cipherbox.errors import CipherBoxError, DiskFull, Fenced, StoreUnavailable
 from cipherbox.limits import LIMITS, Limits
 from cipherbox.store.copying import Row
 from cipherbox.store.files import Files
-from cipherbox.store.port import Acceptance, Body, TraceReport
+from cipherbox.store.port import Acceptance, Body, Standby, TraceReport
 from cipherbox.store.registry import Registry
 from cipherbox.store.reserve import PLENTY_BYTES, Reserve
 from cipherbox.store.spool import Spool
@@ -235,6 +235,10 @@ class SqliteStore(Registry):
     def renew(self) -> None:
         """Delete spares that were not used; the data directory's lock needs no renewal."""
         self._spool.drop_spares(time.monotonic())
+
+    def standbys(self) -> list[Standby]:
+        """Return no HQ: the data directory's lock lets none wait."""
+        return []
 
     def close(self) -> None:
         self._spool.drop_spares()
