@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from cipherbox.client.client import Client
     from cipherbox.wire.frames import StatusReport
 
+Rows = dict[str, list[dict[str, Any]]]
 STATES = ("waiting", "delivered, not yet acknowledged", "acknowledged", "dead letter")
 
 
@@ -172,24 +173,25 @@ def _overview(ctx: click.Context, as_json: bool) -> int:
     from cipherbox.cli.exits import exit_code
     from cipherbox.cli.home import load_here
     from cipherbox.cli.output import fail
-    from cipherbox.cli.top import standbys as standbys_in
+    from cipherbox.cli.top import standbys
     from cipherbox.client.client import open_client
 
     home = load_here(ctx)
 
     async def main() -> NetworkError | None:
         async with open_client(home, keep_trying=True, renew=False) as client:
-            failure, queues, alerts, standbys = None, [], [], []
+            failure: NetworkError | None = None
+            hq: Rows = {"queues": [], "alerts": [], "standbys": []}
             try:
                 await client.connection.ready(client.connection.tries)
                 await client.ping()
-                queues = await client.list("queues")
+                hq["queues"] = await client.list("queues")
                 if client.role == "admin":
-                    alerts = await client.list("alerts")
-                    standbys = standbys_in(await client.list("metrics"))
+                    hq["alerts"] = await client.list("alerts")
+                    hq["standbys"] = standbys(await client.list("metrics"))
             except NetworkError as error:
                 failure = error
-            await _show(client, queues, alerts, standbys, failure, as_json)
+            await _show(client, hq, failure, as_json)
             return failure
 
     failure = run(main)
@@ -199,14 +201,7 @@ def _overview(ctx: click.Context, as_json: bool) -> int:
     return exit_code(failure)
 
 
-async def _show(
-    client: Client,
-    queues: list[dict[str, Any]],
-    alerts: list[dict[str, Any]],
-    standbys: list[dict[str, Any]],
-    failure: NetworkError | None,
-    as_json: bool,
-) -> None:
+async def _show(client: Client, hq: Rows, failure: NetworkError | None, as_json: bool) -> None:
     """Print it; HQ's alerts and standbys are for an admin."""
     import attrs
 
@@ -224,9 +219,7 @@ async def _show(
                 "client_id": client.client_id,
                 "role": client.role,
                 "connected": failure is None,
-                "queues": queues,
-                "alerts": alerts,
-                "standbys": standbys,
+                **hq,
                 "clock_ahead_ms": client.hq_clock.wrong_by_ms,
                 "refused": [{"path": list(one.path), "reason": one.reason} for one in files],
                 "here": attrs.asdict(here) if here is not None else None,
@@ -253,12 +246,12 @@ async def _show(
             }
         )
     if failure is None:
-        rows_table(queues, empty="no queue")
-    for standby in standbys:
+        rows_table(hq["queues"], empty="no queue")
+    for standby in hq["standbys"]:
         say(f"HQ: {safe(standby_text(standby))}")
     if warning := client.hq_clock.warning:
         warn(warning)
-    for alert in alerts:
+    for alert in hq["alerts"]:
         warn(f"HQ: {safe(str(alert['text']))}")
     for file in files:
         warn(f"Refused: {safe('/'.join(file.path))}: {safe(file.reason)}")

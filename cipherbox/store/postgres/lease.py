@@ -24,9 +24,10 @@ from contextlib import suppress
 
 import attrs
 
-from cipherbox.errors import Fenced, StoreError, StoreUnavailable
+from cipherbox.errors import CipherBoxError, Fenced, StoreUnavailable
 from cipherbox.store.port import Standby
 from cipherbox.store.postgres.driver import PostgresConnection
+from cipherbox.store.waiting import WaitingSession
 
 LEASE_S = 6.0
 WAITS_S = 15.0  # above the time of an attempt in which two servers do not answer
@@ -54,12 +55,16 @@ def current(connection: PostgresConnection) -> Holder:
     return Holder(holder, epoch, bool(holder) and alive)
 
 
-def stand_by(connection: PostgresConnection, name: str) -> None:
-    """Name the session of an HQ that waits for the lease."""
+def stand_by(connection: PostgresConnection, name: str, waiting: WaitingSession | None) -> bool:
+    """Name the session of an HQ that waits, and let ``waiting`` keep it; return whether it does."""
+    if waiting is None or connection.broken:
+        return False
     connection.run(
         f"SELECT set_config('application_name', substr({_STANDBY} || ?, 1, {_NAME_BYTES}), false)",
-        (name,),
+        (name.rpartition("/")[0],),
     )
+    waiting.keep(connection)
+    return True
 
 
 def standbys(connection: PostgresConnection) -> list[Standby]:
@@ -146,10 +151,10 @@ def release(connection: PostgresConnection, epoch: int) -> None:
 
 
 def give_up(connection: PostgresConnection, epoch: int) -> None:
-    """Close a session that could not go on; release its lease, if ``epoch`` is not 0: until the
-    server notices that the session ended, the next start would find the lease taken.
+    """Close a session; release its lease, if ``epoch`` is not 0: until the server notices that the
+    session ended, the next start would find the lease taken.
     """
-    if epoch:
-        with suppress(StoreError):
+    if epoch and not connection.broken:
+        with suppress(CipherBoxError):
             release(connection, epoch)
     connection.close()

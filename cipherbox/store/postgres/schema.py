@@ -18,6 +18,7 @@ OLDEST = 2  # what 0.5.0 wrote
 MARK = "cipherbox"  # begins the schema's comment, which also has its version
 PARTITIONED = ("envelopes", "deliveries")
 _LOCK = 0x43425831
+_DAY_MS = 86_400_000
 
 
 def scripts() -> list[str]:
@@ -138,6 +139,15 @@ def months(connection: PostgresConnection) -> list[int]:
         "'^envelopes_[0-9]{4}_[0-9]{2}$' ORDER BY 1"
     )
     return [int(name[-7:-3]) * 12 + int(name[-2:]) - 1 for (name,) in rows]
+
+
+def keep_months(connection: PostgresConnection, now_ms: int) -> None:
+    """Create the partitions of this and the next month; if that fails, rows go to the partition
+    `other`.
+    """
+    wanted = {month_of(now_ms), month_of(now_ms + 31 * _DAY_MS)}
+    for month in wanted - set(months(connection)):
+        make_month(connection, month)
 
 
 def make_month(connection: PostgresConnection, month: int) -> bool:

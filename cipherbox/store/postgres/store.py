@@ -43,7 +43,6 @@ SPOOL, SPOOL_ID = "spool", "spool_id"
 ANSWER_S = 8.0  # to find out the outcome of a commit without an answer
 _PAUSE_S = 0.2
 MONTHS_S = 3600.0  # period of creating partitions ahead
-_DAY_MS = 86_400_000
 _SKIP_S = 600.0  # pause of retention after it did not get its locks
 T = TypeVar("T")
 
@@ -94,9 +93,7 @@ class PostgresStore(Registry):
             try:
                 self.epoch, self._commits = lease.take(self._connection, self._name, 0, force=force)
             except StoreUnavailable as error:
-                if waiting is not None and not self._connection.broken:
-                    lease.stand_by(self._connection, self._name.rpartition("/")[0])
-                    waiting.keep(self._connection)
+                if lease.stand_by(self._connection, self._name, waiting):
                     self._connection = None
                 raise StoreLeased(str(error)) from None
             self._spool = self._open_spool(directory, files or Files())
@@ -386,26 +383,17 @@ class PostgresStore(Registry):
         connection = self._writer()
         lease.renew(connection, self.epoch)
         if time.monotonic() > self._months_at:
-            with suppress(StoreError, Busy):  # rows then go to the partition `other`
+            with suppress(StoreError, Busy):
                 self._keep_months(connection)
 
     def standbys(self) -> list[Standby]:
         return self._read(lease.standbys)
 
     def _keep_months(self, connection: PostgresConnection) -> None:
-        """Create the partitions of this and the next month; if that fails, rows go to the partition
-        `other`.
-        """
         self._months_at = time.monotonic() + MONTHS_S
-        now = clock.now_ms()
-        have = set(schema.months(connection))
-        for month in {schema.month_of(now), schema.month_of(now + 31 * _DAY_MS)} - have:
-            schema.make_month(connection, month)
+        schema.keep_months(connection, clock.now_ms())
 
     def close(self) -> None:
         self._pool.close()
         if self._connection is not None:
-            if not self._connection.broken:
-                with suppress(CipherBoxError):
-                    lease.release(self._connection, self.epoch)
-            self._connection.close()
+            lease.give_up(self._connection, self.epoch)
