@@ -1,5 +1,5 @@
 """Commands under SIGKILL, at one instant after the other: before each change of a directory, each
-sync of a file and each commit of a database.
+sync of a file and each commit of a database, and while a new file is still empty.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from tests.warm import FORKED
 
 from .conftest import ENVIRONMENT, LIMIT_S, Shown
 
-# The process kills itself before the Nth of them.
+# The process kills itself at the Nth of them.
 DYING = """
-import os, signal, sqlite3, sys
+import builtins, io, os, signal, sqlite3, sys
 from functools import partial
 from cipherbox.store.postgres.driver import PostgresConnection
 left = int(sys.argv[1])
@@ -33,6 +33,16 @@ def counted(real):
 for name in ("replace", "rename", "link", "symlink", "mkdir", "rmdir", "unlink", "truncate",
              "fsync", "fchmod"):
     setattr(os, name, counted(getattr(os, name)))
+def creating(real):
+    def call(name, *a, **k):
+        new = isinstance(name, (str, os.PathLike)) and not os.path.lexists(name)
+        file = real(name, *a, **k)
+        if new and os.path.lexists(name):
+            instant()
+        return file
+    return call
+for module in (builtins, io, os):
+    module.open = creating(module.open)
 class Counted(sqlite3.Connection):
     def execute(self, statement, *values):
         if statement == "COMMIT":

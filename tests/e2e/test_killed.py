@@ -1,5 +1,6 @@
 """Each command that writes, killed at any instant and run again: the second run succeeds, or says
-that the first had done it; nothing is left over, and no secret ever lies open.
+that the first had done it; nothing is left over, and no secret ever lies open.  The others are run
+to see that they write nothing.
 
 A command that is in no table here fails the test: a new one needs a row.  `make test` plays some
 instants of the commands that need no HQ, `make soak` all instants of all.
@@ -9,12 +10,16 @@ from __future__ import annotations
 
 import atexit
 import functools
+import hashlib
 import json
 import re
 import shlex
 import shutil
+import sqlite3
+import subprocess
 import tempfile
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import attrs
@@ -27,7 +32,7 @@ from tests import postgres, soak
 from tests.client.real_hq import copy_hq
 from tests.data.unpack import unpack
 
-from .conftest import make_hq, serving, shell
+from .conftest import ENVIRONMENT, PROGRAM, line_with, make_hq, serving, shell
 from .killing import in_the_open, killed_at, names, secrets_of
 
 NEVER = 1 << 30
@@ -38,11 +43,14 @@ WORD = "correct horse battery staple 17"
 class Row:
     """A command, as `HOME: words`.  ``before``: what is run first, each time.  ``done``: what the
     second run may say instead of succeeding, because the first was killed after its last step.
+    ``first``: what is run once, before HQ starts in the directory ``hq``.
     """
 
     command: str
     before: tuple[str, ...] = ()
     done: str = ""
+    first: tuple[str, ...] = ()
+    hq: str = "hq"
 
 
 OFF = "admin: ca take-off {w}/hq {w}/stick --all --yes"
@@ -81,6 +89,7 @@ ALONE: dict[str, Row] = {
     "route allow": Row("FL-LAB: route allow results CA-RC"),
     "outbox cancel": Row("FL-LAB: outbox cancel {later} --yes", done="cancelled"),
     "audit accept": Row("FL-LAB: audit accept --yes"),
+    "alerts test": Row("FL-LAB: alerts test"),
 }
 DEAD = ("FL-LAB: send --to CA-RC text-{n}", "admin: queue purge box.CA-RC --yes")
 # with a running HQ, one after the other; {n} is new each time
@@ -90,6 +99,19 @@ SERVED: dict[str, Row] = {
         "K-{n}: join --token-file {w}/out/token-{n}",
         ("admin: enroll K-{n} --output {w}/out/token-{n}",),
         "already",
+    ),
+    "approve": Row(
+        "admin: approve P-{n}",
+        (
+            "admin: enroll P-{n} --approve --output {w}/out/token-{n}",
+            "P-{n}: join --token-file {w}/out/token-{n}",  # it waits, until it is killed
+        ),
+        "No enrolment",
+    ),
+    "audit restored": Row(
+        "admin: audit restored --yes",
+        first=("admin: backup {w}/hq --to {w}/backup", "admin: restore {w}/backup {w}/again"),
+        hq="again",
     ),
     "revoke": Row(
         "admin: revoke R-{n} --yes",
@@ -152,31 +174,61 @@ ELSEWHERE = {
     "store upgrade": "tests/e2e/test_killed.py",
     "install": "tests/e2e/test_killed.py",
     "uninstall": "tests/e2e/test_killed.py",
-    # one transaction at HQ or in the outbox, as `grant` and `outbox reseal`
-    "approve": "tests/server/test_enrolment.py",
-    "audit restored": "tests/e2e/test_backup.py",
-    "alerts test": "tests/client/test_alerts.py",
     # what they write is temporary, and theirs: `tests/cli/test_leftovers.py`
     "demo": "tests/e2e/test_demo.py",
     "prove": "tests/e2e/test_prove.py",
     "bench": "tests/cli/test_bench.py",
 }
-# these write at most what every connection does: `send`
+# with a running HQ: these write nothing but the newest head of HQ's log, as each connection does
 READ = {
-    name.strip()
+    name: f"{home}: {words or name}"
     for line in """
-        grants|config check|config show|dead list|dead show|audit evidence|audit show|top|ca show
-        status|inbox list|inbox search|inbox show|outbox list|outbox show|receipt verify
-        clients list|clients show|alerts list|exchange list|exchange show|queue list|queue show
-        binding list|binding show|contacts list|route list|route resolve|keys fingerprint|keys list
-        keys show|manual|python|completion|version
+        FL-LAB: grants
+        FL-LAB: config check =config check {w}/hq
+        FL-LAB: config show =config show {w}/hq
+        admin: dead list
+        admin: dead show =dead show {dead}
+        FL-LAB: audit evidence =audit evidence {w}/word
+        admin: audit show
+        admin: top =top --once
+        admin: ca show
+        admin: clock
+        FL-LAB: status =status {text}
+        CA-RC: inbox list
+        CA-RC: inbox search =inbox search hello
+        CA-RC: inbox show =inbox show {text}
+        FL-LAB: outbox list
+        FL-LAB: outbox show =outbox show {text}
+        FL-LAB: receipt verify =receipt verify {w}/receipt
+        FL-LAB: clients list
+        FL-LAB: clients show =clients show CA-RC
+        FL-LAB: alerts list
+        FL-LAB: exchange list
+        FL-LAB: exchange show =exchange show default_exchange
+        FL-LAB: queue list
+        CA-RC: queue show =queue show box.CA-RC
+        FL-LAB: binding list
+        admin: binding show =binding show default_exchange
+        CA-RC: contacts list
+        FL-LAB: route list
+        FL-LAB: route resolve =route resolve default_exchange k
+        FL-LAB: keys fingerprint
+        FL-LAB: keys list
+        FL-LAB: keys show =keys show CA-RC
+        FL-LAB: manual =manual clocks
+        FL-LAB: python =python {w}/empty.py
+        FL-LAB: completion =completion bash
+        FL-LAB: version
         """.strip().splitlines()
-    for name in line.split("|")
+    for home, _, rest in [line.strip().partition(": ")]
+    for name, _, words in [rest.partition(" =")]
 }
 
 
 def leaves(command: click.Command, words: tuple[str, ...] = ()) -> Iterator[str]:
     if isinstance(command, click.Group):
+        if command.invoke_without_command:
+            yield " ".join(words)
         context = click.Context(command)
         for name in command.list_commands(context):
             inner = command.get_command(context, name)
@@ -187,7 +239,7 @@ def leaves(command: click.Command, words: tuple[str, ...] = ()) -> Iterator[str]
 
 
 def test_every_command_is_in_one_table() -> None:
-    tables = [set(ALONE), set(SERVED), set(ELSEWHERE), READ]
+    tables = [set(ALONE), set(SERVED), set(ELSEWHERE), set(READ)]
     listed = [name for table in tables for name in table]
     assert sorted(listed) == sorted(leaves(cli))
     top = Path(__file__).resolve().parents[2]
@@ -207,6 +259,8 @@ def world() -> tuple[Path, dict[str, str]]:
     settings = directory / "cipherbox.toml"  # the reserve costs more than all the rest
     small = re.sub(r"(?m)^(disk_reserve_bytes) = \d+$", r"\1 = 65536", settings.read_text())
     settings.write_text(small)
+    mine = place / "FL-LAB" / "client.toml"
+    mine.write_text(re.sub(r'(?m)^(command) = ""', r'\1 = "true"', mine.read_text()))
     (place / "out").mkdir()
     (place / "large.bin").write_bytes(bytes(range(256)) * 1000)
     (place / "word").write_text(WORD)
@@ -245,8 +299,15 @@ def split(command: str, values: dict[str, str]) -> tuple[Path, list[str]]:
 
 
 def run(command: str, values: dict[str, str], done: str = "") -> None:
-    """Run a command, which succeeds, or says that it was done."""
+    """Run a command, which succeeds, or says that it was done; a `join` that waits is killed."""
     home, words = split(command, values)
+    if words[0] == "join" and home.name.startswith("P-"):
+        waits = [*PROGRAM, "--home", str(home), *words]
+        out, err = subprocess.PIPE, subprocess.STDOUT
+        with subprocess.Popen(waits, stdout=out, stderr=err, env=ENVIRONMENT) as process:
+            line_with(process, "Waiting until the admin")
+            process.kill()
+        return
     shown = shell(*words, home=home)
     good = (0, 5) if words[0] == "doctor" else (0,)
     assert shown.code in good or (done and done in shown.err), shown.err
@@ -366,7 +427,9 @@ def test_an_upgrade_killed(tmp_path: Path) -> None:
 def test_killed_with_hq(name: str) -> None:
     row, values = SERVED[name], fresh()
     place = Path(values["w"])
-    with serving(place / "hq"):
+    for one in row.first:
+        run(one, values)
+    with serving(place / row.hq):
         for one in row.before:
             run(one, values)
         run(row.command, values, row.done)
@@ -383,3 +446,47 @@ def test_killed_with_hq(name: str) -> None:
             run(row.command, values, row.done)
             found = {name for name in names(place) if "issuing.crl" not in name}
             assert found == expected, (step, sorted(found ^ expected))
+
+
+# heads of HQ's log; receipts that arrived, and what waited and is sent
+OF_A_CONNECTION = {"log.sqlite3", "outbox.sqlite3"}
+
+
+def contents(top: Path) -> dict[str, str]:
+    """What is in each file of HQ's and of the clients, and in the tables of each database."""
+    found = {}
+    for path in top.rglob("*"):
+        if path.suffix == ".sqlite3":
+            with closing(sqlite3.connect(path)) as database:
+                data = "".join(database.iterdump()).encode()
+        elif path.is_file() and not path.name.endswith(("-wal", "-shm", "lock", "serve.log")):
+            data = path.read_bytes()
+        else:
+            continue
+        found[str(path.relative_to(top))] = hashlib.sha256(data).hexdigest()
+    return found
+
+
+@soak.only
+def test_what_reads_writes_nothing() -> None:
+    values = fresh()
+    place = Path(values["w"])
+    (place / "empty.py").touch()
+    with serving(place / "hq"):
+        for one in (*DEAD, "admin: queue declare q --owner CA-RC"):
+            run(one, values)
+        run("admin: binding declare default_exchange q k", values)
+        run("FL-LAB: receipt export {text} --output {w}/receipt", values)
+        found = shell("dead", "list", "--json", home=place / "admin")
+        values["dead"] = "{queue}/{seq}".format(**json.loads(found.out)[0])
+        wrong = []
+        for command in READ.values():
+            before = contents(place)
+            home, words = split(command, values)
+            shown = shell(*words, home=home)
+            after = contents(place)
+            changed = {name for name in after | before if after.get(name) != before.get(name)}
+            good = shown.code == (8 if words[:2] == ["audit", "evidence"] else 0)
+            if not good or not {Path(name).name for name in changed} <= OF_A_CONNECTION:
+                wrong.append((command, shown, changed))
+    assert wrong == [], "\n".join(map(str, wrong))
