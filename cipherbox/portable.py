@@ -326,6 +326,50 @@ def held(path: Path, busy: str) -> Iterator[None]:
         os.close(fd)
 
 
+@contextmanager
+def lock_when_free(path: Path) -> Iterator[None]:
+    """Hold the lock on an existing file during the block; wait until no other process holds it."""
+    fd = os.open(path, os.O_RDWR | O_BINARY)
+    try:
+        if sys.platform == "win32":
+            import time
+
+            while not _try_lock(fd):
+                time.sleep(0.5)
+        else:
+            import fcntl
+
+            fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def passed_lock(path: Path) -> Iterator[int]:
+    """Provide a new file, open and locked, to be passed on to another program: then that one holds
+    the lock until it ends.  Write its id into the file.
+    """
+    path.unlink(missing_ok=True)
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | O_BINARY, 0o600)
+    try:
+        _try_lock(fd)
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def holder_of(path: Path) -> int | None:
+    """Return the id of the process that holds the lock of `lock_file` or `passed_lock` on
+    ``path``; None without one.
+    """
+    try:
+        text = path.read_bytes()[:32] if is_locked(path) else b""
+    except OSError:
+        return None
+    return int(text) if text.isdigit() else None
+
+
 def is_locked(path: Path) -> bool:
     """Return whether a process holds the lock on ``path``, changing nothing."""
     try:
@@ -434,6 +478,24 @@ def continue_process(pid: int) -> None:
     """Let a stopped process continue."""
     if sys.platform != "win32":
         os.kill(pid, signal.SIGCONT)
+
+
+def end_process(pid: int, *, orderly: bool = False) -> None:
+    """Kill another process, if it still runs; ``orderly``: with SIGQUIT, which ends PostgreSQL
+    immediately, and without leaving shared memory behind.
+    """
+    with suppress(OSError):
+        if sys.platform == "win32":
+            os.kill(pid, signal.SIGTERM)
+        else:
+            os.kill(pid, signal.SIGQUIT if orderly else signal.SIGKILL)
+
+
+def remove_shared_memory(number: int) -> None:
+    """Remove a segment of System V shared memory that a killed process left."""
+    import ctypes
+
+    ctypes.CDLL(None).shmctl(number, 0, None)  # 0: IPC_RMID
 
 
 def shut_file_system(path: Path) -> None:
@@ -556,22 +618,38 @@ def as_user(user: str, work: Callable[..., T], *values: object) -> T:
     ids = ids_of(user)
     if ids is None or not is_root():
         return work(*values)
-    from concurrent.futures import ProcessPoolExecutor
-    from concurrent.futures.process import BrokenProcessPool
     from multiprocessing import get_context
 
+    context = get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    # it ends with its work, also if this process is killed meanwhile
+    other = context.Process(target=_work_as, args=(ids, sender, work, values))
+    other.start()
+    sender.close()
     try:
-        with ProcessPoolExecutor(1, get_context("fork"), _become, ids) as other:
-            return other.submit(work, *values).result()
-    except BrokenProcessPool:
+        result, error = receiver.recv()
+    except EOFError:
         raise OSError(f"a process of user {user} ended before its work was done") from None
+    finally:
+        receiver.close()
+        other.join()
+    if error is not None:
+        raise error
+    return result  # type: ignore[no-any-return]
 
 
-def _become(uid: int, gid: int) -> None:
+def _work_as(
+    ids: tuple[int, int], sender: Any, work: Callable[..., object], values: tuple[object, ...]
+) -> None:
     if sys.platform != "win32":
         os.setgroups([])
-        os.setgid(gid)
-        os.setuid(uid)
+        os.setgid(ids[1])
+        os.setuid(ids[0])
+    try:
+        found: tuple[object, Exception | None] = work(*values), None
+    except Exception as error:
+        found = None, error
+    sender.send(found)
 
 
 def give_to(path: Path, ids: tuple[int, int]) -> None:
@@ -599,6 +677,31 @@ def stop_signals() -> list[signal.Signals]:
     if WINDOWS:
         found.append(signal.Signals["SIGBREAK"])
     return found
+
+
+def hang_up_signals() -> list[signal.Signals]:
+    """Return the signal of a closed terminal; none where it is ignored, as under `nohup`."""
+    if sys.platform == "win32" or signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        return []
+    return [signal.SIGHUP]
+
+
+@contextmanager
+def interrupted_by_signals() -> Iterator[None]:
+    """Let every signal that stops a program raise KeyboardInterrupt during the block, as Ctrl-C
+    does; in a thread other than the main one this does nothing.
+    """
+    import threading
+
+    before = []
+    if threading.current_thread() is threading.main_thread():
+        for number in (*stop_signals(), *hang_up_signals()):
+            before.append((number, signal.signal(number, signal.default_int_handler)))
+    try:
+        yield
+    finally:
+        for number, handler in before:
+            signal.signal(number, handler)
 
 
 def reload_signals() -> list[signal.Signals]:

@@ -340,8 +340,10 @@ def _text(number: int) -> io.TextIOWrapper:
     return text
 
 
-def take_along() -> None:
-    """A warm process for what this one starts."""
+def take_along() -> Request | None:
+    """A warm process for what this one starts; comes back in each fork of it, with what that is to
+    run.
+    """
     here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     if not os.fork():
         here.close()
@@ -349,12 +351,12 @@ def take_along() -> None:
         for number in range(3):
             os.dup2(null, number)
         os.close(null)
-        forking(there)
-        return
+        return forking(there)
     there.close()
     warm = Warm()
     warm.use(here)
     _take_over(warm)
+    return None
 
 
 class Leaving:
@@ -388,7 +390,7 @@ def main() -> None:
 
         key_file.MEMORY_KIB, key_file.PASSES = 64, 1
     if NESTED.intersection(request.arguments):
-        take_along()
+        request = take_along() or request
     try:
         if request.arguments[1] == "-c":
             sys.modules["__main__"] = module = ModuleType("__main__")

@@ -16,6 +16,7 @@ import cipherbox
 from cipherbox.cli.commands import COMMANDS, COMPLETE_VARIABLE, PASSWORD_FILE
 from cipherbox.cli.exits import Exit, advice, exit_code, leaf, sentence
 from cipherbox.cli.wrapping import Context
+from cipherbox.harness import RUN_VARIABLE
 
 DEBUG_VARIABLE = "CIPHERBOX_DEBUG"
 _DIRECTORY = click.Path(path_type=Path, file_okay=False, readable=False)
@@ -161,6 +162,10 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     from cipherbox.portable import standard_files
 
     closed = standard_files()
+    if lock := os.environ.get(RUN_VARIABLE):
+        from cipherbox.harness.workplace import end_with_run
+
+        end_with_run(Path(lock))
     if sys.stdin is None:
         sys.stdin = open(os.devnull)  # noqa: SIM115
     if sys.stderr is None:

@@ -24,19 +24,19 @@ def run(work: Callable[..., Awaitable[T]], *arguments: object) -> T:
 
 
 def run_until_stopped(work: Callable[..., Awaitable[T]], *arguments: object) -> T:
-    """Like `run`, but Ctrl-C and SIGTERM cancel it, so that it can stop what it started; then raise
-    KeyboardInterrupt.
+    """Like `run`, but Ctrl-C, SIGTERM and a closed terminal cancel it, so that it can stop what it
+    started; then raise KeyboardInterrupt.
 
     Further signals meanwhile change nothing: `timeout` sends two, and one that nobody has taken
     would end the program before its caller has removed its directories.
     """
     import trio
 
-    from cipherbox.portable import stop_signals
+    from cipherbox.portable import hang_up_signals, stop_signals
 
     async def main() -> list[T]:
         found: list[T] = []
-        with trio.open_signal_receiver(*stop_signals()) as signals:
+        with trio.open_signal_receiver(*stop_signals(), *hang_up_signals()) as signals:
             async with trio.open_nursery() as nursery:
                 scope = trio.CancelScope()
 

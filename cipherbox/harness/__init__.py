@@ -12,6 +12,9 @@ Map, written by `make generate`:
     stage             The stage: this same program, started as several processes, each stopped by
                       its pid.
     worker            A worker process that gets one task and reports in lines of JSON.
-    workplace         The temporary directory of one run of demo, prove or bench; a later run
-                      removes those of killed ones, and so does `doctor --clean`.
+    workplace         The directory of one run of demo, prove or bench, and the processes that the
+                      run starts: however the run ends, they end, and a temporary directory is
+                      removed.
 """
+
+RUN_VARIABLE = "CIPHERBOX_RUN"  # names the lock of the run that a process ends with: `workplace`

@@ -21,8 +21,8 @@ from typing import Any
 
 from cipherbox.classes import define
 from cipherbox.errors import CipherBoxError, ConfigError
-from cipherbox.harness.workplace import LOCK
-from cipherbox.portable import lock_file, other_user
+from cipherbox.harness.workplace import POSTGRES, PROCESSES, holding
+from cipherbox.portable import other_user, passed_lock, remove_shared_memory
 
 PATIENCE_S = 30.0
 FAST, AT_ONCE, _KILL = 2, 3, 9  # SIGINT and SIGQUIT as PostgreSQL understands them, and SIGKILL
@@ -39,7 +39,9 @@ MODEST = (
     "wal_keep_size=64MB",
     "max_wal_senders=6",
     "unix_socket_permissions=0777",
+    "dynamic_shared_memory_type=mmap",  # in its directory, where a killed server leaves it
 )
+_MEMORY_LINE = 6  # of postmaster.pid: key and number (LOCK_FILE_LINE_SHMEM_KEY in miscadmin.h)
 PAUSE = threading.Event()  # never set
 
 
@@ -84,7 +86,10 @@ class Server:
     def start(self, *settings: str) -> Server:
         """Start it and wait until it answers."""
         options = [part for setting in (*MODEST, *settings) for part in ("-c", setting)]
-        with (self.directory / "log").open("ab") as log:
+        with (
+            (self.directory / "log").open("ab") as log,
+            passed_lock(self.directory / PROCESSES / POSTGRES) as lock,
+        ):
             self.process = subprocess.Popen(
                 [
                     self.programs / "postgres",
@@ -101,8 +106,10 @@ class Server:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
+                pass_fds=(lock,),
                 **_as_user(),
             )
+            os.write(lock, str(self.process.pid).encode())
         deadline = time.monotonic() + PATIENCE_S
         while True:
             try:
@@ -142,7 +149,16 @@ class Server:
                 os.kill(pid, _KILL)
         self.process.wait(PATIENCE_S)
         self.process = None
+        self._free_memory()
         (self.data / "postmaster.pid").unlink(missing_ok=True)
+
+    def _free_memory(self) -> None:
+        """Remove the shared memory of a killed server, which stays until a next one starts in its
+        directory, or for ever; its file of the process id has the number.
+        """
+        with suppress(OSError, IndexError, ValueError):
+            lines = (self.data / "postmaster.pid").read_text().splitlines()
+            remove_shared_memory(int(lines[_MEMORY_LINE].split()[1]))
 
     def standby(self, name: str = "standby1") -> Server:
         """Return a standby of this server, not started."""
@@ -193,7 +209,6 @@ class Server:
     def remove(self) -> None:
         self.stop(AT_ONCE)
         self.lock.close()
-        shutil.rmtree(self.directory, ignore_errors=True)
 
 
 def free_port() -> int:
@@ -211,7 +226,7 @@ def _directory(programs: Path) -> Server:
         os.chown(directory, user["user"], user["group"])
     directory.chmod(0o755)
     lock = ExitStack()
-    lock.enter_context(lock_file(directory / LOCK, "this directory"))
+    lock.enter_context(holding(directory))
     return Server(programs, directory, free_port(), lock)
 
 

@@ -1,4 +1,5 @@
-"""The stage: this same program, started as several processes, each stopped by its pid.
+"""The stage: this same program, started as several processes, each stopped by its pid.  They end
+with the run whose directory they are in (`workplace`).
 
 The output of each process goes to a file of its own; an error quotes the end of that file.
 """
@@ -18,6 +19,7 @@ from typing import IO
 import trio
 
 from cipherbox.harness.failure import StageFailed
+from cipherbox.harness.workplace import told
 from cipherbox.ops.unpack import CACHE_VARIABLE
 
 STOP_S = 15.0
@@ -65,6 +67,7 @@ class Stage:
             if not k.startswith("CIPHERBOX_") or k == CACHE_VARIABLE
         }
         self.environment["PYTHONIOENCODING"] = "utf-8"
+        self.environment |= told(directory)
         self.additions: dict[str, dict[str, str]] = {}  # to the environment of one process alone
 
     def output(self, name: str) -> Path:

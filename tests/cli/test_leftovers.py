@@ -24,6 +24,7 @@ from cipherbox.server.operations import backup
 from cipherbox.server.operations.check import LOCK
 from cipherbox.server.operations.setup import UNFINISHED
 from tests.client.real_hq import copy_hq
+from tests.warm import FORKED
 
 
 @pytest.fixture
@@ -163,7 +164,7 @@ def test_what_a_killed_demo_left_goes_with_the_next_run_or_with_doctor(
     kept.mkdir()
     with workplace("cipherbox-prove-") as running:
         for prefix in ("cipherbox-demo-", "cipherbox-bench-"):
-            command = [sys.executable, "-c", KILLED, prefix, str(tmp_path)]
+            command = [sys.executable, "-c", FORKED + KILLED, prefix, str(tmp_path)]
             assert subprocess.run(command, timeout=60, check=False).returncode == -9
             (left,) = abandoned()
             assert left.name.startswith(prefix)
@@ -175,6 +176,52 @@ def test_what_a_killed_demo_left_goes_with_the_next_run_or_with_doctor(
         [*check(of_machine(), "cipherbox doctor", clean=True)]
         assert {*tmp_path.iterdir()} == {kept, running}
     assert {*tmp_path.iterdir()} == {kept}
+
+
+BEREFT = """
+import os, signal, sys
+from pathlib import Path
+import trio
+from cipherbox.harness.stage import Stage
+from cipherbox.harness.workplace import workplace
+async def main():
+    with workplace("cipherbox-prove-") as place:
+        program = place / "program.py"
+        program.write_text("import threading; print(1, flush=True); threading.Event().wait(600)")
+        stage = Stage(place)
+        for name in ("stopped", "running"):
+            process, _ = await stage.start(name, "python", str(program))
+            while not [*(place / "processes").glob(str(process.pid))]:
+                await trio.sleep(0.01)
+            print(process.pid, flush=True)
+            if name == "stopped":
+                os.kill(process.pid, signal.SIGSTOP)
+        os.kill(os.getpid(), signal.SIGKILL)
+trio.run(main)
+"""
+
+
+@pytest.mark.skipif(WINDOWS, reason="it has no SIGKILL")
+def test_what_a_killed_run_started_ends_and_its_directory_goes(tmp_path: Path) -> None:
+    """Also what a signal had stopped, so that it cannot end itself."""
+    command = [sys.executable, "-c", FORKED + BEREFT, "prove"]
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, timeout=60, check=False)
+    assert done.returncode == -9
+    pids = [int(line) for line in done.stdout.split()]
+    assert len(pids) == 2
+    until = time.monotonic() + 60
+    while any(tmp_path.iterdir()) or any(map(runs, pids)):
+        assert time.monotonic() < until, [*tmp_path.iterdir()]
+        time.sleep(0.01)
+
+
+def runs(pid: int) -> bool:
+    """Whether it does; a process that has ended may wait for its parent."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
 
 
 STOPPED = """
@@ -199,7 +246,7 @@ with workplace("cipherbox-prove-", Path(sys.argv[1])):
 @pytest.mark.skipif(WINDOWS, reason="it has no SIGTERM")
 def test_a_second_signal_leaves_nothing_behind(tmp_path: Path) -> None:
     """`timeout` sends two: the one that came while the run was stopping ended the program."""
-    command = [sys.executable, "-c", STOPPED, str(tmp_path)]
+    command = [sys.executable, "-c", FORKED + STOPPED, str(tmp_path)]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as process:
         assert process.stdout is not None

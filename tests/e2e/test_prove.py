@@ -4,7 +4,11 @@ does, and a standstill fails.
 
 import json
 import os
+import signal
+import subprocess
 import sys
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +20,9 @@ from cipherbox.cli.prove.database import Database
 from cipherbox.cli.scratch import Scratch
 from cipherbox.harness import stage
 from cipherbox.harness.failure import StageFailed
-from tests import soak
+from tests import postgres, soak
 
-from .conftest import shell
+from .conftest import ENVIRONMENT, LIMIT_S, PROGRAM, line_with, shell
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "prove_report.json"
 FAULTS = ("kill", "kill two", "kill in recovery", "pause", "cut", "partition", "slow link", "clock")
@@ -167,3 +171,57 @@ async def test_a_start_that_is_cancelled_leaves_no_process(
             nursery.cancel_scope.cancel()
     with pytest.raises(ProcessLookupError):
         os.kill(int(note.read_text()[:-1]), 0)
+
+
+def left_of(top: Path) -> list[str]:
+    """What is left of a run whose temporary files were below ``top``, on this machine."""
+    left = [str(path) for path in top.iterdir()]
+    mounts = Path("/proc/self/mounts").read_text().splitlines()
+    left += [line for line in mounts if str(top) in line]
+    for file in Path("/sys/block").glob("loop*/loop/backing_file"):
+        left += [text for text in [file.read_text()] if str(top) in text]
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+        except OSError:
+            continue
+        left += [f"{process.name} {command}"] if str(top) in command else []
+    return left
+
+
+@pytest.fixture
+def open_path() -> Iterator[Path]:
+    """A directory that PostgreSQL, which never runs as root, may enter too."""
+    with tempfile.TemporaryDirectory(prefix="proved-", ignore_cleanup_errors=True) as path:
+        Path(path).chmod(0o755)
+        yield Path(path)
+
+
+KILLS = [*(("sqlite", number) for number in (9, 15, 2, 1)), ("local", 9), ("local", 15)]
+
+
+@soak.only
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize(("store", "number"), KILLS)
+def test_a_killed_prove_leaves_nothing(
+    open_path: Path, patient: Callable[[Callable[[], bool]], None], store: str, number: int
+) -> None:
+    """Processes, also stopped ones, PostgreSQL, loop devices, mounts, files."""
+    command = [*PROGRAM, "prove", "--minutes", "10", *FEW, *chosen("pause")]
+    command += ["--fault", "full disk"] if os.geteuid() == 0 else []
+    if store == "local":
+        command += ["--database", "local", "--postgres-bin", str(postgres.binaries())]
+    environment = {**ENVIRONMENT, "TMPDIR": str(open_path)}
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        command, stdout=pipe, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+    ) as process:
+        try:
+            line_with(process, " s  pause")
+            assert len(left_of(open_path)) > 5
+            process.send_signal(number)
+            process.communicate(timeout=LIMIT_S)
+        finally:
+            process.kill()
+    assert process.returncode == (-9 if number == signal.SIGKILL else 130)
+    patient(lambda: left_of(open_path) == [])

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from cipherbox import limits, portable
 from cipherbox.client.file_names import safe_name
 from cipherbox.errors import ConfigError, InvalidRequest, StoreLocked
+from tests.warm import FORKED
 
 
 def test_private_files_are_private_and_must_stay_so(tmp_path: Path) -> None:
@@ -29,6 +30,31 @@ def test_private_files_are_private_and_must_stay_so(tmp_path: Path) -> None:
             portable.read_private(path)
     with pytest.raises(ConfigError, match="cannot read"):
         portable.read_private(tmp_path / "none")
+
+
+AS_ANOTHER = """
+import os, sys
+from cipherbox.portable import as_user
+def work():
+    print(os.getpid(), flush=True)
+    sys.stdin.readline()
+as_user("nobody", work)
+"""
+
+
+@pytest.mark.skipif(not portable.is_root(), reason="another user's process needs root")
+def test_a_process_of_another_user_ends_although_its_parent_was_killed() -> None:
+    command, pipe = [sys.executable, "-c", FORKED + AS_ANOTHER], subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdin is not None
+        pid = int(process.stdout.readline())
+        assert pid != process.pid
+        process.kill()
+        process.stdin.write("done\n")
+        process.stdin.close()
+        # it has the other end: this comes to an end when it does
+        assert process.stdout.read() == ""
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_no_other(

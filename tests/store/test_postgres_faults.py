@@ -110,15 +110,24 @@ def test_nothing_is_confirmed_while_no_standby_has_it(
 # -- away, and back --------------------------------------------------------------------------------
 
 
+def segments() -> list[str]:
+    """The numbers of the segments of shared memory on this machine, where Linux tells."""
+    table = Path("/proc/sysvipc/shm")
+    lines = table.read_text().splitlines()[1:] if table.exists() else []
+    return [line.split()[1] for line in lines]
+
+
 @pytest.mark.parametrize("how", ["stop", "quit", "kill"])
 def test_a_server_that_restarts(opening: Opener, own: postgres.Server, how: str) -> None:
     store = opening(postgres.target(own))
     store.commit(published(1, b"one", b"x" * 300_000), store.epoch)
     epoch = store.epoch
+    memory = (own.data / "postmaster.pid").read_text().splitlines()[6].split()[1]
     if how == "kill":
         own.kill()
     else:
         own.stop(postgres_servers.FAST if how == "stop" else postgres_servers.AT_ONCE)
+    assert memory not in segments()  # our own server leaves none
     for _ in range(2):
         with pytest.raises(StoreUnavailable):
             store.commit(published(3), store.epoch)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import datetime
 import ipaddress
+import os
 import shutil
 import subprocess
 import sys
@@ -28,7 +29,8 @@ from cipherbox.cli.bench.play import Result, result
 from cipherbox.harness.failure import StageFailed
 from cipherbox.harness.stage import Stage, free_port, kill
 from cipherbox.harness.worker import WorkerProcess
-from cipherbox.portable import process_usage
+from cipherbox.harness.workplace import PROCESSES
+from cipherbox.portable import WINDOWS, passed_lock, process_usage
 
 if TYPE_CHECKING:
     from cipherbox.cli.bench.work import Work
@@ -150,13 +152,18 @@ async def play_peer(directory: Path, work: Work, peer: Peer, path: str) -> Resul
     port = free_port()
     count = min(work.count, peer.most)
     workers: list[WorkerProcess] = []
-    with stage.output(peer.name).open("ab") as log:
+    with (
+        stage.output(peer.name).open("ab") as log,
+        passed_lock(directory / PROCESSES / peer.name) as lock,
+    ):
         server = await trio.lowlevel.open_process(
             [path, *peer.arguments(directory, port, files)],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
+            pass_fds=() if WINDOWS else (lock,),
         )
+        os.write(lock, str(server.pid).encode())
     try:
         await _until_it_listens(stage, peer, server, port)
         for name, do in (("R", "peer-receive"), ("S", "peer-send")):

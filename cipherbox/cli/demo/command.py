@@ -66,16 +66,18 @@ def demo(keep: bool, directory: Path | None, hostile_hq: bool, url: str, as_json
     """
     if hostile_hq and url:
         raise click.UsageError("--hostile-hq uses the embedded database; omit --database.")
-    from cipherbox.harness.workplace import workplace
+    from cipherbox.harness.workplace import kept_workplace, workplace
 
     with ExitStack() as stack:
-        if directory is None and keep:
-            directory = Path(tempfile.mkdtemp(prefix="cipherbox-demo-"))
-        elif directory is None:
+        if directory is None and not keep:
             directory = stack.enter_context(workplace("cipherbox-demo-"))
         else:
-            directory.mkdir(mode=0o700, parents=True)
             keep = True
+            if directory is None:
+                directory = Path(tempfile.mkdtemp(prefix="cipherbox-demo-"))
+            else:
+                directory.mkdir(mode=0o700, parents=True)
+            stack.enter_context(kept_workplace(directory))
         if hostile_hq:
             scenes = run_until_stopped(play_hostile, directory.absolute(), not as_json)
             show_scenes(scenes, as_json, directory if keep else None)

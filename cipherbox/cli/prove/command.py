@@ -167,6 +167,7 @@ def _trial(options: ProveOptions) -> Proof:
     from cipherbox.cli.prove.faults import KINDS
     from cipherbox.cli.prove.play import Plan, Trial
     from cipherbox.harness.workplace import workplace
+    from cipherbox.portable import write_atomic
 
     shown = sys.stderr.isatty() and not options.as_json
     unknown = [kind for kind in options.kinds if kind not in KINDS]
@@ -201,7 +202,7 @@ def _trial(options: ProveOptions) -> Proof:
         proof = run_until_stopped(trial.run)
     tell("")
     if options.report is not None:
-        options.report.write_text(json.dumps(trial.report, indent=1), "utf-8")
+        write_atomic(options.report, json.dumps(trial.report, indent=1).encode())
     return proof
 
 
