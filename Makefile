@@ -94,7 +94,7 @@ clean: ## Remove what the others made
 $(STAMP): packaging/requirements-dev.txt pyproject.toml
 	@test -n "$(PYTHON)" || { echo "CipherBox needs Python 3.11 or newer: install it, or say make PYTHON=/path/to/python3"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet --require-hashes -r packaging/requirements-dev.txt
+	$(RUN) -m pip install --quiet --no-deps --require-hashes -r packaging/requirements-dev.txt
 	$(RUN) -m pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 

@@ -34,6 +34,8 @@ DEV = {
 }
 # what click needs there; pip reads such markers for the machine it runs on
 EXTRA = {"win32": ["colorama"]}
+# what a package's own code needs, of which the tests use a file alone: axe-core
+UNUSED = ("playwright", "greenlet", "pyee")
 BUILD = ["setuptools>=77"]  # builds the project itself, without isolation
 
 Found = dict[str, tuple[str, set[str], set[str]]]  # name -> version, hashes, systems
@@ -135,6 +137,8 @@ def main() -> None:
         pins.write("".join(f"{name}=={version}\n" for name, (version, _, _) in found.items()))
         pins.flush()
         everything = collect([*run, *dev, *BUILD], DEV, Path(pins.name))
+    for name in UNUSED:
+        everything.pop(name, None)
     write(
         HERE / "requirements-dev.txt",
         everything,
