@@ -15,7 +15,7 @@ Map, written by `make generate`:
     concurrency    Waiting, waking, retrying and supervising: each mechanism once, on trio's clock.
     contact_lists  Whom a recipient takes mail from, as two lists: what its inbox goes by, and what
                    HQ may know of it.
-    readable       Sizes and times as people read them, in a terminal and in a browser.
+    readable       Sizes, times and sentences as people read them, in a terminal and in a browser.
     spares         Spares: files that were freed a moment ago, to be written over instead of new
                    ones.
     portable       The only module that depends on Unix or Windows: file modes, locks, signals.

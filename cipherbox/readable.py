@@ -1,8 +1,9 @@
-"""Sizes and times as people read them, in a terminal and in a browser."""
+"""Sizes, times and sentences as people read them, in a terminal and in a browser."""
 
 from __future__ import annotations
 
 import datetime
+from collections.abc import Mapping
 
 
 def size_text(size: int) -> str:
@@ -23,3 +24,27 @@ def local_time(ms: int) -> datetime.datetime | None:
         return datetime.datetime.fromtimestamp(ms / 1000)
     except (ValueError, OverflowError, OSError):
         return None
+
+
+class Sentence(str):
+    """An English sentence that a table of texts can translate: its pattern, with names in braces,
+    and their values.  A value may be a sentence, or several.
+    """
+
+    pattern: str
+    values: dict[str, object]
+
+    def __new__(cls, pattern: str, /, **values: object) -> Sentence:
+        found = super().__new__(cls, filled(pattern, values))
+        found.pattern, found.values = pattern, values
+        return found
+
+
+def filled(pattern: str, values: Mapping[str, object]) -> str:
+    """Return a pattern with its values; several are separated by commas."""
+    return pattern.format(
+        **{
+            name: ", ".join(map(str, value)) if isinstance(value, list) else value
+            for name, value in values.items()
+        }
+    )

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from cipherbox.broker.model import KEEP, ExchangeType
+from cipherbox.broker.usage import SETTINGS
 from cipherbox.cli.output import time_text
 from cipherbox.envelope import transparency_log as log
 from cipherbox.envelope.ids import message_id
+from cipherbox.readable import Sentence
 
 if TYPE_CHECKING:
     from cipherbox.envelope.transparency_log import Group
@@ -66,17 +68,23 @@ def _detail(detail: dict[str, Any]) -> dict[str, Any]:
 
 
 def lines(group: Group) -> list[tuple[str, str]]:
-    """Return (actor, action) for each event; a batch of envelopes is one line."""
+    """Return (actor, action) for each event; a batch of envelopes is one line.  Actions are
+    `Sentence`s, unless a newer HQ knows more of them.
+    """
     found = events(group)
     if group.kind in (log.ACCEPTED, log.AGAIN):
         return [_sent(found)]
     return [_LINES[group.kind](event) for event in found]
 
 
-def _sent(found: list[dict[str, Any]]) -> tuple[str, str]:
-    more = f" and {len(found) - 1} more envelopes" if len(found) > 1 else ""
-    again = " again, which HQ had already" if found[0]["what"] == log.KIND_NAMES[log.AGAIN] else ""
-    return found[0]["sender"], f"sent {found[0]['message_id']}{more}{again}"
+def _sent(found: list[dict[str, Any]]) -> tuple[str, Sentence]:
+    first, more = found[0], len(found) - 1
+    text = Sentence("sent {message_id}", message_id=first["message_id"])
+    if more:
+        text = Sentence("{sent} and {count} more envelopes", sent=text, count=more)
+    if first["what"] == log.KIND_NAMES[log.AGAIN]:
+        text = Sentence("{sent} again, which HQ had already", sent=text)
+    return first["sender"], text
 
 
 def _act(event: dict[str, Any]) -> tuple[str, str]:
@@ -86,109 +94,147 @@ def _act(event: dict[str, Any]) -> tuple[str, str]:
             k: v for k, v in event.items() if k not in ("what", "by", "act") and v not in ("", None)
         }
         return event["by"], f"{event['act']} {', '.join(f'{k} {v}' for k, v in detail.items())}"
-    return event["by"], words(event) if callable(words) else words.format_map(event)
+    return event["by"], words(event) if callable(words) else Sentence(words, **event)
 
 
-def _restored(event: dict[str, Any]) -> tuple[str, str]:
+def _restored(event: dict[str, Any]) -> tuple[str, Sentence]:
     statement = " / ".join(str(event["statement"]).splitlines()[1:])
-    return HQ, f"was restored from a backup, as an admin signed: {statement}"
+    return HQ, Sentence(
+        "was restored from a backup, as an admin signed: {statement}", statement=statement
+    )
 
 
 def _numbers(first: int, last: int) -> str:
-    return f"{first} to {last}" if last > first else str(first)
+    return Sentence("{first} to {last}", first=first, last=last) if last > first else str(first)
+
+
+def _some(e: dict[str, Any]) -> str:
+    return _numbers(e["first"], e["last"])
 
 
 _LINES: dict[int, Callable[[dict[str, Any]], tuple[str, str]]] = {
-    log.BEGUN: lambda e: (HQ, f"began the store incarnation {e['incarnation']}"),
+    log.BEGUN: lambda e: (HQ, Sentence("began the store incarnation {incarnation}", **e)),
     log.RESTORED: _restored,
-    log.REVOKED: lambda e: (
-        HQ,
-        f"revoked certificates of {e['client']}: {', '.join(e['serials'])}",
+    log.REVOKED: lambda e: (HQ, Sentence("revoked certificates of {client}: {serials}", **e)),
+    log.BUNDLE: lambda e: (
+        e["client"],
+        Sentence("has key bundle {sequence}, SHA-256 {hash}", **e),
     ),
-    log.BUNDLE: lambda e: (e["client"], f"has key bundle {e['sequence']}, SHA-256 {e['hash']}"),
     log.DELIVERED: lambda e: (
         HQ,
-        f"delivered {_numbers(e['first'], e['last'])} of {e['queue']} to {e['client']}",
+        Sentence("delivered {numbers} of {queue} to {client}", numbers=_some(e), **e),
     ),
     log.ACKNOWLEDGED: lambda e: (
         e["client"],
-        f"acknowledged {_numbers(e['first'], e['last'])} of {e['queue']}",
+        Sentence("acknowledged {numbers} of {queue}", numbers=_some(e), **e),
     ),
     log.DEAD: lambda e: (
         e["by"] or HQ,
-        f"made {e['queue']}/{e['seq']} a dead letter: {e['reason']}",
+        Sentence("made {queue}/{seq} a dead letter: {reason}", **e),
     ),
-    log.DROPPED: lambda e: (e["by"] or HQ, f"dropped {e['queue']}/{e['seq']}"),
+    log.DROPPED: lambda e: (e["by"] or HQ, Sentence("dropped {queue}/{seq}", **e)),
     log.ACTS: _act,
 }
 
 
 def _declared_queue(e: dict[str, Any]) -> str:
-    parts = [f"read by {', '.join(e['readers'])}"] if e["readers"] else []
-    parts += [
-        f"{name} {e[key]}"
-        for name, key in (("ttl s", "ttl_s"), ("max length", "max_length"))
-        if e[key] != KEEP
+    parts = [
+        Sentence("declared queue {name} of {owner}", name=e["name"], owner=e["owner"] or e["by"])
     ]
-    return ", ".join([f"declared queue {e['name']} of {e['owner'] or e['by']}", *parts])
+    if e["readers"]:
+        parts.append(Sentence("read by {readers}", readers=e["readers"]))
+    if e["ttl_s"] != KEEP:
+        parts.append(Sentence("ttl s {ttl_s}", ttl_s=e["ttl_s"]))
+    if e["max_length"] != KEEP:
+        parts.append(Sentence("max length {max_length}", max_length=e["max_length"]))
+    return Sentence("{parts}", parts=parts)
 
 
 def _settled(e: dict[str, Any]) -> str:
-    which = ", ".join(_numbers(first, first + count - 1) for first, count in e["ranges"])
-    return f"{'dropped' if e['drop'] else 'sent again'} the dead letters {which} of {e['queue']}"
+    which = [_numbers(first, first + count - 1) for first, count in e["ranges"]]
+    if e["drop"]:
+        return Sentence("dropped the dead letters {which} of {queue}", which=which, **e)
+    return Sentence("sent again the dead letters {which} of {queue}", which=which, **e)
 
 
 def _limited(e: dict[str, Any]) -> str:
+    of = e["limit"]
+    limit = Sentence(of) if of in SETTINGS else of  # of a newer HQ
     if e["most"] < 0:
-        return f"gave {e['target']} the limit of {e['limit']} that the settings say"
-    return f"limited {e['target']} to {e['most']} {e['limit']}"
+        return Sentence(
+            "gave {target} the limit of {limit} that the settings say",
+            target=e["target"],
+            limit=limit,
+        )
+    return Sentence(
+        "limited {target} to {most} {limit}", target=e["target"], most=e["most"], limit=limit
+    )
 
 
 def _retained(e: dict[str, Any]) -> str:
     kinds = (
-        ("messages' records", "metadata"),
-        ("dead letters", "dead_letters"),
-        ("the log", "log"),
+        (Sentence("messages' records"), "metadata"),
+        (Sentence("dead letters"), "dead_letters"),
+        (Sentence("the log"), "log"),
     )
-    dropped = [f"{name} before {time_text(e[key])}" for name, key in kinds if e.get(key)]
-    return f"dropped what is too old: {', '.join(dropped) or 'nothing'}"
+    dropped = [
+        Sentence("{name} before {time}", name=name, time=time_text(e[key]))
+        for name, key in kinds
+        if e.get(key)
+    ]
+    return Sentence("dropped what is too old: {dropped}", dropped=dropped or [Sentence("nothing")])
+
+
+def _granted(e: dict[str, Any]) -> str:
+    right = (
+        Sentence("{right} on {resource}", right=e["right"], resource=e["resource"])
+        if e["resource"]
+        else e["right"]
+    )
+    if e["give"]:
+        return Sentence("gave the right {right} to {target}", right=right, target=e["target"])
+    return Sentence("took the right {right} from {target}", right=right, target=e["target"])
+
+
+def _token(e: dict[str, Any]) -> str:
+    if e["replaces"]:
+        return Sentence("made a token for {target} as {role}, in place of its home", **e)
+    return Sentence("made a token for {target} as {role}", **e)
+
+
+def _declared_exchange(e: dict[str, Any]) -> str:
+    kind = ExchangeType(e["type"]).name.lower()
+    return Sentence("declared exchange {name}, {kind}", name=e["name"], kind=kind)
 
 
 # The line for each act; a test compares the names with the commands that the broker logs.
 ACTS: dict[str, str | Callable[[dict[str, Any]], str]] = {
-    "DeclareExchange": lambda e: (
-        f"declared exchange {e['name']}, {ExchangeType(e['type']).name.lower()}"
-    ),
+    "DeclareExchange": _declared_exchange,
     "DeleteExchange": "deleted exchange {name}",
     "DeclareQueue": _declared_queue,
     "DeleteQueue": "deleted queue {name}",
     "Bind": "bound queue {queue} to {exchange} with key {routing_key!r}",
     "Unbind": "unbound queue {queue} from {exchange} with key {routing_key!r}",
     "Purge": "purged queue {queue}",
-    "Grant": lambda e: f"{'gave' if e['give'] else 'took'} the right {_right(e)}",
+    "Grant": _granted,
     "AddClient": "enrolled {target} as {role}",
     "RevokeClient": "revoked {target}: {reason}",
     "LimitClient": _limited,
     "SettleDead": _settled,
     "Retain": _retained,
     "TellContacts": "allows {allowed} and blocks {blocked} clients by name",
-    "ConfirmClock": lambda e: (
-        f"confirmed that HQ's clock is right at {time_text(e['at'])}, when HQ expected "
-        f"{time_text(e['expected'])}"
+    "ConfirmClock": lambda e: Sentence(
+        "confirmed that HQ's clock is right at {at}, when HQ expected {expected}",
+        at=time_text(e["at"]),
+        expected=time_text(e["expected"]),
     ),
-    "SetWatermark": lambda e: (
-        f"set the time before which ids are refused from {time_text(e['before'])} to "
-        f"{time_text(e['watermark'])}"
+    "SetWatermark": lambda e: Sentence(
+        "set the time before which ids are refused from {before} to {watermark}",
+        before=time_text(e["before"]),
+        watermark=time_text(e["watermark"]),
     ),
     "EnrolHere": "made a token for {target} as {role}, on HQ's own machine",
-    "Enrol": lambda e: (
-        f"made a token for {e['target']} as {e['role']}{', in place of its home' * e['replaces']}"
-    ),
+    "Enrol": _token,
     "ReplaceClient": "let another home be {target} from now on",
     "KeysAnew": "let {target} begin with new keys, bundle {sequence}, SHA-256 {bundle}",
 }
-
-
-def _right(e: dict[str, Any]) -> str:
-    resource = f" on {e['resource']}" if e["resource"] else ""
-    return f"{e['right']}{resource} {'to' if e['give'] else 'from'} {e['target']}"

@@ -132,6 +132,8 @@ async def test_totals_stand_beside_their_limits_and_a_limit_is_set(hq: RealHq, a
     assert "envelopes 0 7 0 %" in page.words
     page = await admin.get("/console/log")
     assert "limited FL-LAB to 7 envelopes" in page.words
+    page = await admin.get("/console/log", Accept_Language="de")
+    assert "begrenzte FL-LAB auf 7 (Umschläge)" in page.words
     assert (await admin.post("/console/limit", {**fields, "most": ""})).status == 303
     assert "envelopes 0 7" not in (await admin.get("/console/clients?q=LAB")).words
     for wrong in ({"what": "x"}, {"most": "-1"}, {"most": "1e3"}, {"most": "0" * 5000 + "1"}):

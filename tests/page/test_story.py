@@ -16,7 +16,9 @@ import trio
 
 from cipherbox.apps.page import desk, door, messages
 from cipherbox.apps.page.view import Finding
+from cipherbox.apps.page.words import translator
 from cipherbox.cli.doctor.findings import Finding as Found
+from cipherbox.cli.doctor.findings import findings_of
 from cipherbox.client.inbox import encrypted_lines
 from cipherbox.client.inbox.encrypted_lines import START
 from cipherbox.client.keys.comparing import scan_text
@@ -27,7 +29,8 @@ from cipherbox.client.publishing.files import send_directory
 from cipherbox.client.receiving.receiver import Receiver
 from cipherbox.envelope.bundle import fingerprint
 from cipherbox.envelope.layout import split
-from cipherbox.errors import CredentialsError, StoreLocked
+from cipherbox.errors import CredentialsError, StoreLocked, TimedOut, summary
+from cipherbox.readable import Sentence
 from cipherbox.sealing import key_file
 from tests.client.real_hq import RealHq
 from tests.page.web import Answer, Web, page_of
@@ -340,7 +343,11 @@ async def test_trouble_has_its_acts(hq: RealHq, lab: Web, tmp_path: Path) -> Non
         await center.process(never, tries=1, idle_s=0.5)
 
     def diagnose(home: Any) -> list[Finding]:
-        return [Found("wrong", "disk", "3 MB free", "make room")]
+        text = Sentence("{size} free at {place}", size="3 MB", place="/{x}")
+        return [
+            Found("wrong", "disk", text, "make room"),
+            *findings_of("network", TimedOut("10.0.0.1 does not answer")),
+        ]
 
     async with page_of(hq.home("CA-RC"), diagnose=diagnose) as web:
         page = await web.get("/trouble")
@@ -349,8 +356,12 @@ async def test_trouble_has_its_acts(hq: RealHq, lab: Web, tmp_path: Path) -> Non
         assert (await web.post("/trouble/retry", {"message_id": ""})).status == 303
         assert "no segment PID" not in (await web.get("/trouble")).words
         page = await web.post("/trouble/check")
-        assert "3 MB free" in page.words
+        assert "3 MB free at /{x}" in page.words
         assert "What to do: make room" in page.words
+        page = await web.post("/trouble/check", Accept_Language="de")
+        assert "✗ Festplatte 3 MB frei bei /{x}" in page.words
+        kind = translator("de")(summary(TimedOut))
+        assert f"✗ Netz {kind} 10.0.0.1 does not answer" in page.words
     await lab.until("/sent", shows("✗ refused", "handler failed"))
 
 

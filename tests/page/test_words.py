@@ -7,19 +7,25 @@ import re
 import string
 import tomllib
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 from cipherbox import errors
 from cipherbox.apps.page import words
-from cipherbox.apps.page.console import LIMITED
+from cipherbox.apps.page.console import ALERT_KINDS, LIMITED
 from cipherbox.apps.page.history import SHOWN
 from cipherbox.apps.page.view import SAID
 from cipherbox.apps.page.words import TEXTS, chosen, explain, languages, translator
 from cipherbox.checks import WrongType
+from cipherbox.cli import audit_lines
+from cipherbox.cli.doctor import client as client_checks
+from cipherbox.cli.doctor import findings, leftovers
 from cipherbox.cli.top import RATES
 from cipherbox.envelope.outcomes import Outcome, outcome_words
 from cipherbox.errors import CipherBoxError, Forbidden, InvalidRequest, summary
+from cipherbox.readable import Sentence
+from cipherbox.server.operations import alerts
 
 TEMPLATES = Path(words.__file__).parent / "templates"
 STATES = ("sealed", "with HQ", "opened", "refused", "not sent", "cancelled", "sending")
@@ -31,6 +37,7 @@ def texts() -> set[str]:
     plots = {name for _, name in SHOWN}
     outcomes = {outcome_words(outcome) for outcome in Outcome}
     found = {*SAID.values(), *STATES, *outcomes, *RATES, *plots, *LIMITED, *kinds(), *own_errors()}
+    found |= {*ALERT_KINDS.values(), *sentences(), *abouts()}
     for path in TEMPLATES.glob("*.html"):
         text = path.read_text("utf-8")
         found |= set(re.findall(r'\b_\("([^"]+)"', text))
@@ -47,6 +54,43 @@ def kinds() -> set[str]:
         if kind.__module__ == errors.__name__:  # others are their base, to a person
             found.add(summary(kind))
     return found
+
+
+SPOKEN = (audit_lines, client_checks, findings, leftovers)  # modules whose sentences the page shows
+
+
+def sentences() -> set[str]:
+    """The patterns of what `doctor` and HQ's log say, but for those that are values alone."""
+    found = {words for words in audit_lines.ACTS.values() if isinstance(words, str)}
+    for module in SPOKEN:
+        found |= {
+            str(node.args[0].value)
+            for node in calls(module, "Sentence")
+            if isinstance(node.args[0], ast.Constant)
+        }
+    return {one for one in found if re.search("[a-z]", re.sub(r"{.*?}", "", one))}
+
+
+def abouts() -> set[str]:
+    """What findings are about, as one word each."""
+    found = {
+        value.value
+        for module in SPOKEN
+        for name, at in (("Finding", 1), ("finding", 0), ("findings_of", 0), ("ends", 0))
+        for node in calls(module, name)
+        if isinstance(value := node.args[at], ast.Constant)
+    }
+    return {str(one) for one in found} | {"network", "files", "certificates"}
+
+
+def calls(module: ModuleType, name: str) -> list[ast.Call]:
+    """The calls of a function in a module's text."""
+    tree = ast.parse(Path(str(module.__file__)).read_text("utf-8"))
+    return [
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == name
+    ]
 
 
 def own_errors() -> set[str]:
@@ -104,3 +148,28 @@ def test_the_browsers_language_is_taken_unless_one_is_set() -> None:
 def test_a_text_without_a_translation_is_english() -> None:
     assert translator("de")("no such text {n}", n=3) == "no such text 3"
     assert translator("de")("Messages") != "Messages"
+
+
+def test_a_sentence_is_told_with_its_values_and_the_sentences_in_it() -> None:
+    text = Sentence(
+        "{what} ends on {end}, in {days} days",
+        what=Sentence("this client's certificate"),
+        end="2027-01-01",
+        days=7,
+    )
+    assert text == "this client's certificate ends on 2027-01-01, in 7 days"
+    assert translator("en")(text) == text
+    assert translator("de")(text) == "das Zertifikat dieses Clients endet am 2027-01-01, in 7 Tagen"
+    several = Sentence("read by {readers}", readers=["{name}", Sentence("nothing")])
+    assert several == "read by {name}, nothing"  # a value in braces stays as it is
+    assert translator("es")(several) == "leída por {name}, nada"
+
+
+def test_every_alert_of_hq_has_a_kind_in_other_languages() -> None:
+    found = {
+        str(node.args[0].value)
+        for node in calls(alerts, "Alert")
+        if isinstance(node.args[0], ast.Constant)
+    }
+    made = {f"certificate-{name}" for name in alerts._SOON_DAYS} | {"revoked-hq", "revoked-ca"}
+    assert set(ALERT_KINDS) == found | made

@@ -26,6 +26,28 @@ MOST_CLIENTS = 100  # on one page, and as many connections; the search finds the
 LIMITED = ("bytes", "envelopes", "queues", "bundles", "certificates", "prekeys")
 LIMIT_DIGITS = 18
 LOG_ENTRIES = 100
+# HQ writes an alert in English, with names and numbers: its kind, for other languages.
+ALERT_KINDS = {
+    "store": "HQ's database does not answer: publishes wait.",
+    "disk": "HQ's disk is nearly full.",
+    "clock": "HQ doubts its clock, and refuses publishes.",
+    "clock-test": "HQ's clock is moved for a test.",
+    "retention": "Records are due to be deleted; check HQ's clock and settings first.",
+    "draining": "HQ is draining: publishes wait.",
+    "memory": "HQ is low on memory: senders wait for slow recipients.",
+    "standby": "No standby waits to take over.",
+    "certificate-server": "HQ's certificate ends soon.",
+    "certificate-issuing": "The issuing CA's certificate ends soon.",
+    "certificate-root": "The root certificate ends soon.",
+    "certificate-crl": "HQ's revocation list ends soon.",
+    "certificate-lists": "A revocation list of the organization ends soon.",
+    "certificate-renewal": "HQ's certificate could not be renewed.",
+    "certificate-waiting": "A request of HQ waits for the CA.",
+    "lists": "A revocation list was refused; the previous one stays in effect.",
+    "revoked-hq": "HQ's certificate was revoked: new connections are refused.",
+    "revoked-ca": "A CA above HQ was revoked: new connections are refused.",
+    "old-queue": "Envelopes have waited in a queue for more than a day, and nobody reads it.",
+}
 
 
 class Box(NamedTuple):
@@ -72,6 +94,7 @@ async def glance(view: View) -> Response:
         hour=view.desk.history.hour(),
         day=view.desk.history.day(),
         report=report,
+        alert_kinds=ALERT_KINDS,
         waiting=sum(row.get("state") == "waiting" for row in pending),
         days=int(min(ends, default=0)),
     )

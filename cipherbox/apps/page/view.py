@@ -41,7 +41,9 @@ SAID = {
 
 
 class Finding(Protocol):
-    """A finding of `doctor`: ``level`` is good, warning or wrong."""
+    """A finding of `doctor`: ``level`` is good, warning or wrong; ``kind`` the meaning of the error
+    that it is, if it is one.
+    """
 
     @property
     def level(self) -> str: ...
@@ -54,6 +56,9 @@ class Finding(Protocol):
 
     @property
     def todo(self) -> str: ...
+
+    @property
+    def kind(self) -> str: ...
 
 
 class LogLine(NamedTuple):

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cipherbox.errors import CipherBoxError, summary
+from cipherbox.readable import Sentence, filled
 
 TEXTS = Path(__file__).parent / "texts"
 ENGLISH = "en"
@@ -45,8 +46,18 @@ def translator(language: str) -> Translate:
     table = _table(language) if language != ENGLISH else {}
 
     def translate(text: str, **values: object) -> str:
+        if isinstance(text, Sentence):
+            return filled(
+                str(table.get(text.pattern, text.pattern)),
+                {name: told(value) for name, value in text.values.items()},
+            )
         found = str(table.get(text, text))
         return found.format(**values) if values else found
+
+    def told(value: object) -> object:
+        if isinstance(value, list):
+            return [told(one) for one in value]
+        return translate(value) if isinstance(value, Sentence) else value
 
     return translate
 

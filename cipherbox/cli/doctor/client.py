@@ -13,7 +13,9 @@ import click
 from cipherbox import clock
 from cipherbox.cli.doctor.findings import (
     BAD,
+    CLOCK,
     GOOD,
+    NAMED,
     SETTINGS,
     WARN,
     Check,
@@ -29,6 +31,7 @@ from cipherbox.cli.doctor.findings import (
 )
 from cipherbox.cli.doctor.leftovers import check, of_client, of_machine
 from cipherbox.errors import BundleError, CipherBoxError, NetworkError, PasswordError, StoreError
+from cipherbox.readable import Sentence
 
 if TYPE_CHECKING:
     from cipherbox.client.client import Client
@@ -38,11 +41,12 @@ if TYPE_CHECKING:
 
 _ANSWER_S = 10.0
 _SKEW_S, _SKEW_BAD_S = 60, 24 * 3600  # HQ refuses ids from more than a day in the future
-_REPLACED = (
+_REPLACED = Sentence(
     "if it is to be this client again, ask the admin for: cipherbox enroll CLIENT_ID --replace"
 )
-_PROXY = "correct [line] in client.toml, or HTTPS_PROXY"
-_JOIN = "ask the admin for a token (cipherbox enroll) and run: cipherbox join"
+_LOST = Sentence("restore the home from its backup, or join again")
+_PROXY = Sentence("correct [line] in client.toml, or HTTPS_PROXY")
+_JOIN = Sentence("ask the admin for a token (cipherbox enroll) and run: cipherbox join")
 
 
 def look(ctx: click.Context, home: Path, *, clean: bool = False) -> list[Finding]:
@@ -56,7 +60,9 @@ def look(ctx: click.Context, home: Path, *, clean: bool = False) -> list[Finding
         return begun
     begun.append(Finding(GOOD, "settings", f"{home}: {config.client_id} ({config.role})"))
     if why := replaced(home):
-        begun.append(Finding(BAD, "home", f"this home was replaced: {why}", _REPLACED))
+        begun.append(
+            Finding(BAD, "home", Sentence("this home was replaced: {why}", why=why), _REPLACED)
+        )
     files = collect([("files", lambda: _files(config))])
     checks: list[tuple[str, Check]] = [
         ("leftovers", lambda: _leftovers(config, clean=clean)),
@@ -91,34 +97,40 @@ def _log(config: ClientConfig) -> Iterator[Finding]:
         known, newest = heads.contradiction(), heads.newest()
     if known is not None:
         what = (
-            f"show {known[1]} to"
+            Sentence("show {file} to the admin and your correspondents", file=known[1])
             if known[1]
-            else "HQ sent it to this client only, so there is no evidence; inform"
+            else Sentence(
+                "HQ sent it to this client only, so there is no evidence; inform the admin and "
+                "your correspondents"
+            )
         )
-        then = (
-            "when you know what happened and want to continue: cipherbox audit accept (cipherbox "
-            "manual log)"
+        todo = Sentence(
+            "{what}; when you know what happened and want to continue: cipherbox audit accept "
+            "(cipherbox manual log)",
+            what=what,
         )
-        todo = f"{what} the admin and your correspondents; {then}"
-        yield Finding(
-            BAD, "log", f"HQ's log contradicts itself, and nothing is sent: {known[0]}", todo
-        )
+        text = Sentence("HQ's log contradicts itself, and nothing is sent: {why}", why=known[0])
+        yield Finding(BAD, "log", text, todo)
     elif newest is not None:
-        yield Finding(GOOD, "log", f"HQ's log is verified up to entry {newest.checkpoint.size}")
+        text = Sentence("HQ's log is verified up to entry {entry}", entry=newest.checkpoint.size)
+        yield Finding(GOOD, "log", text)
 
 
 def _certificates(config: ClientConfig) -> Iterator[Finding]:
     from cipherbox import pki
 
-    for name, file in (("this client's", "client.crt"), ("the root", "ca.crt")):
+    for name, file in (
+        (Sentence("this client's certificate"), "client.crt"),
+        (Sentence("the root certificate"), "ca.crt"),
+    ):
         path = config.home / file
         if not path.exists():
-            yield Finding(BAD, "files", f"{path} is missing", _JOIN)
+            yield Finding(BAD, "files", Sentence("{path} is missing", path=path), _JOIN)
             continue
         found = pki.load_pem(path.read_bytes(), str(path))[0]
         yield ends(
             "certificates",
-            f"{name} certificate",
+            name,
             found.not_valid_after_utc,
             found.not_valid_before_utc,
             _JOIN,
@@ -146,8 +158,12 @@ def _addresses(config: ClientConfig) -> Iterator[Finding]:
             yield Finding(
                 BAD,
                 "network",
-                f"the name {host} cannot be resolved: {error.strerror or error}",
-                "check the address in client.toml and this machine's DNS",
+                Sentence(
+                    "the name {host} cannot be resolved: {why}",
+                    host=host,
+                    why=error.strerror or error,
+                ),
+                Sentence("check the address in client.toml and this machine's DNS"),
             )
             continue
         began = time.monotonic()
@@ -157,14 +173,25 @@ def _addresses(config: ClientConfig) -> Iterator[Finding]:
             yield Finding(
                 BAD,
                 "network",
-                f"{address} ({places[0][4][0]}) does not answer: {error.strerror or error}",
-                "check that HQ runs and that no firewall blocks it; a WebSocket address may pass",
+                Sentence(
+                    "{address} ({ip}) does not answer: {why}",
+                    address=address,
+                    ip=places[0][4][0],
+                    why=error.strerror or error,
+                ),
+                Sentence(
+                    "check that HQ runs and that no firewall blocks it; a WebSocket address may "
+                    "pass"
+                ),
             )
         else:
             took = (time.monotonic() - began) * 1000
-            text = (
-                f"{address} ({places[0][4][0]}) accepts connections, in {took:.0f} ms; directly, "
-                f"{way.why}"
+            text = Sentence(
+                "{address} ({ip}) accepts connections, in {took} ms; directly, {why}",
+                address=address,
+                ip=places[0][4][0],
+                took=f"{took:.0f}",
+                why=way.why,
             )
             yield Finding(GOOD, "network", text)
 
@@ -186,18 +213,25 @@ def _through(proxy: Proxy, address: str, host: str, port: int) -> Finding:
         return Finding(
             BAD,
             "network",
-            f"{address} does not answer through the proxy {proxy} ({proxy.source})",
-            "check that HQ runs and that this is the right proxy",
+            Sentence(
+                "{address} does not answer through the proxy {proxy} ({source})",
+                address=address,
+                proxy=proxy,
+                source=proxy.source,
+            ),
+            Sentence("check that HQ runs and that this is the right proxy"),
         )
     except CipherBoxError as error:
         return finding("network", error.problems[0], _PROXY)
     took = (time.monotonic() - began) * 1000
-    return Finding(
-        GOOD,
-        "network",
-        f"{address} accepts connections through the proxy {proxy} ({proxy.source}), in "
-        f"{took:.0f} ms",
+    text = Sentence(
+        "{address} accepts connections through the proxy {proxy} ({source}), in {took} ms",
+        address=address,
+        proxy=proxy,
+        source=proxy.source,
+        took=f"{took:.0f}",
     )
+    return Finding(GOOD, "network", text)
 
 
 def _hq(ctx: click.Context, config: ClientConfig) -> Iterator[Finding]:
@@ -212,14 +246,14 @@ def _hq(ctx: click.Context, config: ClientConfig) -> Iterator[Finding]:
         yield Finding(
             WARN,
             "keys",
-            f"{error.what}; HQ was not tried with this client's certificate",
-            "run it on a terminal, or with --password-file",
+            Sentence("{why}; HQ was not tried with this client's certificate", why=error.what),
+            Sentence("run it on a terminal, or with --password-file"),
         )
         return
     except CipherBoxError as error:
-        yield from findings_of("keys", error, "restore the home from its backup, or join again")
+        yield from findings_of("keys", error, _LOST)
         return
-    yield Finding(GOOD, "keys", "the keys open, and belong to the certificate")
+    yield Finding(GOOD, "keys", Sentence("the keys open, and belong to the certificate"))
     try:
         yield from trio.run(_meet, home)
     except (CipherBoxError, BaseExceptionGroup) as group:
@@ -232,7 +266,7 @@ def _hq(ctx: click.Context, config: ClientConfig) -> Iterator[Finding]:
         about = next(
             (name for kind, name in kinds.items() if isinstance(one, kind)), "certificates"
         )
-        yield from findings_of(about, one, advice(one) or "fix what it names, then run this again")
+        yield from findings_of(about, one, advice(one) or NAMED)
 
 
 async def _meet(home: Home) -> list[Finding]:
@@ -245,22 +279,25 @@ async def _meet(home: Home) -> list[Finding]:
         await client.ping()
         took = (trio.current_time() - began) * 1000
         assert client.hq is not None
-        text = f"HQ ({client.hq.software}) knows {client.client_id}; a PING takes {took:.0f} ms"
+        text = Sentence(
+            "HQ ({software}) knows {client}; a PING takes {took} ms",
+            software=client.hq.software,
+            client=client.client_id,
+            took=f"{took:.0f}",
+        )
         found = [Finding(GOOD, "network", text)]
         skew_s = client.hq.server_time / 1000 - clock.now_s()
         if abs(skew_s) > _SKEW_S:
-            way = "behind" if skew_s > 0 else "ahead"
-            level = BAD if abs(skew_s) > _SKEW_BAD_S else WARN
-            found.append(
-                Finding(
-                    level,
-                    "clock",
-                    f"this clock is {abs(skew_s):.0f} s {way} of HQ's",
-                    "set the clock: timedatectl set-ntp true",
-                )
+            level, seconds = BAD if abs(skew_s) > _SKEW_BAD_S else WARN, f"{abs(skew_s):.0f}"
+            text = (
+                Sentence("this clock is {seconds} s behind HQ's", seconds=seconds)
+                if skew_s > 0
+                else Sentence("this clock is {seconds} s ahead of HQ's", seconds=seconds)
             )
+            found.append(Finding(level, "clock", text, CLOCK))
         else:
-            found.append(Finding(GOOD, "clock", f"within {abs(skew_s):.0f} s of HQ's"))
+            text = Sentence("within {seconds} s of HQ's", seconds=f"{abs(skew_s):.0f}")
+            found.append(Finding(GOOD, "clock", text))
         found.append(await _own_keys(client))
         if client.outbox_sender is not None:
             from cipherbox.client.outbox.folder_files import FolderFiles
@@ -270,22 +307,20 @@ async def _meet(home: Home) -> list[Finding]:
             )
             if refused:
                 newest = refused[-1]
-                text = (
-                    f"{len(refused)} files were refused, {'/'.join(newest.path)} last: "
-                    f"{newest.reason}"
+                text = Sentence(
+                    "{count} files were refused, {path} last: {why}",
+                    count=len(refused),
+                    path="/".join(newest.path),
+                    why=newest.reason,
                 )
-                found.append(Finding(WARN, "outbox", text, "see them: cipherbox outbox list"))
+                todo = Sentence("see them: cipherbox outbox list")
+                found.append(Finding(WARN, "outbox", text, todo))
             rows = await client.list("queues", client.mailbox)
             waiting = sum(int(row["waiting"]) for row in rows)
             if waiting:
-                found.append(
-                    Finding(
-                        GOOD,
-                        "mailbox",
-                        f"{waiting} envelopes wait at HQ",
-                        "receive them: cipherbox receive",
-                    )
-                )
+                text = Sentence("{count} envelopes wait at HQ", count=waiting)
+                todo = Sentence("receive them: cipherbox receive")
+                found.append(Finding(GOOD, "mailbox", text, todo))
         return found
 
 
@@ -294,7 +329,7 @@ async def _own_keys(client: Client) -> Finding:
     try:
         await client.key_lifecycle.check_own()
     except BundleError as error:
-        return Finding(
-            BAD, "keys", str(error), "compare with them by telephone: cipherbox keys fingerprint"
-        )
-    return Finding(GOOD, "keys", "HQ serves only keys that this home made in this client's name")
+        todo = Sentence("compare with them by telephone: cipherbox keys fingerprint")
+        return Finding(BAD, "keys", str(error), todo)
+    text = Sentence("HQ serves only keys that this home made in this client's name")
+    return Finding(GOOD, "keys", text)

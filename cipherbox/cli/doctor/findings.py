@@ -12,35 +12,42 @@ from typing import NamedTuple, TypeVar
 
 from cipherbox import clock
 from cipherbox.cli.exits import advice
-from cipherbox.errors import CipherBoxError, ConfigError, Problem
+from cipherbox.errors import CipherBoxError, ConfigError, Problem, summary
+from cipherbox.readable import Sentence
 
 GOOD, WARN, BAD = "good", "warning", "wrong"
 LOW_BYTES, LEAST_BYTES = 2 * 1024**3, 256 * 1024**2
 LOW_INODES = 1000
 SOON_DAYS = 30
-SETTINGS = "correct the file; cipherbox manual configuration lists every setting"
+SETTINGS = Sentence("correct the file; cipherbox manual configuration lists every setting")
+CLOCK = Sentence("set the clock: timedatectl set-ntp true")
+NAMED = Sentence("fix what it names, then run this again")
+_MINUTE = "%Y-%m-%d %H:%M"
 T = TypeVar("T")
 # CipherBox was not built before this; a clock that shows an earlier time was never set.
 BUILT = datetime(2025, 9, 1, tzinfo=UTC)
 
 
 class Finding(NamedTuple):
-    """The result of one check; ``todo`` is its remedy, empty if there is nothing to do."""
+    """The result of one check; ``todo`` is its remedy, empty if there is nothing to do; ``kind`` is
+    the meaning of an error that was found.
+    """
 
     level: str
     about: str
     text: str
     todo: str = ""
+    kind: str = ""
 
 
-def finding(about: str, problem: Problem, todo: str = "") -> Finding:
+def finding(about: str, problem: Problem, todo: str = "", kind: str = "") -> Finding:
     """Return a problem as a finding; ``todo`` is its remedy if it has none of its own."""
-    return Finding(BAD, about, problem.what, problem.remedy or todo)
+    return Finding(BAD, about, problem.what, problem.remedy or todo, kind)
 
 
 def findings_of(about: str, error: CipherBoxError, todo: str = "") -> list[Finding]:
     """Return each problem that an error names as a finding."""
-    return [finding(about, problem, todo) for problem in error.problems]
+    return [finding(about, problem, todo, summary(type(error))) for problem in error.problems]
 
 
 Check = Callable[[], Iterable[Finding]]
@@ -53,7 +60,7 @@ def collect(checks: Iterable[tuple[str, Check]]) -> list[Finding]:
         try:
             found += check()
         except (CipherBoxError, OSError, ValueError) as error:
-            todo = advice(error) or "fix what it names, then run this again"
+            todo = advice(error) or NAMED
             if isinstance(error, CipherBoxError):
                 found += findings_of(about, error, todo)
             else:
@@ -68,8 +75,11 @@ def system_clock() -> Iterator[Finding]:
         yield Finding(
             BAD,
             "clock",
-            f"this machine's clock shows {now:%Y-%m-%d}, before CipherBox was built",
-            "set the clock: timedatectl set-ntp true",
+            Sentence(
+                "this machine's clock shows {day}, before CipherBox was built",
+                day=f"{now:%Y-%m-%d}",
+            ),
+            CLOCK,
         )
     else:
         yield Finding(GOOD, "clock", f"{now:%Y-%m-%d %H:%M:%S} UTC")
@@ -107,8 +117,12 @@ def file_rights(directory: Path, secrets: Iterable[Path]) -> Iterator[Finding]:
         yield Finding(
             BAD,
             "rights",
-            f"{directory} belongs to {owner}, and this user may not read it",
-            f"run this as that user: sudo -u {owner} cipherbox ...",
+            Sentence(
+                "{directory} belongs to {owner}, and this user may not read it",
+                directory=directory,
+                owner=owner,
+            ),
+            Sentence("run this as that user: sudo -u {owner} cipherbox ...", owner=owner),
         )
         return
     wrong = False
@@ -117,8 +131,8 @@ def file_rights(directory: Path, secrets: Iterable[Path]) -> Iterator[Finding]:
             yield Finding(
                 BAD,
                 "files",
-                f"{path} is missing",
-                "restore it from the backup; it cannot be recreated",
+                Sentence("{path} is missing", path=path),
+                Sentence("restore it from the backup; it cannot be recreated"),
             )
             wrong = True
         elif not WINDOWS and stat.S_IMODE(path.stat().st_mode) & 0o077:
@@ -126,7 +140,11 @@ def file_rights(directory: Path, secrets: Iterable[Path]) -> Iterator[Finding]:
             yield Finding(
                 BAD,
                 "rights",
-                f"{path} holds a secret, and others may use it (mode {mode:04o})",
+                Sentence(
+                    "{path} holds a secret, and others may use it (mode {mode})",
+                    path=path,
+                    mode=f"{mode:04o}",
+                ),
                 f"chmod 600 {path}",
             )
             wrong = True
@@ -138,7 +156,9 @@ def file_rights(directory: Path, secrets: Iterable[Path]) -> Iterator[Finding]:
             yield one
             wrong = True
     if not wrong:
-        yield Finding(GOOD, "files", f"files and rights in {directory}")
+        yield Finding(
+            GOOD, "files", Sentence("files and rights in {directory}", directory=directory)
+        )
 
 
 def _owners(directory: Path) -> Iterator[Finding]:
@@ -147,8 +167,13 @@ def _owners(directory: Path) -> Iterator[Finding]:
         yield Finding(
             WARN,
             "rights",
-            f"{directory} belongs to another user (uid {owner}, you are {os.geteuid()})",
-            "run CipherBox as that user",
+            Sentence(
+                "{directory} belongs to another user (uid {owner}, you are {you})",
+                directory=directory,
+                owner=owner,
+                you=os.geteuid(),
+            ),
+            Sentence("run CipherBox as that user"),
         )
     strangers = []
     for path in [
@@ -164,7 +189,11 @@ def _owners(directory: Path) -> Iterator[Finding]:
         yield Finding(
             BAD,
             "rights",
-            f"{len(strangers)} of its files belong to another user, for example {strangers[0]}",
+            Sentence(
+                "{count} of its files belong to another user, for example {path}",
+                count=len(strangers),
+                path=strangers[0],
+            ),
             f"chown -R --reference={directory} {directory}",
         )
 
@@ -180,19 +209,20 @@ def disk(places: Iterable[Path]) -> Iterator[Finding]:
             continue
         seen.add(device)
         free = shutil.disk_usage(place).free
-        text = (
-            f"{free / 1e9:.1f} GB free at {place}"
-            if free >= 1e9
-            else f"{free / 1e6:.0f} MB free at {place}"
-        )
+        size = f"{free / 1e9:.1f} GB" if free >= 1e9 else f"{free / 1e6:.0f} MB"
+        text = Sentence("{size} free at {place}", size=size, place=place)
         level = BAD if free < LEAST_BYTES else WARN if free < LOW_BYTES else GOOD
-        todo = "" if level == GOOD else "make room, or move the directory to a larger disk"
+        todo = (
+            "" if level == GOOD else Sentence("make room, or move the directory to a larger disk")
+        )
         yield Finding(level, "disk", text, todo)
         if hasattr(os, "statvfs"):
             found = os.statvfs(place)
             if found.f_files and found.f_favail < LOW_INODES:
-                text = f"only {found.f_favail} free inodes at {place}"
-                yield Finding(BAD, "disk", text, "delete small files there")
+                text = Sentence(
+                    "only {count} free inodes at {place}", count=found.f_favail, place=place
+                )
+                yield Finding(BAD, "disk", text, Sentence("delete small files there"))
 
 
 def ends(
@@ -204,12 +234,23 @@ def ends(
         return Finding(
             BAD,
             "clock",
-            f"{what} begins only on {begin:%Y-%m-%d %H:%M} UTC: this clock is behind",
-            "set the clock: timedatectl set-ntp true",
+            Sentence(
+                "{what} begins only on {begin} UTC: this clock is behind",
+                what=what,
+                begin=f"{begin:{_MINUTE}}",
+            ),
+            CLOCK,
         )
     days = (end - now).total_seconds() / 86_400
     if days <= 0:
-        text = f"{what} ended on {end:%Y-%m-%d %H:%M} UTC; it is {now:%Y-%m-%d %H:%M} by this clock"
+        text = Sentence(
+            "{what} ended on {end} UTC; it is {now} by this clock",
+            what=what,
+            end=f"{end:{_MINUTE}}",
+            now=f"{now:{_MINUTE}}",
+        )
         return Finding(BAD, about, text, todo)
-    text = f"{what} ends on {end:%Y-%m-%d}, in {days:.0f} days"
+    text = Sentence(
+        "{what} ends on {end}, in {days} days", what=what, end=f"{end:%Y-%m-%d}", days=f"{days:.0f}"
+    )
     return Finding(WARN, about, text, todo) if days < soon_days else Finding(GOOD, about, text)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from cipherbox import clock
 from cipherbox.cli.doctor.findings import GOOD, WARN, Finding
 from cipherbox.portable import is_locked, parts_in
+from cipherbox.readable import Sentence
 
 if TYPE_CHECKING:
     from cipherbox.config.settings import ClientConfig, ServerConfig
@@ -26,7 +27,7 @@ _OLD_PART = re.compile(r"\.(.+)\.[a-z0-9_]{8}")  # as 0.5.0 names it
 _OLD_S = 3600
 _TOKEN_S = 90 * 86_400  # no token is valid for longer
 _SHOWN = 3
-_WRITE = "an interrupted write"
+_WRITE = Sentence("an interrupted write")
 
 
 class Leftover(NamedTuple):
@@ -67,11 +68,13 @@ def of_client(config: ClientConfig) -> Iterator[Leftover]:
 
     yield from _parts(config.home, config.home / "certs")
     if (config.home / OPENED).exists() and not is_locked(config.home / LOCK):
-        yield Leftover(config.home / OPENED, "readable copies of files for an interrupted handler")
+        yield Leftover(
+            config.home / OPENED, Sentence("readable copies of files for an interrupted handler")
+        )
     if _is_old(config.home / PENDING, _TOKEN_S):
         for path in (config.home / PENDING, config.home / NEXT_KEY):
             if _is_old(path, _TOKEN_S):  # else a renewal of the certificate uses the key
-                yield Leftover(path, "a `join` whose token has expired")
+                yield Leftover(path, Sentence("a `join` whose token has expired"))
 
 
 def of_machine() -> Iterator[Leftover]:
@@ -79,7 +82,7 @@ def of_machine() -> Iterator[Leftover]:
     from cipherbox.harness.workplace import abandoned
 
     for path in abandoned():
-        yield Leftover(path, "the directory of an interrupted demo, prove or bench")
+        yield Leftover(path, Sentence("the directory of an interrupted demo, prove or bench"))
 
 
 def _parts(*directories: Path) -> Iterator[Leftover]:
@@ -112,11 +115,13 @@ def check(found: Iterable[Leftover], command: str, *, clean: bool) -> Iterator[F
             remove_tree(path)
         else:
             path.unlink(missing_ok=True)
-        yield Finding(WARN, "leftovers", f"removed {path}: {what}")
+        yield Finding(WARN, "leftovers", Sentence("removed {path}: {what}", path=path, what=what))
     if left and not clean:
-        named = ", ".join(f"{path} ({what})" for path, what in left[:_SHOWN])
-        more = f" and {len(left) - _SHOWN} more" if len(left) > _SHOWN else ""
-        text = f"killed commands left files behind: {named}{more}"
-        yield Finding(WARN, "leftovers", text, f"remove them: {command} --clean")
+        named = [Sentence("{path} ({what})", path=path, what=what) for path, what in left[:_SHOWN]]
+        if len(left) > _SHOWN:
+            named.append(Sentence("and {count} more", count=len(left) - _SHOWN))
+        text = Sentence("killed commands left files behind: {named}", named=named)
+        todo = Sentence("remove them: {command} --clean", command=command)
+        yield Finding(WARN, "leftovers", text, todo)
     if not left:
-        yield Finding(GOOD, "leftovers", "no command left unfinished files behind")
+        yield Finding(GOOD, "leftovers", Sentence("no command left unfinished files behind"))
