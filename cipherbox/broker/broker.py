@@ -109,6 +109,7 @@ HANDLERS: dict[type, Callable[[Any, Any], Answer | None]] = {
     m.EnrolHere: _note,
     m.Enrol: _note,
     m.KeysAnew: _note,
+    m.KickClient: _note,
     m.ReplaceClient: _replace_client,
 }
 

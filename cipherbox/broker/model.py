@@ -288,6 +288,15 @@ class SetWatermark(Command):
 
 
 @attrs.define
+class KickClient(Command):
+    """An admin closes connections of a client, which may come back."""
+
+    target: str
+    count: int
+    reason: str
+
+
+@attrs.define
 class KeysAnew(Command):
     """A client that was enrolled again begins with keys that its previous ones did not sign."""
 
@@ -398,6 +407,7 @@ AnyCommand = (
     | Enrol
     | ReplaceClient
     | KeysAnew
+    | KickClient
     | TellContacts
 )
 

@@ -236,5 +236,6 @@ ACTS: dict[str, str | Callable[[dict[str, Any]], str]] = {
     "EnrolHere": "made a token for {target} as {role}, on HQ's own machine",
     "Enrol": _token,
     "ReplaceClient": "let another home be {target} from now on",
+    "KickClient": "closed {count} connections of {target}: {reason}",
     "KeysAnew": "let {target} begin with new keys, bundle {sequence}, SHA-256 {bundle}",
 }

@@ -30,6 +30,7 @@ VALUES: dict[str, Any] = {
     "target": "FL-LAB",
     "right": "publish",
     "reason": "lost",
+    "count": 1,
     "at": 1_700_000_000_000,
     "expected": 1_700_000_000_000,
     "watermark": 1_700_000_000_000,

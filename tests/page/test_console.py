@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator
+from functools import partial
 
 import pytest
 import trio
 from nacl.signing import SigningKey
 
+from cipherbox import clock
 from cipherbox.apps.page.console import MOST_QUEUES, drawn
 from cipherbox.apps.page.history import DAY_EVERY, POINTS, SAMPLE_S, WIDTH, History
 from cipherbox.client.enrol import join
 from cipherbox.client.log.witness import Witness, load_key, verifier_key
 from cipherbox.errors import CipherBoxError
+from cipherbox.server import app
 from tests.client.real_hq import RealHq
 from tests.page.web import Web, page_of
 
@@ -46,7 +49,16 @@ async def test_only_an_admin_has_a_console(lab: Web) -> None:
     for path in ("", "/clients", "/dead", "/routes", "/hq", "/log"):
         path = f"/console{path}"
         assert (await lab.get(path)).status == 404
-    for path in ("/console/revoke", "/console/approve", "/console/dead", "/console/limit"):
+    for path in (
+        "/console/revoke",
+        "/console/approve",
+        "/console/dead",
+        "/console/limit",
+        "/console/enrol",
+        "/console/kick",
+        "/console/purge",
+        "/console/clock",
+    ):
         assert (await lab.post(path, {"client_id": "CA-RC"})).status == 404
 
 
@@ -72,9 +84,18 @@ def test_a_picture_is_bounded() -> None:
     assert drawn([], [], []).boxes == []
 
 
-async def test_an_enrolment_is_approved_and_a_client_revoked(hq: RealHq, admin: Web) -> None:
+async def test_a_client_is_enrolled_approved_disconnected_and_revoked(
+    hq: RealHq, admin: Web
+) -> None:
+    for wrong in ({"client_id": "no such!"}, {"role": "king"}):
+        fields = {"client_id": "NY-RC", "role": "client", "approve": "yes", **wrong}
+        assert (await admin.post("/console/enrol", fields)).status == 400
+    fields = {"client_id": "NY-RC", "role": "client", "approve": "yes"}
+    page = await admin.post("/console/enrol", fields)
+    assert "is shown this once" in page.words
+    token = re.findall(r'<pre class="token">([^<]+)</pre>', page.text)[0]
+    assert token not in (await admin.get("/console/clients")).text
     async with hq.admin() as client:
-        token = await client.enrol("NY-RC", approve=True)
         await client.enrol("CHIEF", role="admin")
         await client.enrol("FL-LAB", replace=True)
     page = await admin.get("/console/clients")
@@ -91,6 +112,19 @@ async def test_an_enrolment_is_approved_and_a_client_revoked(hq: RealHq, admin: 
         assert answer.status == 303, answer.words
     async with hq.client("NY-RC") as client:
         await client.ping()
+        page = await admin.get("/console/clients")
+        number = re.findall(r'"NY-RC"><[^<]*name="connection" value="(\d+)"', page.text)[0]
+        before = client.connection.current
+        fields = {"client_id": "NY-RC", "connection": number}
+        assert (await admin.post("/console/kick", fields)).status == 303
+        with trio.fail_after(20):
+            while client.connection.current in (before, None):  # it comes back
+                await trio.sleep(0.05)
+        await client.ping()
+        assert (await admin.post("/console/kick", {**fields, "connection": "x"})).status == 400
+    page = await admin.get("/console/log")
+    assert "made a token for NY-RC as client" in page.words
+    assert "closed 1 connections of NY-RC: an admin closed this connection" in page.words
     page = await admin.get("/console/clients")
     assert "Revoke every certificate of NY-RC" in page.words  # it asks once
     assert (await admin.post("/console/revoke", {"client_id": "NY-RC"})).status == 303
@@ -102,12 +136,16 @@ async def test_an_enrolment_is_approved_and_a_client_revoked(hq: RealHq, admin: 
     assert (await admin.post("/console/revoke", {"client_id": "no such!"})).status == 400
 
 
-async def test_dead_letters_are_redriven_and_discarded(hq: RealHq, admin: Web) -> None:
+async def test_a_queue_is_purged_and_dead_letters_are_redriven_and_discarded(
+    hq: RealHq, admin: Web
+) -> None:
     async with hq.client("FL-LAB") as client:
         await client.publish("one", to=["CA-RC"])
         await client.publish("two", to=["CA-RC"])
-    async with hq.admin() as client:
-        await client.purge("box.CA-RC")
+    assert "Purge box.CA-RC" in (await admin.get("/console/routes")).words
+    assert (await admin.post("/console/purge", {"queue": "box.CA-RC"})).status == 303
+    assert "Purge box.CA-RC" not in (await admin.get("/console/routes")).words
+    assert (await admin.post("/console/purge", {"queue": "nowhere"})).status == 404
     page = await admin.get("/console/dead")
     letters = re.findall(r'value="(box\.CA-RC/\d+)"', page.text)
     assert len(letters) == 2
@@ -193,3 +231,22 @@ def test_the_last_hour_and_day_are_plotted() -> None:
         assert (float(first[0]), float(last[0]), float(last[1])) == (0.0, WIDTH, 4.0)
         assert plots[1].most == 0
     assert history.day()[0].since == SAMPLE_S * DAY_EVERY * (POINTS - 1)
+
+
+async def test_hqs_clock_is_confirmed(hq: RealHq, monkeypatch: pytest.MonkeyPatch) -> None:
+    ahead_ms = 0
+    moved = partial(app.HQ, clock_ms=lambda: clock.now_ms() + ahead_ms)
+    monkeypatch.setattr(app, "HQ", moved)
+    await hq.restart()
+    async with page_of(hq.admin_home) as admin:
+        page = await admin.until("/console/hq", lambda page: "HQ uses" in page.words)
+        assert "Confirm the clock" not in page.words
+        ahead_ms = 2 * 3600 * 1000
+        page = await admin.get("/console/hq", Accept_Language="de")
+        assert "Die Uhr geht richtig" in page.words
+        assert (
+            "HQ zweifelt an seiner Uhr" in (await admin.get("/console", Accept_Language="de")).words
+        )
+        assert (await admin.post("/console/clock")).status == 303
+        assert "Confirm the clock" not in (await admin.get("/console/hq")).words
+        assert "confirmed that HQ's clock is right" in (await admin.get("/console/log")).words

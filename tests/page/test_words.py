@@ -171,5 +171,5 @@ def test_every_alert_of_hq_has_a_kind_in_other_languages() -> None:
         for node in calls(alerts, "Alert")
         if isinstance(node.args[0], ast.Constant)
     }
-    made = {f"certificate-{name}" for name in alerts._SOON_DAYS} | {"revoked-hq", "revoked-ca"}
+    made = {f"certificate-{name}" for name in alerts.SOON_DAYS} | {"revoked-hq", "revoked-ca"}
     assert set(ALERT_KINDS) == found | made

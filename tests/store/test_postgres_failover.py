@@ -136,7 +136,7 @@ def test_the_writer_knows_who_waits(opening: Opener, postgresql: postgres.Server
     assert inspect_store(target).standbys == first.standbys()
     other = opening(postgres.target(postgresql, postgres.schema()))
     assert other.standbys() == []  # it waits for another database
-    assert len(sessions(postgresql, "cipherbox standby %")) == 1
+    until(lambda: len(sessions(postgresql, "cipherbox standby %")) == 1)
     first.close()
     second = opening(target, waiting=session)  # it has the lease now
     session.close()
@@ -156,7 +156,8 @@ def test_a_standby_that_asks_no_more_does_not_count(
     monkeypatch.setattr(lease, "WAITS_S", 0.0)
     assert first.standbys() == []
     monkeypatch.undo()
-    session._latest._sock.shutdown(2)  # type: ignore[union-attr]  # as for a killed process
+    for (pid,) in sessions(postgresql, "cipherbox standby %"):
+        postgresql.sql(f"SELECT pg_terminate_backend({pid})")
     until(lambda: first.standbys() == [])
     session.close()
 

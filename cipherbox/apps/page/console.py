@@ -25,6 +25,7 @@ MOST_DEAD = 200
 MOST_CLIENTS = 100  # on one page, and as many connections; the search finds the others
 LIMITED = ("bytes", "envelopes", "queues", "bundles", "certificates", "prekeys")
 LIMIT_DIGITS = 18
+ROLES = ("client", "admin")
 LOG_ENTRIES = 100
 # HQ writes an alert in English, with names and numbers: its kind, for other languages.
 ALERT_KINDS = {
@@ -112,6 +113,11 @@ async def routes(view: View) -> Response:
 
 async def clients(view: View) -> Response:
     """Return the clients with their totals and limits, and enrolments that wait for a person."""
+    return await _clients(view)
+
+
+async def _clients(view: View, enrolled: str = "", token: str = "") -> Response:
+    """Return the same, with a new token, which is shown this once."""
     wanted = view.query.get("q", "").strip()
 
     def matches(row: dict[str, Any]) -> bool:
@@ -129,7 +135,44 @@ async def clients(view: View) -> Response:
         limited=LIMITED,
         pending=await view.desk.listed("pending"),
         connections=list(filter(matches, connections))[:MOST_CLIENTS],
+        enrolled=enrolled,
+        token=token,
     )
+
+
+async def enrol(view: View) -> Response:
+    """Make a token for a new client."""
+    fields = await view.form()
+    name, role = check_client_id(fields.one("client_id").strip()), fields.one("role")
+    if role not in ROLES:
+        raise InvalidRequest("there is no such role")
+    token = await view.desk.client.enrol(
+        name, role, approve=bool(fields.one("approve")), replace=bool(fields.one("replace"))
+    )
+    return await _clients(view, name, token)
+
+
+async def kick(view: View) -> Response:
+    """Close a connection of a client."""
+    fields = await view.form()
+    number = fields.one("connection")
+    if not (number.isascii() and number.isdigit() and len(number) <= LIMIT_DIGITS):
+        raise InvalidRequest("this is no connection")
+    await view.desk.client.kick(check_client_id(fields.one("client_id")), int(number))
+    return view.go("/console/clients", "kicked")
+
+
+async def purge(view: View) -> Response:
+    """Move what waits in a queue to the dead letters."""
+    await view.desk.client.purge((await view.form()).one("queue"))
+    return view.go("/console/dead", "purged")
+
+
+async def confirm_clock(view: View) -> Response:
+    """Tell HQ that its clock is right."""
+    await view.form()
+    await view.desk.client.confirm_clock()
+    return view.go("/console/hq", "confirmed")
 
 
 async def limit(view: View) -> Response:

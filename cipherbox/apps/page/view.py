@@ -37,6 +37,9 @@ SAID = {
     "discarded": "The dead letters were discarded.",
     "revoked": "The client was revoked, and its connections were closed.",
     "limited": "The limit was set.",
+    "kicked": "The connection was closed; the client may come back.",
+    "purged": "What waited in the queue is among the dead letters now.",
+    "confirmed": "HQ's clock was confirmed.",
 }
 
 

@@ -19,7 +19,7 @@ from cipherbox.server.operations.status import HqStatus
 log = get_logger(__name__)
 # HQ renews its certificate and its list long before; an offline CA's answers are carried by hand,
 # and renewing a CA needs a root key from a safe.
-_SOON_DAYS = {"server": 30, "issuing": 365, "root": 365, "crl": 3, "lists": 3}
+SOON_DAYS = {"server": 30, "issuing": 365, "root": 365, "crl": 3, "lists": 3}
 _WHAT = {
     "server": "the server certificate",
     "issuing": "the issuing CA's certificate",
@@ -117,7 +117,7 @@ def _certificates(hq: HqStatus) -> list[Alert]:
     found = []
     for name, left_s in certificates(hq).items():
         days = left_s / _DAY_S
-        if days < _SOON_DAYS[name]:
+        if days < SOON_DAYS[name]:
             when = f"expires in {days:.1f} days" if days > 0 else f"expired {-days:.1f} days ago"
             severity = CRITICAL if days < 1 else WARNING
             found.append(

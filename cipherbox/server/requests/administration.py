@@ -114,6 +114,7 @@ async def _kick(hq: Services, s: Requester, x: f.Kick) -> object:
         )
         raise NotFound(which, remedy="see: cipherbox clients list --connected")
     reason = x.reason[:_REASON_CHARS] or "an admin closed this connection"
+    await hq.engine.call(lambda n: m.KickClient(0, s.client, n, x.client_id, len(found), reason))
     for session in found:
         session.log("Connection closed by an admin", by=s.client, reason=reason)
         session.end(GoingAway(reason))
