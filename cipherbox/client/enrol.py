@@ -54,6 +54,7 @@ from cipherbox.errors import (
     CredentialsError,
     EnrolmentRefused,
     NetworkError,
+    NotValidNow,
     TokenError,
 )
 from cipherbox.net import tls
@@ -333,9 +334,13 @@ def checked_chain(
     """
     try:
         certificates = [pki.load_der(der) for der in chain]
-        leaf = pki.verify_chain(chain, root, clock.now())
+        leaf = pki.verify_chain(chain, root, None)
     except BundleNotCertified as error:
         raise CredentialsError(f"HQ sent an invalid certificate: {error}") from None
+    try:
+        pki.check_dates([*certificates, root], clock.now())
+    except BundleNotCertified as error:
+        raise NotValidNow(f"HQ sent a certificate that is not valid now: {error}") from None
     if len(certificates) < 2:
         raise CredentialsError("HQ sent a certificate without its issuing CA")
     found: Any = leaf.public_key()

@@ -65,16 +65,17 @@ class HqClock:
         self._shown: tuple[int, float] | None = None  # HQ's time, and when it was shown
         self._said = False
         self._last = shown_ms(home)
-        if warning := self.warning:
-            self._say(warning)
 
     def shown(self, server_ms: int) -> None:
         """Take the time that HQ shows on a new connection."""
         self._shown = server_ms, self._elapsed_s()
-        wrong = self.wrong_by_ms != 0
-        if wrong and not self._said:
-            self._say(self.warning)
-        self._said = wrong
+        self._tell()
+
+    def _tell(self) -> None:
+        warning = self.warning
+        if warning and not self._said:
+            self._say(warning)
+        self._said = bool(warning)
 
     @property
     def warning(self) -> str:
@@ -103,6 +104,8 @@ class HqClock:
 
     def now_ms(self) -> int:
         """Return this machine's time, or HQ's while the two differ by more than an hour."""
+        if self._shown is None:  # the log alone may be wrong: HQ's clock was once ahead
+            self._tell()
         return self._expected(*self._shown) if self.wrong_by_ms and self._shown else self._wall_ms()
 
     def _expected(self, server_ms: int, at_s: float) -> int:

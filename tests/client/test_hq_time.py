@@ -51,6 +51,25 @@ def test_ids_have_hqs_time_while_the_clock_is_wrong(tmp_path: Path) -> None:
     assert "2.0 hours behind HQ's" in said[1]
 
 
+def test_a_log_that_is_ahead_is_no_reason_for_a_warning_while_hq_shows_its_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A time that was confirmed by mistake stays in the log until the clock has reached it."""
+    monkeypatch.setattr("cipherbox.client.hq_time.shown_ms", lambda _: AT + 500 * DAY)
+    said = list[str]()
+    here = HqClock(tmp_path, said.append, lambda: AT, lambda: 5.0)
+    here.shown(AT)
+    assert here.now_ms() == AT
+    assert said == []
+    alone = HqClock(tmp_path, said.append, lambda: AT, lambda: 5.0)
+    for _ in range(2):
+        assert alone.now_ms() == AT
+    (line,) = said
+    assert "before the time that HQ's log has shown here" in line
+    alone.shown(AT)
+    assert alone.warning == ""
+
+
 def test_a_home_without_a_time_of_hq_deletes_nothing(tmp_path: Path) -> None:
     assert shown_ms(tmp_path) == deletion_ms(tmp_path) == 0
     assert abs(stamp_ms(tmp_path) - clock.now_ms()) < HOUR

@@ -13,6 +13,7 @@ import trio
 from cryptography import x509
 
 from cipherbox import pki
+from cipherbox.client.enrol import checked_chain
 from cipherbox.config.settings import load_server_config
 from cipherbox.envelope import transparency_log as log
 from cipherbox.errors import (
@@ -20,6 +21,7 @@ from cipherbox.errors import (
     CipherBoxError,
     EnrolmentRefused,
     InvalidRequest,
+    NotValidNow,
     Replaced,
     Revoked,
 )
@@ -33,6 +35,7 @@ from cipherbox.server.operations.setup import init_hq
 from cipherbox.store.sqlite.store import open_store
 from cipherbox.wire import frames
 from cipherbox.wire.token import Token, decode_token, secret_hash
+from tests.server.clocks import confirmed_clock
 from tests.server.hq import Raw, Running, codec_name, now_ms, open_vault, running
 
 
@@ -95,6 +98,25 @@ async def test_a_token_gives_one_certificate_to_one_key_however_often_it_asks(
         assert (welcome.client_id, welcome.role) == ("FL-LAB", "client")
         queues = await lab.ask(frames.List, "queues", "", "")
         assert b"box.FL-LAB.bulk" in queues.rows
+
+
+async def test_a_certificate_that_was_made_by_a_wrong_time_is_made_again(tmp_path: Path) -> None:
+    """An admin had confirmed HQ's clock by mistake: no client accepts what begins in 200 days."""
+    async with running(tmp_path / "hq") as r:
+        boss, key = await admin(r), pki.new_key()
+        with confirmed_clock(r.hq, 200):
+            token = await token_for(boss, "FL-LAB")
+            early = await request(r, token, key)
+            assert isinstance(early, frames.Certificate)
+            assert await request(r, token, key) == early  # by that time it has begun
+        with pytest.raises(NotValidNow, match="begins only on"):
+            checked_chain(early.chain, r.root, key, "FL-LAB")
+        right = await request(r, token, key)
+        assert isinstance(right, frames.Certificate)
+        checked_chain(right.chain, r.root, key, "FL-LAB")
+        assert await request(r, token, key) == right
+        assert await request(r, token, pki.new_key()) == "enrolment-refused"
+        await connected(r, right, key)
 
 
 async def test_tokens_that_do_not_hold(tmp_path: Path) -> None:
