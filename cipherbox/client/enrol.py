@@ -58,6 +58,7 @@ from cipherbox.errors import (
     TokenError,
 )
 from cipherbox.net import tls
+from cipherbox.pki.profile import OutOfDate
 from cipherbox.portable import private_dir, read_private, write_atomic, write_private
 from cipherbox.sealing import key_file as keyfile
 from cipherbox.sealing.identity import Identity
@@ -334,13 +335,11 @@ def checked_chain(
     """
     try:
         certificates = [pki.load_der(der) for der in chain]
-        leaf = pki.verify_chain(chain, root, None)
+        leaf = pki.verify_chain(chain, root, clock.now())
+    except OutOfDate as error:
+        raise NotValidNow(f"HQ sent a certificate that is not valid now: {error}") from None
     except BundleNotCertified as error:
         raise CredentialsError(f"HQ sent an invalid certificate: {error}") from None
-    try:
-        pki.check_dates([*certificates, root], clock.now())
-    except BundleNotCertified as error:
-        raise NotValidNow(f"HQ sent a certificate that is not valid now: {error}") from None
     if len(certificates) < 2:
         raise CredentialsError("HQ sent a certificate without its issuing CA")
     found: Any = leaf.public_key()

@@ -36,6 +36,7 @@ from cipherbox.errors import (
     NetworkError,
     NotValidNow,
 )
+from cipherbox.pki.profile import OutOfDate
 from cipherbox.portable import passing_file
 
 _NO_CHECK_TIME = 0x200000  # X509_V_FLAG_NO_CHECK_TIME of OpenSSL, which `ssl` does not name
@@ -186,8 +187,8 @@ def first_contact_context() -> ssl.SSLContext:
 
 
 def check_hq(tls: ssl.SSLObject, context: ssl.SSLContext, peer: str) -> None:
-    """Raise NotAccepted unless HQ's certificates also fit the certificate profile. Call it after a
-    client's handshake.
+    """Raise NotAccepted or NotAcceptedNow unless HQ's certificates also fit the profile. Call it
+    after a client's handshake.
     """
     if context.verify_mode is ssl.CERT_NONE:
         return  # first contact: nothing is trusted, and no secret is sent
@@ -196,6 +197,8 @@ def check_hq(tls: ssl.SSLObject, context: ssl.SSLContext, peer: str) -> None:
         pki.verify_chain(
             [c for c in _peer_chain(tls) if c != pki.der(root)], root, clock.now(), pki.SERVER
         )
+    except OutOfDate as error:  # by the clock for tests: the library has compared the machine's
+        raise NotAcceptedNow(f"the certificate of {peer} is not valid now: {error}") from None
     except BundleNotCertified as error:
         raise NotAccepted(f"the certificate of {peer} was not accepted: {error}") from None
 

@@ -52,6 +52,13 @@ _PERMIT = verification.ExtensionPolicy.permit_all()
 _PERMIT_CA = _PERMIT.require_present(x509.BasicConstraints, verification.Criticality.CRITICAL, None)
 
 
+class OutOfDate(BundleNotCertified, code=BundleNotCertified.code):
+    """A certificate is not valid at the given time, which may be wrong."""
+
+
+OutOfDate.name = BundleNotCertified.name
+
+
 def verify_chain(
     chain: Sequence[bytes | x509.Certificate],
     root: x509.Certificate,
@@ -97,16 +104,16 @@ def check_root(root: x509.Certificate, at: datetime.datetime) -> None:
 
 
 def check_dates(certificates: Sequence[x509.Certificate], at: datetime.datetime) -> None:
-    """Raise BundleNotCertified if one of them is not valid yet, or has expired.
+    """Raise OutOfDate if one of them is not valid yet, or has expired.
 
     One that begins within `CLOCK_LAG` is valid: it exists, so the clock that gave ``at`` lags.
     """
     for one in certificates:
         first, last = one.not_valid_before_utc, one.not_valid_after_utc
         if at + CLOCK_LAG < first:
-            raise BundleNotCertified(f"the certificate begins only on {first:%Y-%m-%d %H:%M} UTC")
+            raise OutOfDate(f"the certificate begins only on {first:%Y-%m-%d %H:%M} UTC")
         if at > last:
-            raise BundleNotCertified(f"the certificate ended on {last:%Y-%m-%d %H:%M} UTC")
+            raise OutOfDate(f"the certificate ended on {last:%Y-%m-%d %H:%M} UTC")
 
 
 def load_der(data: bytes) -> x509.Certificate:

@@ -18,7 +18,7 @@ from cipherbox.client.publishing.files import send_file, send_unfinished
 from cipherbox.client.receiving.attempts import LATER_MAX_S, Failure
 from cipherbox.client.receiving.receiver import Receiver
 from cipherbox.envelope.ids import id_time_ms
-from cipherbox.errors import ClockSkew, TooOld
+from cipherbox.errors import ClockSkew, NotValidNow, TooOld
 from cipherbox.limits import LIMITS
 from tests.client.test_inbox import received
 from tests.client.test_log_order import running
@@ -105,6 +105,17 @@ async def test_a_clock_far_ahead_forgets_no_ids_and_no_keys(hq: Any) -> None:
                 assert not inbox.too_old(received(b"x").envelope_id)
             center.key_lifecycle._destroy()
             assert center.home.identity.retired == retired
+
+
+@pytest.mark.parametrize("days", [900, -20])
+async def test_a_client_that_takes_hqs_certificate_for_invalid_is_told_of_the_clock(
+    hq: Any, days: int
+) -> None:
+    """It was told to ask for a new token."""
+    with shifted_clock(days):
+        with pytest.raises(NotValidNow, match="is not valid now"):
+            async with hq.client("FL-LAB") as lab:
+                await lab.list("queues")
 
 
 async def test_a_watermark_that_a_wrong_clock_moved_is_set_back(hq: Any) -> None:
