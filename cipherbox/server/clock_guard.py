@@ -8,7 +8,9 @@ writes every hour. Rules:
    differs from it by more than `[clock] step_s` is in doubt.
 2. Across a restart without a reboot the same holds, since the mark has the count. After a reboot
    nothing says how long HQ was stopped: then the clock may be ahead of the newest record by
-   `[clock] stopped_days`, and behind it by `step_s`.
+   `[clock] stopped_days`, and behind it by `step_s`.  So it is when another machine takes over,
+   unless the database's server has a clock that fits these bounds: that one is expected, since a
+   standby's clock may be wrong by days, and its machine does not know how long ago the record is.
 3. While the clock is in doubt HQ uses the time it expects, so nothing is ever stamped, expired or
    deleted by a time in doubt. It accepts no envelopes, issues no certificates and deletes no
    records; deliveries and acknowledgements continue.
@@ -73,6 +75,7 @@ class Recorded(NamedTuple):
 
     mark: Mark | None
     log_at: int  # 0: the log has no entry
+    database_at: int = 0  # what the database's server shows now; 0: it has no clock of its own
 
 
 class _Base(NamedTuple):
@@ -93,10 +96,11 @@ class ClockStore(Protocol):
     def last_old_log(self) -> OldLogRow | None: ...
 
 
-def recorded(store: ClockStore) -> Recorded:
-    """Return what a store has recorded about the time."""
+def recorded(store: ClockStore, database_at: int = 0) -> Recorded:
+    """Return what a store has recorded about the time; ``database_at`` is its server's clock."""
     last = store.last_log() or store.last_old_log()
-    return Recorded(Mark.decode(store.get_setting(CLOCK)), last.at if last is not None else 0)
+    mark = Mark.decode(store.get_setting(CLOCK))
+    return Recorded(mark, last.at if last is not None else 0, database_at)
 
 
 class ClockGuard:
@@ -125,9 +129,12 @@ class ClockGuard:
             return _Base(log_at or self._wall_ms(), here, _FOREVER_MS)
         if mark.boot and mark.boot == self._boot and mark.elapsed_s <= here:
             return _Base(mark.at + int((here - mark.elapsed_s) * 1000), here, 0)
-        days = self._settings().stopped_days
+        settings = self._settings()
+        slack_ms = settings.stopped_days * _DAY_MS or _FOREVER_MS
         at = log_at if log_at > mark.log_at else mark.at
-        return _Base(at, here, days * _DAY_MS if days else _FOREVER_MS)
+        if -settings.step_s * 1000 <= recorded.database_at - at <= slack_ms:
+            return _Base(recorded.database_at, here, 0)
+        return _Base(at, here, slack_ms)
 
     def now_ms(self) -> int:
         """Return the time in ms since 1970: the clock's, or the expected one while the clock is in

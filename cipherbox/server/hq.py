@@ -82,13 +82,13 @@ class HQ:
         limits = config.limits
         self.live = LiveConfig(config)
         self.store = store
+        real = clock_s is clock.elapsed_s  # one that a test made belongs to no machine
         self.clock = ClockGuard(
             settings=lambda: self.live.now.clock,
-            recorded=recorded(store),
+            recorded=recorded(store, store.database_ms() if real else 0),
             wall_ms=clock_ms,
             elapsed_s=clock_s,
-            # a clock that a test made counts from no boot of this machine
-            boot=clock.boot_id() if clock_s is clock.elapsed_s else "",
+            boot=clock.boot_id() if real else "",
         )
         self.clock_ms = self.clock.now_ms
         self.trust = Trust(config, store, self.clock)

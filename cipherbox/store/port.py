@@ -217,6 +217,9 @@ class Store(Protocol):
 
     def put_setting(self, name: str, value: bytes) -> None: ...
 
+    # what the clock of the database's server shows, ms since 1970; 0: it has none of its own
+    def database_ms(self) -> int: ...
+
     # whether this many bytes of publishes fit without the reserve
     def room(self, size_bytes: int) -> bool: ...
 

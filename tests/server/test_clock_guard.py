@@ -54,10 +54,12 @@ class Machine:
         self.wall += ms
         self.elapsed += ms / 1000
 
-    def guard(self, mark: Mark | None = None, log_at: int = 0, boot: str = "b1") -> ClockGuard:
+    def guard(
+        self, mark: Mark | None = None, log_at: int = 0, boot: str = "b1", database_at: int = 0
+    ) -> ClockGuard:
         return ClockGuard(
             lambda: self.settings,
-            Recorded(mark, log_at),
+            Recorded(mark, log_at, database_at),
             lambda: self.wall,
             lambda: self.elapsed,
             boot,
@@ -154,6 +156,34 @@ def test_a_start_is_compared_with_what_was_recorded(
     assert bool(guard.doubt) is doubted
     if not doubted:
         assert guard.now_ms() == wall
+
+
+@pytest.mark.parametrize(
+    ("database", "wall", "expected"),
+    [
+        (30_000, 31_000, 31_000),
+        (30_000, 5 * DAY, 30_000),  # a standby five days ahead took over
+        (30_000, -2 * HOUR, 30_000),
+        (3 * DAY, 3 * DAY + 1000, 3 * DAY + 1000),  # both were off
+        # the database's clock is wrong: it does not count
+        (-2 * HOUR, 3 * DAY, 3 * DAY),
+        (30 * DAY, 3 * DAY, 3 * DAY),
+        # on the same machine, both wrong
+        (399 * DAY, 399 * DAY, 0),
+    ],
+)
+def test_another_machine_that_takes_over_is_compared_with_the_databases_clock(
+    database: int, wall: int, expected: int
+) -> None:
+    """It was right by up to a week, and its lists and certificates began only then."""
+    guard = Machine(AT + wall, 5).guard(MARK, AT, "b2", AT + database)
+    assert guard.now_ms() == AT + expected
+    assert bool(guard.doubt) is (wall != expected)
+
+
+def test_the_same_machine_knows_better_than_the_database() -> None:
+    guard = Machine(AT + 30_000, 530).guard(MARK, AT, "b1", AT + 3 * HOUR)
+    assert not guard.doubt
 
 
 def test_the_right_clock_after_a_wrong_start_ends_the_doubt() -> None:

@@ -4,6 +4,8 @@ registry.
 
 from __future__ import annotations
 
+import time
+
 import attrs
 import pytest
 
@@ -317,3 +319,5 @@ class Records:
         store.put_setting("crl", b"\x00\x01")
         assert store.get_setting("crl") == b"\x00\x01"
         assert store.get_setting("none") is None
+        # only a server has a clock of its own
+        assert store.database_ms() == 0 or abs(store.database_ms() / 1000 - time.time()) < 600

@@ -210,12 +210,16 @@ def store_findings(config: ServerConfig, *, running: bool) -> Iterator[Finding]:
     yield from clock_findings(config, found.newest_at, found.times)
 
 
-def clock_findings(config: ServerConfig, log_at: int, times: dict[str, bytes]) -> Iterator[Finding]:
-    """Compare the clock with what HQ has recorded, as HQ itself does."""
+def clock_findings(
+    config: ServerConfig, log_at: int, times: dict[str, bytes], database_at: int = 0
+) -> Iterator[Finding]:
+    """Compare the clock with what HQ has recorded, and with the clock of its database's server, as
+    HQ itself does.
+    """
     from cipherbox.server.clock_guard import ClockGuard, Mark, Recorded
     from cipherbox.store.port import CLOCK, WATERMARK
 
-    recorded = Recorded(Mark.decode(times.get(CLOCK)), log_at)
+    recorded = Recorded(Mark.decode(times.get(CLOCK)), log_at, database_at)
     guard = ClockGuard(
         lambda: config.clock, recorded, clock.now_ms, clock.elapsed_s, clock.boot_id()
     )
@@ -279,7 +283,8 @@ def _postgresql(config: ServerConfig, *, running: bool) -> Iterator[Finding]:
         yield Finding(WARN, "store", text, "this one would be its standby")
     for one in found.standbys:
         yield Finding(GOOD, "standby", f"{one.name} waits to take over{_from(one.address)}")
-    yield from clock_findings(config, found.newest_at, found.times)
+    database_at = clock.now_ms() + int(found.clock_s * 1000)
+    yield from clock_findings(config, found.newest_at, found.times, database_at)
     if abs(found.clock_s) > 5:
         yield Finding(
             WARN, "clock", f"PostgreSQL's clock differs by {found.clock_s:.0f} s", "set both by NTP"

@@ -135,6 +135,12 @@ def begin(connection: PostgresConnection, epoch: int) -> int:
     return count
 
 
+def server_ms(connection: PostgresConnection) -> int:
+    """Return what the server's clock shows, ms since 1970."""
+    ((at,),) = connection.run("SELECT ms_of(clock_timestamp())", ())
+    return int(at)
+
+
 def renew(connection: PostgresConnection, epoch: int) -> None:
     """Renew the lease; raise Fenced if another HQ has taken over."""
     if not connection.end_transaction(

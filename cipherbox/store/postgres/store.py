@@ -81,14 +81,8 @@ class PostgresStore(Registry):
         self.epoch = self._commits = 0
         self._connection: PostgresConnection | None = self._connector.writable()
         try:
-            if (
-                upgrade
-                and schema.version_of(self._connection, target.schema)
-                and lease.current(self._connection).alive
-            ):
-                raise StoreLeased(
-                    "another HQ is running on this database", remedy="stop it before the upgrade"
-                )
+            if upgrade:
+                _refuse_if_in_use(self._connection, target)
             schema.prepare(self._connection, target, create=create, upgrade=upgrade)
             try:
                 self.epoch, self._commits = lease.take(self._connection, self._name, 0, force=force)
@@ -386,6 +380,9 @@ class PostgresStore(Registry):
             with suppress(StoreError, Busy):
                 self._keep_months(connection)
 
+    def database_ms(self) -> int:
+        return self._read(lease.server_ms)
+
     def standbys(self) -> list[Standby]:
         return self._read(lease.standbys)
 
@@ -397,3 +394,11 @@ class PostgresStore(Registry):
         self._pool.close()
         if self._connection is not None:
             lease.give_up(self._connection, self.epoch)
+
+
+def _refuse_if_in_use(connection: PostgresConnection, target: Target) -> None:
+    """Raise StoreLeased if an HQ runs on this database."""
+    if schema.version_of(connection, target.schema) and lease.current(connection).alive:
+        raise StoreLeased(
+            "another HQ is running on this database", remedy="stop it before the upgrade"
+        )

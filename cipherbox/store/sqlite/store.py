@@ -236,6 +236,10 @@ class SqliteStore(Registry):
         """Delete spares that were not used; the data directory's lock needs no renewal."""
         self._spool.drop_spares(time.monotonic())
 
+    def database_ms(self) -> int:
+        """Return 0: this machine's clock is the only one."""
+        return 0
+
     def standbys(self) -> list[Standby]:
         """Return no HQ: the data directory's lock lets none wait."""
         return []
