@@ -13,7 +13,7 @@ stored where the file is recorded.
 from __future__ import annotations
 
 import os
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol, Self
 
 from cipherbox.portable import read_at, write_at
 from cipherbox.sealing.local_secret_box import SECRET_BOX_BYTES, SecretBox
@@ -21,6 +21,21 @@ from cipherbox.sealing.local_secret_box import SECRET_BOX_BYTES, SecretBox
 CHUNK = 16 * 1024
 SLOT = CHUNK + SECRET_BOX_BYTES
 _EMPTY = bytes(SLOT)
+
+
+class Stamp(NamedTuple):
+    """What tells that a file was replaced or changed."""
+
+    device: int
+    inode: int
+    size: int
+    modified_ns: int
+
+    @classmethod
+    def of(cls, fd: int) -> Self:
+        """Return the stamp of an open file."""
+        found = os.fstat(fd)
+        return cls(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
 
 
 class RandomAccessFile(Protocol):
@@ -31,6 +46,8 @@ class RandomAccessFile(Protocol):
     def write(self, data: bytes | memoryview, at: int) -> None: ...
 
     def sync(self, size: int | None = None) -> None: ...
+
+    def stamp(self) -> Stamp: ...
 
     def close(self) -> None: ...
 
@@ -53,6 +70,10 @@ class ClearFile:
         if size is not None:
             os.ftruncate(self._fd, size)
         os.fsync(self._fd)
+
+    def stamp(self) -> Stamp:
+        """Return what changes when the file is replaced or written."""
+        return Stamp.of(self._fd)
 
     def close(self) -> None:
         os.close(self._fd)
@@ -96,6 +117,10 @@ class EncryptedFile:
         if size is not None:
             os.ftruncate(self._fd, -(-size // CHUNK) * SLOT)
         os.fsync(self._fd)
+
+    def stamp(self) -> Stamp:
+        """Return what changes when the file is replaced or written."""
+        return Stamp.of(self._fd)
 
     def close(self) -> None:
         os.close(self._fd)

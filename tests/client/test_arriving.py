@@ -9,6 +9,7 @@ import os
 import tracemalloc
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import orjson
@@ -30,9 +31,10 @@ from cipherbox.client.publishing.parts import (
     read_manifest,
 )
 from cipherbox.envelope.ids import EnvelopeIds
-from cipherbox.errors import MalformedEnvelope
+from cipherbox.errors import MalformedEnvelope, StoreError
 from cipherbox.limits import LIMITS
 from cipherbox.sealing.body import Message, pack, unpack
+from cipherbox.sealing.encrypted_file import ClearFile
 from cipherbox.sealing.local_secret_box import SecretBox
 from tests.client.parties import now_ms
 
@@ -474,6 +476,182 @@ def test_a_file_is_there_once_wherever_the_machine_died(
         ]
     else:
         assert not (tmp_path / "incoming").exists()
+
+
+# -- hashes of what arrived ------------------------------------------------------------------------
+
+
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Where stored files are read."""
+    found: list[int] = []
+    read = ClearFile.read
+
+    def noted(self: ClearFile, size: int, at: int) -> bytes:
+        found.append(at)
+        return read(self, size, at)
+
+    monkeypatch.setattr(ClearFile, "read", noted)
+    return found
+
+
+PART = 64 * 1024
+
+
+@pytest.mark.parametrize(
+    ("order", "back"),
+    [([0, 1, 2, 3], []), ([0, 2, 1, 3], [2, 3]), ([1, 2, 0, 3], [1, 2, 3]), ([3, 0, 1, 2], [3])],
+)
+def test_only_what_came_out_of_order_is_read_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, order: list[int], back: list[int]
+) -> None:
+    content = os.urandom(3 * PART + 10)
+    *parts, manifest = in_parts(content, ["whole.bin"])
+    inbox = Inbox(tmp_path)
+    for number in order:  # each closes the hidden file
+        inbox.record([parts[number]])
+    inbox.record([manifest])
+    found = reads(monkeypatch)
+    assert len(completed(inbox)) == 1
+    inbox.close()
+    assert found == [number * PART for number in back]
+    (line,) = lines(tmp_path)
+    assert line["content"]["sha256"] == hashlib.sha256(content).hexdigest()
+    assert Path(line["content"]["file"]).read_bytes() == content
+
+
+def spoil(partial: Path) -> None:
+    with partial.open("r+b") as file:
+        file.seek(PART // 2)
+        file.write(b"spoilt")
+
+
+def delete(partial: Path) -> None:
+    partial.unlink()
+
+
+def replace(partial: Path) -> None:
+    partial.write_bytes(bytes(PART))
+    other = partial.with_name("other")
+    other.write_bytes(partial.read_bytes())
+    other.replace(partial)
+
+
+@pytest.mark.parametrize("again", [True, False], ids=["reopened", "open"])
+@pytest.mark.parametrize("damage", [spoil, delete, replace], ids=lambda one: one.__name__)
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_part_that_others_damaged_is_noticed(
+    tmp_path: Path, again: bool, damage: Callable[[Path], None], whole: bool
+) -> None:
+    """By the process that wrote it, and by one that did not."""
+    *parts, manifest = in_parts(os.urandom(3 * PART), ["whole.bin"])
+    inbox = Inbox(tmp_path)
+    inbox.record(parts if whole else parts[:2])
+    if again:
+        inbox.close()
+        inbox = Inbox(tmp_path)
+    (partial,) = (tmp_path / "incoming" / ".partial" / SENDER).iterdir()
+    damage(partial)
+    inbox.record([manifest] if whole else [parts[2], manifest])
+    assert completed(inbox) == []
+    assert last(receipts(inbox)) == (None, 255)
+    inbox.close()
+    assert files_below(tmp_path / "incoming") == []
+
+
+@pytest.mark.parametrize("call", ["write", "sync"])
+def test_after_an_error_of_the_disk_everything_is_read_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    content = os.urandom(2 * PART)
+    *parts, manifest = in_parts(content, ["whole.bin"])
+    inbox = Inbox(tmp_path)
+    inbox.record(parts[:1])
+    with monkeypatch.context() as patch:
+        patch.setattr(ClearFile, call, _fail)
+        with pytest.raises(StoreError):
+            inbox.record(parts[1:])
+    inbox.record([parts[1], manifest])
+    found = reads(monkeypatch)
+    assert len(completed(inbox)) == 1
+    inbox.close()
+    assert found == [0, PART]
+    assert lines(tmp_path)[0]["content"]["sha256"] == hashlib.sha256(content).hexdigest()
+
+
+def _fail(*_: object, **__: object) -> None:
+    raise OSError(5, "Input/output error")
+
+
+def test_a_part_that_another_one_replaced_is_noticed(tmp_path: Path) -> None:
+    transfer = os.urandom(16)
+    content = os.urandom(2 * PART)
+    *parts, manifest = in_parts(content, ["whole.bin"], transfer=transfer)
+    other = sealed(part_message(transfer, 0, PART, os.urandom(PART), compress=False))
+    inbox = Inbox(tmp_path)
+    inbox.record([*parts, other, manifest])
+    assert completed(inbox) == []
+    assert last(receipts(inbox)) == (None, 255)
+    *parts, manifest = in_parts(content, ["again.bin"], transfer=b"t" * 16)
+    other = sealed(part_message(b"t" * 16, 0, PART, os.urandom(PART), compress=False))
+    inbox.record([other, *parts, manifest])  # the right one came last
+    assert len(completed(inbox)) == 1
+    inbox.close()
+
+
+def test_a_manifest_of_other_parts_or_of_short_ones_is_refused(tmp_path: Path) -> None:
+    inbox = Inbox(tmp_path)
+    for pieces, size, hashed in [
+        ([b"a" * PART, b"b"], PART + 1, [b"a" * PART, b"c"]),
+        ([b"a" * 10, b"b"], PART + 1, [b"a" * 10, b"b"]),
+    ]:
+        transfer = os.urandom(16)
+        hashes = tuple(hashlib.sha256(piece).digest() for piece in hashed)
+        manifest = Manifest(transfer, ("x",), size, PART, hashes, 0, "text/csv")
+        parts = [part_message(transfer, n, PART, x, compress=False) for n, x in enumerate(pieces)]
+        inbox.record([sealed(message) for message in (*parts, manifest_message(manifest))])
+        assert completed(inbox) == []
+        assert last(receipts(inbox)) == (None, 255)
+    inbox.close()
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_the_outcome_is_as_if_everything_were_read_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    """Parts in any order, twice, of another size or content, and an inbox opened in between."""
+    random = Random(seed)
+    transfer = bytes([seed]) * 16
+    content = random.randbytes(random.randrange(100, 500))
+    *parts, manifest = in_parts(content, ["f"], part_bytes=64, transfer=transfer)
+
+    def other() -> Received:
+        size = random.choice([64, 64, 63, 100])
+        number = random.randrange(len(parts) + 1)
+        data = random.randbytes(random.randrange(1, size + 1))
+        return sealed(part_message(transfer, number, size, data, compress=False))
+
+    script = parts + [random.choice(parts)] * random.randrange(2)
+    script += [other() for _ in range(random.randrange(3))]
+    if random.random() < 0.7:
+        random.shuffle(script)
+    opened = {at for at in range(len(script)) if random.random() < 0.1}
+    outcomes = []
+    for name in ("hashed", "read"):
+        home = tmp_path / name
+        home.mkdir()
+        if name == "read":
+            monkeypatch.setattr(arriving, "HASHED_FILES", 0)
+        inbox = Inbox(home)
+        for at, one in enumerate(script):
+            if at in opened:
+                inbox.close()
+                inbox = Inbox(home)
+            inbox.record([one._replace(envelope_id=IDS.next())])
+        inbox.record([manifest._replace(envelope_id=IDS.next())])
+        arrived = [Path(one.file).read_bytes() for one in completed(inbox)]
+        outcomes.append((arrived, last(receipts(inbox))))
+        inbox.close()
+    assert outcomes[0] == outcomes[1]
 
 
 def test_what_came_in_part_is_given_up_after_a_time(

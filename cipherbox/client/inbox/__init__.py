@@ -2,6 +2,8 @@
 
 Map, written by `make generate`:
 
+    arriving_hashes   Hash a file's parts as they arrive, so that a complete file need not be read
+                      back.
     completion        Complete files in the background: verify complete ones without holding the
                       inbox, and name them.
     content_types     How the inbox records an envelope, by the content type of its message.
@@ -11,8 +13,9 @@ Map, written by `make generate`:
                       under the home's local key.
     encrypting        Encrypt data that is stored in clear in a home that has a password now: lines,
                       files, and contents that wait for a handler.
-    file_check        Verify a file against its manifest: every part is hashed as read back from
-                      disk, before the file gets its name.
+    file_check        Verify a file against its manifest before it gets its name: every part is read
+                      back from disk and hashed, except for those that were hashed as they arrived
+                      (`arriving_hashes`).
     handler_contents  Contents that wait for a handler, encrypted in the inbox's database under the
                       home's local key.
     hidden            Hidden files: storage of files' bytes until they get their names, or

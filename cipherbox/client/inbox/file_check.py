@@ -1,10 +1,9 @@
-"""Verify a file against its manifest: every part is hashed as read back from disk, before the file
-gets its name.
+"""Verify a file against its manifest before it gets its name: every part is read back from disk and
+hashed, except for those that were hashed as they arrived (`arriving_hashes`).
 
-This is the only check that counts: a part that was hashed on arrival may have been overwritten
-since, by a part of another size or by a disk error. It also computes the whole file's SHA-256, for
-its line, and in a second thread, since nothing else of the transfer is left to do. Hashing needs
-neither the database nor the inbox's lock, so it does not delay other senders' messages.
+Reading back also computes the whole file's SHA-256, for its line, and in a second thread, since
+nothing else of the transfer is left to do. Hashing needs neither the database nor the inbox's lock,
+so it does not delay other senders' messages.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 
+from cipherbox.client.inbox.arriving_hashes import ArrivingHashes
 from cipherbox.client.inbox.unpacking import unpack
 from cipherbox.client.publishing.parts import Manifest
 from cipherbox.errors import DecryptionFailed
@@ -43,9 +43,11 @@ class Check:
         synced: bool = False,
         at: int = 0,
         copy: Opens | None = None,
+        hashes: ArrivingHashes | None = None,
     ) -> None:
         """Check ``stored``; ``hidden`` is the directory to unpack to once it is valid. ``at`` is
         the offset in what is stored; with ``copy`` it is copied there, and `sync_all` must follow.
+        Parts with the right ``hashes`` are not read back.
         """
         self.sender, self.transfer, self.manifest = sender, transfer, manifest
         self.reason = ""
@@ -54,8 +56,8 @@ class Check:
         self._opens, self._synced, self._at, self._copies = stored, synced, at, copy
         self._stored: RandomAccessFile | None = None
         self._copy: RandomAccessFile | None = None
-        self._whole = hashlib.sha256()
-        self._part = 0
+        self._whole, self._part = hashlib.sha256(), 0
+        self._hashes = hashes
         self._hidden = hidden
         self._unpacking: Iterator[None] | None = None
 
@@ -78,7 +80,7 @@ class Check:
         manifest = self.manifest
         room = STEP_BYTES
         try:
-            stored = self._stored = self._stored or self._opens()
+            stored = self._stored = self._stored or self._opened()
             if self._copies is not None and self._copy is None:
                 self._copy = self._copies()
             while self._part < len(manifest.hashes) and room > 0 and not self.reason:
@@ -119,6 +121,15 @@ class Check:
         except Exception as error:
             self.trouble = error
         self._end()
+
+    def _opened(self) -> RandomAccessFile:
+        """Open what is stored, and skip the parts that were hashed as they arrived."""
+        stored, hashes = self._opens(), self._hashes
+        if hashes is not None and hashes.stamp == stored.stamp():
+            whole = hashes.whole_of(self.manifest)
+            if whole is not None:
+                self._whole, self._part = whole, hashes.count
+        return stored
 
     def sync(self) -> None:
         """Sync the copy."""

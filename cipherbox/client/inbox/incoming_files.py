@@ -3,8 +3,9 @@ their names.
 
 A file arrives as a message that names it, or as parts and a manifest. Its bytes are written to a
 hidden file and synced before the transaction that records it; small files of a batch share one,
-since other messages wait for the disk meanwhile. A completely recorded file is hashed from disk
-(`file_check`), and copied to a hidden file of its own if it has none; then its name is chosen and
+since other messages wait for the disk meanwhile. A completely recorded file is verified, by the
+hashes of what was written (`arriving_hashes`) or of what is read back (`file_check`), and copied to
+a hidden file of its own if it has none; then its name is chosen and
 recorded, the file gets it, and the transfer is completed: its line is written, a handler gets it,
 and a receipt becomes due for the envelope. After a crash in between, it resumes from what is
 recorded. An error of one file is reported and retried, and delays no other file.
@@ -30,6 +31,7 @@ import orjson
 from cipherbox import clock
 from cipherbox.classes import frozen
 from cipherbox.client.file_names import split_name
+from cipherbox.client.inbox.arriving_hashes import ArrivingHashes
 from cipherbox.client.inbox.file_check import Check, sync_all
 from cipherbox.client.inbox.hidden import (
     KEPT,
@@ -61,6 +63,7 @@ from cipherbox.sealing.encrypted_file import RandomAccessFile, sync_and_close
 from cipherbox.sealing.local_secret_box import SecretBox
 
 OPEN_FILES = 32  # files whose parts are being written
+HASHED_FILES = 256  # files that are hashed as they arrive
 CHECK_BYTES = 64 * 1024 * 1024  # files checked before the first of them gets its name
 # complete files of one sender in memory; more are read from the database later
 MOST_TOUCHED = 8192
@@ -118,6 +121,7 @@ class IncomingFiles:
         self.hidden = Hidden(home, self._incoming, box, locked)
         self._transfers = transfers
         self._say, self._step = say, step
+        self._hashes: dict[Key, ArrivingHashes] = {}  # the latest file last
         self._touched: dict[str, dict[bytes, None]] = {}
         self._more = True  # the database may have other complete files
         # after an error: not before this time (`clock.elapsed_s`), and the pause in ms
@@ -157,12 +161,20 @@ class IncomingFiles:
             files[name] = self.hidden.open(row or self.hidden.new(*name)) if writable else None
         stored = files[name]
         if stored is not None:
+            hashes = self._hashes.pop(name, None)
+            if hashes is None or hashes.stamp != stored.stamp():
+                hashes = ArrivingHashes(part.part_bytes)
             try:
                 stored.write(part.data, part.number * part.part_bytes)
             except OSError as error:
                 if error.errno in _IMPOSSIBLE:  # beyond the maximum file size here
                     return Taken(received)
                 raise
+            if hashes.add(part) and hashes.count:
+                hashes.stamp = stored.stamp()
+                self._hashes[name] = hashes
+                if len(self._hashes) > HASHED_FILES:
+                    del self._hashes[next(iter(self._hashes))]
         return Taken(received, part.transfer, part.number)
 
     def record(self, taken: Sequence[Taken]) -> None:
@@ -280,6 +292,7 @@ class IncomingFiles:
             partial(self.hidden.open, row),
             hidden,
             synced=as_message(row),
+            hashes=self._hashes.pop(row.name, None),
         )
 
     def settle(self, checks: Sequence[Check]) -> list[Arrived]:
@@ -419,6 +432,7 @@ class IncomingFiles:
         return found
 
     def _refuse(self, row: Row, reason: str) -> None:
+        self._hashes.pop(row.name, None)
         self._step(lambda _: self._transfers.refuse(row, reason), [])
         self._untouch(*row.name)
         with suppress(OSError):
