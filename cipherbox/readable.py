@@ -16,6 +16,14 @@ def size_text(size: int) -> str:
     return f"{number:.1f} TB"
 
 
+def age_text(seconds: float) -> str:
+    """Return a duration in a suitable unit."""
+    for unit, size in (("d", 86_400), ("h", 3600), ("m", 60)):
+        if seconds >= size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.1f} s"
+
+
 def local_time(ms: int) -> datetime.datetime | None:
     """Return a time in ms since 1970 as local time; None if no calendar has it, for another party's
     clock is untrusted.

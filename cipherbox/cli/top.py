@@ -12,6 +12,7 @@ import click
 from cipherbox.cli.home import require_admin
 from cipherbox.cli.options import DURATION, json_option
 from cipherbox.cli.running import run, run_until_stopped
+from cipherbox.readable import age_text
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -120,7 +121,7 @@ def standbys(metrics: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def standby_text(one: dict[str, Any]) -> str:
     """Return a standby as a line of text."""
     where = f" at {one['address']}" if one["address"] else ""
-    return f"standby: {one['standby']}{where}, for {_age(one['waiting_s'])}"
+    return f"standby: {one['standby']}{where}, for {age_text(one['waiting_s'])}"
 
 
 async def take_snapshot(client: Client) -> Snapshot:
@@ -254,7 +255,7 @@ def view(report: dict[str, Any]) -> RenderableType:
     )
     head = (
         f"HQ is {state}: {now['clients']} clients, {now['waiting']} waiting, "
-        f"{now['unacknowledged']} unacknowledged, oldest {_age(now['oldest_s'])}\nmemory "
+        f"{now['unacknowledged']} unacknowledged, oldest {age_text(now['oldest_s'])}\nmemory "
         f"{size_text(now['memory_bytes'])}, disk free {size_text(now['disk_free_bytes'])}, "
         f"commit {times['commit_ms']} ms (sync {times['sync_ms']} ms), first certificate ends in "
         f"{days:.0f} days"
@@ -273,7 +274,7 @@ def view(report: dict[str, Any]) -> RenderableType:
     queues = _grid(
         ("queue", "depth", "oldest", "consumers"),
         [
-            (safe(q["queue"]), str(q["depth"]), _age(q["oldest_s"]), str(q["consumers"]))
+            (safe(q["queue"]), str(q["depth"]), age_text(q["oldest_s"]), str(q["consumers"]))
             for q in report["queues"]
         ],
         "every queue is empty",
@@ -316,13 +317,6 @@ def _rate(name: str, value: float) -> str:
     from cipherbox.cli.output import size_text
 
     return size_text(max(0, int(value))) if name.startswith("bytes") else f"{value:.0f}"
-
-
-def _age(seconds: float) -> str:
-    for unit, size in (("d", 86_400), ("h", 3600), ("m", 60)):
-        if seconds >= size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.1f} s"
 
 
 def _clock(ms: int) -> str:

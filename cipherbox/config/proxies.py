@@ -23,6 +23,7 @@ from cipherbox.classes import frozen
 from cipherbox.config.secret_file import secret
 from cipherbox.config.toml_file import setting
 from cipherbox.errors import ConfigError
+from cipherbox.readable import Sentence
 
 HTTP, SOCKS5 = "http", "socks5"
 DIRECT = "none"
@@ -87,14 +88,16 @@ def way_to(
             "",
         )
         if not source:
-            return Way(None, "no proxy is set")
+            return Way(None, Sentence("no proxy is set"))
         exceptions, secret_allowed = "NO_PROXY", True
         url = environment[source].strip()
         if _is_loopback(host):
-            return Way(None, f"{source} is not used for this machine itself")
+            return Way(
+                None, Sentence("{source} is not used for this machine itself", source=source)
+            )
         excepted = excepted or environment.get("no_proxy", "") or environment.get("NO_PROXY", "")
     if is_excepted(host, port, excepted):
-        return Way(None, f"{exceptions} names {host}")
+        return Way(None, Sentence("{exceptions} names {host}", exceptions=exceptions, host=host))
     proxy = parse_proxy(url, source, secret_allowed=secret_allowed)
     return Way(with_credentials(proxy, settings.proxy_credentials_file), source)
 

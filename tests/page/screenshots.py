@@ -37,6 +37,10 @@ async def filled(path: Path) -> AsyncIterator[tuple[RealHq, Web, Web]]:
                 name = f"{reader.lower().replace('-', '_')}_queue"
                 await admin.declare_queue(name, owner=reader, readers=[reader])
                 await admin.bind("lab_reports", name, "labs.#" if reader == "CA-RC" else "labs.fl")
+            await admin.enrol("UT-LAB", approve=True)
+            async with hq.client("FL-LAB") as client:
+                await client.publish(TEXTS[0][1], to=["NY-RC"])
+            await admin.purge("box.NY-RC")
         for sender, text in TEXTS:
             async with hq.client(sender) as client:
                 await client.publish(text, to=["CA-RC"])

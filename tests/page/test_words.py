@@ -22,6 +22,7 @@ from cipherbox.cli import audit_lines
 from cipherbox.cli.doctor import client as client_checks
 from cipherbox.cli.doctor import findings, leftovers
 from cipherbox.cli.top import RATES
+from cipherbox.config import proxies
 from cipherbox.envelope.outcomes import Outcome, outcome_words
 from cipherbox.errors import CipherBoxError, Forbidden, InvalidRequest, summary
 from cipherbox.readable import Sentence
@@ -56,7 +57,13 @@ def kinds() -> set[str]:
     return found
 
 
-SPOKEN = (audit_lines, client_checks, findings, leftovers)  # modules whose sentences the page shows
+SPOKEN = (
+    audit_lines,
+    client_checks,
+    findings,
+    leftovers,
+    proxies,
+)  # modules whose sentences the page shows
 
 
 def sentences() -> set[str]:

@@ -7,6 +7,7 @@ escapes it, or an attachment.
 
 from __future__ import annotations
 
+import datetime
 import functools
 import time
 from collections.abc import Awaitable, Callable
@@ -30,7 +31,7 @@ from cipherbox.apps.page.live import live
 from cipherbox.apps.page.view import Handler, Helpers, View, environment, read_form
 from cipherbox.apps.page.words import Translate, chosen, explain, languages, translator
 from cipherbox.errors import CipherBoxError, NetworkError, NotFound, ProtocolError
-from cipherbox.readable import local_time, size_text
+from cipherbox.readable import age_text, local_time, size_text
 
 HERE = Path(__file__).parent
 STATIC = {
@@ -246,7 +247,14 @@ class Site:
 def _templates() -> jinja2.Environment:
     """Return the templates, each compiled at its first use; for all pages of this process."""
     found = environment(str(HERE / "templates"))
-    found.filters |= {"size": size_text, "time": time_text, "iso": iso_time, "explained": explain}
+    found.filters |= {
+        "size": size_text,
+        "age": age_text,
+        "time": time_text,
+        "iso": iso_time,
+        "said_at": said_at,
+        "explained": explain,
+    }
     return found
 
 
@@ -273,6 +281,14 @@ def time_text(ms: int) -> str:
     now = local_time(clock.now_ms())
     today = now is not None and then.date() == now.date()
     return f"{then:%H:%M:%S}" if today else f"{then:%Y-%m-%d %H:%M}"
+
+
+def said_at(text: object) -> int:
+    """Return a sender's time, as text of RFC 3339, in ms since 1970; 0 if it is none."""
+    try:
+        return int(datetime.datetime.fromisoformat(str(text)).timestamp() * 1000)
+    except (ValueError, OverflowError, OSError):
+        return 0
 
 
 def iso_time(ms: int) -> str:
