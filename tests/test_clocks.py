@@ -19,11 +19,34 @@ from tests.test_layers import PACKAGE, modules, nodes_of
 # of the logging library, whose records have its own time; and before the package can be imported
 OWN_TIME = {"clock.py", "ops/flood.py", "ops/logs.py", "ops/unpack.py"}
 SYSTEM = {"time.time", "time.time_ns", "datetime.now", "datetime.datetime.now", "datetime.utcnow"}
+SYSTEM |= {"datetime.today", "datetime.datetime.today", "date.today", "uuid.uuid1"}
+# with fewer arguments these mean the time of day
+MEANT = {"time.gmtime": 1, "time.localtime": 1, "time.ctime": 1, "time.strftime": 2}
+# databases with a clock of their own: the lease and a standby's clock, what `doctor` compares, and
+# columns of databases of 0.5.0 that get their first value
+DATABASES = re.compile(r"clock_timestamp\(|\bnow\(\)|CURRENT_(DATE|TIME)|'now'")
+OF_A_DATABASE = {
+    "store/postgres/lease.py",
+    "store/postgres/inspect.py",
+    "client/inbox/schema.py",
+    "client/inbox/transfers.py",
+}
 GIVEN = {"cipherbox.clock", "cipherbox.server.clock_guard", "cipherbox.client.hq_time"}
 
 
 def asks_the_system(path: Path) -> bool:
-    return any(isinstance(n, ast.Attribute) and ast.unparse(n) in SYSTEM for n in nodes_of(path))
+    return any(
+        (isinstance(n, ast.Attribute) and ast.unparse(n) in SYSTEM)
+        or (isinstance(n, ast.Call) and len(n.args) < MEANT.get(ast.unparse(n.func), 0))
+        for n in nodes_of(path)
+    )
+
+
+def asks_a_database(path: Path) -> bool:
+    return any(
+        isinstance(n, ast.Constant) and isinstance(n.value, str) and DATABASES.search(n.value)
+        for n in nodes_of(path)
+    )
 
 
 def is_given_the_time(path: Path) -> bool:
@@ -46,6 +69,16 @@ def is_given_the_time(path: Path) -> bool:
 def test_one_module_asks_the_system_for_the_time_of_day() -> None:
     found = {p.relative_to(PACKAGE).as_posix() for _, p in modules() if asks_the_system(p)}
     assert found == OWN_TIME
+
+
+def test_no_statement_decides_by_a_databases_clock_but_the_lease() -> None:
+    found = {p.relative_to(PACKAGE).as_posix() for _, p in modules() if asks_a_database(p)}
+    found |= {
+        path.relative_to(PACKAGE).as_posix()
+        for path in PACKAGE.rglob("*.sql")
+        if DATABASES.search(re.sub(r"--.*", "", path.read_text()))
+    }
+    assert found == OF_A_DATABASE
 
 
 def test_the_page_names_each_module_that_decides_by_the_time() -> None:

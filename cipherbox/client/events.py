@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from cipherbox import clock
 from cipherbox.envelope.ids import message_id
 from cipherbox.portable import escape_text
 
@@ -48,7 +49,8 @@ class Event(str):
     def __new__(
         cls, role: str, text: str, mark: bool = False, kind: EventKind = EventKind.STEP
     ) -> Event:
-        line = super().__new__(cls, f"[{time.strftime('%Y-%m-%d %H:%M:%S')}] [{role}] {text}")
+        at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(clock.now_s()))
+        line = super().__new__(cls, f"[{at}] [{role}] {text}")
         line.role, line.text, line.mark, line.kind = role, text, mark, kind
         return line
 

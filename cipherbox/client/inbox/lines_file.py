@@ -10,7 +10,6 @@ under this name, or to one that a person has moved.
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -150,7 +149,7 @@ def rotate(path: Path) -> Path | None:
     """Rename the file to include the time, and return the new path, or None if it does not exist. A
     receiver starts a new one.
     """
-    stem = f"{path.stem}-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}"
+    stem = f"{path.stem}-{clock.now():%Y%m%dT%H%M%SZ}"
     number = 1
     while True:
         target = path.with_name(f"{stem}{'' if number == 1 else f'-{number}'}{path.suffix}")
