@@ -82,6 +82,8 @@ def _upgrade(db: sqlite3.Connection, path: Path, steps: Sequence[str], oldest: i
             f"{path} was written by a version of CipherBox before 0.5.0, which this version "
             "cannot read; nothing was changed"
         )
+    if version == len(steps):
+        return  # writing the same version again would cost a sync at every start
     for step in steps[version:]:
         for statement in step.split(";\n"):
             if statement.strip():

@@ -23,7 +23,6 @@ from functools import cached_property
 import attrs
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from cipherbox import pki
@@ -302,9 +301,7 @@ def check_bundle(
     if not isinstance(key, ec.EllipticCurvePublicKey) or key.curve.name != "secp384r1":
         raise BundleNotCertified("the certificate in the key bundle has no P-384 key")
     try:
-        key.verify(
-            bundle.certificate_signature, label("bundle") + bundle.hash, ec.ECDSA(hashes.SHA384())
-        )
+        pki.verify_signature(leaf, bundle.certificate_signature, label("bundle") + bundle.hash)
     except InvalidSignature:
         raise BundleNotCertified("the key bundle was not signed by its certificate's key") from None
     if bundle.version == VERSION:

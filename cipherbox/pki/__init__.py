@@ -47,7 +47,15 @@ from cipherbox.pki.certificates import (
     spki,
     spki_of,
 )
-from cipherbox.pki.profile import CLIENT, SERVER, SERVER_NAME, check_dates, load_der, verify_chain
+from cipherbox.pki.profile import (
+    CLIENT,
+    SERVER,
+    SERVER_NAME,
+    check_dates,
+    load_der,
+    verify_chain,
+    verify_signature,
+)
 
 __all__ = [
     "CLIENT",
@@ -87,4 +95,5 @@ __all__ = [
     "spki",
     "spki_of",
     "verify_chain",
+    "verify_signature",
 ]

@@ -19,6 +19,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509 import verification
 from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID, NameOID
@@ -114,6 +116,14 @@ def check_dates(certificates: Sequence[x509.Certificate], at: datetime.datetime)
             raise OutOfDate(f"the certificate begins only on {first:%Y-%m-%d %H:%M} UTC")
         if at > last:
             raise OutOfDate(f"the certificate ended on {last:%Y-%m-%d %H:%M} UTC")
+
+
+def verify_signature(certificate: x509.Certificate, signature: bytes, data: bytes) -> None:
+    """Raise InvalidSignature unless the certificate's ECDSA key signed ``data`` with SHA-384."""
+    key = certificate.public_key()
+    if not isinstance(key, ec.EllipticCurvePublicKey):
+        raise InvalidSignature("the certificate has no ECDSA key")
+    key.verify(signature, data, ec.ECDSA(hashes.SHA384()))
 
 
 def load_der(data: bytes) -> x509.Certificate:

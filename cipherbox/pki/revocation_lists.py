@@ -83,9 +83,7 @@ def read_crl(data: bytes, ca: x509.Certificate, at: datetime.datetime) -> Revoca
     """
     crl = _parsed(data)
     try:
-        key = ca.public_key()
-        known = isinstance(key, ec.EllipticCurvePublicKey | rsa.RSAPublicKey)
-        if not known or not crl.is_signature_valid(key) or crl.issuer != ca.subject:  # type: ignore[arg-type]
+        if not _is_signed(data, ca) or crl.issuer != ca.subject:
             raise CredentialsError("the revocation list was not signed by this HQ's CA")
         digest = crl.signature_hash_algorithm
         extensions = {extension.oid: extension for extension in crl.extensions}
@@ -135,6 +133,12 @@ def _parsed(data: bytes) -> x509.CertificateRevocationList:
         return x509.load_der_x509_crl(data)
     except Exception:
         raise CredentialsError("this is not a revocation list") from None
+
+
+def _is_signed(data: bytes, ca: x509.Certificate) -> bool:
+    key = ca.public_key()
+    known = isinstance(key, ec.EllipticCurvePublicKey | rsa.RSAPublicKey)
+    return known and _parsed(data).is_signature_valid(key)  # type: ignore[arg-type]
 
 
 def _check_whole(extensions: Mapping[x509.ObjectIdentifier, Any]) -> None:

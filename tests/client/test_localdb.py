@@ -41,3 +41,12 @@ def test_commits_stay_though_another_process_ends_between(tmp_path: Path) -> Non
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
     first.close()
     second.close()
+
+
+def test_opening_what_is_up_to_date_writes_nothing(tmp_path: Path) -> None:
+    """A commit would sync at every start of a client, once for each of its databases."""
+    path = tmp_path / "x.sqlite3"
+    open_database(path, STEPS).close()
+    db = open_database(path, STEPS)
+    assert path.with_name(f"{path.name}-wal").stat().st_size == 0
+    db.close()

@@ -19,10 +19,8 @@ from typing import Any, Protocol
 import trio
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
 
-from cipherbox import __version__
+from cipherbox import __version__, pki
 from cipherbox.concurrency import Flag, background
 from cipherbox.config.proxies import LineSettings
 from cipherbox.envelope.labels import label
@@ -332,11 +330,8 @@ def known_log_key(stated: bytes, certificate: x509.Certificate | None) -> bytes:
     """
     if not stated or certificate is None:
         return b""
-    key = certificate.public_key()
     try:
-        if not isinstance(key, ec.EllipticCurvePublicKey):
-            raise CredentialsError("HQ's certificate has no ECDSA key")
-        key.verify(stated[32:], label("log-key") + stated[:32], ec.ECDSA(hashes.SHA384()))
+        pki.verify_signature(certificate, stated[32:], label("log-key") + stated[:32])
     except InvalidSignature:
         raise CredentialsError("HQ's log key is not certified by HQ's certificate") from None
     return stated[:32]

@@ -90,12 +90,7 @@ def read_statement(payload: bytes, root: x509.Certificate) -> RestoreStatement:
             raise ValueError
         chain = [base64.b64decode(one, validate=True) for one in document["chain"]]
         leaf = pki.verify_chain(chain, root)
-        public = leaf.public_key()
-        if not isinstance(public, ec.EllipticCurvePublicKey):
-            raise ValueError
-        public.verify(
-            base64.b64decode(document["signature"]), _USE + text.encode(), ec.ECDSA(hashes.SHA384())
-        )
+        pki.verify_signature(leaf, base64.b64decode(document["signature"]), _USE + text.encode())
         old = tuple(line.split(" ", 1)[0] for line in lines)
         return RestoreStatement(
             pki.common_name(leaf), old, int(size), base64.b64decode(hashed, validate=True), new

@@ -8,6 +8,7 @@ a time.  An upgrade runs in one transaction, after the database was copied.
 from __future__ import annotations
 
 import errno
+import functools
 import sqlite3
 import time
 from collections.abc import Iterator, Sequence
@@ -43,13 +44,14 @@ SETTINGS = (
 Connection = sqlite3.Connection
 
 
-def scripts() -> list[str]:
+@functools.cache
+def scripts() -> tuple[str, ...]:
     """Return the schema's steps, oldest first."""
     files = sorted(
         (f for f in resources.files(__package__).iterdir() if f.name.endswith(".sql")),
         key=lambda f: f.name,
     )
-    return [f.read_text("utf-8") for f in files]
+    return tuple(f.read_text("utf-8") for f in files)
 
 
 def _translate(error: sqlite3.Error) -> StoreError | DiskFull | StoreUnavailable:
@@ -140,7 +142,7 @@ def _prepare(db: Connection, path: Path, files: Files) -> None:
 
 def check_age(db: Connection, path: Path, version: int) -> None:
     """Raise SchemaTooOld if the database is too old to be upgraded."""
-    check_shape(db, path, version, [list(_statements(step)) for step in scripts()])
+    check_shape(db, path, version, tuple(map(_statements, scripts())))
 
 
 def _upgrade(db: Connection, version: int, steps: Sequence[str]) -> None:
@@ -152,16 +154,18 @@ def _upgrade(db: Connection, version: int, steps: Sequence[str]) -> None:
         db.execute(f"PRAGMA user_version = {len(steps)}")
 
 
-def _statements(script: str) -> Iterator[str]:
-    """Yield the statements of a script; `executescript` would end the transaction."""
-    pending = ""
+@functools.cache
+def _statements(script: str) -> tuple[str, ...]:
+    """Return the statements of a script; `executescript` would end the transaction."""
+    found, pending = [], ""
     for line in script.splitlines():
         pending += line + "\n"
         if sqlite3.complete_statement(pending):
-            yield pending
+            found.append(pending)
             pending = ""
     if any(line.strip() and not line.lstrip().startswith("--") for line in pending.splitlines()):
         raise StoreError("a schema file ends inside a statement")
+    return tuple(found)
 
 
 def _copy(db: Connection, path: Path, files: Files) -> None:

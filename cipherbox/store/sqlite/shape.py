@@ -7,8 +7,8 @@ the oldest this program reads.
 
 from __future__ import annotations
 
+import functools
 import sqlite3
-from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -19,23 +19,29 @@ Shape = dict[str, tuple[tuple[str, ...], ...]]
 
 
 def check_shape(
-    db: sqlite3.Connection, path: Path, version: int, steps: Sequence[list[str]]
+    db: sqlite3.Connection, path: Path, version: int, steps: tuple[tuple[str, ...], ...]
 ) -> None:
     """Raise SchemaTooOld unless the database has the tables, views and columns that ``steps``
     create up to ``version``.
     """
     if version >= OLDEST:
-        with closing(sqlite3.connect(":memory:", isolation_level=None)) as promised:
-            for statement in (statement for step in steps[:version] for statement in step):
-                if not _writes_rows(statement):
-                    promised.execute(statement)
-            wanted, found = _shape(promised), _shape(db)
-            if all(found.get(name) == columns for name, columns in wanted.items()):
-                return
+        found = _shape(db)
+        if all(found.get(name) == columns for name, columns in _promised(steps[:version]).items()):
+            return
     raise SchemaTooOld(
         f"{path} was written by a version of CipherBox before 0.5.0, which this program cannot "
         "read; nothing was changed"
     )
+
+
+@functools.cache  # a process that opens many stores, as tests do, asks once
+def _promised(steps: tuple[tuple[str, ...], ...]) -> Shape:
+    """Return the shape that these steps create."""
+    with closing(sqlite3.connect(":memory:", isolation_level=None)) as db:
+        for statement in (statement for step in steps for statement in step):
+            if not _writes_rows(statement):
+                db.execute(statement)
+        return _shape(db)
 
 
 def _writes_rows(statement: str) -> bool:
