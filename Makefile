@@ -15,7 +15,7 @@ MINUTES ?= 10
 
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test check fix generate coverage mutate pyz wheel everywhere bench screenshots sim soak fuzz clean lock
+.PHONY: help demo test check fix generate coverage mutate pyz wheel everywhere bench screenshots seed sim soak fuzz clean lock
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 
@@ -71,6 +71,9 @@ bench: $(STAMP) $(PYZ) ## Measure the speed of everything
 
 screenshots: $(STAMP) ## Take pictures of the page in a browser, into build/screenshots
 	$(RUN) -m tests.page.screenshots
+
+seed: $(STAMP) ## Play the seeds of today, 10 that nobody played before
+	$(MAKE) sim SEEDS=$$(( $$(date +%s) / 86400 * 10 )):10
 
 sim: $(STAMP) ## Run the simulation alone and print which fault met which state; SEEDS=first:count
 	@rm -rf build/sim && mkdir -p build/sim

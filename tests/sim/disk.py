@@ -28,6 +28,7 @@ import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any
 
 import attrs
@@ -162,17 +163,22 @@ class Disk:
         self.databases.clear()
         self.files.clear()
         self.entries.clear()
-        for path in self._paths():
-            self.sync_file(path)
-        for folder in (self.root, *(p for p in self.root.rglob("*") if p.is_dir())):
-            self.sync_directory(folder)
+        for folder, _, names in os.walk(self.root):
+            entries = self.entries[folder] = {}
+            for name in names:
+                path = os.path.join(folder, name)
+                stat = os.lstat(path)
+                if S_ISREG(stat.st_mode):
+                    file = entries[name] = self.files.setdefault(stat.st_ino, File())
+                    if not name.endswith(_MADE_AGAIN):
+                        file.synced = _read(path)
 
     def sync_file(self, path: Path) -> None:
         if str(path) in self.databases:
             self.databases[str(path)].sync()
             return
         with suppress(FileNotFoundError):
-            self.files.setdefault(path.stat().st_ino, File()).synced = path.read_bytes()
+            self.files.setdefault(path.stat().st_ino, File()).synced = _read(str(path))
 
     def sync_directory(self, path: Path) -> None:
         self.entries[str(path)] = {
@@ -196,11 +202,14 @@ class Disk:
             if stat.st_nlink == 1:
                 self.files.pop(stat.st_ino, None)
 
-    def _paths(self) -> list[Path]:
+    def _paths(self) -> list[str]:
+        """Return its files, in order."""
         return sorted(
-            path
-            for path in self.root.rglob("*")
-            if path.is_file() and not path.is_symlink() and not path.name.endswith(_MADE_AGAIN)
+            os.path.join(folder, name)
+            for folder, _, names in os.walk(self.root)
+            for name in names
+            if not name.endswith(_MADE_AGAIN)
+            and S_ISREG(os.lstat(os.path.join(folder, name)).st_mode)
         )
 
     # -- crashes -----------------------------------------------------------------------------------
@@ -208,41 +217,48 @@ class Disk:
     def survivors(self, chance: random.Random, power: bool) -> Survivors:
         """What is left if the node stops now; ``power``: with a power cut, else killed."""
         if not power:
-            return {str(path.relative_to(self.root)): path.read_bytes() for path in self._paths()}
+            return {os.path.relpath(path, self.root): _read(path) for path in self._paths()}
         left: Survivors = {}
         for name in sorted(self.databases):
             if os.path.exists(name):
                 left[os.path.relpath(name, self.root)] = self.databases[name].survivor(chance)
-        folders = [self.root, *sorted(p for p in self.root.rglob("*") if p.is_dir())]
-        for folder in folders:
-            present = {
-                path.name: self.files.setdefault(path.stat().st_ino, File())
-                for path in sorted(folder.iterdir())
-                if path.is_file() and str(path) not in self.databases
-                if not path.name.endswith(_MADE_AGAIN)
-            }
-            synced = self.entries.get(str(folder), {})
-            for name, file in (present if chance.random() < 0.5 else synced).items():
-                path = folder / name
-                if str(path) in self.databases:
+        for folder, _, names in sorted(os.walk(self.root)):
+            present: dict[str, File] = {}
+            for name in sorted(names):
+                path = os.path.join(folder, name)
+                if path in self.databases or name.endswith(_MADE_AGAIN):
                     continue
-                now = path.read_bytes() if present.get(name) is file else file.synced
-                left[str(path.relative_to(self.root))] = _file_survivor(file, now or b"", chance)
+                if S_ISREG((stat := os.stat(path)).st_mode):
+                    present[name] = self.files.setdefault(stat.st_ino, File())
+            synced = self.entries.get(folder, {})
+            for name, file in (present if chance.random() < 0.5 else synced).items():
+                path = os.path.join(folder, name)
+                if path in self.databases:
+                    continue
+                now = _read(path) if present.get(name) is file else file.synced
+                survivor = _file_survivor(file, now or b"", chance)
+                left[os.path.relpath(path, self.root)] = survivor
         return left
 
     def restore(self, left: Survivors) -> None:
         """Make the directory contain what survived; a file that is still there stays the same."""
-        for path in [*self.root.rglob("*")]:
-            if path.is_symlink() or (
-                path.is_file() and str(path.relative_to(self.root)) not in left
-            ):
-                path.unlink()
+        for folder, _, names in os.walk(self.root):
+            for name in names:
+                path = os.path.join(folder, name)
+                if os.path.islink(path) or os.path.relpath(path, self.root) not in left:
+                    os.unlink(path)
         for name, content in left.items():
-            path = self.root / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(content)
-            path.chmod(0o600)
+            path = os.path.join(self.root, name)
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            with open(path, "wb") as file:
+                file.write(content)
+            os.chmod(path, 0o600)
         self.settle()
+
+
+def _read(path: str) -> bytes:
+    with open(path, "rb") as file:
+        return file.read()
 
 
 def _file_survivor(file: File, now: bytes, chance: random.Random) -> bytes:

@@ -188,7 +188,8 @@ async def _revoke(world: World) -> None:
 
 def calm(world: World) -> None:
     """End every fault."""
-    world.calm, world.store_fault = True, ""
+    world.calmed.set()
+    world.store_fault = ""
     world.clock_offset_s = dict.fromkeys(NODES, 0.0)
     world.recoveries.clear()
     for name in NODES:

@@ -14,21 +14,24 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 import trio
 
 from cipherbox import pki
 from cipherbox.broker.broker import Broker
 from cipherbox.cli.prove import checker
+from cipherbox.client.home import IDENTITY
 from cipherbox.client.outbox import sender as post_module
 from cipherbox.envelope import merkle_tree as tree
 from cipherbox.envelope import transparency_log as log
+from cipherbox.sealing import key_file
 from cipherbox.store.sqlite.store import DATABASE
 from tests import postgres, soak
 from tests.broker.world import durable
 from tests.server.hq import running
 from tests.sim import disk, faults
-from tests.sim.world import CLIENTS, HQ_NODE, LEAVER, RECEIVERS, SENDERS, Template, World, virtual
+from tests.sim.world import CLIENTS, HQ_NODE, LOCAL_KEY, RECEIVERS, Template, World, virtual
 
 FIRST, COUNT = (
     int(part)
@@ -50,19 +53,47 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Template:
 def make_template(path: Path) -> Template:
     """Enrol all clients at a new HQ in this directory."""
     people: dict[str, Any] = {}
+    (path / "new").mkdir(parents=True)
 
     async def make() -> None:
-        async with running(path / HQ_NODE) as here:
+        async with running(path / "new" / HQ_NODE) as here:
             for name in CLIENTS:
                 people[name] = await here.person(name, days=3650)
                 await here.hq.directory.register(name, people[name].identity.bundle.raw)
 
     trio.run(make)
+    for name in CLIENTS:
+        (path / "new" / name).mkdir()
+        key_file.save(path / "new" / name / IDENTITY, people[name].identity, local_key=LOCAL_KEY)
     for name in ("reserve", "lock"):
-        (path / HQ_NODE / name).unlink(missing_ok=True)
-    ca = path / HQ_NODE / "ca"
+        (path / "new" / HQ_NODE / name).unlink(missing_ok=True)
+    ca = path / "new" / HQ_NODE / "ca"
     root = tuple(pki.load_pem((ca / n).read_bytes(), n)[0] for n in ("root.crt", "issuing.crt"))
-    return Template(path / HQ_NODE, people, root)  # type: ignore[arg-type]
+    new = Template(path / "new", people, root)  # type: ignore[arg-type]
+    (path / "lived").mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        new.lived = live(World(path / "lived", new, 0), patch)
+    return new
+
+
+def live(world: World, monkeypatch: pytest.MonkeyPatch) -> Template:
+    """Let everybody write to everybody, and return what the nodes have then."""
+    until_s = 0.0
+
+    async def play() -> None:
+        nonlocal until_s
+        async with trio.open_nursery() as nursery:
+            world.start(nursery)
+            await trio.sleep(2.0)
+            faults.calm(world)
+            while world.unsettled():
+                await trio.sleep(0.1)
+            until_s = trio.current_time()
+            nursery.cancel_scope.cancel()
+
+    with virtual(world, 0, monkeypatch) as clock:
+        trio.run(play, clock=clock)
+    return attrs.evolve(world.template, path=world.path, log=world.log, until_s=until_s, lived=None)
 
 
 @soak.more
@@ -92,12 +123,8 @@ def play_seed(world: World, seed: int, monkeypatch: pytest.MonkeyPatch) -> Count
 
     async def play() -> None:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(world.node, HQ_NODE, world.serve)
             world.revoked = not any(kind == "revoke" for kind, _ in faults.aims(seed))
-            for name in SENDERS if world.revoked else (*SENDERS, LEAVER):
-                nursery.start_soon(world.node, name, lambda n=name: world.client(n, world.send))
-            for name in RECEIVERS:
-                nursery.start_soon(world.node, name, lambda n=name: world.client(n, world.receive))
+            world.start(nursery)
             await faults.storm(world, seed, met)
             faults.calm(world)
             with trio.move_on_after(SETTLE_S) as scope:
