@@ -54,7 +54,7 @@ async def test_only_an_admin_has_a_console(lab: Web) -> None:
         "/console/approve",
         "/console/dead",
         "/console/limit",
-        "/console/enrol",
+        "/console/clients",
         "/console/kick",
         "/console/purge",
         "/console/clock",
@@ -89,9 +89,9 @@ async def test_a_client_is_enrolled_approved_disconnected_and_revoked(
 ) -> None:
     for wrong in ({"client_id": "no such!"}, {"role": "king"}):
         fields = {"client_id": "NY-RC", "role": "client", "approve": "yes", **wrong}
-        assert (await admin.post("/console/enrol", fields)).status == 400
+        assert (await admin.post("/console/clients", fields)).status == 400
     fields = {"client_id": "NY-RC", "role": "client", "approve": "yes"}
-    page = await admin.post("/console/enrol", fields)
+    page = await admin.post("/console/clients", fields)
     assert "is shown this once" in page.words
     token = re.findall(r'<pre class="token">([^<]+)</pre>', page.text)[0]
     assert token not in (await admin.get("/console/clients")).text

@@ -355,10 +355,10 @@ async def test_trouble_has_its_acts(hq: RealHq, lab: Web, tmp_path: Path) -> Non
         assert (await web.post("/trouble/retry", {"message_id": "no id"})).status == 400
         assert (await web.post("/trouble/retry", {"message_id": ""})).status == 303
         assert "no segment PID" not in (await web.get("/trouble")).words
-        page = await web.post("/trouble/check")
+        page = await web.post("/trouble")
         assert "3 MB free at /{x}" in page.words
         assert "What to do: make room" in page.words
-        page = await web.post("/trouble/check", Accept_Language="de")
+        page = await web.post("/trouble", Accept_Language="de")
         assert "✗ Festplatte 3 MB frei bei /{x}" in page.words
         kind = translator("de")(summary(TimedOut))
         assert f"✗ Netz {kind} 10.0.0.1 does not answer" in page.words
