@@ -43,6 +43,7 @@ CERTIFICATES_S = 30.0  # between looks for open connections whose certificates e
 _WATCH_S = 60.0
 _MARK_S = 3600.0
 STANDBY_S = 1.0  # period at which a standby tries to take the lease
+STOOD_BY_S = 30.0  # a single HQ that was killed waits for the end of its own lease, 6 s at most
 RENEW_S = 2.0
 _TICK_S = 0.5  # a heartbeat is 1 s or more
 _LATE_S = 3.0
@@ -97,7 +98,7 @@ async def serve(
             try:
                 check_whole(store)
                 monitor.hq = HQ(config, store)
-                if session.kept:
+                if session.waited_s >= STOOD_BY_S:
                     monitor.hq.standbys.expect()
                 await run(monitor.hq, task_status=task_status)
             finally:

@@ -5,6 +5,8 @@ A database lists its sessions, so whoever writes it sees who waits (`postgres.le
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from typing import Protocol
 
 
@@ -17,13 +19,18 @@ class Session(Protocol):
 class WaitingSession:
     """See the module."""
 
-    def __init__(self) -> None:
+    def __init__(self, elapsed_s: Callable[[], float] = time.monotonic) -> None:
+        self._elapsed_s = elapsed_s
         self._latest: Session | None = None
-        self.kept = False  # whether there ever was one: this HQ has waited
+        self._since: float | None = None
+        self.waited_s = 0.0  # from the first session to the latest
 
     def keep(self, session: Session) -> None:
         """Keep this session, and close the one before."""
-        before, self._latest, self.kept = self._latest, session, True
+        now = self._elapsed_s()
+        self._since = now if self._since is None else self._since
+        self.waited_s = now - self._since
+        before, self._latest = self._latest, session
         if before is not None:
             before.close()
 

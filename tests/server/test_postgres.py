@@ -179,6 +179,7 @@ async def test_hq_knows_its_standby_and_misses_it(
     """A second HQ waits, takes over, and says that nobody waits for it."""
     for name in ("RENEW_S", "STANDBY_S"):
         monkeypatch.setattr(app, name, 0.1)
+    monkeypatch.setattr(app, "STOOD_BY_S", 0.0)
     monkeypatch.setattr(standbys, "MISSED_S", 0.0)
     told = trio.Event()
     async with trio.open_nursery() as nursery:
