@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
+from selenium.common.exceptions import WebDriverException
 
 from tests.client.real_hq import RealHq, real_hq
 from tests.page.chromium import chromium, sized
@@ -16,20 +18,26 @@ from tests.page.web import Web, page_of
 Browse = Callable[[Callable[[Any], None]], Any]
 
 
-@pytest.fixture(scope="session")
-def driver() -> Iterator[Any]:
-    """A browser for each process that runs tests."""
-    with chromium() as found:
-        yield found
-
-
-@pytest.fixture
-def browse(driver: Any) -> Browse:
-    """What runs `work(driver)` in a thread, with one empty tab.  What the browser complains of,
-    such as something that the page's own policy forbids, fails the test.
+class Browser:
+    """A browser for all tests of a process; one that does not answer any more, as a browser's own
+    fault may leave it, is ended, and another one is started.
     """
 
-    def run(work: Callable[[Any], None]) -> None:
+    def __init__(self) -> None:
+        self._driver: Any = None
+        self._open = ExitStack()
+
+    def tidy(self) -> Any:
+        """Return it with one empty tab of the usual size."""
+        if self._driver is not None:
+            try:
+                return self._tidied(self._driver)
+            except WebDriverException:
+                self.close()
+        self._driver = self._open.enter_context(chromium())
+        return self._tidied(self._driver)
+
+    def _tidied(self, driver: Any) -> Any:
         while len(driver.window_handles) > 1:
             driver.switch_to.window(driver.window_handles[-1])
             driver.close()
@@ -37,6 +45,28 @@ def browse(driver: Any) -> Browse:
         driver.get("about:blank")
         driver.get_log("browser")
         sized(driver, 1200, 900, False)
+        return driver
+
+    def close(self) -> None:
+        self._driver = None
+        self._open.close()
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    found = Browser()
+    yield found
+    found.close()
+
+
+@pytest.fixture
+def browse(browser: Browser) -> Browse:
+    """What runs `work(driver)` in a thread, with one empty tab.  What the browser complains of,
+    such as something that the page's own policy forbids, fails the test.
+    """
+
+    def run(work: Callable[[Any], None]) -> None:
+        driver = browser.tidy()
         work(driver)
         said = [one["message"] for one in driver.get_log("browser")]
         assert [one for one in said if "favicon" not in one and "status of 4" not in one] == []
