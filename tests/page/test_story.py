@@ -367,8 +367,10 @@ async def test_trouble_has_its_acts(hq: RealHq, lab: Web, tmp_path: Path) -> Non
 
 async def test_cancelling_and_sending_again(hq: RealHq, lab: Web) -> None:
     await lab.until("/people", shows("CA-RC"))
-    await write(lab, ["CA-RC"], "so that the keys are known")
+    first = await write(lab, ["CA-RC"], "so that the keys are known")
     await lab.until("/sent", shows("with HQ"))
+    async with hq.client("CA-RC") as other, other.consume_unopened():
+        await lab.until(first, shows("↑ with HQ", "↓ delivered"))  # and not opened yet
     await hq.stop()
     sent = await write(lab, ["CA-RC"], "a mistake")
     page = await lab.get(sent)

@@ -17,7 +17,8 @@ import orjson
 import pytest
 import trio
 
-from cipherbox.config.settings import ServerConfig, load_server_config
+from cipherbox.cli.doctor.hq import look
+from cipherbox.config.settings import ServerConfig, load_server_config, write_server_config
 from cipherbox.errors import DiskFull
 from cipherbox.server import app
 from cipherbox.server.connection.peer import STORE_AVAILABLE, STORE_UNAVAILABLE
@@ -37,11 +38,11 @@ from tests.server.hq import Raw, running
 STOP, GO_ON = 19, 18  # SIGSTOP, SIGCONT
 
 
-def at(server: postgres.Server) -> Callable[[ServerConfig], Store]:
+def at(server: postgres.Server, schema: str = "cipherbox") -> Callable[[ServerConfig], Store]:
     """Opens HQ's store there; the first time with what `init` put into SQLite."""
 
     def opened(config: ServerConfig) -> Store:
-        target = postgres.target(server)
+        target = postgres.target(server, schema)
         store = PostgresStore(target, config.directory, create=True, limits=config.limits)
         if not store.load(1).clients:
             with closing(SqliteSource(config.directory, DATABASE)) as source:
@@ -174,16 +175,16 @@ async def test_a_full_disk_of_the_database_ends_no_hq(
 
 
 async def test_hq_knows_its_standby_and_misses_it(
-    tmp_path: Path, own: postgres.Server, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, postgresql: postgres.Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A second HQ waits, takes over, and says that nobody waits for it."""
     for name in ("RENEW_S", "STANDBY_S"):
         monkeypatch.setattr(app, name, 0.1)
     monkeypatch.setattr(app, "STOOD_BY_S", 0.0)
     monkeypatch.setattr(standbys, "MISSED_S", 0.0)
-    told = trio.Event()
+    told, schema = trio.Event(), postgres.schema()
     async with trio.open_nursery() as nursery:
-        async with running(tmp_path / "hq", opener=at(own)) as here:
+        async with running(tmp_path / "hq", opener=at(postgresql, schema)) as here:
             shutil.copytree(here.hq.config.directory, tmp_path / "second")
             boss = await here.person("BOSS", role="admin")
             admin = await here.dial(boss)
@@ -195,11 +196,14 @@ async def test_hq_knows_its_standby_and_misses_it(
                 database=attrs.evolve(
                     config.database,
                     kind="postgresql",
-                    hosts=f"127.0.0.1:{own.port}",
+                    hosts=f"127.0.0.1:{postgresql.port}",
+                    schema=schema,
                     name="postgres",
                     tls="off",
                 ),
             )
+
+            write_server_config(second)
 
             async def stand_by(*, task_status: trio.TaskStatus[app.Served]) -> None:
                 await app.serve(second, waiting=lambda _: told.set(), task_status=task_status)
@@ -217,6 +221,9 @@ async def test_hq_knows_its_standby_and_misses_it(
             (row,) = rows
             assert row["labels"]["standby"].endswith(f"/{os.getpid()}")
             assert row["labels"]["address"] == "127.0.0.1"
+            found = await trio.to_thread.run_sync(look, second.directory)
+            (said,) = [one.text for one in found if one.about == "standby"]
+            assert said.endswith(f"/{os.getpid()} waits to take over, connected from 127.0.0.1")
         with trio.fail_after(20):
             while not took_over:
                 await trio.sleep(0.05)
