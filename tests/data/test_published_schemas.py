@@ -22,6 +22,7 @@ from cipherbox.limits import LIMITS
 from cipherbox.store import postgres, sqlite
 from cipherbox.store.files import Files
 from cipherbox.store.sqlite import database
+from cipherbox.store.sqlite.copying import SqliteSource
 from cipherbox.store.sqlite.inspect import inspect_store
 from cipherbox.store.sqlite.shape import OLDEST
 from cipherbox.store.sqlite.store import DATABASE, open_store
@@ -118,6 +119,8 @@ def refused(path: Path) -> None:
     for look in (
         lambda: open_store(path.parent, create=False, files=Files(), limits=LIMITS),
         lambda: inspect_store(path),
+        lambda: inspect_store(path, pages=False),  # `config check`
+        lambda: SqliteSource(path.parent, path.name),  # `backup`
     ):
         with pytest.raises(SchemaTooOld, match=r"before 0\.5\.0") as caught:
             look()

@@ -23,6 +23,7 @@ from cipherbox.server.ca.credentials import (
 from cipherbox.server.directory.revocation_lists import read_lists
 from cipherbox.server.operations.open_store import reach
 from cipherbox.server.operations.port_check import taken, wanted
+from cipherbox.store.sqlite.inspect import inspect_store
 from cipherbox.store.sqlite.store import RESERVE, SPOOL
 
 LOCK = "lock"
@@ -105,6 +106,8 @@ def _database(config: ServerConfig) -> Iterator[Problem]:
         yield from _tried(lambda: reach(config))
     elif not config.database.path.exists():
         yield Problem(f"{config.database.path}: no database", "create one with: cipherbox init")
+    else:
+        yield from _tried(lambda: inspect_store(config.database.path, pages=False))
 
 
 def places(config: ServerConfig) -> Iterator[Problem]:

@@ -11,7 +11,6 @@ from pathlib import Path
 from struct import Struct
 from typing import Any
 
-from cipherbox.errors import StoreError
 from cipherbox.store.copying import OWN_SETTINGS, TABLES, Row, batches, columns
 from cipherbox.store.postgres import commit, schema
 from cipherbox.store.postgres.connect import Connector
@@ -84,8 +83,7 @@ class PostgresSource:
         self._spool = SpoolSnapshot(directory, still=still)
         self._connection: PostgresConnection = Connector(target).writable()
         try:
-            if schema.version_of(self._connection, target.schema) != len(schema.scripts()):
-                raise StoreError(f"no HQ with this program's schema in {target}")
+            schema.prepare(self._connection, target, create=False, upgrade=False)
             self._connection.script(
                 "RESET enable_seqscan; RESET enable_hashjoin; RESET enable_mergejoin"
             )

@@ -47,6 +47,8 @@ class SqliteSource:
                     len(database.scripts()),
                 )
                 if version != ours:
+                    if 0 < version < ours:
+                        database.check_age(self._db, path, version)
                     raise StoreError(
                         f"{path} has schema {version}, and this program copies only schema {ours}",
                         remedy="upgrade a store first (cipherbox store upgrade); restore a backup "

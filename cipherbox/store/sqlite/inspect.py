@@ -22,8 +22,10 @@ class Inspection(NamedTuple):
     times: dict[str, bytes]  # the settings about time: `port.TIMES`
 
 
-def inspect_store(path: Path) -> Inspection:
-    """Return what was found; raise StoreError if it is not a database of ours."""
+def inspect_store(path: Path, *, pages: bool = True) -> Inspection:
+    """Return what was found; raise StoreError if this program cannot open the database.  ``pages``:
+    look for damage, too.
+    """
     if not path.exists():
         raise StoreError(f"no database {path}", remedy="run: cipherbox init")
     with (
@@ -46,7 +48,7 @@ def inspect_store(path: Path) -> Inspection:
         query = f"SELECT name, value FROM settings WHERE name IN ({marks})"  # marks only
         times = {str(name): bytes(value) for name, value in db.execute(query, TIMES)}
         problem = ""
-        if size <= _CHECK_BYTES:
+        if pages and size <= _CHECK_BYTES:
             verdict = db.execute("PRAGMA quick_check(1)").fetchone()[0]
             problem = "" if verdict == "ok" else f"the database is damaged: {verdict}"
     return Inspection(schema, size, newest[0] if newest else 0, problem, times)
