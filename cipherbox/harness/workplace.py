@@ -19,6 +19,7 @@ the run ends, they end, and a temporary directory is removed.
 
 from __future__ import annotations
 
+import atexit
 import os
 import re
 import shutil
@@ -101,10 +102,17 @@ def told(directory: Path) -> dict[str, str]:
 
 def end_with_run(lock: Path) -> None:
     """Make this process end when the run that started it has ended: see rules 3 and 4."""
-    threading.Thread(target=_wait_for_end, args=(lock,), daemon=True).start()
+    removing = threading.Event()
+
+    def stay() -> None:  # the thread that removes the directory ends this process
+        while removing.is_set():
+            _TICK.wait()
+
+    atexit.register(stay)
+    threading.Thread(target=_wait_for_end, args=(lock, removing), daemon=True).start()
 
 
-def _wait_for_end(lock: Path) -> None:
+def _wait_for_end(lock: Path, removing: threading.Event) -> None:
     directory = lock.parent
     with ExitStack() as stack:
         with suppress(OSError):  # a disk without room for it
@@ -112,6 +120,7 @@ def _wait_for_end(lock: Path) -> None:
             stack.enter_context(lock_file(own, "this process"))
         try:
             stack.enter_context(lock_when_free(lock))
+            removing.set()
             if _NAME.fullmatch(directory.name) and lock.stat().st_size:
                 for path in (directory, *abandoned()):
                     remove_tree(path)

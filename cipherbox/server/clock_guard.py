@@ -17,6 +17,9 @@ writes every hour. Rules:
 4. The doubt ends when the clock is back at the expected time, or when an admin confirms it.
 5. The trusted time advances with the clock only in `mark`, once an hour: smaller steps than
    `step_s` are allowed, but not many of them in a short time.
+6. A clock that HQ trusts can go back: one that is off by `step_s` less `_EDGE_MS` is not recorded.
+   Else a step just below the bound, as that of an hour, would be trusted, and its end, just above
+   the bound, doubted until an admin confirms it.
 """
 
 from __future__ import annotations
@@ -36,7 +39,9 @@ from cipherbox.store.port import CLOCK
 log = get_logger(__name__)
 _DAY_MS = 86_400_000
 _FOREVER_MS = 1 << 62
-_EDGE_MS = 1000  # a doubt ends this much closer than it begins: at the edge it would come and go
+# A doubt ends, and a clock is recorded, this much closer than a doubt begins: at the edge it would
+# come and go.  In an hour between two marks a clock that is slewed (500 ppm) moves by 1.8 s.
+_EDGE_MS = 10_000
 REMEDY = (
     "set the clock of HQ's machine (timedatectl set-ntp true); if it is right, an admin confirms "
     "it: cipherbox clock confirm"
@@ -120,6 +125,7 @@ class ClockGuard:
         self._boot = boot
         self._base = self._first(recorded)
         self.doubt = Problem()  # why the clock is in doubt; empty if it is right
+        self._trusts = False  # yet: HQ may have been in doubt when it ended
         self.now_ms()
 
     def _first(self, recorded: Recorded) -> _Base:
@@ -141,17 +147,19 @@ class ClockGuard:
         doubt. Each call checks the clock.
         """
         wall, here, base = self._wall_ms(), self._elapsed_s(), self._base
-        expected = base.at + int((here - base.elapsed_s) * 1000)
+        expected = self._expected(here)
         step_ms = self._settings().step_s * 1000
-        if self.doubt:
+        if not self._trusts:
             step_ms -= _EDGE_MS
         if -step_ms <= wall - expected <= step_ms + base.slack_ms:
             if base.slack_ms:
                 self._base = _Base(wall, here, 0)
+            self._trusts = True
             if self.doubt:
                 self.doubt = Problem()
                 log.warning("HQ's clock is right again: everything continues")
             return wall
+        self._trusts = False
         if not self.doubt:
             self.doubt = _doubt(wall, expected)
             log.critical(
@@ -159,6 +167,9 @@ class ClockGuard:
                 extra={"error": self.doubt.what},
             )
         return expected
+
+    def _expected(self, here: float) -> int:
+        return self._base.at + int((here - self._base.elapsed_s) * 1000)
 
     def now(self) -> datetime:
         """Return the same time as `now_ms`."""
@@ -192,8 +203,11 @@ class ClockGuard:
         now, here = self.now_ms(), self._elapsed_s()
         if self.doubt:
             return None
-        self._base = _Base(now, here, 0)
-        return Mark(now, log_at, self._boot, here)
+        expected = self._expected(here)
+        if abs(now - expected) <= self._settings().step_s * 1000 - _EDGE_MS:
+            expected = now
+        self._base = _Base(expected, here, 0)
+        return Mark(expected, log_at, self._boot, here)
 
 
 def _doubt(wall: int, expected: int) -> Problem:
