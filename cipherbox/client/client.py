@@ -27,7 +27,7 @@ from cipherbox.client.admin import AdminCalls
 from cipherbox.client.connection.confirm_window import PendingPublish
 from cipherbox.client.connection.connection import Connection
 from cipherbox.client.connection.reconnecting import ConnectionObserver, ReconnectingConnection
-from cipherbox.client.events import KEYS, LINE, RECEIVER, EventKind, Events, OnEvent
+from cipherbox.client.events import KEYS, LINE, RECEIVER, SENDER, EventKind, Events, OnEvent
 from cipherbox.client.home import Home, keyless, load_home, note_replaced
 from cipherbox.client.hq_time import HqClock
 from cipherbox.client.keys.directory import Directory
@@ -178,7 +178,13 @@ class Client(ConsumingCalls, Tracking, AdminCalls):
             return None
         return OutboxSender(
             self.connection,
-            Outbox(home.path, home.config.keep_until, self.sessions.chains, home.hides),
+            Outbox(
+                home.path,
+                home.config.keep_until,
+                self.sessions.chains,
+                home.hides,
+                lambda text: self.events.emit(SENDER, text),
+            ),
             self.events,
             self.sealer.seal_again,
             self.directory.revoked,

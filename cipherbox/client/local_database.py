@@ -20,6 +20,7 @@ from cipherbox.errors import Damaged, SchemaTooNew, SchemaTooOld, StoreError
 from cipherbox.portable import O_BINARY, give_to, is_root, private_dir, unwritable
 
 SYNCHRONOUS = "FULL"
+_LOG_BYTES, _FRAME_BYTES = 32, 24  # headers of a write-ahead log and of each frame
 _BUSY_MS = 30_000  # how long a commit waits for another process of this home
 
 
@@ -65,6 +66,42 @@ def open_database(path: Path, steps: Sequence[str], oldest: int = 1) -> sqlite3.
     return db
 
 
+def commits_in_log(path: Path) -> list[int]:
+    """Return the frames of the database's write-ahead log that end a commit, valid or not; call it
+    before the database is opened.
+
+    SQLite takes the log up to its first frame with a wrong checksum.  What follows is silently
+    dropped, also what had been synced (https://www.sqlite.org/fileformat2.html#walformat).
+    """
+    try:
+        log = path.with_name(f"{path.name}-wal").read_bytes()
+    except OSError:
+        return []
+    size = int.from_bytes(log[8:12], "big") + _FRAME_BYTES
+    salts, starts = log[16:24], range(_LOG_BYTES, len(log) - size + 1, size)
+    return [
+        number
+        for number, at in enumerate(starts, 1)
+        if log[at + 8 : at + 16] == salts and any(log[at + 4 : at + 8])
+    ]
+
+
+def lost_commits(db: sqlite3.Connection, path: Path, commits: Sequence[int]) -> str:
+    """Say how many of these commits SQLite dropped when it opened the database; return "" if it has
+    all.
+    """
+    if not commits:
+        return ""
+    _, valid, _ = db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+    lost = sum(number > valid for number in commits)
+    if not lost:
+        return ""
+    return (
+        f"{path.name} lost its last {lost} changes: the disk damaged them, or a power cut came "
+        "while they were written"
+    )
+
+
 def version_of(db: sqlite3.Connection) -> tuple[int, int]:
     """Return a mark that changes with every commit to the database, of this connection (the second
     number) and of others, in whichever process.
@@ -103,6 +140,10 @@ def translated(path: Path) -> Iterator[None]:
                 f"{path} is damaged ({error})", remedy="move it away, or restore it from a backup"
             ) from None
         raise StoreError(f"{path}: {error}") from None
+    except UnicodeDecodeError:  # SQLite quotes the damaged part, and sqlite3 cannot read that
+        raise Damaged(
+            f"{path} is damaged", remedy="move it away, or restore it from a backup"
+        ) from None
     except OSError as error:
         raise StoreError(f"{error.filename or path}: {error.strerror or error}") from error
 

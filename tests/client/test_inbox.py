@@ -374,3 +374,31 @@ def test_what_is_text(kind: str, content: bytes, text: str | None) -> None:
 def test_any_time_a_sender_claims_can_be_written() -> None:
     assert timestamp(0) == "1970-01-01T00:00:00.000Z"
     assert timestamp(2**63) == f"{2**63} ms"
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_lines_of_commits_that_the_disk_damaged_are_kept(tmp_path: Path, damaged: bool) -> None:
+    """SQLite drops every commit from a damaged frame on; all three had been acknowledged."""
+    inbox = Inbox(tmp_path)
+    inbox.record([received(b"one")])
+    path, log = tmp_path / DATABASE, tmp_path / f"{DATABASE}-wal"
+    before = log.stat().st_size
+    inbox.record([received(b"two")])
+    inbox.record([received(b"three")])
+    database, content = path.read_bytes(), bytearray(log.read_bytes())
+    inbox.close()
+    content[before + 2000] ^= damaged << 3
+    path.write_bytes(database)  # as a kill leaves it
+    log.write_bytes(content)
+    said: list[str] = []
+    Inbox(tmp_path, say=said.append).close()
+    kept = [*(tmp_path / "data").glob("received_messages-unrecorded-*.jsonl")]
+    written = [line["content"] for line in lines(tmp_path)]
+    if not damaged:
+        assert (written, kept, said) == (["one", "two", "three"], [], [])
+        return
+    assert written == ["one"]
+    found = [orjson.loads(line)["content"] for line in kept[0].read_bytes().splitlines()]
+    assert found == ["two", "three"]
+    assert "lost its last 2 changes" in said[0]
+    assert kept[0].name in said[1]

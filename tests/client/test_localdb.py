@@ -7,7 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from cipherbox.client.local_database import open_database
+from cipherbox.errors import Damaged
 from cipherbox.portable import WINDOWS
 
 STEPS = ("CREATE TABLE numbers (n INTEGER);\n",)
@@ -50,3 +53,12 @@ def test_opening_what_is_up_to_date_writes_nothing(tmp_path: Path) -> None:
     db = open_database(path, STEPS)
     assert path.with_name(f"{path.name}-wal").stat().st_size == 0
     db.close()
+
+
+def test_a_damaged_schema_that_is_no_text_is_named(tmp_path: Path) -> None:
+    """SQLite quotes what it cannot parse, and Python cannot decode that."""
+    path = tmp_path / "x.sqlite3"
+    open_database(path, STEPS).close()
+    path.write_bytes(path.read_bytes().replace(b"numbers (n", b"numbers \xa0n"))
+    with pytest.raises(Damaged, match=r"x\.sqlite3 is damaged"):
+        open_database(path, STEPS)

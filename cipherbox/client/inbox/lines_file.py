@@ -5,6 +5,9 @@ Before each write the inbox checks the file at its path. If it was moved, remove
 file is started, and that is recorded before its first line is written. If it was shortened, writing
 continues at its end. Data that others appended stays. So a line is only ever written to the file
 under this name, or to one that a person has moved.
+
+At a start, lines behind the recorded length are those of an interrupted step, and are cut off; but
+if the database lost commits, they may be the only copy, and are kept in another file.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cipherbox import clock
-from cipherbox.portable import O_BINARY, sync_directory
+from cipherbox.portable import O_BINARY, sync_directory, write_private
 
 _LARGE = 64 * 1024
 _DAY_MS = 24 * 3600 * 1000
@@ -37,17 +40,25 @@ class LinesFile:
     for never.
     """
 
-    def __init__(self, path: Path, at: At, say: Say, rotate: tuple[int, int] = (0, 0)) -> None:
+    def __init__(
+        self,
+        path: Path,
+        at: At,
+        say: Say,
+        rotate: tuple[int, int] = (0, 0),
+        *,
+        keep_tail: bool = False,
+    ) -> None:
         self.path, self._say, self._rotate = path, say, rotate
         self._fd = _opened(path)
         self._added = 0
         self._left_over = False  # bytes of a failed step follow the recorded length
         self.at = at
-        self.cut = self._cut_back()
+        self.cut = self._cut_back(keep_tail)
 
-    def _cut_back(self) -> int:
+    def _cut_back(self, keep_tail: bool) -> int:
         """Truncate the file to its recorded length; return the number of bytes of an interrupted
-        step that were removed.
+        step that were removed. With ``keep_tail`` they are moved to another file.
 
         If it is a different or shorter file, or no inbox has opened it, writing continues at its
         end.
@@ -59,10 +70,22 @@ class LinesFile:
             self.at = At(self._end(size), inode, clock.now_ms() if size == 0 else self.at.begun)
             return 0
         if size > self.at.length:
+            if keep_tail:
+                self._keep_tail()
             os.ftruncate(self._fd, self.at.length)
             os.fsync(self._fd)
         self.at = self.at._replace(inode=inode)
-        return size - self.at.length
+        return 0 if keep_tail else size - self.at.length
+
+    def _keep_tail(self) -> None:
+        """Copy the whole lines that follow the recorded length to another file."""
+        with self.path.open("rb") as file:
+            file.seek(self.at.length)
+            whole, end, _ = file.read().rpartition(b"\n")
+        if whole:
+            name = f"{self.path.stem}-unrecorded-{clock.now():%Y%m%dT%H%M%SZ}{self.path.suffix}"
+            write_private(self.path.with_name(name), whole + end)
+            self._say(f"the lines that the inbox does not know any more are in data/{name}")
 
     def look(self) -> bool:
         """Return whether the next line goes to another file or offset than recorded: then record

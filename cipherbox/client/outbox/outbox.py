@@ -26,7 +26,14 @@ from pathlib import Path
 
 from cipherbox import clock
 from cipherbox.client.hq_time import deletion_ms
-from cipherbox.client.local_database import open_database, sync, transaction, translated
+from cipherbox.client.local_database import (
+    commits_in_log,
+    lost_commits,
+    open_database,
+    sync,
+    transaction,
+    translated,
+)
 from cipherbox.client.outbox import origins
 from cipherbox.client.outbox.envelope_files import EnvelopeFiles
 from cipherbox.client.outbox.receipts import STEP as RECEIPTS_STEP
@@ -117,6 +124,7 @@ class Outbox(OutboxReceipts):
         keep_until: str = UNTIL_OPENED,
         chains: SendingChains | None = None,
         hides: SecretBox | None = None,
+        say: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._chains = chains
         self.hides = hides
@@ -124,9 +132,12 @@ class Outbox(OutboxReceipts):
         self._files = home / FILES
         self._large = EnvelopeFiles(self._files)
         self._keep_until = keep_until
+        commits = commits_in_log(self._path)
         self._db = open_database(self._path, STEPS, OLDEST)
         try:
             with translated(self._path):
+                if lost := lost_commits(self._db, self._path, commits):
+                    say(f"{lost}; messages or receipts of that time may be missing")
                 private_dir(self._files)
                 self._sweep()
         except BaseException:

@@ -71,6 +71,8 @@ def translated() -> Iterator[None]:
         yield
     except sqlite3.Error as error:
         raise _translate(error) from error
+    except UnicodeDecodeError:  # SQLite quotes the damaged part, and sqlite3 cannot read that
+        raise Damaged("the database is damaged", remedy="restore a backup") from None
     except OverflowError as error:
         raise InvalidRequest("a number exceeds the largest that the store holds") from error
     except OSError as error:
