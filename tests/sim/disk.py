@@ -36,6 +36,7 @@ import attrs
 SECTOR = 512
 _IOERR, _FULL = 10, 13
 _OWN = "simulated"
+_MESSAGES = (".sqlite3", "spool/", "outbox/", "data/", ".jsonl")  # in the name of a file
 _MADE_AGAIN = ("-shm",)  # SQLite makes it again
 
 
@@ -254,6 +255,19 @@ class Disk:
                 file.write(content)
             os.chmod(path, 0o600)
         self.settle()
+
+
+def flip_bit(left: Survivors, chance: random.Random) -> str:
+    """Flip a bit in one file, mostly of those with messages, and return its name."""
+    names = [name for name, content in sorted(left.items()) if content]
+    messages = [name for name in names if any(part in name for part in _MESSAGES)]
+    name = chance.choice(messages if messages and chance.random() < 0.8 else names)
+    content = bytearray(left[name])
+    used = [at for at in range(0, len(content), 64) if any(content[at : at + 64])]
+    at = chance.choice(used) + chance.randrange(64)
+    content[min(at, len(content) - 1)] ^= 1 << chance.randrange(8)
+    left[name] = bytes(content)
+    return name
 
 
 def _read(path: str) -> bytes:

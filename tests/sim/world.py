@@ -64,7 +64,7 @@ from cipherbox.store.postgres.target import Target
 from cipherbox.store.sqlite.copying import SqliteSource
 from cipherbox.store.sqlite.store import DATABASE, SqliteStore, open_store
 from tests.server.hq import Person
-from tests.sim.disk import Disk, Disks, Survivors
+from tests.sim.disk import Disk, Disks, Survivors, flip_bit
 
 BASE_S = 1_800_000_000.0
 SENDERS, RECEIVERS = ("S1", "S2"), ("R1", "R2")
@@ -203,6 +203,8 @@ class World:
         self.resting = False  # senders begin nothing
         self.revoked = False
         self.finished: set[str] = set()  # senders that publish nothing more
+        self.flipped = ""  # the file that had a flipped bit
+        self.ended: Callable[[str, BaseException], None] = lambda name, error: None
         self.on_event: Callable[[str, str], None] | None = None  # to look into a seed
         self.recoveries: dict[str, int] = {}  # node -> crashes that follow soon after its start
         self.rotations: set[str] = set()  # clients that are to rotate their keys
@@ -242,13 +244,21 @@ class World:
 
     # -- nodes -------------------------------------------------------------------------------------
 
-    def crash(self, name: str, *, power: bool) -> None:
-        """Stop a node now; what survives on its disk is decided now, too."""
+    def is_up(self, name: str) -> bool:
+        """Whether a node runs."""
+        return self.hq is not None if name == HQ_NODE else name in self.clients
+
+    def crash(self, name: str, *, power: bool, flip: bool = False) -> None:
+        """Stop a node now; what survives on its disk is decided now, too.  ``flip``: and one bit of
+        it changes.
+        """
         scope = self.scopes.get(name)
         if scope is None or scope.cancel_called:
             return
         sub = random.Random(self.chance.random())  # the number of its draws is not the seed's
         self._left[name] = self.disk(name).survivors(sub, power)
+        if flip:
+            self.flipped = f"{name}/{flip_bit(self._left[name], sub)}"
         scope.cancel()
 
     def stop_midway(self, name: str, calls: int) -> None:
@@ -268,8 +278,9 @@ class World:
                 with scope:
                     try:
                         await live()
-                    except* (CipherBoxError, OSError):
-                        pass  # the program ends, and is started again
+                    except* (CipherBoxError, OSError) as errors:
+                        # the program ends, and is started again
+                        self.ended(name, first_of(errors))
                 nursery.cancel_scope.cancel()
             self.close(name)
             if name in self._left:
@@ -581,6 +592,13 @@ class World:
             ],
             "transfers": [history.transfer_row(one) for one in Transfers(box).all(1 << 40)],
         }
+
+
+def first_of(error: BaseException) -> BaseException:
+    """Return what is in groups of exceptions."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
 
 
 async def inline(call: Callable[..., Any], *arguments: Any, **_: Any) -> Any:
