@@ -525,6 +525,11 @@ def other_user() -> dict[str, Any]:
     return {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
 
 
+def is_mine(path: Path) -> bool:
+    """Return whether this user owns the file, which is no link; True on Windows."""
+    return WINDOWS or path.lstat().st_uid == os.geteuid()
+
+
 def is_root() -> bool:
     """Return whether this process runs as root."""
     return not WINDOWS and os.geteuid() == 0

@@ -40,6 +40,7 @@ from cipherbox.portable import (
     holder_of,
     interrupted_by_signals,
     is_locked,
+    is_mine,
     is_root,
     lock_file,
     lock_when_free,
@@ -104,9 +105,9 @@ def end_with_run(lock: Path) -> None:
     """Make this process end when the run that started it has ended: see rules 3 and 4."""
     removing = threading.Event()
 
-    def stay() -> None:  # the thread that removes the directory ends this process
-        while removing.is_set():
-            _TICK.wait()
+    def stay() -> None:  # the thread that removes the directory, or is about to, ends this process
+        while removing.is_set() or (lock.exists() and not is_locked(lock)):
+            _TICK.wait(0.02)
 
     atexit.register(stay)
     threading.Thread(target=_wait_for_end, args=(lock, removing), daemon=True).start()
@@ -120,14 +121,16 @@ def _wait_for_end(lock: Path, removing: threading.Event) -> None:
             stack.enter_context(lock_file(own, "this process"))
         try:
             stack.enter_context(lock_when_free(lock))
-            removing.set()
-            if _NAME.fullmatch(directory.name) and lock.stat().st_size:
-                for path in (directory, *abandoned()):
-                    remove_tree(path)
         except FileNotFoundError:
             pass  # the directory is gone already
         except OSError:
             return  # a file system without locks
+        else:
+            removing.set()
+            with suppress(OSError):  # as above
+                if _NAME.fullmatch(directory.name) and lock.stat().st_size:
+                    for path in (directory, *abandoned()):
+                        remove_tree(path)
         os._exit(1)  # nobody waits for it any more
 
 
@@ -159,15 +162,18 @@ def _remove(path: Path) -> None:
 
 
 def _end_processes(path: Path) -> None:
-    """End what a run started and did not end itself, and wait for its end."""
+    """End what a run started and did not end itself, and wait for its end.  Files of another user
+    name no process that this one should end.
+    """
     files = [*(path / PROCESSES).glob("*")]
     until = time.monotonic() + _ENDS_S
     for file in files:
-        pid = holder_of(file)
-        if pid is not None and pid != os.getpid():
-            end_process(pid, orderly=file.name == POSTGRES)
-            while is_locked(file) and time.monotonic() < until:
-                _TICK.wait(0.02)
+        with suppress(FileNotFoundError):
+            pid = holder_of(file) if is_mine(file.parent) and is_mine(file) else None
+            if pid is not None and pid != os.getpid():
+                end_process(pid, orderly=file.name == POSTGRES)
+                while is_locked(file) and time.monotonic() < until:
+                    _TICK.wait(0.02)
 
 
 def _is_own(path: Path) -> bool:

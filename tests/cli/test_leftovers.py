@@ -18,8 +18,16 @@ from cipherbox.cli.doctor.leftovers import check, of_client, of_hq, of_machine
 from cipherbox.client.inbox.decrypted_files import OPENED
 from cipherbox.config.settings import ServerConfig, load_client_config, load_server_config
 from cipherbox.errors import StoreLocked
-from cipherbox.harness.workplace import abandoned, workplace
-from cipherbox.portable import WINDOWS, lock_file, write_private
+from cipherbox.harness.workplace import abandoned, remove_tree, workplace
+from cipherbox.portable import (
+    WINDOWS,
+    give_to,
+    ids_of,
+    is_root,
+    lock_file,
+    passed_lock,
+    write_private,
+)
 from cipherbox.server.operations import backup
 from cipherbox.server.operations.check import LOCK
 from cipherbox.server.operations.setup import UNFINISHED
@@ -227,6 +235,25 @@ def test_what_a_killed_run_started_ends_and_its_directory_goes(tmp_path: Path) -
     while any(tmp_path.iterdir()) or any(map(runs, pids)):
         assert time.monotonic() < until, [*tmp_path.iterdir()]
         time.sleep(0.01)
+
+
+@pytest.mark.skipif(not is_root(), reason="another user's files need root")
+def test_nobody_has_root_end_a_process_by_naming_it(tmp_path: Path) -> None:
+    """Anyone can make a directory among the temporary files that looks as one of a killed run."""
+    for theirs in ("processes/1", "processes"):
+        place = tmp_path / "cipherbox-prove-abcdefgh"
+        (place / "processes").mkdir(parents=True)
+        (place / "run.lock").write_text("1")
+        command = [sys.executable, "-c", FORKED + "input()"]
+        with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
+            with passed_lock(place / "processes" / "1") as lock:
+                os.write(lock, str(process.pid).encode())
+                give_to(place / theirs, ids_of("nobody") or (1, 1))
+                (found,) = abandoned(tmp_path)
+                remove_tree(found)
+            assert process.poll() is None
+            process.kill()
+        assert not place.exists()
 
 
 def runs(pid: int) -> bool:
