@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from cipherbox.cli.demo import command as demo_module
 from cipherbox.cli.demo import hostile as hostile_module
-from cipherbox.cli.demo.blind import blocks, search
+from cipherbox.cli.demo.blind import Plaintexts, blocks, search
 from cipherbox.cli.demo.items import BINDINGS, QUEUES, make_items
 from cipherbox.cli.demo.report import show_scenes
 from cipherbox.ops.unpack import CACHE_VARIABLE
@@ -78,7 +78,7 @@ def test_a_run_of_plaintext_is_found_wherever_it_is(tmp_path: Path, at: int, bef
     (tmp_path / "deep").mkdir()
     run = item.content[at : at + 31]
     (tmp_path / "deep" / "page").write_bytes(b"\x00" * before + run + b"\xff" * 40)
-    searched = search(tmp_path, [(item.file, item.content)])
+    searched = search(tmp_path, Plaintexts([(item.file, item.content)]))
     assert searched.found == [f"deep/page holds bytes of {item.file}"]
     assert searched.files == 1
 
@@ -87,7 +87,8 @@ def test_an_innocent_directory_is_innocent(tmp_path: Path) -> None:
     import random
 
     (tmp_path / "page").write_bytes(random.Random(3).randbytes(100_000) + bytes(50_000))
-    assert search(tmp_path, [(i.file, i.content) for i in items()]).found == []
+    plaintexts = Plaintexts((i.file, i.content) for i in items())
+    assert search(tmp_path, plaintexts).found == []
     assert blocks(bytes(100)) == set()
 
 

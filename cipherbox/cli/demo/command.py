@@ -29,7 +29,7 @@ from cipherbox.cli.scratch import Scratch, database_option, scratch
 if TYPE_CHECKING:
     import trio
 
-    from cipherbox.cli.demo.blind import Searched
+    from cipherbox.cli.demo.blind import Plaintexts, Searched
     from cipherbox.cli.demo.report import Scene
     from cipherbox.harness.stage import Stage
 
@@ -95,6 +95,7 @@ def demo(keep: bool, directory: Path | None, hostile_hq: bool, url: str, as_json
 
 async def play(directory: Path, talk: bool, database: Scratch) -> Report:
     """Run the whole scenario below ``directory``, which is empty, and return the report."""
+    from cipherbox.cli.demo.blind import Plaintexts
     from cipherbox.harness.stage import Stage
 
     def tell(text: str) -> None:
@@ -113,7 +114,7 @@ async def play(directory: Path, talk: bool, database: Scratch) -> Report:
         tell(f"exchange {EXCHANGE}: {', '.join(f'{key} -> {queue}' for queue, key in BINDINGS)}")
         sent = await _send(stage, directory, items)
         tell("four labs sealed and sent; HQ holds everything now")
-        plaintexts = [(item.file, item.content) for item in items]
+        plaintexts = Plaintexts((item.file, item.content) for item in items)
         waiting = _search(hq, database, plaintexts)
         tell(f"searched {waiting.size / 1e6:.1f} MB at {HQ} for plaintext")
         await _receive(stage, directory, items)
@@ -348,7 +349,7 @@ def _received(home: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def _search(hq: Path, database: Scratch, plaintexts: list[tuple[str, bytes]]) -> Searched:
+def _search(hq: Path, database: Scratch, plaintexts: Plaintexts) -> Searched:
     """Search HQ's directory, and with PostgreSQL a dump of every table."""
     from cipherbox.cli.demo.blind import search
 
