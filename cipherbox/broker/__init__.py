@@ -6,7 +6,7 @@ Map, written by `make generate`:
     clients       Limits and contact lists of one client, and the queues it owns.
     consume       Consumers: credit, deliveries, fetch, ack, nack, resend.
     dead_letters  Dead letters: dead-letter an entry, redrive or discard a dead letter.
-    enqueue       Append an envelope's entry to a queue, within the sender's quota for that queue.
+    enqueue       Append envelopes' entries to a queue, within the sender's quota for that queue.
     exchanges     Exchanges and bindings, as in AMQP 0-9-1: direct, fanout and topic.
     generations   An envelope whose id HQ knows: a duplicate, or a new generation that replaces the
                   old bytes.

@@ -80,7 +80,7 @@ def _check_expiry(state: BrokerState, queue: Queue, entries: list[Entry]) -> Non
 
 def _redrive(state: BrokerState, queue: Queue, entry: Entry) -> None:
     redriven = entry._replace(seq=queue.next, attempts=0)
-    queue.append(redriven, state.limits.head_entries)
+    queue.extend([redriven], state.limits.head_entries)
     state.touched.add(queue)
     if queue.max_length:
         overflow(state, queue)

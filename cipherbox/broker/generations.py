@@ -99,7 +99,7 @@ def _replace_everywhere(
     waiting = [(q.name, seq) for q, seq in places.waiting]
     count = len(known.queues)
     waiting += [
-        (q.name, enqueue(state, q, known.number, count, item, known.accepted_at))
+        (q.name, enqueue(state, q, count, [(known.number, item)], known.accepted_at))
         for q in places.revived
     ]
     state.effects.changes.replaced.append((known.number, item))

@@ -25,8 +25,9 @@ from typing import NamedTuple
 from cipherbox.broker.model import Counters, Entry, NewEntry
 from cipherbox.broker.usage import NONE, Totals, Usage
 
-_seq = itemgetter(0)
+_seq, _expires_at = itemgetter(0), itemgetter(8)
 _NONE = 1 << 63  # a seq that no entry has
+_new = tuple.__new__
 _FEW = 8  # as many are inserted one by one; more are merged
 
 
@@ -132,20 +133,24 @@ class Queue:
         self._totals.add(sender, now.size - had.size, now.envelopes - had.envelopes)
         self.senders.add(sender)
 
-    def append(self, entry: Entry, most: int) -> None:
-        """Append a new entry; keep it in memory if the head has room and there is no tail."""
-        seq = entry[0]
-        self.depth += 1
-        self.size += entry[2]
+    def extend(self, entries: list[Entry], most: int) -> None:
+        """Append new entries; keep those in memory for which the head has room, unless there is a
+        tail.
+        """
+        first = entries[0][0]
+        self.depth += len(entries)
+        self.size += sum([entry[2] for entry in entries])
         if not self.fresh:
-            self.fresh_from = seq
-        self.fresh.append(entry[1])
-        if self.loaded_to == seq - 1 and len(self.ready) < most:
-            self.ready.append(entry)
-            self.loaded_to = seq
-            if entry[8] or self.ttl_ms:
-                self._note_expiry((entry,))
-        self.next = seq + 1
+            self.fresh_from = first
+        self.fresh += [entry[1] for entry in entries]
+        room = most - len(self.ready)
+        if self.loaded_to == first - 1 and room > 0:
+            kept = entries[:room]
+            self.ready.extend(kept)
+            self.loaded_to = kept[-1][0]
+            if self.ttl_ms or any(map(_expires_at, kept)):
+                self._note_expiry(kept)
+        self.next = entries[-1][0] + 1
 
     def new_entries(self, now: int) -> list[NewEntry]:
         """Return the new entries of this batch, for the store."""
@@ -153,9 +158,8 @@ class Queue:
         rows = []
         for seq, number in enumerate(self.fresh, self.fresh_from):
             client = delivered_to(seq)
-            rows.append(
-                NewEntry(self.name, seq, number, 0 if client is None else now, client or "")
-            )
+            at = 0 if client is None else now
+            rows.append(_new(NewEntry, (self.name, seq, number, at, client or "")))
         return rows
 
     def fresh_seq(self, number: int) -> int | None:

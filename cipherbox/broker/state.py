@@ -7,9 +7,11 @@ The other modules of this package implement the commands: each takes this state 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from cipherbox.broker.exchanges import Exchange
-from cipherbox.broker.model import Effects, ExchangeType, KnownEnvelope, Snapshot
+from cipherbox.broker.model import Effects, ExchangeType, Incoming, KnownEnvelope, Snapshot
 from cipherbox.broker.queues import Consumer, Queue
 from cipherbox.broker.rights import Rights
 from cipherbox.broker.usage import NONE, Totals
@@ -18,6 +20,14 @@ from cipherbox.limits import LIMITS, Limits
 
 # queues, their names, unrouted recipients
 Targets = tuple[tuple[Queue, ...], tuple[str, ...], tuple[str, ...]]
+
+
+class AcceptedRun(NamedTuple):
+    """Envelopes accepted for the same queues, one after the other."""
+
+    numbered: Sequence[tuple[int, Incoming]]
+    names: tuple[str, ...]  # the queues
+    seqs: tuple[int, ...]  # of the first envelope in each
 
 
 class BrokerState:
@@ -74,11 +84,34 @@ class BrokerState:
         # ids from here on are too new
         self.latest = (now + self.limits.clock_ahead_ms + 1).to_bytes(6, "big")
         self.effects = Effects()
-        self.fresh: dict[tuple[str, bytes], KnownEnvelope] = {}  # accepted in this batch
+        # accepted in this batch; `runs` that are not in `fresh` yet
+        self.fresh: dict[tuple[str, bytes], KnownEnvelope] = {}
+        self.runs: list[AcceptedRun] = []
         self.gone: set[tuple[str, int]] = set()  # removed from the tail in this batch
         self.resized: dict[tuple[str, int], int] = {}  # replaced in the tail in this batch
         self.touched: set[Queue] = set()  # their counters changed
         self.dispatchable: set[Queue] = set()  # may have something to deliver
+
+    def known_now(self, sender: str, envelope_id: bytes) -> KnownEnvelope | None:
+        """Return what is known of an envelope that this batch accepted.
+
+        Only an id that is not its sender's newest can be known: most batches never ask.
+        """
+        for numbered, names, seqs in self.runs:
+            for place, (number, i) in enumerate(numbered):
+                waiting = tuple((name, seq + place) for name, seq in zip(names, seqs, strict=True))
+                self.fresh[(i.sender, i.envelope_id)] = KnownEnvelope(
+                    number,
+                    i.generation,
+                    i.envelope_hash,
+                    self.now,
+                    names,
+                    waiting,
+                    i.size,
+                    commitment=i.commitment,
+                )
+        self.runs.clear()
+        return self.fresh.get((sender, envelope_id))
 
     def connect(self, connection: int, client: str) -> None:
         """Add a connection of this client."""

@@ -72,6 +72,12 @@ class Totals:
         else:
             self._of.pop(client, None)
 
+    def left(self, client: str) -> tuple[int, int]:
+        """Return the bytes and envelopes that this client may add."""
+        had = self._of.get(client, NONE)
+        size, envelopes = self.limit_of(client, BYTES), self.limit_of(client, ENVELOPES)
+        return size - had.size, envelopes - had.envelopes
+
     def check(self, client: str, size: int, envelopes: int) -> None:
         """Raise QuotaExceeded, with the numbers, if this addition would exceed a limit."""
         had = self._of.get(client, NONE)

@@ -31,16 +31,21 @@ _FLAGS_WITHOUT_BYTES = PROMPT_RECEIPT
 TAG_BYTES = 16
 COMMITMENT_BYTES = 32
 FIXED = struct.Struct(">4sBBIIQQ16sIIBBB32s32s32sHBBB")
-# the same without magic, version, flags and hash suite: the first fields of `Prefix`, in its order,
-# then the number of recipients and the lengths of sender, exchange and routing key
-_READ = struct.Struct(">6xIIQQ16sIIBBx32s32s32sHBBB")
-_READ_1 = struct.Struct(">6xIIQQ16sIIBB32s32sHBBB")  # of version 1, without plain_commitment
+# the same without magic, version, flags and hash suite: the first fields of `Prefix`, in its order
+_READ = struct.Struct(">6xIIQQ16sIIBBx32s32s32s")
+_READ_1 = struct.Struct(">6xIIQQ16sIIBB32s32s")  # of version 1, without plain_commitment
+# then the number of recipients, and the lengths of sender, exchange and routing key
+_COUNTS = struct.Struct(">HBBB")
+_COUNTS_BYTES = _COUNTS.size
+_FIXED_BYTES, _FIXED_BYTES_1 = _READ.size + _COUNTS_BYTES, _READ_1.size + _COUNTS_BYTES
 _HASH_SUITE_AT = 56
 BUNDLE_HASH = slice(57, 89)  # of a prefix's bytes
 RECIPIENT = struct.Struct(">16sBHB")
 _CIPHERS = frozenset(map(int, BodyCipher))
 _SUITES = frozenset(map(int, SignatureSuite))
 _SHA256 = int(HashSuite.SHA256)
+_FIRST_CRITICAL_FLAG = CRITICAL_FLAGS & -CRITICAL_FLAGS
+_MOST_BYTES, _MOST_MESSAGES = LIMITS.prefix_bytes, LIMITS.messages
 # longer prefixes are not cached, which bounds the cache to a few MB
 _KNOWN_BYTES = 1024
 _new = tuple.__new__  # a NamedTuple's own constructor takes three times as long
@@ -185,24 +190,23 @@ def decode_prefix(buf: bytes) -> Prefix:
 
     Raise MalformedEnvelope or UnknownVersion, and no other error.
     """
-    if len(buf) < _READ_1.size or buf[:4] != MAGIC:
+    if len(buf) < _FIXED_BYTES_1 or buf[:4] != MAGIC:
         raise MalformedEnvelope("these bytes are not an envelope")
     version, flags = buf[4], buf[5]
     if version != VERSION:
-        values = _READ_1.unpack_from(buf)
-        fixed, values = _READ_1.size, (*values[:11], b"", *values[11:])
+        fixed, values = _FIXED_BYTES_1, (*_READ_1.unpack_from(buf), b"")
         known = version == FIRST_VERSION and not flags
-    elif len(buf) < FIXED.size:
+    elif len(buf) < _FIXED_BYTES:
         raise MalformedEnvelope("the prefix does not fit into the bytes")
     else:
-        fixed, values = FIXED.size, _READ.unpack_from(buf)
-        known = not flags & CRITICAL_FLAGS and buf[_HASH_SUITE_AT] == _SHA256
+        fixed, values = _FIXED_BYTES, _READ.unpack_from(buf)
+        known = flags < _FIRST_CRITICAL_FLAG and buf[_HASH_SUITE_AT] == _SHA256
     if not known:
         raise UnknownVersion(
             f"the envelope is of version {version} with flags {flags}", remedy="update this program"
         )
     length, body_length, sealed_at, expires_at, envelope_id, _, count, cipher, suite = values[:9]
-    if not fixed < length <= min(len(buf), LIMITS.prefix_bytes):
+    if not fixed < length <= _MOST_BYTES or length > len(buf):
         raise MalformedEnvelope("the prefix does not fit into the bytes")
     if cipher not in _CIPHERS or suite not in _SUITES:
         raise UnknownVersion(
@@ -210,34 +214,27 @@ def decode_prefix(buf: bytes) -> Prefix:
             remedy="update this program",
         )
     if (
-        not 1 <= count <= LIMITS.messages
+        not 1 <= count <= _MOST_MESSAGES
         or body_length < TAG_BYTES
         or not is_envelope_id(envelope_id)
     ):
         raise MalformedEnvelope("the prefix's id, message count or body length is not allowed")
     if expires_at and expires_at <= sealed_at:
         raise MalformedEnvelope("the envelope expires before it was sealed")
-    recipients, sender_size, exchange_size, key_size = values[12:]
-    if not 1 <= recipients <= LIMITS.recipients:
-        raise MalformedEnvelope(f"an envelope has 1 to {LIMITS.recipients} recipients")
     read = _known_parties if length <= _KNOWN_BYTES else _parties
-    end = buf[fixed:length]
-    more = bool(flags & ~_FLAGS_WITHOUT_BYTES)
-    parties = read(end, recipients, sender_size, exchange_size, key_size, more)
-    return _new(Prefix, (*values[:12], version, flags, *parties))
+    parties = read(buf[fixed - _COUNTS_BYTES : length], flags > _FLAGS_WITHOUT_BYTES)
+    return _new(Prefix, (*values, version, flags, *parties))
 
 
-def _parties(
-    raw: bytes,
-    recipient_count: int,
-    sender_size: int,
-    exchange_size: int,
-    key_size: int,
-    more: bool,
-) -> Parties:
-    """Return the parties; ``more``: bytes of an unknown flag may follow them."""
-    at = sender_size
-    sender = _client_id(raw[:at])
+def _parties(raw: bytes, more: bool) -> Parties:
+    """Return the parties, whose counts precede them; ``more``: bytes of an unknown flag may
+    follow.
+    """
+    recipient_count, sender_size, exchange_size, key_size = _COUNTS.unpack_from(raw)
+    if not 1 <= recipient_count <= LIMITS.recipients:
+        raise MalformedEnvelope(f"an envelope has 1 to {LIMITS.recipients} recipients")
+    at = _COUNTS_BYTES + sender_size
+    sender = _client_id(raw[_COUNTS_BYTES:at])
     exchange = _name(raw[at : at + exchange_size])
     at += exchange_size
     routing_key = _name(raw[at : at + key_size])

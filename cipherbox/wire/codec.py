@@ -49,6 +49,7 @@ class _Decoders(dict[int, Get]):
 _ENCODE, _DECODE = _Encoders(), _Decoders()
 _SEND_HEAD = struct.Struct(">IBQBQ")
 _SEND_BODY = struct.Struct(">QBQ")
+_SEND_BYTES = 1 + _SEND_BODY.size  # the least that the length of a SEND states
 _DELIVER_HEAD = struct.Struct(">IBII")
 _DELIVERED = struct.Struct(">QHQQI")
 DELIVERED_BYTES = _DELIVERED.size  # overhead of each envelope in a frame
@@ -81,7 +82,9 @@ def encode_sends(items: Iterable[SendItem]) -> list[Octets]:
     """Return the SEND frames of all items, in pieces to be sent one after the other."""
     out: list[Octets] = []
     for correlation, flags, route_version, envelope in items:
-        out.append(_SEND_HEAD.pack(18 + len(envelope), SEND, correlation, flags, route_version))
+        out.append(
+            _SEND_HEAD.pack(_SEND_BYTES + len(envelope), SEND, correlation, flags, route_version)
+        )
         out.append(envelope)
     return joined(out)
 
@@ -142,17 +145,31 @@ def decode_send(body: Octets, at: int, end: int) -> SendItem:
     return correlation, flags, route_version, _taken(body, at + 17, end)
 
 
+def decode_sends(buf: bytes, at: int, most: int, items: list[SendItem]) -> int:
+    """Append the complete SENDs from ``buf[at]`` on, each of at most ``most`` bytes, and return
+    the offset of what is no such frame: another kind, an incomplete or an invalid one.
+    """
+    read, last = _SEND_HEAD.unpack_from, len(buf) - _SEND_HEAD.size
+    size = len(buf)
+    while at <= last:
+        length, kind, correlation, flags, route_version = read(buf, at)
+        end = at + 4 + length
+        if kind != SEND or not _SEND_BYTES <= length <= most or end > size:
+            break
+        items.append((correlation, flags, route_version, buf[at + _SEND_HEAD.size : end]))
+        at = end
+    return at
+
+
 def encode_deliver(tag: int, entries: list[DeliveredItem]) -> list[Octets]:
     """Return one encoded DELIVER frame, in pieces to be sent one after the other."""
     out: list[Octets] = [b""]
-    size = 9
     for seq, attempt, accepted_at, log_entry, envelope in entries:
         out.append(
             _DELIVERED.pack(seq, min(attempt, 0xFFFF), accepted_at, log_entry, len(envelope))
         )
         out.append(envelope)
-        size += DELIVERED_BYTES + len(envelope)
-    out[0] = _DELIVER_HEAD.pack(size, DELIVER, tag, len(entries))
+    out[0] = _DELIVER_HEAD.pack(9 + sum(map(len, out)), DELIVER, tag, len(entries))
     return joined(out)
 
 
@@ -199,6 +216,7 @@ __all__ = [
     "decode_deliver",
     "decode_delivered",
     "decode_send",
+    "decode_sends",
     "encode",
     "encode_body",
     "encode_deliver",

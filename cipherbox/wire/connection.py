@@ -254,12 +254,12 @@ class WireConnection:
                 self._need = end - at
                 return at
             if kind == SEND:
-                item = codec.decode_send(buf, at + 5, end)
                 if sends is None:
-                    sends = [item]
+                    sends = []
                     found.append(SendBatch(sends))
-                else:
-                    sends.append(item)
+                sends.append(codec.decode_send(buf, at + 5, end))
+                if isinstance(buf, bytes):  # the SENDs after it need no check of their own
+                    end = codec.decode_sends(buf, end, self._frame_bytes, sends)
             else:
                 sends = None
                 if kind == DELIVER:

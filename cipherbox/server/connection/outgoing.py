@@ -62,7 +62,7 @@ class QueuedDelivery:
         """
         end, size = self.at, 0
         while end < len(self.entries):
-            size += self.entries[end].size + codec.DELIVERED_BYTES
+            size += self.entries[end][2] + codec.DELIVERED_BYTES
             if size > most and end > self.at:
                 break
             end += 1
@@ -185,7 +185,7 @@ class SendQueue:
                 frame: list[codec.Octets] = [head]
             else:
                 queue, entries = self._next_entries(head)
-                used = sum(entry.size for entry in entries)
+                used = sum([entry[2] for entry in entries])
                 if self._ahead is None and used >= LARGE:
                     if going:
                         await self._send(going)
@@ -202,7 +202,7 @@ class SendQueue:
                 self._read_ahead(nursery)
                 if isinstance(head, QueuedDelivery):
                     envelopes = len(entries) - len(items)
-                    left = used - sum(len(item[4]) for item in items)
+                    left = used - sum([len(item[4]) for item in items])
                     if envelopes or left:
                         self._unused(head.tag, envelopes, left)
                 frame = self._frame(head, items)

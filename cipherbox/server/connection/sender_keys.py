@@ -22,6 +22,11 @@ class SenderKeys:
         self._look_up, self._most = ends_at, most
         self._ends: dict[bytes, int] = {}
 
+    def valid(self, raw: bytes | memoryview, now_ms: int) -> bool:
+        """Return whether `check` would find, without a look-up, that the keys have not ended."""
+        ends_at = self._ends.get(bytes(raw[BUNDLE_HASH]))
+        return ends_at is not None and not 0 < ends_at < now_ms
+
     async def check(self, raw: bytes | memoryview, client: str, now_ms: int) -> None:
         """Raise EnvelopeRefused if the keys that signed a well-formed envelope of this client have
         ended.

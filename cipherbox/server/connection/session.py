@@ -330,16 +330,19 @@ class Session:
 
     async def _publish(self, batch: SendBatch) -> None:
         items, taken, failed = [], [], []
-        self.asked_at = self._shared.clock_ms()
+        self.asked_at = now = self._shared.clock_ms()
+        keys, client, most = self._sender_keys, self.client, self._limits.envelope_bytes
         for item in batch.items:
-            self._in_flight.next_correlation(item[0])
+            correlation, _, _, raw = item
+            self._in_flight.next_correlation(correlation)
             try:
-                one = incoming(item, self.client, self._limits.envelope_bytes)
-                await self._sender_keys.check(item[3], self.client, self.asked_at)
+                one = incoming(item, client, most)
+                if not keys.valid(raw, now):
+                    await keys.check(raw, client, now)
                 items.append(one)
                 taken.append(item)
             except CipherBoxError as error:
-                failed.append(Failed(item[0], error))
+                failed.append(Failed(correlation, error))
         size = self._in_flight.publish(taken)
         if failed:
             self._put(b"".join(encode.encode(failed)))
