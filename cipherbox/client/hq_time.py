@@ -104,9 +104,12 @@ class HqClock:
 
     def now_ms(self) -> int:
         """Return this machine's time, or HQ's while the two differ by more than an hour."""
+        wall = self._wall_ms()
         if self._shown is None:  # the log alone may be wrong: HQ's clock was once ahead
             self._tell()
-        return self._expected(*self._shown) if self.wrong_by_ms and self._shown else self._wall_ms()
+            return wall
+        expected = self._expected(*self._shown)
+        return expected if abs(wall - expected) > STEP_MS else wall
 
     def _expected(self, server_ms: int, at_s: float) -> int:
         return server_ms + int((self._elapsed_s() - at_s) * 1000)

@@ -230,11 +230,15 @@ class Messages(Sequence[Message]):
         message.content = bytes(content)
         return message
 
+    def type_of(self, at: int) -> str:
+        """Return the content type of a message."""
+        return (self._types[at][1:].decode() if self._types else "") or self._default
+
     def apart(self, at: int) -> tuple[Message, memoryview]:
         """Return a message without its content, and its content, which is not copied."""
         message = Message(
             b"",
-            (self._types[at][1:].decode() if self._types else "") or self._default,
+            self.type_of(at),
             _decode_headers(_Reader(self._headers[at])) if self._headers else {},
             self._sent[at] or self._sealed_at if self._sent else self._sealed_at,
         )
@@ -253,6 +257,11 @@ def apart(messages: Sequence[Message], at: int) -> tuple[Message, bytes | memory
     if isinstance(messages, Messages):
         return messages.apart(at)
     return messages[at], messages[at].content
+
+
+def type_of(messages: Sequence[Message], at: int) -> str:
+    """Return the content type of a message, without making the message."""
+    return messages.type_of(at) if isinstance(messages, Messages) else messages[at].content_type
 
 
 def unpack(plain: bytes, count: int, sealed_at: int) -> Messages:

@@ -81,6 +81,7 @@ class Identity:
         self.retired = tuple(retired)
         self._ed25519 = nacl.signing.SigningKey(ed25519_seed)
         self._mldsa65 = MLDSA65PrivateKey.from_seed_bytes(mldsa65_seed) if mldsa65_seed else None
+        self.suite = required_suite(self.sign_keys)
         self._by_id = {k.key_id: k for k in (*self.retired, *self.current)}
         self.bundle: KeyBundle | None = None  # the published one
         self.upcoming: Identity | None = None  # saved, and perhaps published
@@ -101,10 +102,6 @@ class Identity:
         )
         keys = [DecryptKey.from_seed(kind, SCHEMES[kind].generate()) for kind in DEFAULT_TYPES]
         return cls(client_id, bytes(nacl.signing.SigningKey.generate()), mldsa, keys)
-
-    @property
-    def suite(self) -> SignatureSuite:
-        return required_suite(self.sign_keys)
 
     @property
     def sign_keys(self) -> dict[int, bytes]:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import attrs
@@ -101,12 +101,7 @@ def _content_key(
     parsed: ParsedEnvelope, identity: Identity, in_session: OpenInSession | None = None
 ) -> tuple[bytes, ContentKeys]:
     prefix = parsed.layout.prefix
-    wanted = identity.client_id.casefold()
-    index = next(
-        (i for i, r in enumerate(prefix.recipients) if r.client_id.casefold() == wanted), None
-    )
-    if index is None:
-        raise NotRecipient
+    index = _index_of(identity.client_id, prefix.recipient_ids)
     entry = prefix.recipients[index]
     prefix_hash = hashlib.sha256(parsed.raw[: prefix.prefix_length]).digest()
     stanza = layouts.stanza(parsed.raw, parsed.layout, index)
@@ -123,6 +118,16 @@ def _content_key(
     if not hmac.compare_digest(keys.commitment, prefix.commitment):
         raise CommitmentMismatch
     return unwrapped, keys
+
+
+def _index_of(client_id: str, recipients: Sequence[str]) -> int:
+    if client_id in recipients:
+        return recipients.index(client_id)
+    wanted = client_id.casefold()
+    for index, name in enumerate(recipients):
+        if name.casefold() == wanted:
+            return index
+    raise NotRecipient
 
 
 def open_plain(parsed: ParsedEnvelope, key: bytes) -> bytes:

@@ -10,7 +10,7 @@ import enum
 
 from cipherbox.client.inbox.lines import Received
 from cipherbox.client.publishing.parts import MANIFEST, PART
-from cipherbox.sealing.body import apart
+from cipherbox.sealing.body import type_of
 
 PIPE_FRAME = "application/x-cipherbox-pipe"
 
@@ -34,8 +34,7 @@ def recording_of(received: Received) -> Recording:
     """Return how an opened envelope is recorded."""
     if len(received.messages) != 1:
         return Recording.LINES
-    message, _ = apart(received.messages, 0)  # a copy of 1 MiB costs more than its recording
-    found = CONTENT_TYPES.get(message.content_type, Recording.LINES)
+    found = CONTENT_TYPES.get(type_of(received.messages, 0), Recording.LINES)
     if found is Recording.FILE and not received.queue.endswith(".bulk"):
         return Recording.LINES
     return found

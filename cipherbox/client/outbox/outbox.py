@@ -209,9 +209,8 @@ class Outbox(OutboxReceipts):
                     if item.generation:
                         dropped += self._next_generation(item, file, now)
                 self._insert(fresh, places, now)
-                self._confirm(confirmed, now, dropped)
-                for one in proven:
-                    self._prove(one)
+                proofs = {name: n for one in proven for name, n in self._prove(one).items()}
+                self._confirm(confirmed, proofs, now, dropped)
                 for out in refused:
                     self._db.execute(
                         "UPDATE envelopes SET state = ?, code = ?, reason = ?, changed_at = ? "
@@ -373,36 +372,56 @@ class Outbox(OutboxReceipts):
         db.execute("UPDATE envelopes SET owed = ? WHERE number = ?", (owed, row[0]))
         return [row[1]] if row[1] else []
 
-    def _confirm(self, confirmed: Sequence[Confirmed], now: int, dropped: list[str]) -> None:
+    def _confirm(
+        self,
+        confirmed: Sequence[Confirmed],
+        proofs: dict[bytes, int],
+        now: int,
+        dropped: list[str],
+    ) -> None:
+        """Record confirms, and the proofs of these and other envelopes.  Each UPDATE writes the
+        whole row, the envelope included.
+        """
         self._db.executemany(
             "UPDATE envelopes SET accepted_at = ?, queues = ?, code = 0, changed_at = ?, "
-            "reason = CASE state WHEN 0 THEN reason ELSE '' END, state = 1 "
+            "reason = CASE state WHEN 0 THEN reason ELSE '' END, state = 1, "
+            "proof = coalesce(?, proof) "
             "WHERE envelope_id = ? AND generation = ? AND state <> 1",
             [
-                (c.accepted_at, names_text(c.queues), now, c.envelope_id, c.generation)
+                (
+                    c.accepted_at,
+                    names_text(c.queues),
+                    now,
+                    proofs.get(c.envelope_id),
+                    c.envelope_id,
+                    c.generation,
+                )
                 for c in confirmed
             ],
+        )
+        self._db.executemany(
+            "UPDATE envelopes SET proof = ?1 WHERE envelope_id = ?2 AND proof IS NOT ?1",
+            [(proof, name) for name, proof in proofs.items()],
         )
         if self._keep_until == UNTIL_CONFIRMED:
             for one in confirmed:
                 dropped += self._forget_bytes_of(one.envelope_id)
 
-    def _prove(self, one: Proven) -> None:
+    def _prove(self, one: Proven) -> dict[bytes, int]:
+        """Store a proof; return its number for each of its envelopes."""
         # A pipe deletes an envelope as soon as its peer has the bytes, which may be before HQ's
         # confirm is recorded.
         if not any(
             self._db.execute("SELECT 1 FROM envelopes WHERE envelope_id = ?", (name,)).fetchone()
             for name in one.envelope_ids
         ):
-            return
+            return {}
         proof = self._db.execute(
             "INSERT INTO proofs (entry, bytes, leaves) VALUES (?, ?, ?)",
             (one.entry, one.proof, one.leaves),
         ).lastrowid
-        self._db.executemany(
-            "UPDATE envelopes SET proof = ? WHERE envelope_id = ?",
-            [(proof, name) for name in one.envelope_ids],
-        )
+        assert proof is not None
+        return dict.fromkeys(one.envelope_ids, proof)
 
     def _forget_bytes_of(self, envelope_id: bytes) -> list[str]:
         row = self._db.execute(

@@ -214,10 +214,8 @@ class Sealer:
                 prompt_receipt=options.prompt_receipt,
             )
         steps = tuple(step for chain in sending_chains or () for step in chain.steps)
-        entry = None
-        if keep:
-            entry = self._entry(sealed, generation, route, options.flags, sealed_at, steps)
-            entry = entry._replace(replaces=replaces, origins=origins)
+        kept = sealed, generation, route, options.flags, sealed_at, steps, replaces, origins
+        entry = self._entry(*kept) if keep else None
         if self.events.has_listener and route.routing_key not in (".bulk", ".sys"):
             self.events.messages(
                 SENDER, "Encrypted {} for " + ", ".join(route.names), sealed.envelope_id, count
@@ -253,6 +251,8 @@ class Sealer:
         flags: int,
         sealed_at: int,
         steps: tuple[RatchetStep, ...],
+        replaces: bytes | None,
+        origins: Origins | None,
     ) -> OutboxEntry:
         """Return what the outbox keeps of an envelope; its content key is encrypted there."""
         return OutboxEntry(
@@ -268,7 +268,9 @@ class Sealer:
             sealed_at,
             sealed.envelope_hash,
             self._secret_box.wrap(sealed.content_key, sealed.envelope_id, generation),
+            replaces=replaces,
             steps=steps,
+            origins=origins,
             commitment=sealed.commitment,
         )
 

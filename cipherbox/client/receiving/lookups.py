@@ -61,7 +61,7 @@ class Lookups:
         One that returned from its look-up must not wait behind a later one that is still parked: it
         would be parked again, and overtaken.
         """
-        return any(
+        return bool(self._parked) and any(
             one.queue == delivery.queue
             and one.connection is delivery.connection
             and one.seq < delivery.seq

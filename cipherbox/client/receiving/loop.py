@@ -30,7 +30,9 @@ from cipherbox.errors import CipherBoxError
 
 FETCH_ENVELOPES = 256
 BATCH_BYTES = 4 * 1024 * 1024  # opened and recorded in one step
-ENVELOPES = 1024  # classified in one step; those left for lack of time are classified again
+# Classified in one step. Those left for lack of time are classified again, so a step takes no more
+# than the one before had time for, until one had time for all.
+ENVELOPES, LEAST_ENVELOPES = 1024, 64
 BULK_ENVELOPES = 16  # of files in one step; then other messages have their turn
 
 
@@ -48,6 +50,7 @@ class ReceiveLoop:
         self._open_lock = trio.Lock()  # one batch at a time is opened, across all queues
         self._opening = 0  # batches that were taken and are not opened yet
         self._consumers: list[Consumer] = []
+        self._most = ENVELOPES  # of the next step
 
     @property
     def opening(self) -> bool:
@@ -150,7 +153,14 @@ class ReceiveLoop:
             return await consumer.batch(max(1, left), BATCH_BYTES)
         # a part of a file may be far larger than its envelope
         bulk = consumer.queue.endswith(".bulk")
-        return await consumer.batch(BULK_ENVELOPES if bulk else ENVELOPES, BATCH_BYTES)
+        return await consumer.batch(BULK_ENVELOPES if bulk else self._most, BATCH_BYTES)
+
+    def _took_time(self, opened: int, *, for_all: bool) -> None:
+        """Adjust the size of the next step to the time that this one took."""
+        if for_all:
+            self._most = max(self._most, min(ENVELOPES, 2 * opened))
+        else:
+            self._most = max(LEAST_ENVELOPES, opened)
 
     async def _receive(
         self, consumer: Consumer, taken: list[Delivery], nursery: trio.Nursery
@@ -164,6 +174,7 @@ class ReceiveLoop:
                 await progress.written()  # two large ones are never in memory side by side
             new, done, rest = await self._classifier.open_new(deliveries)
             consumer.requeue(rest)
+            self._took_time(len(deliveries) - len(rest), for_all=not rest)
             await progress.written()
             progress.begin_writing(new, sum(one.size for one in done))
             progress.recording += 1

@@ -175,12 +175,12 @@ class Opener:
             prefix = delivery.parsed.layout.prefix
         except EnvelopeError:
             return True
-        if not self._accepts(delivery):
-            return True
         known = self._directory.has_sender(prefix.bundle_hash) or self.lookups.missed(
             prefix.sender, prefix.bundle_hash
         )
-        return known and not self.lookups.holds_earlier(delivery)
+        if known and not self.lookups.holds_earlier(delivery):
+            return True
+        return not self._accepts(delivery)
 
     def _opened(self, parsed: ParsedEnvelope, sender: KeyBundle, later: bool) -> Messages:
         assert self._identity is not None
