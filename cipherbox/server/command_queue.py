@@ -8,9 +8,11 @@ from typing import NamedTuple
 
 import trio
 
-from cipherbox.broker.model import AnyCommand
+from cipherbox.broker.model import AnyCommand, Sweep
 from cipherbox.concurrency import Flag, Signal
 from cipherbox.limits import Limits
+
+SWEEP_S = 1.0
 
 
 class Batch(NamedTuple):
@@ -27,6 +29,7 @@ class CommandQueue:
         self._limits = limits
         self._queue: deque[tuple[AnyCommand, int, float]] = deque()  # command, bytes, queued at
         self._bytes = 0
+        self._sweeps = False  # a sweep is queued
         self._work, self._room = Flag(), Signal()
 
     def __len__(self) -> int:
@@ -46,11 +49,20 @@ class CommandQueue:
         ):
             await self._room.wait()
 
-    async def work(self, until: float) -> None:
-        """Wait for the next command, at most until this time (trio's clock)."""
+    async def work(self) -> None:
+        """Wait for the next command."""
         self._work.clear()
-        with trio.move_on_at(until):
-            await self._work.wait()
+        await self._work.wait()
+
+    async def keep_sweeping(self) -> None:
+        """Append a sweep once a second, until cancelled.  A deadline for each wait of the engine
+        would cost more.
+        """
+        while True:
+            if not self._sweeps:
+                self._sweeps = True
+                self.put(Sweep())
+            await trio.sleep(SWEEP_S)
 
     def take(self) -> Batch:
         """Return the next batch."""
@@ -58,6 +70,8 @@ class CommandQueue:
         size = 0
         while self._queue and size <= self._limits.batch_commit_bytes:
             command, cost, queued_at = self._queue.popleft()
+            if type(command) is Sweep:
+                self._sweeps = False
             batch.commands.append(command)
             batch.queued_at.append(queued_at)
             size += cost

@@ -35,7 +35,7 @@ from cipherbox.broker.model import (
     FetchedEntries,
     RequiredFacts,
 )
-from cipherbox.concurrency import Backoff, Flag, only, retry
+from cipherbox.concurrency import Backoff, Flag, background, only, retry
 from cipherbox.errors import (
     Busy,
     CipherBoxError,
@@ -67,7 +67,6 @@ from cipherbox.store.reserve import PLENTY_BYTES
 
 T = TypeVar("T")
 log = get_logger(__name__)
-SWEEP_S = 1.0
 RECOVER_PAUSE_S = 1.0  # between tries to reload while the store is not available
 SILENT_S = 2.0
 FULL_PAUSE_S = 5.0  # publishes are refused for this time after a commit found the disk full
@@ -96,7 +95,6 @@ class Engine:
         self._threads = StoreThreads(store, runner)
         self._queue = CommandQueue(limits)
         self._idle = Flag()
-        self._swept_at = 0.0
         self._pages: list[tuple[str, int]] = []
         self._peers: dict[int, Peer] = {}
         self._next_connection = 1
@@ -208,6 +206,11 @@ class Engine:
         """Run until cancelled; raise StoreError if the store is damaged or another HQ has taken
         over.
         """
+        async with background() as nursery:
+            nursery.start_soon(self._queue.keep_sweeping)
+            await self._take_turns()
+
+    async def _take_turns(self) -> None:
         while True:
             self.turns += 1
             await self._gather()
@@ -232,15 +235,11 @@ class Engine:
                 await self._log(effects, batch)
 
     async def _gather(self) -> None:
-        """Wait for commands, at most until the next sweep."""
+        """Wait for commands."""
         if not self._queue and not self._pages:
             self._idle.set()
-            await self._queue.work(self._swept_at + SWEEP_S)
+            await self._queue.work()
         self._idle.clear()
-        now = trio.current_time()
-        if now >= self._swept_at + SWEEP_S:
-            self._swept_at = now
-            self._queue.put(m.Sweep())
 
     async def _commit(self, batch: list[AnyCommand]) -> Effects:
         wanted = self.broker.required_facts(batch)

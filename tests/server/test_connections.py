@@ -15,6 +15,7 @@ import trio
 
 from cipherbox.limits import LIMITS
 from cipherbox.net.tls import client_context
+from cipherbox.server.connection import session as session_module
 from cipherbox.wire import codec, frames
 from tests.server.hq import BIG, PATIENCE_S, Raw, Running, codec_name, running
 
@@ -133,6 +134,39 @@ async def test_a_stop_under_load_answers_what_was_taken_and_is_soon_over(tmp_pat
             bytes(row[0]) for row in r.hq.store.db.execute("SELECT envelope_id FROM envelopes")
         }
         assert stored == {envelopes[n] for n in confirmed}
+
+
+async def test_what_arrives_as_reading_stops_is_answered_and_nothing_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(tmp_path / "hq") as r:
+        lab = await r.client("FL-LAB")
+        await r.client("CA-RC")
+        (session,) = (s for s in r.hq.connections if s.client == "FL-LAB")
+        fill = session_module.fill
+
+        async def stopping(stream: Any, framing: Any) -> int:
+            size = await fill(stream, framing)
+            if stream is session._stream:
+                session.stop_reading()  # after the bytes came in, and before they were parsed
+            return size
+
+        charge = session._shared.budgets.charge
+
+        async def charging(spender: Any, event: Any) -> Any:
+            await trio.lowlevel.checkpoint()  # where a cancellation would be delivered
+            return await charge(spender, event)
+
+        monkeypatch.setattr(session_module, "fill", stopping)
+        monkeypatch.setattr(session._shared.budgets, "charge", charging)
+        seal = r.people["FL-LAB"].seal
+        for _ in range(2):  # the first is read by the call that waits already
+            answer = await lab.publish(seal(r.people["CA-RC"]).raw)
+            assert isinstance(answer, frames.Confirm)
+        with trio.move_on_after(0.3) as scope:
+            await lab.publish(seal(r.people["CA-RC"]).raw)
+        assert scope.cancelled_caught
+        assert r.hq.engine.broker.state.queues["box.CA-RC"].depth == 2
 
 
 async def test_those_without_a_certificate_cannot_take_every_place(tmp_path: Path) -> None:

@@ -71,9 +71,14 @@ class Transfer:
         self._waited, self._since = self.waited, None
 
     @property
+    def waits_s(self) -> float:
+        """How long HQ has been waiting for the peer; 0 if it does something else."""
+        return trio.current_time() - self._since if self._since is not None else 0.0
+
+    @property
     def waited(self) -> float:
         """The time in which HQ waited for the peer, in seconds."""
-        return self._waited + (trio.current_time() - self._since if self._since is not None else 0)
+        return self._waited + self.waits_s
 
     def late(self, window_s: float, least_per_s: int) -> bool:
         """Return whether a large frame moved too little in the current window of time."""

@@ -203,7 +203,8 @@ class Session:
     def stop_reading(self) -> None:
         """Read nothing more from the peer; what was read is still answered."""
         self._stopped_reading = True
-        self._receiving.cancel()
+        if self._waiting:
+            self._receiving.cancel()
 
     async def _open(self) -> bool:
         """Read HELLO, authenticate, send WELCOME; return False if the peer disconnected before."""
@@ -239,42 +240,42 @@ class Session:
     # -- in ----------------------------------------------------------------------------------------
 
     async def _read(self) -> None:
-        wire, counts = self._wire, self._engine.counts
-        while not self._stopped_reading:
-            if events := wire.events():
-                self._coming.whole()
-            for event in events:
-                counts.frames_received += len(event.items) if type(event) is SendBatch else 1
-                await self._event(event, await self._shared.budgets.charge(self, event))
-                while self._in_flight.full or self._out.size > _UNREAD_BYTES:
-                    await self._in_flight.changed.wait()
-            await self._coming.count(publishes=self._in_flight.published)
-            size = await self._receive()
-            if size is None:
-                break
-            if not size:
-                wire.receive_eof()
-                return
-            counts.received_bytes += size
+        """Read until the peer's end.  `stop_reading` cancels only a wait for the peer: what came in
+        before that took effect is handled outside of its scope.
+        """
+        await self._handle()
+        with self._receiving:
+            while not self._stopped_reading:
+                self._heard_at = trio.current_time()
+                self._waiting = True
+                self._coming.wait()
+                size = await fill(self._stream, self._wire)
+                self._waiting = False
+                self._coming.pause()
+                if not size:
+                    self._wire.receive_eof()
+                    return
+                self._engine.counts.received_bytes += size
+                if not self._stopped_reading:
+                    await self._handle()
+        await self._handle()
         await trio.sleep_forever()
+
+    async def _handle(self) -> None:
+        """Handle the complete frames, and wait until the peer may send more."""
+        wire, counts = self._wire, self._engine.counts
+        if events := wire.events():
+            self._coming.whole()
+        for event in events:
+            counts.frames_received += len(event.items) if type(event) is SendBatch else 1
+            await self._event(event, await self._shared.budgets.charge(self, event))
+            while self._in_flight.full or self._out.size > _UNREAD_BYTES:
+                await self._in_flight.changed.wait()
+        await self._coming.count(publishes=self._in_flight.published)
 
     def _cut(self, why: str) -> None:
         """Close the connection: one of its frames, in or out, is too slow."""
         self.end(SlowFrame(why))
-
-    async def _receive(self) -> int | None:
-        """Return the number of bytes received, 0 at the end; None after `stop_reading`."""
-        self._heard_at = trio.current_time()
-        self._waiting = True
-        with trio.CancelScope() as self._receiving:
-            if self._stopped_reading:
-                return None
-            self._coming.wait()
-            size = await fill(self._stream, self._wire)
-            self._waiting = False
-            self._coming.pause()
-            return size
-        return None
 
     async def _event(self, event: Any, refusal: Throttled | None) -> None:
         if type(event) is SendBatch:
@@ -416,6 +417,8 @@ class Session:
             self._cut(
                 f"this frame arrives too slowly, below {limits.slowest_bytes_per_s} bytes a second"
             )
+        elif self._out.stuck():
+            self.end(TimedOut("this client does not read what HQ sends"))
         elif self._out.slow():
             self._cut(
                 f"this client reads too slowly: below {limits.slowest_bytes_per_s} bytes per second"
