@@ -73,7 +73,7 @@ def measure(batch: int, exchange: str, key: str, *, waiting: int = 0) -> float:
             held = held[len(held) - waiting :]
             commands.append(m.Ack(2, "B", 1, "box.B", [(done[0], len(done))]))
             commands.append(m.Credit(2, 1, len(done), len(done) * SIZE))
-        broker.wanted(commands)
+        broker.required_facts(commands)
         effects = broker.handle(commands, Facts(), NOW)
         for handed in effects.deliveries:
             held += [entry[0] for entry in handed.entries]
@@ -82,10 +82,10 @@ def measure(batch: int, exchange: str, key: str, *, waiting: int = 0) -> float:
     return spent / ENVELOPES * 1e6
 
 
-def main() -> None:
+def main(rounds: int = ROUNDS) -> None:
     for title, exchange, key in (("to a mailbox", "", ""), ("by a topic", "e", "a.b")):
         for batch, waiting in ((1, 0), (10, 0), (200, 0), (200, 2000), (2000, 0)):
-            best = min(measure(batch, exchange, key, waiting=waiting) for _ in range(ROUNDS))
+            best = min(measure(batch, exchange, key, waiting=waiting) for _ in range(rounds))
             print(
                 f"{title}, batches of {batch}, {waiting} held: {best:.2f} us for publish, hand "
                 "out and ack"

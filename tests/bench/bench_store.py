@@ -12,17 +12,17 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from cipherbox.broker.model import (
     Changes,
     Counters,
     Incoming,
-    Mark,
     NewEntry,
     NewEnvelope,
     QueueRow,
+    SeqRun,
 )
 from cipherbox.limits import LIMITS
 from cipherbox.store.sqlite.store import SqliteStore, open_store
@@ -57,15 +57,16 @@ def changes(count: int, batch: int, body: bytes) -> Iterator[Changes]:
                 0,
                 len(body),
                 body,
+                digest,
             )
             made.envelopes.append(NewEnvelope(n, AT, 1, item))
             made.entries.append(NewEntry(QUEUE, n, n, AT, "B"))
         if first > 1:
-            made.acked.append(Mark(QUEUE, first - batch, first - 1, AT, "B"))
+            made.acked.append(SeqRun(QUEUE, first - batch, first - 1, AT, "B"))
             made.finished.extend(range(first - batch, first))
         made.counters.append(Counters(QUEUE, batch, batch * len(body), first, first + batch))
         made.highest["FL-LAB"] = envelope_id
-        made.usage["FL-LAB", QUEUE] = batch * len(body)
+        made.usage["FL-LAB", QUEUE] = (batch * len(body), batch)
         yield made
 
 
@@ -81,9 +82,12 @@ def run(store: SqliteStore, count: int, batch: int, size: int) -> tuple[float, f
     return wall, cpu
 
 
-def main() -> None:
+WORKS = ((40_000, BATCH, 1435), (40_000, BATCH, 300), (400, 20, 1 << 20))
+
+
+def main(works: Sequence[tuple[int, int, int]] = WORKS) -> None:
     where = sys.argv[1] if len(sys.argv) > 1 else None
-    for count, batch, size in ((40_000, BATCH, 1435), (40_000, BATCH, 300), (400, 20, 1 << 20)):
+    for count, batch, size in works:
         with tempfile.TemporaryDirectory(dir=where) as directory:
             store = open_store(Path(directory), create=True)
             wall, cpu = run(store, count, batch, size)
