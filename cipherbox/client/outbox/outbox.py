@@ -47,7 +47,7 @@ from cipherbox.client.outbox.rows import (
     OutboxEntry,
     Proven,
     Refused,
-    names_text,
+    confirm_values,
     values_of,
 )
 from cipherbox.client.sessions.sending_chains import STEP as CHAINS
@@ -387,17 +387,7 @@ class Outbox(OutboxReceipts):
             "reason = CASE state WHEN 0 THEN reason ELSE '' END, state = 1, "
             "proof = coalesce(?, proof) "
             "WHERE envelope_id = ? AND generation = ? AND state <> 1",
-            [
-                (
-                    c.accepted_at,
-                    names_text(c.queues),
-                    now,
-                    proofs.get(c.envelope_id),
-                    c.envelope_id,
-                    c.generation,
-                )
-                for c in confirmed
-            ],
+            [confirm_values(c, now, proofs.get(c.envelope_id)) for c in confirmed],
         )
         self._db.executemany(
             "UPDATE envelopes SET proof = ?1 WHERE envelope_id = ?2 AND proof IS NOT ?1",

@@ -164,6 +164,11 @@ def values_of(i: OutboxEntry, file: str | None, now: int) -> tuple[object, ...]:
     )
 
 
+def confirm_values(c: Confirmed, now: int, proof: int | None) -> tuple[object, ...]:
+    """Return the values that record a confirm, in the order of the UPDATE."""
+    return (c.accepted_at, names_text(c.queues), now, proof, c.envelope_id, c.generation)
+
+
 _NAMES: dict[tuple[str, ...], str] = {}
 
 
