@@ -20,6 +20,8 @@ writes every hour. Rules:
 6. A clock that HQ trusts can go back: one that is off by `step_s` less `_EDGE_MS` is not recorded.
    Else a step just below the bound, as that of an hour, would be trusted, and its end, just above
    the bound, doubted until an admin confirms it.
+7. A clock that was ahead at a start after a reboot, as one of a machine that keeps local time, may
+   be corrected for `_SETTLES_S`: back to any time that the records allow.
 """
 
 from __future__ import annotations
@@ -39,6 +41,7 @@ from cipherbox.store.port import CLOCK
 log = get_logger(__name__)
 _DAY_MS = 86_400_000
 _FOREVER_MS = 1 << 62
+_SETTLES_S = 3600.0  # after a start: by then the network's time has corrected the machine's
 # A doubt ends, and a clock is recorded, this much closer than a doubt begins: at the edge it would
 # come and go.  In an hour between two marks a clock that is slewed (500 ppm) moves by 1.8 s.
 _EDGE_MS = 10_000
@@ -84,11 +87,12 @@ class Recorded(NamedTuple):
 
 
 class _Base(NamedTuple):
-    """A trusted time, and how much later it may really have been."""
+    """A trusted time, and how much later, or earlier, it may really have been."""
 
     at: int
     elapsed_s: float
     slack_ms: int
+    back_ms: int = 0
 
 
 class ClockStore(Protocol):
@@ -123,7 +127,7 @@ class ClockGuard:
     ) -> None:
         self._settings, self._wall_ms, self._elapsed_s = settings, wall_ms, elapsed_s
         self._boot = boot
-        self._base = self._first(recorded)
+        self._base, self._settled_s = self._first(recorded), elapsed_s() + _SETTLES_S
         self.doubt = Problem()  # why the clock is in doubt; empty if it is right
         self._trusts = False  # yet: HQ may have been in doubt when it ended
         self.now_ms()
@@ -151,9 +155,10 @@ class ClockGuard:
         step_ms = self._settings().step_s * 1000
         if not self._trusts:
             step_ms -= _EDGE_MS
-        if -step_ms <= wall - expected <= step_ms + base.slack_ms:
-            if base.slack_ms:
-                self._base = _Base(wall, here, 0)
+        off, back_ms = wall - expected, base.back_ms if here < self._settled_s else 0
+        if -step_ms - back_ms <= off <= step_ms + base.slack_ms:
+            if base.slack_ms or off < -step_ms:
+                self._base = _Base(wall, here, 0, max(0, base.back_ms + off))
             self._trusts = True
             if self.doubt:
                 self.doubt = Problem()
@@ -203,11 +208,11 @@ class ClockGuard:
         now, here = self.now_ms(), self._elapsed_s()
         if self.doubt:
             return None
-        expected = self._expected(here)
+        at = expected = self._expected(here)
         if abs(now - expected) <= self._settings().step_s * 1000 - _EDGE_MS:
-            expected = now
-        self._base = _Base(expected, here, 0)
-        return Mark(expected, log_at, self._boot, here)
+            at = now
+        self._base = _Base(at, here, 0, max(0, self._base.back_ms + at - expected))
+        return Mark(at, log_at, self._boot, here)
 
 
 def _doubt(wall: int, expected: int) -> Problem:

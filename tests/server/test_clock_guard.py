@@ -182,6 +182,34 @@ def test_a_start_is_compared_with_what_was_recorded(
         assert guard.now_ms() == wall
 
 
+def test_a_clock_that_was_ahead_after_a_reboot_may_be_corrected() -> None:
+    """A machine that keeps local time starts two hours ahead; then the network corrects it. That
+    was doubted until an admin confirmed it.
+    """
+    for late, doubted in ((60, False), (3599, False), (3601, True)):
+        here = Machine(AT + 2 * DAY + 2 * HOUR, 5)
+        guard = here.guard(MARK, 0, "b2")
+        assert guard.mark(0)
+        here.pass_by(late * 1000)
+        guard.now_ms()
+        here.wall -= 2 * HOUR + 300
+        guard.now_ms()
+        assert bool(guard.doubt) is doubted
+    here = Machine(AT + 2 * HOUR, 5)
+    guard = here.guard(MARK, 0, "b2")
+    here.wall -= 2 * HOUR
+    assert guard.now_ms() == here.wall == AT
+    here.wall += 2 * HOUR  # only back
+    guard.now_ms()
+    assert guard.doubt
+    here.wall -= 4 * HOUR  # and not before the records
+    guard.now_ms()
+    assert guard.doubt
+    here.wall += 2 * HOUR
+    assert guard.now_ms() == AT
+    assert not guard.doubt
+
+
 @pytest.mark.parametrize(
     ("database", "wall", "expected"),
     [
