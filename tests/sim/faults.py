@@ -24,8 +24,8 @@ from tests.sim.world import CLIENTS, HQ_NODE, LEAVER, NODES, RECEIVERS, SENDERS,
 
 TABLE = "CIPHERBOX_SIM_TABLE"  # a directory: each process adds a file of its counts to it
 DAY_S = 86_400.0
-# HQ follows less than an hour, there and back, and doubts the days
-STEPS_S = (-3500.0, -60.0, 0.0, 60.0, 3500.0, -399 * DAY_S, 399 * DAY_S)
+# HQ follows up to an hour, there and back, and doubts the days
+STEPS_S = (-3600.0, -3500.0, -60.0, 0.0, 60.0, 3500.0, 3600.0, -399 * DAY_S, 399 * DAY_S)
 KINDS = (
     "cut",
     "hole",
