@@ -2,8 +2,8 @@
 
 While parts arrive in order, their hashes and that of the whole file are computed from the bytes
 that are written to the hidden file.  Each part is synced before it is recorded, so reading it back
-would show what the kernel still has in memory, and cost a third of the receiver's time.  What has
-no hash here is read back by `file_check`, and so is everything on any doubt:
+would show what the kernel still has in memory, and cost a tenth of the receiver's CPU time.  What
+has no hash here is read back by `file_check`, and so is everything on any doubt:
 
 1. These hashes are in memory only.  A process that opens the inbox has none: whatever was received
    before it, before a crash or a power cut at any instant, is read back from the disk.

@@ -5,10 +5,10 @@ A file arrives as a message that names it, or as parts and a manifest. Its bytes
 hidden file and synced before the transaction that records it; small files of a batch share one,
 since other messages wait for the disk meanwhile. A completely recorded file is verified, by the
 hashes of what was written (`arriving_hashes`) or of what is read back (`file_check`), and copied to
-a hidden file of its own if it has none; then its name is chosen and
-recorded, the file gets it, and the transfer is completed: its line is written, a handler gets it,
-and a receipt becomes due for the envelope. After a crash in between, it resumes from what is
-recorded. An error of one file is reported and retried, and delays no other file.
+a hidden file of its own if it has none; then its name is chosen and recorded, the file gets it, and
+the transfer is completed: its line is written, a handler gets it, and a receipt becomes due for the
+envelope. After a crash in between, it resumes from what is recorded. An error of one file is
+reported and retried, and delays no other file.
 
 A file that does not match its manifest is refused, and the receipt says so. A sender's file name
 only ever names something below that sender's own directory (`places`).
