@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import attrs
+import orjson
 import pytest
 import trio
 
@@ -22,6 +23,8 @@ from cipherbox import pki
 from cipherbox.broker.broker import Broker
 from cipherbox.cli.prove import checker
 from cipherbox.client.home import IDENTITY
+from cipherbox.client.inbox.schema import DATABASE as INBOX
+from cipherbox.client.inbox.schema import LINES
 from cipherbox.client.outbox import sender as post_module
 from cipherbox.envelope import merkle_tree as tree
 from cipherbox.envelope import transparency_log as log
@@ -41,6 +44,8 @@ UNNEEDED = """
 SELECT number FROM bodies b WHERE NOT EXISTS (
     SELECT 1 FROM entries e WHERE e.number = b.number AND e.state <> 2  -- not acknowledged
 )"""
+KNOWN = "SELECT sender, envelope_id, generation, envelope_hash FROM envelopes"
+STORED = "SELECT sender, envelope_id FROM lines"
 SETTLE_S = 300.0  # of virtual time, after the last fault
 pytestmark = pytest.mark.skipif(bool(disk.why_not()), reason=disk.why_not() or "-")
 
@@ -159,6 +164,27 @@ async def check_core(world: World) -> None:
     if world.target is None:
         with closing(sqlite3.connect(world.path / HQ_NODE / DATABASE)) as db:
             assert not db.execute(UNNEEDED).fetchall(), "bodies are left that nobody waits for"
+            rows = {
+                (sender, envelope_id.hex()): (generation, digest.hex())
+                for sender, envelope_id, generation, digest in db.execute(KNOWN)
+            }
+        accepted = world.report()["hq"]["accepted"]
+        newest = {
+            (row["sender"], row["envelope"]): (row["generation"], row["sha256"])
+            for row in sorted(accepted, key=lambda row: row["generation"])
+        }
+        assert rows == newest, "HQ's metadata is of other envelopes than its log"
+    for name in RECEIVERS:
+        check_stored_lines(world.path / name)
+
+
+def check_stored_lines(home: Path) -> None:
+    """What can be shown later is what the file of received lines has."""
+    with closing(sqlite3.connect(home / INBOX)) as db:
+        stored = {(sender, raw.hex()[:28]) for sender, raw in db.execute(STORED)}
+    lines = [orjson.loads(line) for line in (home / LINES).read_bytes().splitlines()]
+    found = {(line["sender_id"], line["message_id"].replace("-", "")[:28]) for line in lines}
+    assert stored == found, f"{home.name}: the stored lines are not those of the file"
 
 
 def different(here: dict[str, Any], there: dict[str, Any]) -> list[str]:
