@@ -34,7 +34,7 @@ from typing import Any
 import attrs
 
 SECTOR = 512
-_IOERR, _FULL = 10, 13
+_IOERR, _FULL, _CANTOPEN = 10, 13, 14
 _OWN = "simulated"
 _MESSAGES = (".sqlite3", "spool/", "outbox/", "data/", ".jsonl")  # in the name of a file
 _MADE_AGAIN = ("-shm",)  # SQLite makes it again
@@ -320,6 +320,7 @@ class Disks:
 
 def _watch_python(disks: Disks, monkeypatch: Any) -> None:
     write, pwrite, unlink, replace = os.write, os.pwrite, os.unlink, os.replace
+    opened = os.open
 
     def check(fd: int, grows: bool) -> tuple[Disk | None, str]:
         disk, path = disks.of_fd(fd)
@@ -332,6 +333,13 @@ def _watch_python(disks: Disks, monkeypatch: Any) -> None:
         check(fd, grows=disk is not None and disk.has_grown(path))
         if disk is not None:
             (disk.sync_directory if os.path.isdir(path) else disk.sync_file)(Path(path))
+
+    def checked_open(path: Any, flags: int, *more: Any, **options: Any) -> int:
+        disk = disks.of(os.fspath(path)) if isinstance(path, str | os.PathLike) else None
+        made = flags & os.O_CREAT != 0 and not os.path.exists(path)
+        if disk is not None and (code := disk.trouble(grows=made)):
+            raise OSError(code, os.strerror(code), os.fspath(path))
+        return opened(path, flags, *more, **options)
 
     def checked_write(fd: int, data: Any) -> int:
         check(fd, grows=True)
@@ -354,6 +362,7 @@ def _watch_python(disks: Disks, monkeypatch: Any) -> None:
     monkeypatch.setattr(os, "fsync", fsync)
     if hasattr(os, "fdatasync"):
         monkeypatch.setattr(os, "fdatasync", fsync)
+    monkeypatch.setattr(os, "open", checked_open)
     monkeypatch.setattr(os, "write", checked_write)
     monkeypatch.setattr(os, "pwrite", checked_pwrite)
     monkeypatch.setattr(os, "unlink", watched_unlink)
@@ -392,12 +401,13 @@ class _Shim:
         self._files.clear()
 
     def _opened(self, vfs: int, name: int | None, file: int, flags: int, out: int) -> int:
+        path = os.fsdecode(ctypes.string_at(name)) if name else ""
+        disk = self._disks.of(path) if self._disks is not None else None
+        if disk is not None and disk.trouble(grows=False):
+            ctypes.cast(file, ctypes.POINTER(_P))[0] = None  # nothing to close
+            return _CANTOPEN
         code = self._open(vfs, name, file, flags, out)  # it keeps the pointer to the name
-        if code or not name or self._disks is None:
-            return code
-        path = os.fsdecode(ctypes.string_at(name))
-        disk = self._disks.of(path)
-        if disk is None:
+        if code or disk is None:
             return code
         methods = ctypes.cast(file, ctypes.POINTER(_P))
         address = methods[0]

@@ -117,7 +117,7 @@ def test_a_node_stops_in_the_middle_of_a_step(tmp_path: Path, disks: Disks) -> N
     inode = (disk.root / "file").stat().st_ino
     left: list[dict[str, bytes]] = []
     disk.stop = lambda: left.append(disk.survivors(random.Random(0), power=False))
-    disk.stops_after = 2
+    disk.stops_after = 3  # opening it, and two writes
     fd = os.open(disk.root / "file", os.O_WRONLY)
     for _ in range(5):
         os.write(fd, b"x")

@@ -681,13 +681,6 @@ def virtual(world: World, seed: int, monkeypatch: Any) -> Iterator[trio.abc.Cloc
 
     monkeypatch.setattr(core, "_ALLOW_DETERMINISTIC_SCHEDULING", True)
     core._r.seed(seed)
-    ask = core.TheIOManager.get_events
-
-    def get_events(manager: Any, timeout: float) -> Any:
-        """Ask the system only when nobody can run: hardly anything comes from outside."""
-        return [] if core.GLOBAL_RUN_CONTEXT.runner.runq else ask(manager, timeout)
-
-    monkeypatch.setattr(core.TheIOManager, "get_events", get_events)
     now = trio.testing.MockClock(autojump_threshold=0)
     # it would add real time, which is virtual here
     monkeypatch.setattr(type(now), "current_time", lambda self: self._virtual_base)
