@@ -332,10 +332,8 @@ def lock_when_free(path: Path) -> Iterator[None]:
     fd = os.open(path, os.O_RDWR | O_BINARY)
     try:
         if sys.platform == "win32":
-            import time
-
-            while not _try_lock(fd):
-                time.sleep(0.5)
+            while not _try_lock(fd, wait=True):
+                pass  # Windows gives up after ten seconds
         else:
             import fcntl
 
@@ -382,14 +380,15 @@ def is_locked(path: Path) -> bool:
         os.close(fd)
 
 
-def _try_lock(fd: int) -> bool:
+def _try_lock(fd: int, wait: bool = False) -> bool:
+    """Return whether the lock was free; ``wait``: became free within ten seconds, on Windows."""
     try:
         if sys.platform == "win32":
             import msvcrt
 
             # beyond the text, so that others can read the process id
             os.lseek(fd, 1 << 20, os.SEEK_SET)
-            msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)
+            msvcrt.locking(fd, msvcrt.LK_LOCK if wait else msvcrt.LK_NBLCK, 1)
             os.lseek(fd, 0, os.SEEK_SET)
         else:
             import fcntl

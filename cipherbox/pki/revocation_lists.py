@@ -83,7 +83,7 @@ def read_crl(data: bytes, ca: x509.Certificate, at: datetime.datetime) -> Revoca
     """
     crl = _parsed(data)
     try:
-        if not _is_signed(data, ca) or crl.issuer != ca.subject:
+        if not is_signed(data, ca) or crl.issuer != ca.subject:
             raise CredentialsError("the revocation list was not signed by this HQ's CA")
         digest = crl.signature_hash_algorithm
         extensions = {extension.oid: extension for extension in crl.extensions}
@@ -135,7 +135,8 @@ def _parsed(data: bytes) -> x509.CertificateRevocationList:
         raise CredentialsError("this is not a revocation list") from None
 
 
-def _is_signed(data: bytes, ca: x509.Certificate) -> bool:
+def is_signed(data: bytes, ca: x509.Certificate) -> bool:
+    """Return whether this CA signed the revocation list (DER)."""
     key = ca.public_key()
     known = isinstance(key, ec.EllipticCurvePublicKey | rsa.RSAPublicKey)
     return known and _parsed(data).is_signature_valid(key)  # type: ignore[arg-type]

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -234,7 +235,7 @@ def test_what_a_killed_run_started_ends_and_its_directory_goes(tmp_path: Path) -
     until = time.monotonic() + 60
     while any(tmp_path.iterdir()) or any(map(runs, pids)):
         assert time.monotonic() < until, [*tmp_path.iterdir()]
-        time.sleep(0.01)
+        threading.Event().wait(0.01)
 
 
 @pytest.mark.skipif(not is_root(), reason="another user's files need root")

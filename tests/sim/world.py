@@ -618,7 +618,7 @@ def virtual_s() -> float:
 # What is certified and signed is the same in every seed but for the envelopes, and every life
 # verifies it again.  These depend on nothing else, and an error is not remembered.
 verify_signature = functools.lru_cache(4096)(pki.verify_signature)
-is_signed_list = functools.lru_cache(256)(revocation_lists._is_signed)
+is_signed_list = functools.lru_cache(256)(revocation_lists.is_signed)
 open_signed = functools.lru_cache(4096)(nacl.bindings.crypto_sign_open)
 
 
@@ -664,7 +664,7 @@ def virtual(world: World, seed: int, monkeypatch: Any) -> Iterator[trio.abc.Cloc
 
     monkeypatch.setattr(pki, "verify_chain", chain_verified)
     monkeypatch.setattr(pki, "verify_signature", verify_signature)
-    monkeypatch.setattr(revocation_lists, "_is_signed", is_signed_list)
+    monkeypatch.setattr(revocation_lists, "is_signed", is_signed_list)
     monkeypatch.setattr(nacl.bindings, "crypto_sign_open", open_signed)
     monkeypatch.setattr(credentials, "server_context", lambda *_: None)  # there is no TLS
     monkeypatch.setattr(transport, "connect", connect)
