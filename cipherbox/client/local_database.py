@@ -86,7 +86,7 @@ def commits_in_log(path: Path) -> list[int]:
     ]
 
 
-def lost_commits(db: sqlite3.Connection, path: Path, commits: Sequence[int]) -> str:
+def lost_commits(db: sqlite3.Connection, path: Path, commits: list[int]) -> str:
     """Say how many of these commits SQLite dropped when it opened the database; return "" if it has
     all.
     """
@@ -94,7 +94,8 @@ def lost_commits(db: sqlite3.Connection, path: Path, commits: Sequence[int]) -> 
         return ""
     _, valid, _ = db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
     lost = sum(number > valid for number in commits)
-    if not lost:
+    # another program of this home may have begun the log anew meanwhile
+    if not lost or commits_in_log(path)[: len(commits)] != commits:
         return ""
     return (
         f"{path.name} lost its last {lost} changes: the disk damaged them, or a power cut came "

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cipherbox.client.local_database import open_database
+from cipherbox.client.local_database import commits_in_log, lost_commits, open_database
 from cipherbox.errors import Damaged
 from cipherbox.portable import WINDOWS
 
@@ -62,3 +62,17 @@ def test_a_damaged_schema_that_is_no_text_is_named(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes().replace(b"numbers (n", b"numbers \xa0n"))
     with pytest.raises(Damaged, match=r"x\.sqlite3 is damaged"):
         open_database(path, STEPS)
+
+
+def test_a_log_that_another_program_began_anew_has_lost_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "x.sqlite3"
+    db = open_database(path, STEPS)
+    for number in range(5):
+        db.execute("INSERT INTO numbers VALUES (?)", (number,))
+    commits = commits_in_log(path)
+    assert len(commits) >= 5
+    assert lost_commits(db, path, commits) == ""
+    db.execute("PRAGMA wal_checkpoint(RESTART)")
+    db.execute("INSERT INTO numbers VALUES (6)")
+    assert lost_commits(db, path, commits) == ""
+    db.close()
