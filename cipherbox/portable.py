@@ -700,7 +700,8 @@ def interrupted_by_signals() -> Iterator[None]:
     before = []
     if threading.current_thread() is threading.main_thread():
         for number in (*stop_signals(), *hang_up_signals()):
-            before.append((number, signal.signal(number, signal.default_int_handler)))
+            handler = signal.signal(number, signal.default_int_handler)
+            before.append((number, signal.SIG_DFL if handler is None else handler))
     try:
         yield
     finally:
