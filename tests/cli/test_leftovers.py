@@ -194,16 +194,17 @@ import trio
 from cipherbox.harness.stage import Stage
 from cipherbox.harness.workplace import workplace
 ENDING = """
-import os, threading
-for parent in (True, False):  # once it is there, until it is gone
-    while (os.getppid() == {0}) is not parent:
-        threading.Event().wait(0.001)
-    print(1, flush=True)
+import threading
+from pathlib import Path
+from cipherbox.portable import is_locked
+print(1, flush=True)
+while is_locked(Path({0!r})):
+    threading.Event().wait(0.001)
 """
 async def main():
     with workplace("cipherbox-prove-") as place:
         program = place / "program.py"
-        program.write_text(ENDING.format(os.getpid()))
+        program.write_text(ENDING.format(str(place / "run.lock")))
         stage = Stage(place)
         many = place / "many"
         many.mkdir()
