@@ -17,9 +17,9 @@ writes every hour. Rules:
 4. The doubt ends when the clock is back at the expected time, or when an admin confirms it.
 5. The trusted time advances with the clock only in `mark`, once an hour: smaller steps than
    `step_s` are allowed, but not many of them in a short time.
-6. A clock that HQ trusts can go back: one that is off by `step_s` less `_EDGE_MS` is not recorded.
-   Else a step just below the bound, as that of an hour, would be trusted, and its end, just above
-   the bound, doubted until an admin confirms it.
+6. A clock that HQ trusts can go back: one that is off by more than half of `step_s` is used, but
+   not recorded.  Else a step just below the bound, as that of an hour, or two smaller ones, would
+   be trusted, and their end, just above the bound, doubted until an admin confirms it.
 7. A clock that was ahead at a start after a reboot, as one of a machine that keeps local time, may
    be corrected for `_SETTLES_S`: back to any time that the records allow.
 """
@@ -42,8 +42,8 @@ log = get_logger(__name__)
 _DAY_MS = 86_400_000
 _FOREVER_MS = 1 << 62
 _SETTLES_S = 3600.0  # after a start: by then the network's time has corrected the machine's
-# A doubt ends, and a clock is recorded, this much closer than a doubt begins: at the edge it would
-# come and go.  In an hour between two marks a clock that is slewed (500 ppm) moves by 1.8 s.
+# A doubt ends this much closer than it begins, and a start is judged so: at the edge it would come
+# and go.  In an hour between two marks a clock that is slewed (500 ppm) moves by 1.8 s.
 _EDGE_MS = 10_000
 REMEDY = (
     "set the clock of HQ's machine (timedatectl set-ntp true); if it is right, an admin confirms "
@@ -209,7 +209,7 @@ class ClockGuard:
         if self.doubt:
             return None
         at = expected = self._expected(here)
-        if abs(now - expected) <= self._settings().step_s * 1000 - _EDGE_MS:
+        if abs(now - expected) <= self._settings().step_s * 500:
             at = now
         self._base = _Base(at, here, 0, max(0, self._base.back_ms + at - expected))
         return Mark(at, log_at, self._boot, here)

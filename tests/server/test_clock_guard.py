@@ -119,6 +119,16 @@ def test_a_clock_that_was_off_by_an_hour_can_go_back(step: int, starts: bool) ->
     assert not here.guard(mark).doubt
 
 
+def test_a_clock_that_was_off_by_50_minutes_and_then_by_an_hour_can_go_back() -> None:
+    """HQ recorded the first, and took the second for a small step from there."""
+    here = Machine()
+    mark = here.guard().mark(0)
+    for off in (-50, 0, -60, 60, 50, 0):
+        here.wall = AT + int(off * 60_000)
+        mark = here.guard(mark).mark(0) or mark
+    assert not here.guard(mark).doubt
+
+
 def test_many_small_steps_are_doubted_in_the_end() -> None:
     here = Machine()
     guard = here.guard()
