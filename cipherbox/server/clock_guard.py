@@ -21,7 +21,9 @@ writes every hour. Rules:
    not recorded.  Else a step just below the bound, as that of an hour, or two smaller ones, would
    be trusted, and their end, just above the bound, doubted until an admin confirms it.
 7. A clock that was ahead at a start after a reboot, as one of a machine that keeps local time, may
-   be corrected for `_SETTLES_S`: back to any time that the records allow.
+   be corrected for `_SETTLES_S`: back to any time that the records allow, which is recorded then.
+8. The log has the times that HQ used, also those that rule 6 does not record: an entry newer than
+   the mark may be late by `step_s`, but the mark is not.
 """
 
 from __future__ import annotations
@@ -141,10 +143,12 @@ class ClockGuard:
             return _Base(mark.at + int((here - mark.elapsed_s) * 1000), here, 0)
         settings = self._settings()
         slack_ms = settings.stopped_days * _DAY_MS or _FOREVER_MS
-        at = log_at if log_at > mark.log_at else mark.at
-        if -settings.step_s * 1000 <= recorded.database_at - at <= slack_ms:
+        at, back_ms, step_ms = mark.at, 0, settings.step_s * 1000
+        if log_at > mark.log_at:
+            at, back_ms = log_at, max(0, min(step_ms, log_at - mark.at))
+        if -step_ms - back_ms <= recorded.database_at - at <= slack_ms:
             return _Base(recorded.database_at, here, 0)
-        return _Base(at, here, slack_ms)
+        return _Base(at, here, slack_ms, back_ms)
 
     def now_ms(self) -> int:
         """Return the time in ms since 1970: the clock's, or the expected one while the clock is in
@@ -155,9 +159,11 @@ class ClockGuard:
         step_ms = self._settings().step_s * 1000
         if not self._trusts:
             step_ms -= _EDGE_MS
-        off, back_ms = wall - expected, base.back_ms if here < self._settled_s else 0
+        # the slack of the first base ends when a clock is trusted
+        settles = base.slack_ms or here < self._settled_s
+        off, back_ms = wall - expected, base.back_ms if settles else 0
         if -step_ms - back_ms <= off <= step_ms + base.slack_ms:
-            if base.slack_ms or off < -step_ms:
+            if base.slack_ms or off < -step_ms or -back_ms <= off < -self._near_ms():
                 self._base = _Base(wall, here, 0, max(0, base.back_ms + off))
             self._trusts = True
             if self.doubt:
@@ -175,6 +181,9 @@ class ClockGuard:
 
     def _expected(self, here: float) -> int:
         return self._base.at + int((here - self._base.elapsed_s) * 1000)
+
+    def _near_ms(self) -> int:
+        return self._settings().step_s * 500
 
     def now(self) -> datetime:
         """Return the same time as `now_ms`."""
@@ -209,7 +218,7 @@ class ClockGuard:
         if self.doubt:
             return None
         at = expected = self._expected(here)
-        if abs(now - expected) <= self._settings().step_s * 500:
+        if abs(now - expected) <= self._near_ms():
             at = now
         self._base = _Base(at, here, 0, max(0, self._base.back_ms + at - expected))
         return Mark(at, log_at, self._boot, here)

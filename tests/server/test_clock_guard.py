@@ -129,6 +129,41 @@ def test_a_clock_that_was_off_by_50_minutes_and_then_by_an_hour_can_go_back() ->
     assert not here.guard(mark).doubt
 
 
+@pytest.mark.parametrize("recorded_off", [0, 60_000, HOUR // 2])
+@pytest.mark.parametrize("back_to", [0, -60_000, -HOUR + 10_000])
+@pytest.mark.parametrize("starts", ["right", "wrong", "doubted"])
+def test_a_clock_that_was_an_hour_ahead_can_go_back_at_a_start_after_a_reboot(
+    recorded_off: int, back_to: int, starts: str
+) -> None:
+    """The log's newest entry was an hour ahead.  HQ, and a standby that took over, doubted the
+    right time until an admin confirmed it.
+    """
+    here = Machine(AT + recorded_off)
+    guard = here.guard()
+    mark = guard.mark(AT - DAY)
+    assert mark
+    here.wall = AT + recorded_off + HOUR
+    log_at = guard.now_ms()
+    assert not guard.doubt
+    here.elapsed, right = 5.0, AT + recorded_off + back_to
+    if starts == "right":
+        here.wall = right
+    elif starts == "doubted":
+        here.wall += 399 * DAY
+    guard = here.guard(mark, log_at, "b2")
+    assert bool(guard.doubt) is (starts == "doubted")
+    if starts == "doubted":  # however long
+        here.elapsed += 2 * HOUR / 1000
+        right += 2 * HOUR
+    here.wall = right
+    assert guard.now_ms() == right
+    assert not guard.doubt
+    assert not here.guard(guard.mark(log_at), log_at, "b3").doubt
+    # the records hold: no more than that
+    here.wall, here.elapsed = AT + recorded_off - HOUR, 5.0
+    assert here.guard(mark, log_at, "b2").doubt
+
+
 def test_many_small_steps_are_doubted_in_the_end() -> None:
     here = Machine()
     guard = here.guard()
@@ -220,6 +255,19 @@ def test_a_clock_that_was_ahead_after_a_reboot_may_be_corrected() -> None:
     assert not guard.doubt
 
 
+@pytest.mark.parametrize("ahead", [HOUR // 2, HOUR - 5000, HOUR, 2 * HOUR])
+def test_a_clock_that_was_corrected_after_a_reboot_is_right_at_the_next_start(ahead: int) -> None:
+    """Corrected by an hour it was trusted, but what was recorded stayed an hour ahead."""
+    here = Machine(AT + 60_000 + ahead, 5)
+    guard = here.guard(MARK, 0, "b2")
+    guard.mark(0)
+    here.wall -= ahead
+    mark = guard.mark(0)
+    here.pass_by(1000)
+    for boot in ("b2", "b3"):
+        assert not here.guard(mark, 0, boot).doubt
+
+
 @pytest.mark.parametrize(
     ("database", "wall", "expected"),
     [
@@ -241,6 +289,12 @@ def test_another_machine_that_takes_over_is_compared_with_the_databases_clock(
     guard = Machine(AT + wall, 5).guard(MARK, AT, "b2", AT + database)
     assert guard.now_ms() == AT + expected
     assert bool(guard.doubt) is (wall != expected)
+
+
+def test_the_databases_clock_counts_though_the_log_is_an_hour_ahead() -> None:
+    """The machine that wrote it was ahead, and a minute more than the one that takes over."""
+    guard = Machine(AT + 5 * DAY, 5).guard(MARK, AT + HOUR, "b2", AT - 60_000)
+    assert guard.now_ms() == AT - 60_000
 
 
 def test_the_same_machine_knows_better_than_the_database() -> None:
