@@ -5,6 +5,11 @@ an entry that is requeued after as many as the limit allows becomes a dead lette
 expired one.  An ack names (queue, seq), so it is valid from any connection of any reader, before or
 after a restart.  Its cost is bounded by the number of unacknowledged entries, not by the numbers it
 names.
+
+A client reads over one connection, since one process has its inbox, and it may be back before HQ
+notices that its old connection is dead.  So the newest connection takes over: else what is new
+would arrive there while what came before waits for an acknowledgement of the dead one, and be out
+of order.  Only the mailbox for receipts is read by every program of its owner, in any order.
 """
 
 from __future__ import annotations
@@ -15,7 +20,7 @@ from cipherbox.broker import model as m
 from cipherbox.broker.dead_letters import dead_letter
 from cipherbox.broker.model import Acked, Delivery, Done, Entry, Facts, FetchedEntries, SeqRun
 from cipherbox.broker.queues import Consumer, Queue, Unacknowledged
-from cipherbox.broker.rights import no_queue
+from cipherbox.broker.rights import MAILBOX, SYSTEM, no_queue
 from cipherbox.broker.state import BrokerState
 from cipherbox.errors import Conflict, InvalidRequest
 
@@ -40,6 +45,7 @@ def readable(state: BrokerState, client: str, name: str) -> Queue:
 
 def consume(state: BrokerState, c: m.Consume) -> Done:
     queue = readable(state, c.client, c.queue)
+    _take_over(state, queue, c.client, c.connection)
     if not c.tag or (c.connection, c.tag) in state.consumers:
         raise Conflict(f"consumer tag {c.tag} is 0 or in use on this connection")
     if len(queue.consumers) >= state.limits.consumers_per_queue:
@@ -61,6 +67,26 @@ def consume(state: BrokerState, c: m.Consume) -> Done:
     state.tags.setdefault(c.connection, set()).add(c.tag)
     state.dispatchable.add(queue)
     return Done(c.correlation, queue.depth)
+
+
+def _take_over(state: BrokerState, queue: Queue, client: str, connection: int) -> None:
+    """Requeue what older connections of this client have of a queue, and end their consumers; raise
+    Conflict if a newer one reads it.
+    """
+    if queue.name.startswith(MAILBOX) and queue.name.endswith(SYSTEM):
+        return
+    others = [x for x in queue.consumers if x.client == client and x.connection != connection]
+    if any(x.connection > connection for x in others):
+        raise Conflict(f"a newer connection of {client} reads {queue.name!r}")
+    for consumer in others:
+        end_consumer(state, consumer)
+    older = {
+        number
+        for number, names in state.fetchers.items()
+        if number < connection and queue.name in names and state.client_of.get(number) == client
+    }
+    if older:
+        _requeue(state, queue, [o for o in queue.unacknowledged.values() if o.connection in older])
 
 
 def _add_credit(state: BrokerState, consumer: Consumer, envelopes: int, size: int) -> None:
@@ -256,6 +282,7 @@ def extend(marks: list[SeqRun], queue: str, seq: int, at: int, client: str) -> N
 
 def fetch(state: BrokerState, c: m.Fetch) -> FetchedEntries:
     queue = readable(state, c.client, c.queue)
+    _take_over(state, queue, c.client, c.connection)
     limits = state.limits
     room, window = min(c.envelopes, limits.credit_envelopes), min(c.size, limits.credit_bytes)
     taken, _ = _take_ready(state, queue, c.connection, 0, c.client, room, window)

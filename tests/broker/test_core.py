@@ -249,24 +249,77 @@ def test_credit_in_envelopes_and_bytes() -> None:
 
 
 def test_consumers_take_turns_and_what_returns_goes_to_the_front_in_order() -> None:
-    w = World(LIMITS, "A", "B")
-    second = max(w.connection_of.values()) + 1
-    w.broker.connect(second, "B")
-    consumer(w, "B", "box.B")
-    w.run(m.Consume(second, "B", w.next(), 5, "box.B", 100, BIG))
-    effects = w.run(m.Publish(1, "A", [w.item("A", ("B",)) for _ in range(4)]))
+    w = World(LIMITS, "A", "B", "C")
+    w.ok(m.DeclareExchange(*HQ, w.next(), "e", ExchangeType.DIRECT))
+    w.ok(m.DeclareQueue(*HQ, w.next(), "q", "", ("B", "C")))
+    w.ok(m.Bind(*HQ, w.next(), "e", "q", "k"))
+    w.ok(m.Grant(*HQ, w.next(), "A", "publish", "e", True))
+    consumer(w, "B", "q")
+    consumer(w, "C", "q", tag=5)
+    items = [w.item("A", ("B", "C"), exchange="e", key="k") for _ in range(4)]
+    effects = w.run(m.Publish(1, "A", items))
     assert {h.connection: [e.seq for e in h.entries] for h in effects.deliveries} == {
         2: [1, 3],
-        second: [2, 4],
+        3: [2, 4],
     }
     assert [e.delivered_at > 0 for e in effects.changes.entries] == [True] * 4
     effects = w.run(m.Disconnect(2))
-    assert [(h.connection, [e.seq for e in h.entries]) for h in effects.deliveries] == [
-        (second, [1, 3])
-    ]
-    w.run(m.Disconnect(second))
+    assert [(h.connection, [e.seq for e in h.entries]) for h in effects.deliveries] == [(3, [1, 3])]
+    w.run(m.Disconnect(3))
     w.connect("B")
-    assert seqs(consumer(w, "B", "box.B")) == [1, 2, 3, 4]
+    assert seqs(consumer(w, "B", "q")) == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("new", ["consumer", "fetch"])
+@pytest.mark.parametrize("old", ["consumer", "fetch"])
+@pytest.mark.parametrize("suffix", ["", ".bulk"])
+def test_a_clients_new_connection_takes_over_what_a_dead_one_has(
+    suffix: str, old: str, new: str
+) -> None:
+    """So what arrives meanwhile does not overtake it."""
+    w = World(LIMITS, "A", "B")
+    queue = f"box.B{suffix}"
+    for _ in range(2):
+        w.publish(w.item("A", ("B",), key=suffix))
+    if old == "consumer":
+        assert seqs(consumer(w, "B", queue)) == [1, 2]
+    else:
+        w.ok(m.Fetch(2, "B", w.next(), queue, 2, BIG))
+    again = w.connect("B")
+    w.publish(w.item("A", ("B",), key=suffix))
+    if new == "consumer":
+        assert seqs(consumer(w, "B", queue)) == [1, 2, 3]
+    else:
+        assert [e.seq for e in w.ok(m.Fetch(again, "B", w.next(), queue, 9, BIG)).entries] == [
+            1,
+            2,
+            3,
+        ]
+    effects = w.run(m.Publish(1, "A", [w.item("A", ("B",), key=suffix)]))
+    assert [h.connection for h in effects.deliveries] == ([again] if new == "consumer" else [])
+    w.run(m.Disconnect(2))  # HQ notices
+    assert sorted(w.broker.state.queues[queue].unacknowledged) == (
+        [1, 2, 3, 4] if new == "consumer" else [1, 2, 3]
+    )
+
+
+def test_an_older_connection_takes_nothing_from_a_newer_one() -> None:
+    w = World(LIMITS, "A", "B")
+    again = w.connect("B")
+    consumer(w, "B", "box.B")
+    assert w.fails(m.Consume(2, "B", w.next(), 1, "box.B", 9, BIG)) == "conflict"
+    assert w.fails(m.Fetch(2, "B", w.next(), "box.B", 9, BIG)) == "conflict"
+    effects = w.run(m.Publish(1, "A", [w.item("A", ("B",))]))
+    assert [h.connection for h in effects.deliveries] == [again]
+
+
+def test_all_programs_of_a_client_read_its_receipts() -> None:
+    w = World(LIMITS, "A", "B")
+    consumer(w, "B", "box.B.sys")
+    again = w.connect("B")
+    consumer(w, "B", "box.B.sys")
+    effects = w.run(m.Publish(1, "A", [w.item("A", ("B",), key=".sys") for _ in range(2)]))
+    assert sorted(h.connection for h in effects.deliveries) == [2, again]
 
 
 def test_acks_one_many_twice_unknown_and_from_another_connection() -> None:

@@ -96,6 +96,16 @@ BROKEN: dict[str, tuple[str, Callable[[Json], Any]]] = {
 }
 
 
+def test_mail_may_overtake_what_its_recipient_had_sealed_again() -> None:
+    late = report()
+    swap(late)
+    assert [rule for rule, _ in checker.check(late).problems] == ["disordered"]
+    first = late["hq"]["accepted"][0]
+    assert r1(late)[1]["id"].replace("-", "") == first["envelope"]
+    late["hq"]["accepted"].append(dict(first, generation=0, entry=2))
+    assert checker.check(late).problems == []
+
+
 def test_the_golden_report_is_right() -> None:
     found = checker.check(report())
     assert found.problems == []

@@ -135,13 +135,21 @@ class Check:
     def _order(self) -> None:
         """Go backwards through each file of received lines; ``later`` is the earliest confirm of
         all that arrived later.
+
+        Mail does not wait for what its recipient had sealed again: an envelope of two generations.
         """
+        generations: dict[tuple[str, str], set[int]] = defaultdict(set)
+        hq = self.report["hq"]
+        for row in [*hq["accepted"], *hq["again"]] if hq else ():
+            generations[row["sender"], row["envelope"][:-4]].add(row["generation"])
         for name, receiver in self.report["receivers"].items():
             later: dict[str, tuple[float, int]] = {}
             for line in reversed(receiver["lines"]):
                 sender, number = line["from"], line["number"]
                 put = self.puts.get((sender, number))
                 if put is None or put["kind"] == "file":  # another mailbox; parts take their time
+                    continue
+                if len(generations[sender, line["id"].replace("-", "")[:-4]]) > 1:
                     continue
                 confirm, other = later.get(sender, (float("inf"), 0))
                 if confirm < put["put"]:
