@@ -349,6 +349,7 @@ class World:
                     await hq.mark_clock()
                     self.began = True
                 await hq.engine.in_store(hq.trust.crl)
+                nursery.start_soon(hq.revocations.run)
                 nursery.start_soon(tick, hq)
                 self.hq_nursery, self.hq = nursery, hq
                 await trio.sleep_forever()

@@ -345,6 +345,11 @@ class Enrolments:
                 f"{client_id} has {len(rows)} requests waiting for the CA, of at most {most}"
             )
 
+    def has_client(self, client_id: str) -> bool:
+        """Return whether HQ has a client of this id that is not revoked."""
+        known = self._engine.broker.state.rights.clients.get(client_id)
+        return known is not None and not known.revoked_at
+
     async def revoke(self, client_id: str, reason: str, *, by: str = "") -> int:
         """Revoke all certificates of a client and return their number; in this order: enrolments,
         records, connections, the list.
@@ -386,6 +391,17 @@ class Enrolments:
         await self._end_all_of(client_id)
         await self._engine.call(lambda n: m.RevokeClient(0, "", n, client_id, reason))
         log.warning("Certificates revoked", extra={"client": client_id, "reason": reason})
+
+    async def finish_revocation(self, client_id: str) -> None:
+        """Revoke a client if `revoke` was interrupted after its certificates were revoked.
+
+        `revoke` ends all enrolments first: one that has not ended belongs to a home that replaces
+        another, and its retry completes it.  The caller holds the lock.
+        """
+        if not self.has_client(client_id):
+            return
+        if not await self._engine.in_store(self._store.enrolments, (*UNDER_WAY, DONE), client_id):
+            await self.revoke_without_certificate(client_id, "all its certificates were revoked")
 
     async def pending(self) -> list[dict[str, object]]:
         """Return the rows of LIST pending."""

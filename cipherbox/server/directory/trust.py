@@ -7,7 +7,7 @@ certificate profile.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 
 from cryptography import x509
@@ -158,6 +158,10 @@ class Trust:
             if r is not None and not r.revoked_at
         ]
 
+    def clients_of(self, serials: Iterable[str]) -> set[str]:
+        """Return the clients of those certificates that HQ has a record of."""
+        return {self._rows[serial].client for serial in serials if serial in self._rows}
+
     def count(self) -> tuple[int, list[CertificateRow]]:
         """Return the number of valid client certificates, and those that expire within 30 days and
         have no successor.
@@ -173,11 +177,22 @@ class Trust:
         for row in rows:
             self.put(row)
 
+    def revoked_rows(self) -> list[CertificateRow]:
+        """Return the revoked certificates that have not expired."""
+        now = self.clock.now_ms()
+        return sorted(r for r in self._rows.values() if r.revoked_at and r.expires_at > now)
+
     def revoked(self) -> list[tuple[str, datetime]]:
         """Return the serial numbers and times of revoked certificates that have not expired."""
-        now = self.clock.now_ms()
-        rows = [r for r in self._rows.values() if r.revoked_at and r.expires_at > now]
-        return [(r.serial, datetime.fromtimestamp(r.revoked_at / 1000, UTC)) for r in sorted(rows)]
+        return [
+            (r.serial, datetime.fromtimestamp(r.revoked_at / 1000, UTC))
+            for r in self.revoked_rows()
+        ]
+
+    def wholly_revoked(self) -> set[str]:
+        """Return the clients whose certificates were all revoked, expired ones included."""
+        clients = {row.client for row in self._rows.values() if row.revoked_at}
+        return clients - {row.client for row in self._rows.values() if not row.revoked_at}
 
     def revoked_at(self, client: str) -> int:
         """Return when a client was revoked; 0 if it has a valid certificate or none at all."""
@@ -207,6 +222,17 @@ class Trust:
         crl = make_crl(self.authority, self.revoked(), number, at=self.clock.now())
         self.put_crl(crl, number)
         return crl
+
+    def complete_crl(self) -> bool:
+        """Make a new list if the stored one lacks a revoked certificate; return whether it did."""
+        stored = self._store.get_setting(CRL_SETTING)
+        if self.authority is None or stored is None:
+            return False  # `crl` makes the first list
+        listed = {one.serial_number for one in x509.load_der_x509_crl(stored)}
+        lacking = any(int(row.serial, 16) not in listed for row in self.revoked_rows())
+        if lacking:
+            self.new_crl()
+        return lacking
 
     def crl_number(self) -> int:
         return int(self._store.get_setting(CRL_NUMBER_SETTING) or b"0")
