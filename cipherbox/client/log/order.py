@@ -84,6 +84,10 @@ class LogOrder:
                 f"HQ delivered an envelope of {prefix.sender} as accepted in entry "
                 f"{delivery.log_entry} of its log, and now proves entry {proven.record.index}"
             )
+        if not revoked:
+            raise SenderNotValid(
+                f"the certificate of {prefix.sender} was revoked, and HQ does not prove when"
+            )
         if proven.record.index >= revoked:
             raise SenderNotValid(
                 f"HQ accepted it in entry {proven.record.index} of its log, after entry "

@@ -231,13 +231,12 @@ class Enrolments:
         """
         now = await self._engine.in_store(self._store.enrolment, row.secret_hash)
         row = now if now is not None else row  # an earlier one may have cancelled it
-        known = self._engine.broker.state.rights.clients.get(row.client)
         try:
             if row.state != APPROVED:
                 raise EnrolmentRefused(f"the request's state is {row.state}")
             if not self._is_renewal(row):
                 self._refuse_taken(row)
-            elif known is None or known.revoked_at:
+            elif not self.has_client(row.client):
                 raise EnrolmentRefused("the client was revoked")
         except (EnrolmentRefused, Conflict) as error:
             await self._records.withdraw(pki.load_der(chain[0]))
@@ -263,16 +262,14 @@ class Enrolments:
 
     async def _complete(self, row: Enrolment) -> None:
         """Create the client with its mailboxes and make its certificate valid; idempotent."""
-        known = self._engine.broker.state.rights.clients.get(row.client)
-        if known is None or known.revoked_at:
+        if not self.has_client(row.client):
             await self._engine.call(lambda n: m.AddClient(0, "", n, row.client, row.role))
         if not self._trust.knows(pki.serial(pki.load_der(row.chain[0]))):
             await self._records.add(row.chain[0])
 
     async def _replace(self, row: Enrolment) -> None:
         """End the home that has this id: enrolments and renewals, certificates, connections."""
-        known = self._engine.broker.state.rights.clients.get(row.client)
-        if known is None or known.revoked_at:
+        if not self.has_client(row.client):
             return
         others = await self._engine.in_store(self._store.enrolments, (*UNDER_WAY, DONE), row.client)
         await self._end([one for one in others if one.secret_hash != row.secret_hash])
@@ -395,12 +392,12 @@ class Enrolments:
     async def finish_revocation(self, client_id: str) -> None:
         """Revoke a client if `revoke` was interrupted after its certificates were revoked.
 
-        `revoke` ends all enrolments first: one that has not ended belongs to a home that replaces
-        another, and its retry completes it.  The caller holds the lock.
+        The caller holds the lock.
         """
-        if not self.has_client(client_id):
-            return
-        if not await self._engine.in_store(self._store.enrolments, (*UNDER_WAY, DONE), client_id):
+        # `revoke` ends all of them first; one left is of a new home, whose retry completes it
+        states = (*UNDER_WAY, DONE)
+        rows = await self._engine.in_store(self._store.enrolments, states, client_id)
+        if self.has_client(client_id) and not rows:
             await self.revoke_without_certificate(client_id, "all its certificates were revoked")
 
     async def pending(self) -> list[dict[str, object]]:
