@@ -21,7 +21,8 @@ writes every hour. Rules:
    not recorded.  Else a step just below the bound, as that of an hour, or two smaller ones, would
    be trusted, and their end, just above the bound, doubted until an admin confirms it.
 7. A clock that was ahead at a start after a reboot, as one of a machine that keeps local time, may
-   be corrected for `_SETTLES_S`: back to any time that the records allow, which is recorded then.
+   be corrected for `_SETTLES_S`: back to any time that the records allow.  Until then the mark has
+   both bounds, since a wrong clock may be corrected, and a right one set wrong; then what it shows.
 8. The log has the times that HQ used, also those that rule 6 does not record: an entry newer than
    the mark may be late by `step_s`, but the mark is not.
 """
@@ -60,6 +61,7 @@ class Mark(NamedTuple):
     log_at: int  # the time of the newest log entry; it never goes back
     boot: str  # of the machine; empty: unknown
     elapsed_s: float  # since that boot
+    back_ms: int = 0  # how much earlier the time may really have been
 
     def encode(self) -> bytes:
         """Return the value of the setting."""
@@ -75,6 +77,7 @@ class Mark(NamedTuple):
                 int(found["log_at"]),
                 str(found["boot"]),
                 float(found["elapsed_s"]),
+                int(found.get("back_ms", 0)),  # an older program's has none
             )
         except (ValueError, KeyError, TypeError):
             return None
@@ -140,12 +143,12 @@ class ClockGuard:
             # a new HQ, or one of an older program: it wrote nothing while it was idle
             return _Base(log_at or self._wall_ms(), here, _FOREVER_MS)
         if mark.boot and mark.boot == self._boot and mark.elapsed_s <= here:
-            return _Base(mark.at + int((here - mark.elapsed_s) * 1000), here, 0)
+            return _Base(mark.at + int((here - mark.elapsed_s) * 1000), here, 0, mark.back_ms)
         settings = self._settings()
         slack_ms = settings.stopped_days * _DAY_MS or _FOREVER_MS
-        at, back_ms, step_ms = mark.at, 0, settings.step_s * 1000
+        at, back_ms, step_ms = mark.at, mark.back_ms, settings.step_s * 1000
         if log_at > mark.log_at:
-            at, back_ms = log_at, max(0, min(step_ms, log_at - mark.at))
+            at, back_ms = log_at, max(0, min(step_ms, log_at - mark.at)) + back_ms
         if -step_ms - back_ms <= recorded.database_at - at <= slack_ms:
             return _Base(recorded.database_at, here, 0)
         return _Base(at, here, slack_ms, back_ms)
@@ -163,8 +166,10 @@ class ClockGuard:
         settles = base.slack_ms or here < self._settled_s
         off, back_ms = wall - expected, base.back_ms if settles else 0
         if -step_ms - back_ms <= off <= step_ms + base.slack_ms:
-            if base.slack_ms or off < -step_ms or -back_ms <= off < -self._near_ms():
-                self._base = _Base(wall, here, 0, max(0, base.back_ms + off))
+            if base.slack_ms or off < -step_ms:
+                earliest = expected - back_ms
+                at = wall if wall >= earliest - self._near_ms() else earliest
+                self._base = _Base(at, here, 0, max(0, at - earliest))
             self._trusts = True
             if self.doubt:
                 self.doubt = Problem()
@@ -183,6 +188,7 @@ class ClockGuard:
         return self._base.at + int((here - self._base.elapsed_s) * 1000)
 
     def _near_ms(self) -> int:
+        """How far off a clock is recorded."""
         return self._settings().step_s * 500
 
     def now(self) -> datetime:
@@ -218,10 +224,12 @@ class ClockGuard:
         if self.doubt:
             return None
         at = expected = self._expected(here)
-        if abs(now - expected) <= self._near_ms():
+        off, settled, back_ms = now - expected, here >= self._settled_s, self._base.back_ms
+        if abs(off) <= self._near_ms() or (settled and -back_ms <= off < 0):
             at = now
-        self._base = _Base(at, here, 0, max(0, self._base.back_ms + at - expected))
-        return Mark(at, log_at, self._boot, here)
+        back_ms = 0 if settled else max(0, back_ms + at - expected)
+        self._base = _Base(at, here, 0, back_ms)
+        return Mark(at, log_at, self._boot, here, back_ms)
 
 
 def _doubt(wall: int, expected: int) -> Problem:

@@ -255,17 +255,55 @@ def test_a_clock_that_was_ahead_after_a_reboot_may_be_corrected() -> None:
     assert not guard.doubt
 
 
-@pytest.mark.parametrize("ahead", [HOUR // 2, HOUR - 5000, HOUR, 2 * HOUR])
-def test_a_clock_that_was_corrected_after_a_reboot_is_right_at_the_next_start(ahead: int) -> None:
-    """Corrected by an hour it was trusted, but what was recorded stayed an hour ahead."""
-    here = Machine(AT + 60_000 + ahead, 5)
+@pytest.mark.parametrize("back", [HOUR // 2, HOUR - 5000, HOUR])
+@pytest.mark.parametrize("marked", [False, True])
+@pytest.mark.parametrize("boot", ["b2", "b3"])
+def test_a_clock_that_goes_back_after_a_reboot_was_wrong_before_or_is_now(
+    back: int, marked: bool, boot: str
+) -> None:
+    """Back by an hour it was trusted, but what was recorded stayed an hour ahead."""
+    here = Machine(AT + 2 * HOUR, 5)
+    guard = here.guard(MARK, 0, "b2")
+    mark = guard.mark(0)
+    here.wall -= back
+    guard.now_ms()
+    if marked:
+        mark = guard.mark(0)
+    assert mark
+    here.pass_by(1000)
+    assert not here.guard(Mark.decode(mark.encode()), 0, boot).doubt
+    here.wall += back
+    assert guard.now_ms() == here.wall
+    assert not here.guard(Mark.decode(mark.encode()), 0, boot).doubt
+
+
+def test_a_start_an_hour_behind_the_records_is_not_recorded() -> None:
+    here = Machine(AT - HOUR + 20_000, 5)
+    guard = here.guard(MARK, 0, "b2")
+    assert not guard.doubt
+    mark = guard.mark(0)
+    here.wall += HOUR
+    here.pass_by(5000)
+    assert guard.now_ms() == here.wall
+    assert not here.guard(mark, 0, "b2").doubt
+
+
+def test_a_clock_that_was_corrected_by_an_hour_is_recorded_when_it_has_settled() -> None:
+    here = Machine(AT + 2 * HOUR, 5)
     guard = here.guard(MARK, 0, "b2")
     guard.mark(0)
-    here.wall -= ahead
+    here.wall -= HOUR
+    here.pass_by(HOUR)
     mark = guard.mark(0)
-    here.pass_by(1000)
-    for boot in ("b2", "b3"):
-        assert not here.guard(mark, 0, boot).doubt
+    assert mark == Mark(here.wall, 0, "b2", 3605)
+    here.wall -= HOUR + 1
+    guard.now_ms()
+    assert guard.doubt  # it has settled
+
+
+def test_a_mark_of_an_older_program_has_one_bound() -> None:
+    value = b'{"at":1800000000000,"log_at":5,"boot":"b1","elapsed_s":1.5}'
+    assert Mark.decode(value) == Mark(AT, 5, "b1", 1.5, 0)
 
 
 @pytest.mark.parametrize(
