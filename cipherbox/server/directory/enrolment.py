@@ -397,7 +397,7 @@ class Enrolments:
         # `revoke` ends all of them first; one left is of a new home, whose retry completes it
         states = (*UNDER_WAY, DONE)
         rows = await self._engine.in_store(self._store.enrolments, states, client_id)
-        if self.has_client(client_id) and not rows:
+        if not rows:
             await self.revoke_without_certificate(client_id, "all its certificates were revoked")
 
     async def pending(self) -> list[dict[str, object]]:

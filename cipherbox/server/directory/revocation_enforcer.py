@@ -83,8 +83,8 @@ class RevocationEnforcer:
                 return
             self._connections.end_certificates({row.serial: row.client for row in rows})
             await self._note(rows)
-            clients = {row.client for row in rows if row.client}
-            for client in sorted(clients & self._trust.wholly_revoked()):
+            clients = {row.client for row in rows} & self._trust.wholly_revoked()
+            for client in sorted(filter(self._enrolments.has_client, clients)):
                 await self._enrolments.finish_revocation(client)
             listed = await self._engine.in_store(self._trust.complete_crl)
             self._finished.update(row.serial for row in rows)
