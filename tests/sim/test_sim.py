@@ -38,7 +38,7 @@ from tests.sim.world import CLIENTS, HQ_NODE, LOCAL_KEY, RECEIVERS, Template, Wo
 
 FIRST, COUNT = (
     int(part)
-    for part in os.environ.get("CIPHERBOX_SEEDS", "0:10000" if soak.ON else "0:30").split(":")
+    for part in os.environ.get("CIPHERBOX_SEEDS", "0:10000" if soak.ON else "0:100").split(":")
 )
 UNNEEDED = """
 SELECT number FROM bodies b WHERE NOT EXISTS (
@@ -110,7 +110,7 @@ def test_what_is_promised_arrives_once(
 
 
 @soak.more
-@pytest.mark.parametrize("seed", range(FIRST, FIRST + max(1, COUNT // 20)))
+@pytest.mark.parametrize("seed", range(FIRST, FIRST + max(1, COUNT // (20 if soak.ON else 100))))
 def test_the_same_at_postgresql(
     seed: int,
     template: Template,
