@@ -6,10 +6,11 @@ expired one.  An ack names (queue, seq), so it is valid from any connection of a
 after a restart.  Its cost is bounded by the number of unacknowledged entries, not by the numbers it
 names.
 
-A client reads over one connection, since one process has its inbox, and it may be back before HQ
-notices that its old connection is dead.  So the newest connection takes over: else what is new
-would arrive there while what came before waits for an acknowledgement of the dead one, and be out
-of order.  Only the mailbox for receipts is read by every program of its owner, in any order.
+Of one client's consumers of a queue, only those of its newest connection get anything, since it may
+be back before HQ notices that its old connection is dead.  What older ones have is requeued first:
+else what is new would arrive while that waits for an acknowledgement, and be out of order.  When
+the newest connection ends, the one before is served again.  Only the mailbox for receipts is read
+by several programs of its owner at the same time, in any order.
 """
 
 from __future__ import annotations
@@ -63,30 +64,38 @@ def consume(state: BrokerState, c: m.Consume) -> Done:
     consumer = Consumer(c.connection, c.client, c.tag, c.queue)
     _add_credit(state, consumer, c.envelopes, c.size)
     queue.consumers.append(consumer)
+    _choose_newest(queue, c.client)
     state.consumers[(c.connection, c.tag)] = consumer
     state.tags.setdefault(c.connection, set()).add(c.tag)
     state.dispatchable.add(queue)
     return Done(c.correlation, queue.depth)
 
 
+def _is_shared(queue: Queue) -> bool:
+    return queue.name.startswith(MAILBOX) and queue.name.endswith(SYSTEM)
+
+
 def _take_over(state: BrokerState, queue: Queue, client: str, connection: int) -> None:
-    """Requeue what older connections of this client have of a queue, and end their consumers; raise
-    Conflict if a newer one reads it.
-    """
-    if queue.name.startswith(MAILBOX) and queue.name.endswith(SYSTEM):
+    """Requeue what older connections of this client have of a queue."""
+    if _is_shared(queue):
         return
-    others = [x for x in queue.consumers if x.client == client and x.connection != connection]
-    if any(x.connection > connection for x in others):
-        raise Conflict(f"a newer connection of {client} reads {queue.name!r}")
-    for consumer in others:
-        end_consumer(state, consumer)
-    older = {
+    older = {x.connection for x in queue.consumers if x.client == client}
+    older.update(
         number
         for number, names in state.fetchers.items()
-        if number < connection and queue.name in names and state.client_of.get(number) == client
-    }
-    if older:
-        _requeue(state, queue, [o for o in queue.unacknowledged.values() if o.connection in older])
+        if queue.name in names and state.client_of.get(number) == client
+    )
+    if any(number < connection for number in older):
+        back = [o for o in queue.unacknowledged.values() if o.connection in older]
+        _requeue(state, queue, [o for o in back if o.connection < connection])
+
+
+def _choose_newest(queue: Queue, client: str) -> None:
+    """Let only this client's newest connection consume a queue."""
+    own = [x for x in queue.consumers if x.client == client]
+    newest = max((x.connection for x in own), default=0)
+    for consumer in own:
+        consumer.superseded = consumer.connection != newest and not _is_shared(queue)
 
 
 def _add_credit(state: BrokerState, consumer: Consumer, envelopes: int, size: int) -> None:
@@ -115,6 +124,7 @@ def end_consumer(state: BrokerState, consumer: Consumer) -> int:
     state.tags[consumer.connection].discard(consumer.tag)
     queue = state.queues[consumer.queue]
     queue.consumers.remove(consumer)
+    _choose_newest(queue, consumer.client)
     own = (consumer.connection, consumer.tag)
     return _requeue(state, queue, [o for o in queue.unacknowledged.values() if o[1:] == own])
 

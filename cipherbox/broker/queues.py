@@ -50,9 +50,9 @@ class PurgeInProgress(NamedTuple):
 
 
 class Consumer:
-    """A subscription and its window."""
+    """A subscription and its window; ``superseded``: its client reads over a newer connection."""
 
-    __slots__ = ("client", "connection", "envelopes", "queue", "size", "tag")
+    __slots__ = ("client", "connection", "envelopes", "queue", "size", "superseded", "tag")
 
     def __init__(self, connection: int, client: str, tag: int, queue: str) -> None:
         self.connection = connection
@@ -61,10 +61,11 @@ class Consumer:
         self.queue = queue
         self.envelopes = 0
         self.size = 0
+        self.superseded = False
 
     @property
     def open(self) -> bool:
-        return self.envelopes > 0 and self.size > 0
+        return self.envelopes > 0 and self.size > 0 and not self.superseded
 
 
 class Queue:

@@ -211,18 +211,18 @@ class Check:
     def _accepted(self, what: str, row: Json, accepted: list[Json], again: list[Json]) -> None:
         """A generation is accepted once.  One that was sealed when every recipient had the envelope
         already is confirmed again, and not accepted: then the proof of the one before stays.  It
-        stays, too, where receipts of all came before a confirm that was lost with the process: the
-        envelope's bytes are gone then, and it is not sent again.
+        stays, too, where receipts of all came before it was sent, or before a confirm that was lost
+        with the process: the envelope's bytes are gone then, and it is not sent again.
         """
         same = [one for one in accepted if one["generation"] == row["generation"]]
         confirms = [one for one in again if one["generation"] == row["generation"]]
-        if len(same) > 1 or not (same or (accepted and confirms)):
+        opened = all(row["receipts"].get(recipient) == "opened" for recipient in row["to"])
+        if len(same) > 1 or not (same or (accepted and (confirms or opened))):
             self._wrong("log", f"HQ's log accepted {what} {len(same)} times")
             return
         if any(one["sha256"] != row["sha256"] for one in same + confirms):
             self._wrong("log", f"HQ's log has another hash for {what}")
             return
-        opened = all(row["receipts"].get(recipient) == "opened" for recipient in row["to"])
         proven = (accepted if opened or not same else same) + confirms
         if row["entry"] and row["entry"] not in [one["entry"] for one in proven]:
             self._wrong("log", f"the proof of {what} is of another entry")
