@@ -46,7 +46,6 @@ def readable(state: BrokerState, client: str, name: str) -> Queue:
 
 def consume(state: BrokerState, c: m.Consume) -> Done:
     queue = readable(state, c.client, c.queue)
-    _take_over(state, queue, c.client, c.connection)
     if not c.tag or (c.connection, c.tag) in state.consumers:
         raise Conflict(f"consumer tag {c.tag} is 0 or in use on this connection")
     if len(queue.consumers) >= state.limits.consumers_per_queue:
@@ -61,6 +60,7 @@ def consume(state: BrokerState, c: m.Consume) -> Done:
         raise InvalidRequest(
             f"{c.client} already has {most} consumers of {c.queue!r}, the most one reader may have"
         )
+    _take_over(state, queue, c.client, c.connection)
     consumer = Consumer(c.connection, c.client, c.tag, c.queue)
     _add_credit(state, consumer, c.envelopes, c.size)
     queue.consumers.append(consumer)
@@ -72,6 +72,7 @@ def consume(state: BrokerState, c: m.Consume) -> Done:
 
 
 def _is_shared(queue: Queue) -> bool:
+    """Return whether several programs of one client read it at the same time: for receipts."""
     return queue.name.startswith(MAILBOX) and queue.name.endswith(SYSTEM)
 
 
@@ -79,15 +80,14 @@ def _take_over(state: BrokerState, queue: Queue, client: str, connection: int) -
     """Requeue what older connections of this client have of a queue."""
     if _is_shared(queue):
         return
-    older = {x.connection for x in queue.consumers if x.client == client}
-    older.update(
+    own = {x.connection for x in queue.consumers if x.client == client}
+    own |= {
         number
         for number, names in state.fetchers.items()
         if queue.name in names and state.client_of.get(number) == client
-    )
-    if any(number < connection for number in older):
-        back = [o for o in queue.unacknowledged.values() if o.connection in older]
-        _requeue(state, queue, [o for o in back if o.connection < connection])
+    }
+    if older := {number for number in own if number < connection}:
+        _requeue(state, queue, [o for o in queue.unacknowledged.values() if o.connection in older])
 
 
 def _choose_newest(queue: Queue, client: str) -> None:

@@ -312,6 +312,20 @@ def test_an_older_connection_waits_until_the_newer_one_ends() -> None:
     assert sorted(seqs(effects)) == [1, 2]
 
 
+def test_a_refused_consume_takes_nothing_over() -> None:
+    w = World(LIMITS, "A", "B")
+    w.publish(w.item("A", ("B",)))
+    consumer(w, "B", "box.B")
+    again = w.connect("B")
+    assert w.fails(m.Consume(again, "B", w.next(), 0, "box.B", 9, BIG)) == "conflict"
+    w.publish(w.item("A", ("B",)))
+    taken = w.broker.state.queues["box.B"].unacknowledged
+    assert {seq: (out.connection, out.entry.attempts) for seq, out in taken.items()} == {
+        1: (2, 1),
+        2: (2, 1),
+    }
+
+
 def test_all_programs_of_a_client_read_its_receipts() -> None:
     w = World(LIMITS, "A", "B")
     consumer(w, "B", "box.B.sys")

@@ -17,7 +17,7 @@ from cipherbox.limits import LIMITS
 from cipherbox.net.tls import client_context
 from cipherbox.server.connection import session as session_module
 from cipherbox.wire import codec, frames
-from tests.server.hq import BIG, PATIENCE_S, Raw, Running, codec_name, running
+from tests.server.hq import BIG, PATIENCE_S, Raw, Running, codec_name, consumed, running
 
 
 def hello(frame_bytes: int = 1 << 25, heartbeat_s: int = 30) -> frames.Hello:
@@ -167,6 +167,31 @@ async def test_what_arrives_as_reading_stops_is_answered_and_nothing_after_it(
             await lab.publish(seal(r.people["CA-RC"]).raw)
         assert scope.cancelled_caught
         assert r.hq.engine.broker.state.queues["box.CA-RC"].depth == 2
+
+
+async def test_who_is_back_before_hq_notices_gets_what_the_dead_connection_has_first(
+    tmp_path: Path,
+) -> None:
+    async def seqs(raw: Raw, count: int) -> list[int]:
+        got: list[int] = []
+        while len(got) < count:
+            got += [entry[0] for entry in (await raw.next()).entries]
+        return got
+
+    async with running(tmp_path / "hq") as r:
+        lab, dead = await r.client("FL-LAB"), await r.client("CA-RC")
+        await consumed(dead, "box.CA-RC")
+        seal, center = r.people["FL-LAB"].seal, r.people["CA-RC"]
+        await lab.publish(seal(center).raw)
+        assert await seqs(dead, 1) == [1]
+        back = await r.client("CA-RC")
+        await consumed(back, "box.CA-RC")
+        await lab.publish(seal(center).raw)
+        assert await seqs(back, 2) == [1, 2]
+        await dead.send(frames.Ping(1))
+        assert isinstance(await dead.next(), frames.Pong)  # nothing came before it
+        await back.stream.aclose()  # it was alive: it is served again
+        assert await seqs(dead, 2) == [1, 2]
 
 
 async def test_those_without_a_certificate_cannot_take_every_place(tmp_path: Path) -> None:
