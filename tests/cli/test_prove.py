@@ -16,7 +16,7 @@ import pytest
 import trio
 
 from cipherbox import portable
-from cipherbox.cli.prove import checker, watch
+from cipherbox.cli.prove import checker, watch, worker
 from cipherbox.cli.prove.cast import Cast
 from cipherbox.cli.prove.faults import KINDS, skipped
 from cipherbox.cli.prove.watch import Standstill, Watch
@@ -198,6 +198,19 @@ def test_faults_that_cannot_be_played_are_named(monkeypatch: pytest.MonkeyPatch)
     assert found["power cut"] == found["full disk"] == "needs root"
     assert set(found) == {"power cut", "full disk", "database kill", "failover"}
     assert skipped(("kill",), []) == {}
+
+
+def test_a_long_trial_sends_no_more_than_disks_hold() -> None:
+    now_s = 100.0
+    allowance = worker.Allowance(1000.0, lambda: now_s)
+    allowance.spend(worker.AT_ONCE)
+    assert not allowance.is_spent
+    allowance.spend(5000)
+    assert allowance.is_spent
+    now_s += 4.9
+    assert allowance.is_spent
+    now_s += 0.2
+    assert not allowance.is_spent
 
 
 async def test_a_standstill_says_who_waits_for_what(

@@ -19,13 +19,16 @@ from cipherbox.harness.fault_proxy import FaultProxy
 from cipherbox.harness.stage import Stage, free_port, kill
 
 _STARTS = 3  # of an HQ, whose port or database may not be free yet
-_HQ_DISK, _CLIENT_DISK = 2 << 30, 1 << 30  # bytes; the files take only what is used
+_DISK = 4 << 30  # bytes; the file takes only what is used
+# Of content, in all: a receiver has a line, an encrypted copy and records of each byte, so between
+# a half and two thirds of its disk are used in the end, however long the trial is.
+_CONTENT = 1 << 30
 _TIMEOUT_S = 5.0
 
 
 class Cast:
-    """Everyone in a trial, by name.  ``disks``: whether each has a disk of its own, to be cut off
-    or filled.
+    """Everyone in a trial of ``seconds``, by name.  ``disks``: whether each has a disk of its own,
+    to be cut off or filled.
     """
 
     def __init__(
@@ -38,6 +41,7 @@ class Cast:
         database: Database | None = None,
         broken: bool = False,
         disks: bool = False,
+        seconds: float = 60.0,
     ) -> None:
         self.directory, self.stage = directory, Stage(directory)
         self.senders = [f"S{n + 1}" for n in range(senders)]
@@ -54,7 +58,7 @@ class Cast:
         self.filled: dict[str, bool] = {}  # clients whose disk was full: each may end once for it
         for name in self.names:
             self.stage.additions[name] = {clock.SWITCH: str(self.clock_file(name))}
-        self._broken, self._with_disks = broken, disks
+        self._broken, self._with_disks, self._seconds = broken, disks, seconds
         self._chance = random.Random(seed)  # noqa: S311
 
     @property
@@ -98,9 +102,8 @@ class Cast:
         for name in self.names:
             if name in self.hqs and self.database is not None:
                 continue  # its data is in PostgreSQL
-            size = _HQ_DISK if name in self.hqs else _CLIENT_DISK
             place = self.directory / f"{name}.disk"
-            self.disks[name] = Disk(self.directory / f"{name}.image", place, size)
+            self.disks[name] = Disk(self.directory / f"{name}.image", place, _DISK)
 
     async def start(self, name: str) -> None:
         """Start one; an HQ is ready when this returns."""
@@ -143,6 +146,7 @@ class Cast:
             "seed": self._chance.random(),
             "notes": str(self.notes(name)),
             "timeout_s": _TIMEOUT_S * self.slowness,
+            "bytes_per_s": _CONTENT / len(self.senders) / self._seconds,
         }
         try:
             await process.stdin.send_all(orjson.dumps(task) + b"\n")

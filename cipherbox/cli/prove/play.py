@@ -85,6 +85,7 @@ class Trial:
             database=database,
             broken=plan.broken,
             disks=any(kind in self.kinds for kind in ON_DISKS),
+            seconds=max(plan.seconds, 60.0),
         )
         self.watch = Watch(self.cast, self._began, plan.patience_s)
         self.faults = Faults(self.cast, random.Random(plan.seed), self.kinds, self._began)  # noqa: S311

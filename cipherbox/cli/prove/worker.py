@@ -12,6 +12,8 @@ from __future__ import annotations
 import hashlib
 import os
 import random
+import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +34,25 @@ CONFIRMED = b'"ok"'  # in a line of the log
 _LARGEST_BATCH = 20  # messages of one publish
 _LARGEST = 40_000  # characters of a filler
 _FILES = (0, 1_000, 100_000, 2_500_000)  # sizes: no part, one, and two
+AT_ONCE = 1 << 23  # bytes that a sender may be ahead of its allowance
+
+
+class Allowance:
+    """How much content a sender may send in ``elapsed_s``, so that a night fills no disk: above it,
+    it sends little and less often.
+    """
+
+    def __init__(self, bytes_per_s: float, elapsed_s: Callable[[], float] = time.monotonic) -> None:
+        self._bytes_per_s, self._elapsed_s, self._began_s = bytes_per_s, elapsed_s, elapsed_s()
+        self._sent = 0
+
+    def spend(self, size: int) -> None:
+        self._sent += size
+
+    @property
+    def is_spent(self) -> bool:
+        allowed = AT_ONCE + (self._elapsed_s() - self._began_s) * self._bytes_per_s
+        return self._sent > allowed
 
 
 def content_of(sender: str, number: int, filler: str) -> str:
@@ -71,7 +92,8 @@ async def work(home: Path) -> int:
         home, keep_trying=True, tries=3, timeout_s=task["timeout_s"], pause_max_s=1.0
     ) as client:
         chance = random.Random(task["seed"])  # noqa: S311
-        sender = _Sender(client, Path(task["notes"]), task["recipients"], chance)
+        allowance = Allowance(task["bytes_per_s"])
+        sender = _Sender(client, Path(task["notes"]), task["recipients"], chance, allowance)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(sender.tell)
             async with trio.open_nursery() as publishing:
@@ -103,9 +125,15 @@ class _Sender:
     """
 
     def __init__(
-        self, client: Client, notes: Path, recipients: list[str], chance: random.Random
+        self,
+        client: Client,
+        notes: Path,
+        recipients: list[str],
+        chance: random.Random,
+        allowance: Allowance,
     ) -> None:
         self._client, self._recipients, self._chance = client, recipients, chance
+        self._allowance = allowance
         self._notes, log = notes, notes / LOG
         self._next = max((row["first"] + row["count"] for row in read_log(log)), default=1)
         self._log = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | O_BINARY, 0o600)
@@ -131,9 +159,9 @@ class _Sender:
         while True:
             count = chance.choice((1, 1, chance.randint(1, _LARGEST_BATCH)))
             first, to = self._draw(count)
-            fillers = [
-                "x" * chance.choice((0, 100, chance.randint(0, _LARGEST))) for _ in range(count)
-            ]
+            most = 100 if self._allowance.is_spent else _LARGEST
+            fillers = ["x" * chance.choice((0, 100, chance.randint(0, most))) for _ in range(count)]
+            self._allowance.spend(sum(map(len, fillers)))
             contents = [content_of(name, first + i, filler) for i, filler in enumerate(fillers)]
             digests = [hashlib.sha256(content.encode()).hexdigest() for content in contents]
             self._write("put", first, count, to=to, kind=kind, name="", sha256=digests)
@@ -144,7 +172,8 @@ class _Sender:
                 self._write("kept", first, count)
             except CipherBoxError:
                 await trio.sleep(0.1)  # it was never sealed, for example without the keys for it
-            await trio.sleep(chance.uniform(0, 0.02 if wait and stanza is None else 0.1))
+            pause_s = 0.02 if wait and stanza is None else 0.1
+            await trio.sleep(chance.uniform(0, 1.0 if self._allowance.is_spent else pause_s))
 
     async def send_files(self) -> None:
         """Send files of no, one or two parts; first those that a kill interrupted."""
@@ -158,7 +187,10 @@ class _Sender:
                 await trio.sleep(0.5)
                 continue
             first, to = self._draw(1)
-            content = chance.randbytes(chance.choice(_FILES))
+            content = chance.randbytes(
+                chance.choice(_FILES[: 2 if self._allowance.is_spent else 4])
+            )
+            self._allowance.spend(len(content))
             file = self._notes / f"{name}-{first}.bin"
             file.write_bytes(content)
             digest = hashlib.sha256(content).hexdigest()
