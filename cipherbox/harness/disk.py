@@ -94,7 +94,9 @@ class Disk:
                     step //= 2
 
     def free(self) -> None:
+        """Give the blocks back, durably: a later power cut must not fill it again."""
         (self.place / _BALLAST).unlink(missing_ok=True)
+        portable.sync_directory(self.place)
 
     def remove(self) -> None:
         with suppress(StageFailed):

@@ -8,6 +8,7 @@ PATH, or the usual directories of distributions.  PostgreSQL refuses to run as r
 from __future__ import annotations
 
 import os
+import select
 import shutil
 import socket
 import subprocess
@@ -22,7 +23,7 @@ from typing import Any
 from cipherbox.classes import define
 from cipherbox.errors import CipherBoxError, ConfigError
 from cipherbox.harness.workplace import POSTGRES, PROCESSES, holding
-from cipherbox.portable import other_user, passed_lock, remove_shared_memory
+from cipherbox.portable import other_user, passed_lock, remove_shared_memory, stop_process
 
 PATIENCE_S = 30.0
 FAST, AT_ONCE, _KILL = 2, 3, 9  # SIGINT and SIGQUIT as PostgreSQL understands them, and SIGKILL
@@ -140,13 +141,22 @@ class Server:
         self.process = None
 
     def kill(self) -> None:
-        """Send SIGKILL to the server and all its sessions."""
+        """Send SIGKILL to the server and all its sessions, and wait until all have ended."""
         assert self.process is not None
+        stop_process(self.process.pid)  # so that it starts no session that would be missed
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
         pids = [int(pid) for pid in children.read_text().split()] if children.exists() else []
-        for pid in (self.process.pid, *pids):
-            with suppress(ProcessLookupError):
-                os.kill(pid, _KILL)
+        with ExitStack() as ends:
+            waits = []
+            for pid in pids:
+                with suppress(ProcessLookupError):
+                    waits.append(os.pidfd_open(pid))
+                    ends.callback(os.close, waits[-1])
+            for pid in (self.process.pid, *pids):
+                with suppress(ProcessLookupError):
+                    os.kill(pid, _KILL)
+            for wait in waits:  # a session that still dies would hold the shared memory
+                select.select([wait], [], [], PATIENCE_S)
         self.process.wait(PATIENCE_S)
         self.process = None
         self._free_memory()

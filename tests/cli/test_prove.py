@@ -5,6 +5,7 @@ says who waits for what.
 import ast
 import copy
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -20,6 +21,7 @@ from cipherbox.cli.prove import checker, watch, worker
 from cipherbox.cli.prove.cast import Cast
 from cipherbox.cli.prove.faults import KINDS, skipped
 from cipherbox.cli.prove.watch import Standstill, Watch
+from cipherbox.harness.disk import Disk, why_no_disk
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "prove_report.json"
 SOURCE = Path(checker.__file__)
@@ -198,6 +200,22 @@ def test_faults_that_cannot_be_played_are_named(monkeypatch: pytest.MonkeyPatch)
     assert found["power cut"] == found["full disk"] == "needs root"
     assert set(found) == {"power cut", "full disk", "database kill", "failover"}
     assert skipped(("kill",), []) == {}
+
+
+@pytest.mark.skipif(bool(why_no_disk()), reason=why_no_disk() or "-")
+def test_a_disk_that_was_full_is_not_full_after_a_power_cut(tmp_path: Path) -> None:
+    disk = Disk(tmp_path / "image", tmp_path / "disk", 16 << 20)
+    try:
+        free = shutil.disk_usage(disk.place).free
+        disk.fill()
+        portable.sync_directory(disk.place)  # its journal does so every five seconds
+        assert shutil.disk_usage(disk.place).free < free / 10
+        disk.free()
+        disk.cut()
+        disk.remount()
+        assert shutil.disk_usage(disk.place).free > free / 2
+    finally:
+        disk.remove()
 
 
 def test_a_long_trial_sends_no_more_than_disks_hold() -> None:
