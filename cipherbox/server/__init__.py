@@ -15,6 +15,8 @@ Map, written by `make generate`:
     engine            The one task that owns the broker.
     hq                HQ: composes the parts of one running HQ.
     live_config       The settings in effect.
+    log_mark          A file beside HQ's store that names the newest entry of the signed log, so
+                      that a start notices a store that lost commits which HQ had confirmed.
     log_statements    Statements in HQ's signed log besides commits: revocations and attested
                       restores, stored with their proofs.
     operations/       Running HQ: set-up, checks, alerts, metrics, reload, drain, backup,

@@ -70,6 +70,7 @@ log = get_logger(__name__)
 RECOVER_PAUSE_S = 1.0  # between tries to reload while the store is not available
 SILENT_S = 2.0
 FULL_PAUSE_S = 5.0  # publishes are refused for this time after a commit found the disk full
+_LOST = "The store lost commits: confirmed messages may be lost; clients resend them"
 _ROW_BYTES = 4096  # that an envelope takes on the disk besides its own bytes
 
 
@@ -111,8 +112,7 @@ class Engine:
         self.turned_at = time.monotonic()  # when the loop last began a batch
         self.bodies = BodyCache(limits.body_cache_bytes, self._threads.read_bodies, self._lost)
         self.broker = Broker(store.load(limits.head_entries), limits)
-        self.incarnation = store.get_setting(INCARNATION) or os.urandom(16)
-        store.put_setting(INCARNATION, self.incarnation)
+        self.incarnation = _incarnation(store, audit)
         if audit is not None:
             audit.load(read_stored(store), self.incarnation)
             if audit.begins:
@@ -394,9 +394,7 @@ class Engine:
         if self.audit is not None:
             self.audit.load(stored, incarnation)
         if incarnation != self.incarnation:
-            log.critical(
-                "The store lost commits: confirmed messages may be lost; clients resend them"
-            )
+            log.critical(_LOST)
             self.incarnation = incarnation
             for peer in self._peers.values():  # connected meanwhile, with the old incarnation
                 peer.end(away)
@@ -423,6 +421,16 @@ class Engine:
                 "The store is not available", extra={"error": str(error)}
             ),
         )
+
+
+def _incarnation(store: Store, audit: TransparencyLog | None) -> bytes:
+    """Return the store's incarnation id; begin a new one if it has lost commits."""
+    incarnation = store.get_setting(INCARNATION) or os.urandom(16)
+    if audit is not None and audit.lost_commits(store):
+        log.critical(_LOST)
+        incarnation = os.urandom(16)
+    store.put_setting(INCARNATION, incarnation)
+    return incarnation
 
 
 def _log_lost(queue: str, seqs: list[int], reason: str) -> None:

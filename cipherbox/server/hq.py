@@ -35,6 +35,8 @@ from cipherbox.server.directory.revocation_lists import RevocationLists
 from cipherbox.server.directory.trust import Trust
 from cipherbox.server.engine import Engine
 from cipherbox.server.live_config import LiveConfig
+from cipherbox.server.log_mark import FILE as MARK_FILE
+from cipherbox.server.log_mark import LogMark
 from cipherbox.server.operations.drain import Drain
 from cipherbox.server.operations.reload import Difference, load_reload, log_differences
 from cipherbox.server.operations.retention import Retention
@@ -98,7 +100,7 @@ class HQ:
         self._log_signer = log_key
         self.log_key = certified(log_key, self.trust.server_key)
         self.context = self.trust.material.context()
-        self.audit = TransparencyLog(log_key)
+        self.audit = TransparencyLog(log_key, LogMark(config.directory / MARK_FILE))
         self.engine = Engine(
             store,
             limits,

@@ -33,6 +33,7 @@ from cipherbox.envelope.checkpoint import Checkpoint, origin_of, sign_checkpoint
 from cipherbox.envelope.labels import label
 from cipherbox.errors import ConfigError
 from cipherbox.portable import read_private, write_private
+from cipherbox.server.log_mark import LogMark
 from cipherbox.server.requests.answers import confirm_groups
 from cipherbox.store.port import Store
 
@@ -95,8 +96,9 @@ class _State(NamedTuple):
 class TransparencyLog:
     """HQ's signed log."""
 
-    def __init__(self, key: nacl.signing.SigningKey) -> None:
-        self.signing_key = key
+    def __init__(self, key: nacl.signing.SigningKey, mark: LogMark | None = None) -> None:
+        """``mark`` remembers the newest entry, to be compared with the store at the next start."""
+        self.signing_key, self._mark = key, mark
         self.public = bytes(key.verify_key)
         self.load(Stored(None, (), (0, b"")), bytes(16))
 
@@ -108,6 +110,10 @@ class TransparencyLog:
         self._incarnation = incarnation
         self.origin = origin_of(self.public, incarnation)
         self._next: _State | None = None
+
+    def lost_commits(self, store: Store) -> bool:
+        """Return whether the store lacks the newest entry that was committed before this start."""
+        return self._mark is not None and self._mark.lost(store)
 
     @property
     def begins(self) -> bool:
@@ -193,6 +199,8 @@ class TransparencyLog:
         """Advance the log: the commit with the prepared entry succeeded."""
         assert self._next is not None
         self._state, self._next = self._next, None
+        if self._mark is not None and self._state.last is not None:
+            self._mark.write(self._state.last)
 
     def _checkpoint(self, size: int, root: bytes, at: int) -> bytes:
         return sign_checkpoint(Checkpoint(self.origin, size, root, at), self.signing_key)

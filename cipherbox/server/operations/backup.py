@@ -60,6 +60,7 @@ from cipherbox.portable import (
     sync_directory,
     write_private,
 )
+from cipherbox.server.log_mark import FILE as MARK_FILE
 from cipherbox.server.operations.open_store import empty_for, open_source, open_store
 from cipherbox.server.operations.setup import (
     UNFINISHED,
@@ -78,7 +79,7 @@ from cipherbox.store.sqlite.store import open_store as open_sqlite
 FORMAT = "cipherbox-backup-1"
 MANIFEST, STORE, FILES = "manifest.json", "store", "files"
 BACKUP_LOCK = "backup.lock"  # in HQ's directory, held by its only backup
-_LEFT_OUT = {"lock", BACKUP_LOCK, UNFINISHED, RESERVE, SPOOL, "logs"}
+_LEFT_OUT = {"lock", BACKUP_LOCK, UNFINISHED, RESERVE, SPOOL, MARK_FILE, "logs"}
 _SETTINGS_PART = ".restored.toml"  # the settings of a backup, until the restored HQ is whole
 
 

@@ -1,0 +1,128 @@
+"""A start notices a store that lost commits that HQ had confirmed, and only such a one."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cipherbox.client.local_database import commits_in_log
+from cipherbox.server.log_mark import FILE
+from cipherbox.wire import frames
+from tests.server.hq import Running, running
+
+DATABASE = "cipherbox.sqlite3"
+SENT = 6
+
+
+async def publish(here: Running, count: int) -> list[bytes]:
+    sender, recipient = await here.person("FL-LAB"), await here.person("CA-RC")
+    raw = await here.client("FL-LAB")
+    sent = [sender.seal(recipient, text=f"number {n}").raw for n in range(count)]
+    for one in sent:
+        assert isinstance(await raw.publish(one), frames.Confirm)
+    return sent
+
+
+async def killed(tmp_path: Path) -> tuple[Path, bytes, Path]:
+    """An HQ as SIGKILL leaves it after some envelopes, its incarnation, and the database as it was
+    three envelopes before.
+    """
+    earlier, after = tmp_path / "earlier", tmp_path / "killed"
+    async with running(tmp_path / "hq") as here:
+        await publish(here, SENT - 3)
+        shutil.copytree(tmp_path / "hq", earlier)
+        sender = here.people["FL-LAB"]
+        raw = await here.dial(sender)
+        for n in range(3):
+            sealed = sender.seal(here.people["CA-RC"], text=f"later {n}")
+            assert isinstance(await raw.publish(sealed.raw), frames.Confirm)
+        shutil.copytree(tmp_path / "hq", after)
+        return after, here.hq.engine.incarnation, earlier
+
+
+def flip(directory: Path) -> None:
+    """Damage the last but one commit in the write-ahead log: SQLite drops it and the last."""
+    log = directory / f"{DATABASE}-wal"
+    data = bytearray(log.read_bytes())
+    page = int.from_bytes(data[8:12], "big")
+    frame = commits_in_log(directory / DATABASE)[-2]
+    data[32 + (frame - 1) * (page + 24) + 100] ^= 1
+    log.write_bytes(data)
+
+
+def delete_log(directory: Path) -> None:
+    (directory / f"{DATABASE}-wal").unlink()
+
+
+def put_back(directory: Path) -> None:
+    """An old database file in place of the newer one."""
+    for name in (DATABASE, f"{DATABASE}-wal"):
+        shutil.copy(directory.parent / "earlier" / name, directory / name)
+    (directory / f"{DATABASE}-shm").unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize("lose", [flip, delete_log, put_back])
+async def test_lost_commits_begin_a_new_incarnation(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, lose: Callable[[Path], None]
+) -> None:
+    after, incarnation, _ = await killed(tmp_path)
+    lose(after)
+    with caplog.at_level(logging.CRITICAL):
+        async with running(after) as here:
+            began = here.hq.engine.incarnation
+            assert began != incarnation
+    assert "The store lost commits" in caplog.text
+    caplog.clear()
+    async with running(after) as here:  # once: it is known now
+        assert here.hq.engine.incarnation == began
+    assert not caplog.text
+
+
+def nothing(_: Path) -> None:
+    pass
+
+
+def missing(directory: Path) -> None:
+    (directory / FILE).unlink()
+
+
+def damaged(directory: Path) -> None:
+    raw = bytearray((directory / FILE).read_bytes())
+    raw[3] ^= 1  # an entry far ahead
+    (directory / FILE).write_bytes(raw)
+
+
+def cut_off(directory: Path) -> None:
+    (directory / FILE).write_bytes((directory / FILE).read_bytes()[:-1])
+
+
+def older(directory: Path) -> None:
+    """What a power cut may leave of a file that is never synced."""
+    shutil.copy(directory.parent / "earlier" / FILE, directory / FILE)
+
+
+@pytest.mark.parametrize("change", [nothing, missing, damaged, cut_off, older])
+async def test_a_mark_that_is_not_ahead_claims_no_loss(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, change: Callable[[Path], None]
+) -> None:
+    after, incarnation, _ = await killed(tmp_path)
+    change(after)
+    async with running(after) as here:
+        assert here.hq.engine.incarnation == incarnation
+    assert "lost commits" not in caplog.text
+
+
+async def test_another_entry_in_its_place_is_a_loss(tmp_path: Path) -> None:
+    """An HQ that went on from an earlier state has as many entries again, but others."""
+    after, incarnation, earlier = await killed(tmp_path)
+    mark = (after / FILE).read_bytes()
+    (earlier / FILE).unlink()
+    async with running(earlier) as here:
+        await publish(here, SENT)
+    (earlier / FILE).write_bytes(mark)
+    async with running(earlier) as here:
+        assert here.hq.engine.incarnation != incarnation
