@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import select
 import shutil
-import socket
 import subprocess
 import tempfile
 import threading
@@ -22,6 +21,7 @@ from typing import Any
 
 from cipherbox.classes import define
 from cipherbox.errors import CipherBoxError, ConfigError
+from cipherbox.harness.stage import free_port
 from cipherbox.harness.workplace import POSTGRES, PROCESSES, holding
 from cipherbox.portable import other_user, passed_lock, remove_shared_memory, stop_process
 
@@ -219,13 +219,6 @@ class Server:
     def remove(self) -> None:
         self.stop(AT_ONCE)
         self.lock.close()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def _directory(programs: Path) -> Server:

@@ -40,18 +40,22 @@ def program() -> list[str]:
 
 
 def free_port() -> int:
-    """Return a loopback port that is free now.
+    """Return a loopback port that is free now, and not given again while this process runs.
 
-    It is outside of the ephemeral range: while HQ is down, a reconnecting client could otherwise
-    get HQ's own port, and HQ could not bind it again.
+    It is outside of the ephemeral range: while its server is down, anyone's connection could
+    otherwise get that port, and the server could not bind it again.  Until the server listens and
+    whenever it is down, this process holds the UDP port of that number, so that the others that
+    ask here, such as another worker of the tests, get another one.
     """
     while True:
         port = LOWEST_PORT + secrets.randbelow(PORTS)
-        with socket.socket() as probe:
+        with socket.socket() as probe, socket.socket(type=socket.SOCK_DGRAM) as claim:
             try:
                 probe.bind(("127.0.0.1", port))
+                claim.bind(("127.0.0.1", port))
             except OSError:
                 continue
+            claim.detach()  # open until this process ends
             return port
 
 

@@ -5,6 +5,7 @@ says who waits for what.
 import ast
 import copy
 import json
+import secrets
 import shutil
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from cipherbox.cli.prove import checker, watch, worker
 from cipherbox.cli.prove.cast import Cast
 from cipherbox.cli.prove.faults import KINDS, skipped
 from cipherbox.cli.prove.watch import Standstill, Watch
+from cipherbox.harness import stage
 from cipherbox.harness.disk import Disk, why_no_disk
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "prove_report.json"
@@ -277,3 +279,18 @@ async def test_what_an_outbox_takes_is_no_progress(tmp_path: Path) -> None:
     seen.judge()
     state.write_text(json.dumps({"doing": "emptying its outbox", "waiting": 4}))
     seen.judge()
+
+
+def test_a_port_is_given_to_one_who_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also while nobody listens there, and to whichever process: two trials and the tests run
+    beside each other.
+    """
+    first, drawn = stage.free_port(), secrets.randbelow
+    again = [first - stage.LOWEST_PORT] * 3
+
+    def draws(below: int) -> int:
+        return again.pop() if again else drawn(below)
+
+    monkeypatch.setattr(secrets, "randbelow", draws)
+    assert stage.free_port() != first
+    assert again == []
