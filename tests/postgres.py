@@ -10,7 +10,9 @@ import secrets
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +33,11 @@ __all__ = [
     "schema",
     "shared",
     "target",
+    "until",
     "url",
 ]
 
+PATIENCE_S = 60.0
 VERSION = "pginstall18"
 Server = postgres_servers.Server
 
@@ -54,8 +58,9 @@ def binaries() -> Path:
             part = Path(tempfile.mkdtemp(prefix="cipherbox-postgres-"))
             shutil.copytree(found.parents[1], part / "all", symlinks=True)
             (part / "all").chmod(0o755)
-            os.rename(part / "all", copy)
-            part.rmdir()
+            with suppress(OSError):  # another worker of the tests was faster
+                (part / "all").rename(copy)
+            shutil.rmtree(part)
         found = copy / VERSION / "bin"
     return found
 
@@ -91,6 +96,14 @@ def target(server: Server, schema: str = "cipherbox", **more: Any) -> Target:
         ((str(server.directory), server.port),), database="postgres", user="cipherbox", tls="off"
     )
     return attrs.evolve(base, schema=schema, **more)
+
+
+def until(so: Callable[[], Any]) -> None:
+    """Wait until it is so."""
+    ends = time.monotonic() + PATIENCE_S
+    while not so():
+        assert time.monotonic() < ends, "it did not become so in time"
+        PAUSE.wait(0.02)
 
 
 def schema() -> str:

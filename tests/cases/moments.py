@@ -49,9 +49,10 @@ class Scene:
     def put(self, name: str, content: bytes, to: str = "CA-RC") -> Path:
         path = self.folder / "outgoing" / to / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
-        os.utime(path, (1_700_000_000, 1_700_000_000))
-        return path
+        hidden = path.with_name(f".{name}")  # left out until it is whole
+        hidden.write_bytes(content)
+        os.utime(hidden, (1_700_000_000, 1_700_000_000))
+        return hidden.replace(path)
 
     def at(self, where: str, name: str, to: str = "CA-RC") -> Path:
         return self.folder / where / to / name

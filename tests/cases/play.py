@@ -136,6 +136,6 @@ async def _send(hq: RealHq, folder: Path, files: Sequence[File], outcome: Outcom
 
         if file.is_file() and os.access(file, os.R_OK):
             played.content = (played.content or b"") + b"\0both\0" + file.read_bytes()
-        with trio.fail_after(30):
+        with trio.fail_after(60):
             played.code = await trio.to_thread.run_sync(send, abandon_on_cancel=True)
         played.said = said.getvalue()

@@ -36,7 +36,7 @@ class Sent:
         return [trace.state for report in reports for trace in report.traces]
 
     async def become(self, *states: int) -> None:
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             while await self.states() != [*states]:
                 await trio.sleep(0.01)
 

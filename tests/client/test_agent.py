@@ -8,13 +8,14 @@ import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import trio
 
 from cipherbox.apps.agent import agent as module
-from cipherbox.apps.agent import guide
+from cipherbox.apps.agent import guide, scan
 from cipherbox.apps.agent.agent import Agent
 from cipherbox.apps.agent.file_mover import FileMover
 from cipherbox.config.settings import AgentSettings
@@ -48,8 +49,9 @@ async def running(
 def put(folder: Path, where: str, content: bytes) -> Path:
     path = folder / "outgoing" / where
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content)
-    return path
+    hidden = path.with_name(f".{path.name}")  # left out until it is whole
+    hidden.write_bytes(content)
+    return hidden.replace(path)
 
 
 async def test_from_folder_to_folder(hq: Any, tmp_path: Path) -> None:
@@ -87,8 +89,8 @@ async def test_a_directory_that_was_sent_leaves_no_empty_folders(hq: Any, tmp_pa
     (lab / "outgoing/CA-RC/not yet/filled").mkdir(parents=True)
     (lab / "outgoing/CA-RC+SF-RC").mkdir()
     async with running(hq, "FL-LAB", lab) as sender:
-        await until(lambda: sender.sent == 3, 30)
-        await until(lambda: not (lab / "outgoing/CA-RC/run").exists(), 30)
+        await until(lambda: sender.sent == 3)
+        await until(lambda: not (lab / "outgoing/CA-RC/run").exists())
     left = sorted(str(path.relative_to(lab / "outgoing")) for path in (lab / "outgoing").rglob("*"))
     assert left == [
         "CA-RC",
@@ -131,8 +133,8 @@ async def test_hq_away_and_a_restart_send_each_file_once(hq: Any, tmp_path: Path
         assert file.exists()
     await hq.start()
     async with running(hq, "FL-LAB", lab) as sender, running(hq, "CA-RC", center):
-        await until(lambda: sender.sent == 1, 30)
-        await until(lambda: (center / "incoming/FL-LAB/kept.txt").exists(), 30)
+        await until(lambda: sender.sent == 1)
+        await until(lambda: (center / "incoming/FL-LAB/kept.txt").exists())
         await trio.sleep(0.3)
     assert len(list((center / "incoming/FL-LAB").iterdir())) == 1
 
@@ -144,24 +146,42 @@ async def test_what_cannot_be_sent_is_set_aside_and_explained(hq: Any, tmp_path:
     put(lab, "no client/x.txt", b"nowhere")
     put(lab, "@labs/all/x.txt", b"no such exchange")
     async with running(hq, "FL-LAB", lab, said) as agent:
-        await until(lambda: agent.failed == 2, 30)
+        await until(lambda: agent.failed == 2)
         await until(lambda: (lab / "failed/@labs/all/x.txt.reason.txt").exists())
     assert "XX-RC" in (lab / "failed/XX-RC/x.txt.reason.txt").read_text()
     assert (lab / "outgoing/no client/x.txt").exists()
     assert sum("nothing is sent from" in line for line in said) == 1
 
 
-async def test_a_file_that_grows_is_sent_when_it_is_done(hq: Any, tmp_path: Path) -> None:
+async def test_a_file_that_grows_is_sent_when_it_is_done(
+    hq: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now_s, looks, look = 0.0, 0, scan.Scanner.look
+
+    def counted(self: scan.Scanner) -> Any:
+        nonlocal looks
+        found = look(self)
+        looks += 1
+        return found
+
+    monkeypatch.setattr(scan.Scanner, "look", counted)
+    monkeypatch.setattr(scan, "time", SimpleNamespace(monotonic=lambda: now_s))
     lab, center = tmp_path / "lab", tmp_path / "center"
-    async with running(hq, "FL-LAB", lab) as sender, running(hq, "CA-RC", center):
+    async with running(hq, "FL-LAB", lab) as sender:
         path = put(lab, "CA-RC/growing.log", b"")
         for _ in range(10):
             with path.open("ab") as file:
                 file.write(b"line\n")
-            await trio.sleep(0.05)
-        await until(lambda: sender.sent == 1, 30)
+            seen = looks + 2  # one of them begins after the line was written
+            await until(lambda seen=seen: looks >= seen)
+            now_s += 0.09
+        assert sender.sent == 0
+        now_s += 1.0
+        await until(lambda: sender.sent == 1)
+    async with running(hq, "CA-RC", center):
+        now_s += 1.0
         arrived = center / "incoming/FL-LAB/growing.log"
-        await until(arrived.exists, 30)
+        await until(arrived.exists)
     assert arrived.read_bytes() == b"line\n" * 10
 
 

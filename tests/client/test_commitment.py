@@ -43,11 +43,11 @@ async def test_generation_0_to_x_and_another_text_to_y_in_generation_1(hq: Any) 
         plain = pack([text_message("pay 10")])
         first = await crafted(lab, ["CA-RC", "SF-RC"], plain, count=1, **one)
         await submit(lab, first)
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             await Receiver(x).drain()
         other = await crafted(lab, ["SF-RC"], [text_message("pay 1000")], generation=1, **one)
         assert await refusal(lab, other) == "commitment-changed"
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             await Receiver(y).drain()
         assert [line["content"] for name in ("CA-RC", "SF-RC") for line in hq.lines(name)] == [
             "pay 10",
@@ -57,14 +57,14 @@ async def test_generation_0_to_x_and_another_text_to_y_in_generation_1(hq: Any) 
         # says so, signed.
         later = Delivery("box.SF-RC", (99, 1, now_ms(), 0, other), None, None)
         receiver = Receiver(y)
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             await receiver.take([later])
         assert (receiver.refused, receiver.duplicates, receiver.received) == (1, 0, 0)
         assert refusals(hq, "SF-RC") == [(Outcome.COMMITMENT_CHANGED, one["envelope_id"])]
         # The same text again, in whatever generation, is a duplicate.
         same = await crafted(lab, ["SF-RC"], plain, count=1, generation=2, **one)
         receiver = Receiver(y)
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             await receiver.take([Delivery("box.SF-RC", (100, 1, now_ms(), 0, same), None, None)])
         assert (receiver.refused, receiver.duplicates) == (0, 1)
 
@@ -81,7 +81,7 @@ async def test_both_texts_in_one_batch(hq: Any) -> None:
             Delivery("box.CA-RC", (n, 1, now_ms(), 0, raw), None, None)
             for n, raw in enumerate(raws)
         ]
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             await receiver.take(both)
         assert (receiver.received, receiver.refused) == (1, 1)
 
@@ -92,7 +92,7 @@ async def test_a_lie_about_the_plaintext_is_refused_and_nothing_else_is_kept_up(
             patch.setattr(sealing, "commit_to", lambda plain, at: bytes(32))
             await submit(lab, await crafted(lab, ["CA-RC"], [Message(b"a lie")]))
         await lab.publish("the truth", to="CA-RC")
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             assert await Receiver(center).drain() == 1
         assert [outcome for outcome, _ in refusals(hq, "CA-RC")] == [Outcome.PLAINTEXT_MISMATCH]
     async with hq.admin() as admin:
@@ -130,9 +130,9 @@ async def test_an_outbox_of_0_5_0_is_sealed_again_and_hq_takes_no_version_1(hq: 
         db.execute("UPDATE envelopes SET data = ?, changed_at = 0", (old,))
     await hq.start()
     async with hq.client("FL-LAB") as lab, hq.client("CA-RC") as center:
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             assert await Receiver(center).run(count=1) == 1
-            assert await lab.wait_for([kept.envelope_id], "opened", 10)
+            assert await lab.wait_for([kept.envelope_id], "opened", 60)
         row = await lab.sent(kept.message_ids[0])
         assert row.generation == 1
         assert len(row.commitment) == 32

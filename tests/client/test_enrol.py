@@ -149,7 +149,7 @@ async def test_it_waits_for_approval(hq: Any) -> None:
             await join(hq.home("FL-LAB"), token, on_number=on_number, pause_s=0.05)
 
         nursery.start_soon(run)
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             await waits.wait()
         (row,) = await admin.list("pending")
         assert row["name"] == "FL-LAB"
@@ -187,7 +187,7 @@ async def test_it_waits_for_the_offline_ca(tmp_path: Path) -> None:
                 await join(hq.home("FL-LAB"), token, on_number=on_number, pause_s=0.05)
 
             nursery.start_soon(run)
-            with trio.fail_after(10):
+            with trio.fail_after(60):
                 await waits.wait()
             document = await admin.export_requests()
             await admin.import_certificates(

@@ -45,7 +45,7 @@ async def test_key_maker_receiver_and_sender(
                 done.append(await receiver.main(center, 3))
 
             nursery.start_soon(receive)
-            with trio.fail_after(30):
+            with trio.fail_after(60):
                 while not any(row["queue"] == "my_queue" for row in await admin.list("bindings")):
                     await trio.sleep(0.02)
                 await admin.grant("FL-LAB", "publish", "my_exchange")
@@ -67,7 +67,7 @@ async def test_a_full_handshake_through_hq(hq: Any) -> None:
     async def run(role: str, name: str, peer: str) -> None:
         said[role] = await handshake.main(str(hq.home(name)), role, peer)
 
-    with trio.fail_after(30):
+    with trio.fail_after(60):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(run, "answer", "CA-RC", "FL-LAB")
             nursery.start_soon(run, "begin", "FL-LAB", "CA-RC")

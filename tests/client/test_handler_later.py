@@ -34,7 +34,7 @@ def hq(hq: RealHq, monkeypatch: pytest.MonkeyPatch) -> RealHq:
 
 async def running(client: Any, handler: Any, until_so: Callable[[], bool], **options: Any) -> None:
     """Runs the handler until something is so."""
-    with trio.fail_after(30):
+    with trio.fail_after(60):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(lambda: client.process(handler, **options))
             await until(until_so)
@@ -69,7 +69,7 @@ async def test_a_system_that_is_down_parks_nothing_and_is_told_once(hq: Any) -> 
         # another process was told of the trouble
         assert sum("is available again" in line for line in said) == 0
         await Receiver(center).drain()  # signs what is owed
-        assert await lab.wait_for([confirmation.envelope_id], "opened", 10)
+        assert await lab.wait_for([confirmation.envelope_id], "opened", 60)
 
 
 async def test_what_is_told_at_the_end(hq: Any) -> None:

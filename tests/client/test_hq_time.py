@@ -159,7 +159,7 @@ async def test_what_hq_refuses_for_its_time_waits_until_the_clock_is_right(
         with pytest.raises(error, match="is kept in the outbox and is sent when"):
             await lab.publish("by a wrong clock", to="CA-RC")
         server.engine.clock_ms, state.watermark = real, 0
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             assert await Receiver(center).run(count=1) == 1
 
 
@@ -173,7 +173,7 @@ async def test_a_file_waits_while_a_wrong_clock_takes_its_recipients_keys_for_no
             with pytest.raises(ClockSkew, match=r"begins only .* differs from HQ's"):
                 await send_file(lab, tmp_path / "scan.tif", ["scan.tif"], ["CA-RC"], "")
         assert await send_unfinished(lab) == []
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             assert await Receiver(center).run(count=1) == 1
 
 

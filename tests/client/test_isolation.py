@@ -63,7 +63,7 @@ async def test_a_chain_of_very_many_bundles_ends_no_recipient_and_no_query(hq: A
         await bad.publish("sealed with the newest", to="CA-RC")
         await submit(bad, before)
         await lab.publish("from somebody else", to="CA-RC")
-        with trio.fail_after(30):
+        with trio.fail_after(60):
             assert await Receiver(center).run(count=3) == 3
         found, reasons = await center.directory.reachable(["BAD-LAB", "FL-LAB"])
         assert (sorted(found), reasons) == (["BAD-LAB", "FL-LAB"], {})
@@ -87,7 +87,7 @@ async def test_a_hundred_envelopes_with_made_up_keys_use_up_no_look_ups(hq: Any)
         async with trio.open_nursery() as nursery:
             receiver = Receiver(center)
             await nursery.start(receiver.run)
-            with trio.fail_after(10):
+            with trio.fail_after(60):
                 while not hq.lines("CA-RC"):
                     await trio.sleep(0.01)
                 while receiver.refused + len(center.opener.refusals._due) < 100:
@@ -99,7 +99,7 @@ async def test_a_hundred_envelopes_with_made_up_keys_use_up_no_look_ups(hq: Any)
                 frames.Resend, queue="box.CA-RC", sender_id="", envelope_id=bytes(16)
             )
             await lab.publish("and again", to="CA-RC")
-            with trio.fail_after(10):
+            with trio.fail_after(60):
                 while len(hq.lines("CA-RC")) < 2:
                     await trio.sleep(0.01)
             # what HQ does not have is remembered, and the rest is not asked for
@@ -127,7 +127,7 @@ async def test_a_look_up_that_takes_long_holds_up_its_own_sender_alone(hq: Any) 
         hq.client("BAD-LAB") as bad,
     ):
         await lab.publish("first", to="CA-RC")
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             assert await Receiver(center).run(count=1) == 1  # its keys are known from here on
         release, look_up = trio.Event(), center.directory.look_up
 
@@ -138,7 +138,7 @@ async def test_a_look_up_that_takes_long_holds_up_its_own_sender_alone(hq: Any) 
         center.directory.look_up = slow
         await bad.publish("whose keys are looked up for long", to="CA-RC")
         await lab.publish("second", to="CA-RC")
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             async with trio.open_nursery() as nursery:
                 receiver = Receiver(center)
                 await nursery.start(receiver.run)
@@ -168,7 +168,7 @@ async def test_what_hq_says_to_a_refusal_ends_nothing(hq: Any) -> None:
         raw = await crafted(bad, ["CA-RC"], b"\x02\x00\x00\x00\x00\x01", count=1)
         await submit(bad, raw)
         await lab.publish("from somebody else", to="CA-RC")
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             assert await Receiver(center).run(count=1) == 1
 
 
@@ -187,8 +187,8 @@ async def test_a_receipt_of_the_year_584_million_ends_no_sender(hq: Any) -> None
             to="FL-LAB",
             box="sys",
         )
-        with trio.fail_after(10):
-            assert await lab.wait_for([confirmation.envelope_id], "opened", 10)
+        with trio.fail_after(60):
+            assert await lab.wait_for([confirmation.envelope_id], "opened", 60)
 
 
 async def test_one_envelope_that_cannot_be_recorded_ends_with_itself(
@@ -213,7 +213,7 @@ async def test_one_envelope_that_cannot_be_recorded_ends_with_itself(
         for number in range(3):
             await lab.publish(f"good {number}", to="CA-RC")
         receiver = Receiver(center)
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             assert await receiver.run(count=3) == 3
         assert receiver.refused == 1
     assert [line["content"] for line in hq.lines("CA-RC")] == ["good 0", "good 1", "good 2"]
@@ -238,6 +238,6 @@ async def test_receipts_with_made_up_keys_use_up_no_look_ups(hq: Any) -> None:
             await bad.publish([Message(group, TYPE)], to="FL-LAB", box="sys")
         honest = await lab.publish("for somebody else", to="CA-RC")
         assert await Receiver(center).run(count=1) == 1
-        with trio.fail_after(30):
-            assert await lab.wait_for([honest.envelope_id], "opened", 30)
+        with trio.fail_after(60):
+            assert await lab.wait_for([honest.envelope_id], "opened", 60)
         assert len(asked) <= PER_SENDER + 4

@@ -362,8 +362,9 @@ async def test_a_lost_answer_of_hq_loses_no_key(hq: Any, monkeypatch: pytest.Mon
 async def test_while_hq_is_away_the_new_keys_wait(hq: Any) -> None:
     from cipherbox.errors import NetworkError
 
-    async with hq.client("CA-RC", tries=1, timeout_s=0.3) as center:
+    async with hq.client("CA-RC", tries=1) as center:
         await hq.stop()
+        center.connection.timeout_s = 0.3
         with pytest.raises(NetworkError):
             await center.key_lifecycle.rotate()
         assert center.home.identity.bundle.sequence == 1

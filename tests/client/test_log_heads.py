@@ -311,7 +311,7 @@ async def test_a_quorum_of_witnesses_must_cover_a_confirm(hq: Any) -> None:
     ):
         seen: list[Any] = []
         nursery.start_soon(Witness(client, key).run, seen.append)
-        with trio.fail_after(30):
+        with trio.fail_after(60):
             await publish(lab, "covered")
         nursery.cancel_scope.cancel()
     assert seen

@@ -52,7 +52,7 @@ async def center(hq: RealHq, tmp_path: Path) -> Path:
         await lab.publish([part], to="CA-RC", box="bulk")
         await lab.publish([manifest_message(manifest)], to="CA-RC", box="bulk")
     async with hq.client("CA-RC") as client:
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             await Receiver(client).run(idle_s=0.5)
     return hq.home("CA-RC")
 
@@ -151,8 +151,8 @@ async def test_waiting_for_opened_ends_although_another_program_takes_the_receip
             await nursery.start(lambda task_status: Receiver(center).run(task_status=task_status))
             for number in range(6):
                 done = await lab.publish(f"{number}", to="CA-RC")
-                with trio.fail_after(15):
-                    assert await lab.wait_for([done.envelope_id], "opened", 15)
+                with trio.fail_after(60):
+                    assert await lab.wait_for([done.envelope_id], "opened", 60)
             nursery.cancel_scope.cancel()
         assert beside.outbox_sender is not None
 
@@ -167,7 +167,7 @@ async def test_a_clients_status_says_what_is_where_also_with_hq_away(hq: Any) ->
         opened = await client.publish("opened", to="CA-RC")
         async with hq.client("CA-RC") as center:
             await Receiver(center).run(count=1)
-        assert await client.wait_for([opened.envelope_id], "opened", 10)
+        assert await client.wait_for([opened.envelope_id], "opened", 60)
         await client.publish("not fetched", to="CA-RC")
     await hq.stop()
     async with hq.client("FL-LAB", keep_trying=True) as client:
@@ -220,9 +220,9 @@ async def test_a_file_is_listed_as_opened_once_its_recipient_has_signed_for_it(
         sent = await send_file(lab, file, ["scan.tif"], ["CA-RC"], "image/tiff")
     states.append(await outbox_list(hq.home("FL-LAB")))
     async with hq.client("FL-LAB") as lab, hq.client("CA-RC") as center:
-        with trio.fail_after(30):
+        with trio.fail_after(60):
             await Receiver(center).run(count=1)
-        assert await lab.wait_for([sent.envelope_id], "opened", 20)
+        assert await lab.wait_for([sent.envelope_id], "opened", 60)
     states.append(await outbox_list(hq.home("FL-LAB")))
     assert [[row["state"] for row in one if "file" in row] for one in states] == [
         ["confirmed, 1 not signed"],

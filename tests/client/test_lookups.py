@@ -43,7 +43,7 @@ async def test_an_index_that_the_message_does_not_have(hq: Any) -> None:
         sent = await client.publish(["one", "two"], to="CA-RC")
     first, last = sent.message_ids[0], beyond(sent.message_ids[0], 2)
     async with hq.client("CA-RC") as client:
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             await Receiver(client).run(count=2)
     for home, more in (
         (lab, ()),
@@ -141,7 +141,7 @@ async def test_the_log_is_read_by_people_and_by_machines(hq: Any) -> None:
     admin = hq.admin_home
     async with hq.client("FL-LAB") as lab, hq.client("CA-RC") as center:
         sent = await lab.publish("x", to="CA-RC")
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             await Receiver(center).run(count=1)
     for words in (
         ("exchange", "declare", "labs", "--type", "topic"),

@@ -46,7 +46,7 @@ async def test_a_copy_of_a_home_without_a_password_is_that_client(hq: Any, tmp_p
     stolen = tmp_path / "stolen"
     shutil.copytree(hq.home("CA-RC"), stolen)
     async with open_client(stolen) as thief:
-        with trio.fail_after(30):
+        with trio.fail_after(60):
             (delivery,) = await thief.fetch()
         assert [bytes(one.content) for one in delivery.messages] == [TEXT.encode()]
         await thief.publish("not from the center", to="FL-LAB")

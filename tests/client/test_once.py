@@ -110,7 +110,7 @@ async def test_while_hq_is_away_the_second_waits_for_the_first(hq: Any, monkeypa
         assert caught.value.message_ids == (str(kept.message_ids[0]),)
     await hq.start()
     async with hq.client("FL-LAB") as lab:
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             done = await lab.publish("x", to="CA-RC", key="k")
     assert done.duplicate
     assert done.accepted_at > 0
@@ -174,9 +174,9 @@ async def test_keys_go_with_the_history_of_their_messages(hq: Any, tmp_path: Pat
     async with hq.client("FL-LAB") as lab, hq.client("CA-RC") as center:
         first = await lab.publish("x", to="CA-RC", key="k")
         await Receiver(center).run(count=1)
-        assert await lab.wait_for([first.envelope_id], "opened", 10)
+        assert await lab.wait_for([first.envelope_id], "opened", 60)
         outbox = lab.outbox().outbox
-        with trio.fail_after(10):  # the bytes go a moment after the receipt
+        with trio.fail_after(60):  # the bytes go a moment after the receipt
             while not outbox.forget(1 << 62):
                 await trio.sleep(0.01)
         assert not (await lab.publish("y", to="CA-RC", key="k")).duplicate

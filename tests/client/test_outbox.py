@@ -280,11 +280,11 @@ async def test_what_was_sealed_while_hq_was_away_goes_out_with_the_next_client(h
     await hq.start()
     async with hq.client("FL-LAB") as lab, hq.client("CA-RC") as center:
         receiver = Receiver(center)
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             assert await receiver.run(count=3) == 3
         assert [line["content"] for line in hq.lines("CA-RC")] == ["known", "one", "two"]
         assert [line["message_id"] for line in hq.lines("CA-RC")][1:] == ids
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             while (row := await lab.sent(ids[1])) is None or row.owed:
                 await trio.sleep(0.01)
 
@@ -294,10 +294,10 @@ async def test_receipts_are_verified_kept_and_exported(hq: Any) -> None:
         confirmation = await lab.publish(["a", "b"], to="CA-RC")
         second = confirmation.message_ids[1]
         assert (await lab.timeline(second)).open_for == ("CA-RC",)
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             await Receiver(center).run(count=2)
-            assert await lab.wait_for([confirmation.envelope_id], "opened", 10)
-            assert await lab.wait_for([confirmation.envelope_id], "delivered", 10)
+            assert await lab.wait_for([confirmation.envelope_id], "opened", 60)
+            assert await lab.wait_for([confirmation.envelope_id], "delivered", 60)
         timeline = await lab.timeline(second)
         assert timeline.open_for == ()
         assert "opened" in [step.what for step in timeline.steps]
@@ -356,7 +356,7 @@ async def test_a_message_sealed_again_is_delivered_once(hq: Any) -> None:
     async with hq.client("FL-LAB") as lab, hq.client("CA-RC") as center:
         confirmation = await lab.publish("once", to="CA-RC")
         assert await lab.outbox_sender.seal_again(confirmation.envelope_id)
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             assert await Receiver(center).run(count=1) == 1
             while (row := await lab.sent(confirmation.message_ids[0])) is None or row.owed:
                 await trio.sleep(0.01)
@@ -384,7 +384,7 @@ async def test_a_lost_key_is_answered_by_the_next_generation(hq: Any, monkeypatc
             await real(delivery, **how)
 
         monkeypatch.setattr(center.opener, "open", no_key_at_first)
-        with trio.fail_after(30):
+        with trio.fail_after(60):
             assert await Receiver(center).run(count=1) == 1
         assert refused
     assert [line["content"] for line in hq.lines("CA-RC")] == ["for the new key"]
@@ -395,12 +395,12 @@ async def test_what_all_have_opened_waits_for_nothing(hq: Any) -> None:
     async with hq.client("FL-LAB") as lab, hq.client("CA-RC") as center:
         done = await lab.publish("x", to="CA-RC")
         await Receiver(center).run(count=1)
-        assert await lab.wait_for([done.envelope_id], "opened", 10)
+        assert await lab.wait_for([done.envelope_id], "opened", 60)
     db = sqlite3.connect(hq.home("FL-LAB") / DATABASE, isolation_level=None)
     db.execute("UPDATE envelopes SET state = 0, accepted_at = 0, changed_at = 0")
     db.close()
     async with hq.client("FL-LAB") as lab:
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             while (await lab.outbox_sender.store(lab.outbox_sender.outbox.counts)) != {
                 CONFIRMED: 1
             }:

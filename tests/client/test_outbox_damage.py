@@ -49,7 +49,7 @@ async def test_a_flipped_bit_is_noticed_and_nothing_wrong_arrives(
     hq.gate.target = port
     async with hq.client("FL-LAB") as lab, hq.client("CA-RC") as center:
         lab.outbox().look()
-        with trio.fail_after(30):
+        with trio.fail_after(60):
             while (row := lab.outbox().outbox.find(damaged.envelope_id)).state == WAITING:
                 await trio.sleep(0.01)
             sent = ["first", "whole"] if row.state == PARKED else ["first", "x" * size, "whole"]

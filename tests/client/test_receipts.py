@@ -36,11 +36,11 @@ async def test_many_short_commands_take_receipts_in_and_spoil_none(hq: Any) -> N
         for number in range(25 if soak.ON else 8):
             async with hq.client("FL-LAB") as lab:
                 confirmation = await lab.publish(f"message {number}", to="CA-RC")
-            with trio.fail_after(20):
+            with trio.fail_after(60):
                 await Receiver(center).run(count=1)
     async with hq.client("FL-LAB") as lab:
-        with trio.fail_after(20):
-            assert await lab.wait_for([confirmation.envelope_id], "opened", 10)
+        with trio.fail_after(60):
+            assert await lab.wait_for([confirmation.envelope_id], "opened", 60)
         await lab.receipts.settle()
         assert lab.outbox_sender.outbox.unsigned(100) == []
     async with hq.admin() as admin:
@@ -62,7 +62,7 @@ async def test_a_receipt_from_somebody_else_changes_nothing(hq: Any) -> None:
             await stranger.publish(
                 [Message(group, TYPE), Message(group[:-1], TYPE)], to="FL-LAB", box="sys"
             )
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             while sum("does not hold" in line for line in said) < 3:
                 await trio.sleep(0.01)
         await lab.receipts.settle()
@@ -120,11 +120,11 @@ async def test_one_signature_covers_all_that_wait_as_soon_as_a_sender_waits(
     hq: Any, handled: bool
 ) -> None:
     async with hq.client("FL-LAB") as lab, hq.client("CA-RC") as center:
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             receiver = Receiver(center)
             async with one_signed_and_three_pending(lab, center, receiver, handled=handled):
                 sent = await lab.publish("wanted", to="CA-RC", prompt_receipt=True)
-                assert await lab.wait_for([sent.envelope_id], "opened", 10)
+                assert await lab.wait_for([sent.envelope_id], "opened", 60)
                 await until(lambda: not unsigned(lab))
             # with a handler one for what was pending as it arrived, one when it was handled
             assert signatures(lab) <= 2 + handled
@@ -133,7 +133,7 @@ async def test_one_signature_covers_all_that_wait_as_soon_as_a_sender_waits(
 @pytest.mark.usefixtures("seldom")
 async def test_a_full_group_waits_for_nothing(hq: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     async with hq.client("FL-LAB") as lab, hq.client("CA-RC") as center:
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             for number in range(5):
                 await lab.publish(f"message {number}", to="CA-RC")
             monkeypatch.setattr(pending_receipts, "MOST_LEAVES", 2)
@@ -146,7 +146,7 @@ async def test_a_full_group_waits_for_nothing(hq: Any, monkeypatch: pytest.Monke
 @pytest.mark.usefixtures("seldom")
 async def test_what_is_pending_is_sent_before_a_receiver_ends(hq: Any) -> None:
     async with hq.client("FL-LAB") as lab, hq.client("CA-RC") as center:
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             async with one_signed_and_three_pending(lab, center, Receiver(center)) as scope:
                 scope.cancel()
             await until(lambda: not unsigned(lab))
@@ -166,7 +166,7 @@ async def test_what_a_crash_left_pending_is_sent_after_the_start(
     hq: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with hq.client("FL-LAB") as lab, hq.client("CA-RC") as center:
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             with monkeypatch.context() as crash:
                 crash.setattr(pending_receipts.PendingReceipts, "_finish", nothing)
                 async with one_signed_and_three_pending(lab, center, Receiver(center)):
@@ -182,7 +182,7 @@ async def test_what_a_crash_left_pending_is_sent_after_the_start(
 @pytest.mark.usefixtures("seldom")
 async def test_an_end_without_hq_delays_nothing(hq: Any) -> None:
     async with hq.client("FL-LAB") as lab, hq.client("CA-RC") as center:
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             async with one_signed_and_three_pending(lab, center, Receiver(center)) as scope:
                 await hq.gate.cut()
                 await until(lambda: center.connection.current is None)

@@ -43,7 +43,7 @@ async def test_it_cuts_live_connections_and_tells_every_sender(hq: Any) -> None:
             await center.connection.ready()
             serial = pki.serial(center.home.chain[0])
             await admin.revoke("CA-RC", "its laptop was stolen")
-            with trio.fail_after(5):
+            with trio.fail_after(60):
                 while center.connection.failure is None:
                     await trio.sleep(0.01)
             with pytest.raises(CredentialsError, match=r"its laptop was stolen|CA-RC was revoked"):
@@ -61,7 +61,7 @@ async def test_what_is_not_opened_is_sealed_again_for_those_who_are_left(hq: Any
         both = await lab.publish("for both", to=["CA-RC", "SF-RC"])
         alone = await lab.publish("for one", to="CA-RC")
         await admin.revoke("CA-RC", "stolen")
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             while (row := await lab.sent(both.message_ids[0])) is None or (
                 row.generation,
                 row.state,
@@ -77,7 +77,7 @@ async def test_what_is_not_opened_is_sealed_again_for_those_who_are_left(hq: Any
         assert (await lab.sent(both.message_ids[0])).generation == 1  # once is enough
     assert await received(hq, "SF-RC") == ["for both"]
     async with hq.client("FL-LAB") as lab:
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             while (await lab.sent(both.message_ids[0])).owed:
                 await trio.sleep(0.01)
 
@@ -126,7 +126,7 @@ async def test_a_route_leads_to_those_who_are_left(hq: Any) -> None:
         lab.allow.allow("default_exchange", ["CA-RC", "SF-RC"])
         sent = await lab.publish("x", exchange="default_exchange", routing_key="default_key")
         await admin.revoke("CA-RC")
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             while (await lab.sent(sent.message_ids[0])).generation == 0:
                 await trio.sleep(0.01)
         route = await lab.resolve("default_exchange", "default_key")
@@ -164,7 +164,7 @@ async def test_after_lost_keys_a_person_compares_and_everything_is_sealed_again(
         await until(lambda: not lab.outbox_sender.outbox.waiting(0, 1 << 62, 1))
         assert sorted(await received(hq, "CA-RC")) == ["message 0", "message 1", "message 2"]
         for one in sent:
-            with trio.fail_after(20):
+            with trio.fail_after(60):
                 while (await lab.sent(one.message_ids[0])).owed:
                     await trio.sleep(0.01)
         assert await lab.seal_again() == (0, [])

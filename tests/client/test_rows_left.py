@@ -53,9 +53,9 @@ async def test_a_message_and_its_receipt_leave_no_row_that_nobody_reads(hq: Any)
 
         async def exchange() -> None:
             confirmation = await lab.publish("x", to="CA-RC")
-            with trio.fail_after(20):
+            with trio.fail_after(60):
                 await receiver.run(count=1)
-                assert await lab.wait_for([confirmation.envelope_id], "opened", 10)
+                assert await lab.wait_for([confirmation.envelope_id], "opened", 60)
             await trio.sleep(0.5)  # outcomes are written a little later than they are known
 
         for _ in range(3):  # keys, sessions and heads of the log are new with the first

@@ -37,7 +37,7 @@ class SlowDisk:
 
     def sync(self, path: Path) -> None:
         self.begun += 1
-        assert self.go.wait(20)
+        assert self.go.wait(60)
         if self.error is not None:
             raise StoreError(str(self.error))
         self._real(path)
@@ -86,7 +86,7 @@ async def test_hq_has_it_before_the_sync_and_the_caller_is_told_after(
 ) -> None:
     async with hq.client("FL-LAB") as lab, hq.client("CA-RC") as center, trio.open_nursery() as n:
         publishing = Publishing(n, lab, wait=wait, prompt_receipt=True)
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             assert await Receiver(center).run(count=1) == 1  # its receipt is sent, too
             window = lab.connection.window
             await until(lambda: window.idle)
@@ -97,7 +97,7 @@ async def test_hq_has_it_before_the_sync_and_the_caller_is_told_after(
             assert publishing.result is not None
             assert bool(publishing.result.accepted_at) is wait
             # neither confirm, proof nor receipt was lost meanwhile
-            assert await lab.wait_for([publishing.result.envelope_id], "opened", 10)
+            assert await lab.wait_for([publishing.result.envelope_id], "opened", 60)
             await until(lambda: states(hq) == [CONFIRMED])
             row = await lab.sent(publishing.result.message_ids[0])
             assert lab.outbox_sender.outbox.proof(row.number) is not None
@@ -123,7 +123,7 @@ async def test_killed_before_the_sync_the_next_process_sends_it_under_the_same_i
         assert states(hq) == [0]
         async with hq.client("FL-LAB"):
             await until(lambda: states(hq) == [CONFIRMED])
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             assert await Receiver(center).drain() == 1
 
 
@@ -140,7 +140,7 @@ async def test_a_row_that_a_power_failure_took_leaves_a_receipt_that_is_ignored(
             db.execute("DELETE FROM envelopes")
             db.execute("DELETE FROM proofs")
             db.commit()
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             assert await Receiver(center).drain() == 1
         async with hq.client("FL-LAB") as lab:
             await lab.receipts.settle()

@@ -52,7 +52,7 @@ async def test_a_receiver_that_was_set_back_replaces_its_prekeys(hq: Any) -> Non
     ):
         nursery.start_soon(Receiver(center).run)
         await lab.publish("x", to="CA-RC", stanza="ratchet")
-        await until(lambda: len(hq.lines("CA-RC")) == 1, 40)
+        await until(lambda: len(hq.lines("CA-RC")) == 1)
         nursery.cancel_scope.cancel()
 
 

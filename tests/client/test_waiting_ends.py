@@ -82,6 +82,6 @@ async def test_one_of_two_recipients_refuses(hq: Any) -> None:
             nursery.start_soon(receive, other)
             sent = await lab.publish("x", to=["CA-RC", "SF-RC"])
             with pytest.raises(RecipientRefuses, match="refused by CA-RC: handler failed"):
-                await lab.wait_for([sent.envelope_id], "opened", 50)
-            assert await lab.wait_for([sent.envelope_id], "delivered", 50)
+                await lab.wait_for([sent.envelope_id], "opened", 60)
+            assert await lab.wait_for([sent.envelope_id], "delivered", 60)
             nursery.cancel_scope.cancel()

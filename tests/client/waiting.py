@@ -7,7 +7,7 @@ from collections.abc import Callable
 import trio
 
 
-async def until(condition: Callable[[], bool], limit_s: float = 20.0) -> None:
+async def until(condition: Callable[[], bool], limit_s: float = 60.0) -> None:
     """Returns as soon as the condition holds; fails after the limit."""
     with trio.fail_after(limit_s):
         while True:

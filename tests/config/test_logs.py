@@ -132,7 +132,7 @@ def test_news_for_systemd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     path = tmp_path / "n"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(str(path))
-        manager.settimeout(5)
+        manager.settimeout(60)
         monkeypatch.setenv("NOTIFY_SOCKET", str(path))
         assert notify("READY=1", "STATUS=listening")
         assert manager.recv(100) == b"READY=1\nSTATUS=listening"

@@ -220,7 +220,7 @@ class Maker:
             await Receiver(lab).run(count=1, idle_s=5)
 
     async def receipts(self, client: Client, message: str) -> dict[str, bytes]:
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             while True:
                 row = await client.sent(message)
                 assert row is not None

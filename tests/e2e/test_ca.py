@@ -54,7 +54,7 @@ def due_in(directory: Path, seconds: float) -> None:
 def shown(directory: Path, home: Path) -> int:
     """The serial number of the certificate HQ shows now."""
     host, _, port = load_client_config(home).address.rpartition(":")
-    text = ssl.get_server_certificate((host, int(port)), timeout=10)
+    text = ssl.get_server_certificate((host, int(port)), timeout=60)
     return pki.load_pem(text.encode(), "shown")[0].serial_number
 
 

@@ -163,7 +163,7 @@ async def test_a_start_that_is_cancelled_leaves_no_process(
     note = tmp_path / "pid"
     written = f"open({str(note)!r}, 'w').write(str(os.getpid()) + '.')"
     silent = f"import os, threading; {written}; threading.Event().wait(600)"
-    with trio.fail_after(30):
+    with trio.fail_after(60):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(stage.Stage(tmp_path).start, "HQ", silent)
             while not (note.exists() and note.read_text().endswith(".")):

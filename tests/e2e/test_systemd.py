@@ -109,10 +109,8 @@ def test_it_tells_when_it_is_ready_alive_and_stopping(tmp_path: Path, manager: M
     with started(directory, **news) as process:
         manager.wait("READY=1")
         assert manager.wait("STATUS=listening on 127.0.0.1:")
-        before = time.monotonic()
-        for _ in range(3):
+        for _ in range(3):  # how often: tests/server/test_watchdog.py
             manager.wait("WATCHDOG=1")
-        assert time.monotonic() - before < 3 * 1.5
         assert "STATUS=serving 0 connections" in manager.news
         process.terminate()
         manager.wait("STOPPING=1")

@@ -42,7 +42,7 @@ async def test_the_agent_serves_it_and_no_error_of_the_page_ends_the_agent(
     with_page(home, f"127.0.0.1:{port}")
     async with hq.client("FL-LAB") as client, trio.open_nursery() as nursery:
         nursery.start_soon(command.serve_page, click.Context(click.Command("agent")), client)
-        with trio.fail_after(45):
+        with trio.fail_after(60):
             said = ""
             while "The page is not served" not in said:
                 said += capsys.readouterr().err

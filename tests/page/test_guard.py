@@ -266,7 +266,7 @@ async def test_connections_are_bounded(
     web = await started(nursery, Closed(tmp_path))
     streams = [await trio.open_tcp_stream("127.0.0.1", web.port) for _ in range(5)]
     await wait_all_tasks_blocked(0.05)
-    with trio.fail_after(45):
+    with trio.fail_after(60):
         extra = await trio.open_tcp_stream("127.0.0.1", web.port)
         try:
             assert await extra.receive_some() == b""
@@ -274,7 +274,7 @@ async def test_connections_are_bounded(
             pass
     for stream in (extra, *streams):
         await stream.aclose()
-    with trio.fail_after(45):
+    with trio.fail_after(60):
         while True:
             try:
                 assert (await web.get("/enter")).status == 200
@@ -294,7 +294,7 @@ async def test_half_a_request_ends(
     monkeypatch.setattr(serving, "IDLE_S", 0.2)
     web = await started(nursery, Closed(tmp_path))
     stream = await trio.open_tcp_stream("127.0.0.1", web.port)
-    with trio.fail_after(45):
+    with trio.fail_after(60):
         async with stream:
             await stream.send_all(slow.encode())
             with suppress(trio.BrokenResourceError):
@@ -321,7 +321,7 @@ async def test_a_browser_that_reads_nothing_keeps_neither_page_nor_connection(
 ) -> None:
     if ends == "time":
         monkeypatch.setattr(serving, "SEND_S", 0.2)
-    with trio.fail_after(45):
+    with trio.fail_after(60):
         async with AsyncExitStack() as until_the_end, trio.open_nursery() as nursery:
             web = await started(nursery, Closed(tmp_path))
             stream = await trio.open_tcp_stream("127.0.0.1", web.port)

@@ -119,7 +119,7 @@ async def test_streams_left_open_do_not_fill_the_page(lab: Web) -> None:
     raw = f"{head}Cookie: {door.COOKIE}={lab.cookie}\r\n\r\n".encode()
     inside = lab.page.site.desk
     assert inside is not None
-    with trio.fail_after(45):
+    with trio.fail_after(60):
         async with AsyncExitStack() as opened:
             for _ in range(MOST_LISTENERS + 10):
                 stream = await trio.open_tcp_stream("127.0.0.1", lab.port)

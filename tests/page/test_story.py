@@ -151,7 +151,7 @@ async def test_files_of_any_size_are_uploaded_sent_and_saved(lab: Web, center: W
             await stream.receive_some(100)
     inside = center.page.site.desk
     assert inside is not None
-    with trio.fail_after(45):
+    with trio.fail_after(60):
         while inside.listeners:
             await trio.sleep(0.02)
     for one in answers:
@@ -171,10 +171,10 @@ async def test_an_upload_that_breaks_off_leaves_nothing(lab: Web, hq: RealHq) ->
     async with stream:
         await stream.send_all(head + bytes(2_000_000))
         copies = hq.home("FL-LAB") / "outbox" / "copies"
-        with trio.fail_after(45):
+        with trio.fail_after(60):
             while not copies.exists() or not any(copies.iterdir()):
                 await trio.sleep(0.02)
-    with trio.fail_after(45):
+    with trio.fail_after(60):
         while any(copies.iterdir()):
             await trio.sleep(0.02)
     assert "half.bin" not in (await lab.get("/sent")).words
@@ -389,7 +389,7 @@ async def test_live_changes_arrive_as_events(hq: RealHq, lab: Web) -> None:
     async with stream:
         await stream.send_all(request.encode())
         seen = b""
-        with trio.fail_after(45):
+        with trio.fail_after(60):
             while b"data: changed\n\n" not in seen:
                 seen += await stream.receive_some()
             assert b"text/event-stream" in seen

@@ -25,7 +25,7 @@ from cipherbox.client.home import Home
 from cipherbox.client.inbox.encrypted_lines import EncryptedLines
 from cipherbox.config.settings import load_client_config
 
-PATIENCE_S = 45.0
+PATIENCE_S = 60.0
 
 
 class Answer(NamedTuple):

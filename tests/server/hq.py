@@ -40,7 +40,7 @@ from cipherbox.store.sqlite.store import open_store
 from cipherbox.wire import codec, frames
 from cipherbox.wire.connection import Deliveries, WireConnection
 
-PATIENCE_S = 10.0
+PATIENCE_S = 60.0
 BIG = 1 << 25
 LEFT_OUT = shutil.ignore_patterns("lock", "reserve")
 
@@ -183,7 +183,9 @@ class Running:
         return raw
 
     async def open(self, context: ssl.SSLContext, address: str = "") -> Raw:
-        raw = Raw(await connect(address or self.address, context, self.nursery))
+        raw = Raw(
+            await connect(address or self.address, context, self.nursery, timeout_s=PATIENCE_S)
+        )
         self.raws.append(raw)
         return raw
 

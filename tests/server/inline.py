@@ -75,7 +75,7 @@ class Noted:
         self.news = trio.Event()
 
     async def until(self, so: Callable[[], bool]) -> None:
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             while not so():
                 await self.news.wait()
 

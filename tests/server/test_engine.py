@@ -47,7 +47,7 @@ async def test_nothing_leaves_before_the_commit_and_the_next_batch_gathers(tmp_p
         await b.until(lambda: bool(b.answers))
         w.runner.held = trio.Event()
         await w.publish(a, 1)
-        with trio.fail_after(5):
+        with trio.fail_after(60):
             await w.runner.reached.wait()
         for index in (2, 3, 4):
             await w.publish(a, index)
@@ -104,7 +104,7 @@ async def test_what_waited_from_before_a_failure_is_not_taken_by_the_new_core(
         w.runner.held = trio.Event()
         w.runner.fail["commit"] = [StoreUnavailable()]
         await w.publish(a, 1)
-        with trio.fail_after(5):
+        with trio.fail_after(60):
             await w.runner.reached.wait()
         await w.consume(b)  # gathers behind the batch that fails
         w.runner.held.set()
@@ -138,9 +138,9 @@ async def test_connections_that_come_while_the_core_is_loaded_are_known_to_the_n
 async def test_a_call_of_hq_itself_is_answered_also_when_its_commit_fails(tmp_path: Path) -> None:
     async with world(tmp_path) as w:
         w.runner.fail["commit"] = [StoreUnavailable("away")]
-        with trio.fail_after(5), pytest.raises(StoreUnavailable, match="away"):
+        with trio.fail_after(60), pytest.raises(StoreUnavailable, match="away"):
             await w.engine.call(lambda n: m.AddClient(0, "", n, "D", "client"))
-        with trio.fail_after(5):
+        with trio.fail_after(60):
             await w.engine.call(lambda n: m.AddClient(0, "", n, "D", "client"))
         with pytest.raises(NotFound):
             await w.engine.call(lambda n: m.RevokeClient(0, "", n, "NOBODY", ""))
@@ -208,7 +208,7 @@ async def test_a_commit_takes_so_many_bytes_and_no_more(tmp_path: Path) -> None:
         a = w.peer("A")
         w.runner.held = trio.Event()
         await w.publish(a, 1)
-        with trio.fail_after(5):
+        with trio.fail_after(60):
             await w.runner.reached.wait()
         for index in (2, 3, 4, 5):
             await w.publish(a, index, body=b"x" * 600)
@@ -225,7 +225,7 @@ async def test_submit_waits_while_there_is_no_room(tmp_path: Path) -> None:
         a = w.peer("A")
         w.runner.held = trio.Event()
         await w.publish(a, 1)
-        with trio.fail_after(5):
+        with trio.fail_after(60):
             await w.runner.reached.wait()
         done: list[int] = []
 
@@ -249,7 +249,7 @@ async def test_idle_comes_also_after_batches_that_followed_each_other(tmp_path: 
         a = w.peer("A")
         w.runner.held = trio.Event()
         await w.publish(a, 1)
-        with trio.fail_after(5):
+        with trio.fail_after(60):
             await w.runner.reached.wait()
         idle = trio.Event()
 
@@ -264,7 +264,7 @@ async def test_idle_comes_also_after_batches_that_followed_each_other(tmp_path: 
             assert not idle.is_set()
             w.runner.held.set()
             w.runner.held = None
-            with trio.fail_after(5):
+            with trio.fail_after(60):
                 await idle.wait()
         assert correlations(a, m.Confirmed) == [1, 2]
 

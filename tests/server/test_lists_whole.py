@@ -48,7 +48,7 @@ async def r(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Ru
 
 
 async def until(so: Any) -> None:
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         while not so():
             await trio.sleep(0.01)
 

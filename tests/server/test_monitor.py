@@ -35,7 +35,7 @@ async def port(monitor: Monitor) -> AsyncIterator[int]:
 
 
 async def ask(number: int, raw: bytes) -> bytes:
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         stream = await trio.open_tcp_stream("127.0.0.1", number)
         async with stream:
             found = b""
@@ -140,7 +140,7 @@ async def test_what_goes_wrong_and_what_an_admin_does_is_counted(tmp_path: Path)
         host, _, number = r.address.rpartition(":")
         async with await trio.open_tcp_stream(host, int(number)) as stranger:
             await stranger.send_all(b"GET / HTTP/1.1\r\n\r\n")
-            with trio.fail_after(10):
+            with trio.fail_after(60):
                 while not r.hq.engine.counts.handshakes_failed:
                     await trio.sleep(0.01)
         monitor = Monitor()
@@ -272,7 +272,7 @@ async def test_the_port_is_open_while_hq_waits_for_its_store(
             await serve(config, waiting=lambda _: told.set(), task_status=task_status)
 
         async def look() -> None:
-            with trio.fail_after(10):
+            with trio.fail_after(60):
                 await told.wait()
             status, text = await get(number, "/readyz")
             assert (status, says in text) == (503, True)

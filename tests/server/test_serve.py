@@ -188,7 +188,7 @@ async def test_a_fault_is_told_and_ends_this_connection_alone(
 
 
 async def test_garbage_plain_text_and_silence_instead_of_tls(tmp_path: Path) -> None:
-    limits = attrs.evolve(LIMITS, client_hello_s=0.5)
+    limits = attrs.evolve(LIMITS, client_hello_s=2.0)
     async with running(tmp_path / "hq", limits=limits) as r:
         host, port = r.address.rsplit(":", 1)
         for junk in (os.urandom(500), b"GET / HTTP/1.1\r\n\r\n", b""):

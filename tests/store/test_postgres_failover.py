@@ -6,7 +6,6 @@ import os
 import re
 import socket
 import threading
-from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -18,6 +17,7 @@ from cipherbox.store.port import INCARNATION, Store
 from cipherbox.store.postgres import lease, schema
 from cipherbox.store.postgres import store as store_module
 from cipherbox.store.postgres.inspect import inspect_store
+from cipherbox.store.postgres.store import PostgresStore
 from cipherbox.store.postgres.target import Target
 from cipherbox.store.waiting import WaitingSession
 from tests import postgres
@@ -136,12 +136,12 @@ def test_the_writer_knows_who_waits(opening: Opener, postgresql: postgres.Server
     assert inspect_store(target).standbys == first.standbys()
     other = opening(postgres.target(postgresql, postgres.schema()))
     assert other.standbys() == []  # it waits for another database
-    until(lambda: len(sessions(postgresql, "cipherbox standby %")) == 1)
+    postgres.until(lambda: len(sessions(postgresql, "cipherbox standby %")) == 1)
     first.close()
     second = opening(target, waiting=session)  # it has the lease now
     session.close()
     assert session.waited_s > 0
-    until(lambda: second.standbys() == [])
+    postgres.until(lambda: second.standbys() == [])
 
 
 def test_a_standby_that_asks_no_more_does_not_count(
@@ -158,7 +158,7 @@ def test_a_standby_that_asks_no_more_does_not_count(
     monkeypatch.undo()
     for (pid,) in sessions(postgresql, "cipherbox standby %"):
         postgresql.sql(f"SELECT pg_terminate_backend({pid})")
-    until(lambda: first.standbys() == [])
+    postgres.until(lambda: first.standbys() == [])
     session.close()
 
 
@@ -166,12 +166,17 @@ def sessions(server: postgres.Server, name: str) -> list[Any]:
     return server.sql(f"SELECT pid FROM pg_stat_activity WHERE application_name LIKE '{name}'")
 
 
-def until(so: Callable[[], bool]) -> None:
-    for _ in range(1000):
-        if so():
-            return
-        postgres.PAUSE.wait(0.02)
-    raise AssertionError
+def taken_over(opening: Opener, target: Target) -> PostgresStore:
+    """Open a store once nobody else has the lease."""
+    found: list[PostgresStore] = []
+
+    def opened() -> bool:
+        with suppress(StoreLeased):
+            found.append(opening(target))
+        return bool(found)
+
+    postgres.until(opened)
+    return found[0]
 
 
 def test_a_killed_hq_is_followed_at_once(opening: Opener, postgresql: postgres.Server) -> None:
@@ -179,12 +184,7 @@ def test_a_killed_hq_is_followed_at_once(opening: Opener, postgresql: postgres.S
     first = opening(target)
     assert first._connection is not None
     first._connection._sock.shutdown(2)  # as the kernel does for a killed process
-    for _ in range(200):
-        try:
-            second = opening(target)
-            break
-        except StoreLeased:
-            postgres.PAUSE.wait(0.02)
+    second = taken_over(opening, target)
     second.commit(published(1), second.epoch)
     with pytest.raises(Fenced):
         first.commit(published(1), first.epoch)
@@ -207,7 +207,7 @@ def test_a_stalled_hq_never_writes_again(
     def slowly(*arguments: Any) -> list[str]:
         dropped = original(*arguments)
         stalled.set()
-        go.wait(20)
+        go.wait(60)
         return dropped
 
     def write() -> None:
@@ -219,17 +219,12 @@ def test_a_stalled_hq_never_writes_again(
     monkeypatch.setattr(store_module.commit, "write", slowly)
     thread = threading.Thread(target=write)
     thread.start()
-    assert stalled.wait(20)
+    assert stalled.wait(60)
     monkeypatch.setattr(store_module.commit, "write", original)
-    for _ in range(200):
-        try:
-            second = opening(target)
-            break
-        except StoreLeased:
-            postgres.PAUSE.wait(0.05)
+    second = taken_over(opening, target)
     second.commit(published(1, b"mine"), second.epoch)
     go.set()
-    thread.join(20)
+    thread.join(60)
     assert found
     with pytest.raises(Fenced):
         first.commit(published(2), first.epoch)

@@ -87,10 +87,7 @@ def test_nothing_is_confirmed_while_no_standby_has_it(
         "SELECT pid FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND application_name = "
         "'cipherbox'"
     )
-    for _ in range(500):
-        if own.sql(waiting):
-            break
-        postgres.PAUSE.wait(0.02)
+    postgres.until(lambda: own.sql(waiting))
     enough.set()
     held = done[-1] + 1
     thread.join(0.2)
@@ -99,7 +96,7 @@ def test_nothing_is_confirmed_while_no_standby_has_it(
     thread.join(0.5)
     assert thread.is_alive()  # its new session waits for a standby just so
     own.synchronous("")
-    thread.join(20)
+    thread.join(60)
     assert not thread.is_alive()
     assert done[-1] == held
     assert bodies(store, held) == [b"body"]
@@ -240,10 +237,7 @@ def test_what_is_set_up_wrong_is_said(
         opening(postgres.target(own, password=lambda: secret(password).decode()))
     own.sql("ALTER SYSTEM SET fsync = off")
     own.sql("SELECT pg_reload_conf()")
-    for _ in range(100):
-        if own.sql("SHOW fsync") == [["off"]]:
-            break
-        postgres.PAUSE.wait(0.02)
+    postgres.until(lambda: own.sql("SHOW fsync") == [["off"]])
     with pytest.raises(StoreError, match="fsync"):
         opening(postgres.target(own))
 

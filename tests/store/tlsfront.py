@@ -37,7 +37,7 @@ class TlsFront:
     ) -> None:
         self._stop.set()
         for thread in self._threads:
-            thread.join(10)
+            thread.join(60)
         self._listener.close()
 
     def _accept(self) -> None:
@@ -49,7 +49,7 @@ class TlsFront:
 
     def _pass(self, client: socket.socket) -> None:
         with client, suppress(OSError, ssl.SSLError):
-            client.settimeout(10)
+            client.settimeout(60)
             if client.recv(8) != SSL_REQUEST:
                 return
             client.sendall(b"S")
