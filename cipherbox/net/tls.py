@@ -143,9 +143,24 @@ def _context(purpose: int, certificate: bytes | None, key: pki.PrivateKey | None
     if certificate is not None and key is not None:
         # `ssl` loads certificates only from files: the key is encrypted with a one-time password
         once = os.urandom(32)
-        with passing_file(certificate + pki.key_pem(key, once)) as path:
+        with passing_file(certificate + pki.key_pem(key, once)) as path, _loading():
             context.load_cert_chain(path, password=pki.password_of(once))
     return context
+
+
+@contextlib.contextmanager
+def _loading() -> Iterator[None]:
+    """Raise CredentialsError for what OpenSSL does not load: it reads more of a certificate than
+    our parser.
+    """
+    try:
+        yield
+    except ssl.SSLError as error:
+        words = (error.reason or "").replace("_", " ").lower() or str(error)
+        raise CredentialsError(
+            f"a certificate is damaged or not suitable for TLS ({words})",
+            remedy="restore the certificates from your backup",
+        ) from None
 
 
 def server_context(
@@ -156,7 +171,8 @@ def server_context(
     """
     context = _context(ssl.PROTOCOL_TLS_SERVER, pki.pem(*chain), key)
     context.verify_mode = ssl.CERT_OPTIONAL
-    context.load_verify_locations(cadata=pki.pem(*trusted).decode())
+    with _loading():
+        context.load_verify_locations(cadata=pki.pem(*trusted).decode())
     # HQ compares the dates itself, with the time that it trusts: while its machine's clock is wrong
     # its clients still get what waits for them (`server.directory.trust`).
     context.verify_flags |= _NO_CHECK_TIME
@@ -174,7 +190,8 @@ def client_context(
     """
     context = _context(ssl.PROTOCOL_TLS_CLIENT, pki.pem(*chain) if chain else None, key)
     context.hostname_checks_common_name = False
-    context.load_verify_locations(cadata=pki.pem(root).decode())
+    with _loading():
+        context.load_verify_locations(cadata=pki.pem(root).decode())
     return context
 
 

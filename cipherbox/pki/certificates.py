@@ -241,8 +241,15 @@ def spki(key: PublicKey) -> bytes:
 
 
 def spki_of(certificate: x509.Certificate) -> bytes:
-    """Return a certificate's SubjectPublicKeyInfo, DER, for any type of key."""
-    key = certificate.public_key()
+    """Return a certificate's SubjectPublicKeyInfo, DER, for any type of key; raise CredentialsError
+    if it cannot be read.
+    """
+    try:
+        key = certificate.public_key()
+    except Exception:
+        raise CredentialsError(
+            "a certificate has a damaged key, or one of a kind unknown here"
+        ) from None
     return key.public_bytes(
         serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
     )
@@ -284,9 +291,12 @@ def pem(*certificates: x509.Certificate) -> bytes:
 def load_pem(data: bytes, where: str) -> list[x509.Certificate]:
     """Return certificates from PEM; raise CredentialsError, naming ``where``."""
     try:
-        return x509.load_pem_x509_certificates(data)
+        found = x509.load_pem_x509_certificates(data)
+        for one in found:
+            one.public_key(), one.subject, one.issuer  # the parser reads them only now
     except Exception:
-        raise CredentialsError(f"{where} holds no certificate") from None
+        raise CredentialsError(f"{where} holds no certificate, or a damaged one") from None
+    return found
 
 
 def password_of(local_key: bytes) -> bytes:

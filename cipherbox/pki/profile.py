@@ -129,9 +129,11 @@ def verify_signature(certificate: x509.Certificate, signature: bytes, data: byte
 def load_der(data: bytes) -> x509.Certificate:
     """Return a certificate from DER; raise BundleNotCertified if it is not one."""
     try:
-        return x509.load_der_x509_certificate(data)
+        found = x509.load_der_x509_certificate(data)
+        found.subject, found.issuer  # noqa: B018  # the parser reads them only now
     except Exception:  # the parser has many errors, all of which mean: no certificate
         raise BundleNotCertified("this is not a certificate") from None
+    return found
 
 
 # -- one certificate -------------------------------------------------------------------------------
@@ -252,7 +254,7 @@ def _key(certificate: x509.Certificate) -> object:
         return certificate.public_key()
     except Exception:  # an unknown type of key, or a point that is not on its curve
         raise BundleNotCertified(
-            "a certificate in the chain has a key of a kind unknown here"
+            "a certificate in the chain has a damaged key, or one of a kind unknown here"
         ) from None
 
 

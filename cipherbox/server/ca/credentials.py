@@ -48,7 +48,7 @@ def certificates_in(path: Path) -> list[x509.Certificate]:
     except CipherBoxError:
         found = []
     if not found or data.count(b"-----BEGIN") != len(found):
-        raise ConfigError(f"{path} has no certificate, or an incomplete one")
+        raise ConfigError(f"{path} has no certificate, or a damaged one")
     return found
 
 
