@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from base64 import b64decode, b64encode
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from cipherbox.errors import Conflict
+from cipherbox.errors import Conflict, Damaged
 from cipherbox.store.log_table import LogTable
 from cipherbox.store.port import BundleRow, CertificateRow, Enrolment
 
@@ -25,9 +26,19 @@ def _text(raw: bytes) -> str:
     return b64encode(raw).decode("ascii")
 
 
+@contextmanager
+def decoding(what: str) -> Iterator[None]:
+    """Raise Damaged, naming ``what`` is stored, if it cannot be decoded."""
+    try:
+        yield
+    except ValueError:
+        raise Damaged(f"{what} is damaged in the database", remedy="restore a backup") from None
+
+
 def _bundle(row: tuple[Any, ...]) -> BundleRow:
     client, sequence, digest, ciphertext, nonce, tag, added_at, ends_at = row
-    parts = b64decode(ciphertext), b64decode(nonce), b64decode(tag)
+    with decoding(f"a key bundle of {client}"):
+        parts = b64decode(ciphertext), b64decode(nonce), b64decode(tag)
     return BundleRow(client, sequence, digest, *parts, added_at, ends_at)
 
 

@@ -9,18 +9,21 @@ over with half of what it had.
 from __future__ import annotations
 
 import shutil
+import sqlite3
 from collections.abc import Iterable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 import trio
 
-from cipherbox.errors import CipherBoxError
+from cipherbox.errors import CipherBoxError, Damaged
+from cipherbox.server.app import serve
 from cipherbox.store.files import Files
 from cipherbox.wire import frames
 from cipherbox.wire.connection import Deliveries
 from tests import soak
-from tests.server.hq import Person, Running, running
+from tests.server.hq import Person, Running, prepare, running
 
 SMALL, LARGE = 20, 3
 BIG = 100_000
@@ -174,3 +177,13 @@ async def test_a_power_cut_loses_nothing_that_was_confirmed(tmp_path: Path) -> N
     for after, expected in cuts[::3]:
         async with running(after) as here:
             assert set(await take(here, people, len(expected))) == expected
+
+
+async def test_a_start_names_damaged_rows(tmp_path: Path) -> None:
+    config = prepare(tmp_path / "hq")
+    async with running(tmp_path / "hq") as here:
+        await fill(here)
+    with closing(sqlite3.connect(config.directory / "cipherbox.sqlite3")) as db, db:
+        db.execute("UPDATE queues SET readers = '[\"CA-RC]'")
+    with pytest.raises(Damaged, match="what HQ reads at its start is damaged"):
+        await serve(config)

@@ -259,7 +259,7 @@ class Disk:
 
 def flip_bit(left: Survivors, chance: random.Random) -> str:
     """Flip a bit in one file, mostly of those with messages, and return its name."""
-    names = [name for name, content in sorted(left.items()) if content]
+    names = [name for name, content in sorted(left.items()) if any(content)]
     messages = [name for name in names if any(part in name for part in _MESSAGES)]
     name = chance.choice(messages if messages and chance.random() < 0.8 else names)
     content = bytearray(left[name])

@@ -17,6 +17,7 @@ from cipherbox import spares
 from cipherbox.errors import Damaged, StoreUnavailable
 from cipherbox.store import spool as spooling
 from cipherbox.store.files import Files
+from cipherbox.store.port import BundleRow
 from cipherbox.store.spool import Place, Spool, SpoolSnapshot
 from cipherbox.store.sqlite import database, queries
 from cipherbox.store.sqlite.store import DATABASE
@@ -120,6 +121,7 @@ DYING = """
 import os, sys
 from pathlib import Path
 from cipherbox.store.files import Files
+from cipherbox.store.port import BundleRow
 from tests.store.faults import opened
 from tests.store.suite import acknowledged, bodies_of, published
 
@@ -314,3 +316,16 @@ def test_no_spare_is_made_of_what_a_failed_commit_may_need(tmp_path: Path) -> No
         store.commit(acknowledged(1), store.epoch)
     store.commit(published(2, b"B" * LARGE), store.epoch)
     assert bodies_of(store, [1, 2]) == [b"A" * LARGE, b"B" * LARGE]
+
+
+def test_a_damaged_key_bundle_is_named(tmp_path: Path) -> None:
+    store = opened(tmp_path)
+    for client in ("FL-LAB", "CA-RC"):
+        store.put_bundle(
+            BundleRow(client, 1, client.encode(), b"c" * 9, bytes(12), bytes(16), 1, 2)
+        )
+    store.db.execute("UPDATE bundles SET ciphertext = 'Y2N' WHERE client = 'FL-LAB'")
+    for read in (store.newest_bundle, lambda client: store.bundles(client, 0)):
+        with pytest.raises(Damaged, match="a key bundle of FL-LAB is damaged"):
+            read("FL-LAB")
+        assert read("CA-RC")

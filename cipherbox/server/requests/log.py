@@ -16,6 +16,7 @@ from cipherbox.server.log_statements import LENGTH, REVOKED, note
 from cipherbox.server.requests.services import Handler, Requester, Services
 from cipherbox.server.transparency_log import TransparencyLog
 from cipherbox.store.port import Store
+from cipherbox.store.registry import decoding
 from cipherbox.wire import frames as f
 
 MOST = 256  # sizes, envelopes or serials of one request
@@ -62,7 +63,7 @@ def _prove_pairs(pairs: Sequence[tuple[int, int]], most: int, read: tree.Nodes) 
 
 
 def cosigned_heads(store: Store) -> list[bytes]:
-    names = orjson.loads(store.get_setting(_COSIGNED) or b"[]")
+    names = _names(store, _COSIGNED)
     return [note for name in names if (note := store.get_setting(_COSIGNED + name))]
 
 
@@ -94,7 +95,7 @@ def keep_cosigned(store: Store, client: str, note: bytes) -> None:
     """Keep one cosigned checkpoint per client, of the clients that cosigned most recently: clients
     that nobody uses as a witness cannot displace one that continues to cosign.
     """
-    names = orjson.loads(store.get_setting(_COSIGNED) or b"[]")
+    names = _names(store, _COSIGNED)
     order = [*(name for name in names if name != client), client]
     for name in order[:-MOST_WITNESSES]:
         store.put_setting(_COSIGNED + name, b"")
@@ -239,7 +240,12 @@ async def _attest_restore(hq: Services, s: Requester, x: f.AttestRestore) -> obj
 
 def _restored(store: Store) -> list[str]:
     """Return the incarnations that an admin has attested as restored, oldest first."""
-    return list(orjson.loads(store.get_setting(_RESTORED) or b"[]"))
+    return _names(store, _RESTORED)
+
+
+def _names(store: Store, setting: str) -> list[str]:
+    with decoding(f"the setting {setting}"):
+        return list(orjson.loads(store.get_setting(setting) or b"[]"))
 
 
 def _list_restored(store: Store, incarnation: str) -> None:
