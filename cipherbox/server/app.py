@@ -277,7 +277,9 @@ async def tell_systemd(hq: HQ) -> None:
 
 
 async def _keep_writing(hq: HQ) -> None:
-    """Renew the store's lease, and see who waits for it; end HQ if another one has taken over."""
+    """Renew the store's lease, and see who waits for it; end HQ if another one has taken over.
+    Look at a clock in doubt as often.
+    """
 
     def renewed() -> list[Standby]:
         hq.store.renew()
@@ -285,6 +287,7 @@ async def _keep_writing(hq: HQ) -> None:
 
     async def once() -> None:
         hq.standbys.look(await hq.engine.in_store(renewed))
+        await hq.watch_clock()
 
     await trio.sleep(RENEW_S)
     # commits report a store that is not available

@@ -5,24 +5,29 @@ only counts (`clock.elapsed_s`); and what it has recorded, in its signed log and
 writes every hour. Rules:
 
 1. The time that HQ expects is the last time it trusted plus what has elapsed since. A clock that
-   differs from it by more than `[clock] step_s` is in doubt.
+   differs from it by more than `[clock] step_s` is in doubt; by a sixtieth more, so that a step of
+   just that size, as that of an hour, is followed there and back.
 2. Across a restart without a reboot the same holds, since the mark has the count. After a reboot
-   nothing says how long HQ was stopped: then the clock may be ahead of the newest record by
-   `[clock] stopped_days`, and behind it by `step_s`.  So it is when another machine takes over,
-   unless the database's server has a clock that fits these bounds: that one is expected, since a
-   standby's clock may be wrong by days, and its machine does not know how long ago the record is.
+   nothing says how long HQ was stopped: then the time may be any between the newest record and
+   `[clock] stopped_days` later.  So it is when another machine takes over.  If the database's
+   server has a clock that fits these bounds, HQ's may not differ from it by more than `step_s`,
+   either: a standby's may be wrong by days.
 3. While the clock is in doubt HQ uses the time it expects, so nothing is ever stamped, expired or
    deleted by a time in doubt. It accepts no envelopes, issues no certificates and deletes no
    records; deliveries and acknowledgements continue.
-4. The doubt ends when the clock is back at the expected time, or when an admin confirms it.
+4. The doubt ends when the clock is back at the expected time, or when an admin confirms it.  The
+   database is asked again meanwhile: its clock may be the one that was wrong, or, on the same
+   machine, have been corrected, too.
 5. The trusted time advances with the clock only in `mark`, once an hour: smaller steps than
    `step_s` are allowed, but not many of them in a short time.
 6. A clock that HQ trusts can go back: one that is off by more than half of `step_s` is used, but
-   not recorded.  Else a step just below the bound, as that of an hour, or two smaller ones, would
-   be trusted, and their end, just above the bound, doubted until an admin confirms it.
-7. A clock that was ahead at a start after a reboot, as one of a machine that keeps local time, may
-   be corrected for `_SETTLES_S`: back to any time that the records allow.  Until then the mark has
-   both bounds, since a wrong clock may be corrected, and a right one set wrong; then what it shows.
+   not recorded.  Else two steps in the same direction would be trusted, and their end, which is
+   above the bound, doubted until an admin confirms it.
+7. The bounds of a reboot stay, also over restarts, until the clock has made no step within them for
+   `_SETTLES_S`: one that was wrong at the start, as that of a machine that keeps local time or has
+   no clock without power, is corrected by the network then; and a right one that is set wrong
+   meanwhile can go back.  Only then is the time that the clock shows the only one expected, and
+   the database's clock does not count any more.
 8. The log has the times that HQ used, also those that rule 6 does not record: an entry newer than
    the mark may be late by `step_s`, but the mark is not.
 """
@@ -44,10 +49,11 @@ from cipherbox.store.port import CLOCK
 log = get_logger(__name__)
 _DAY_MS = 86_400_000
 _FOREVER_MS = 1 << 62
-_SETTLES_S = 3600.0  # after a start: by then the network's time has corrected the machine's
-# A doubt ends this much closer than it begins, and a start is judged so: at the edge it would come
-# and go.  In an hour between two marks a clock that is slewed (500 ppm) moves by 1.8 s.
-_EDGE_MS = 10_000
+_SETTLES_S = 3600.0  # without a step: by then the network's time has corrected the machine's
+# Of `step_s`, added to it.  The two clocks are not read at the same instant, and the one of a
+# machine that was off has drifted.  A doubt ends, and a start is judged, at half of it: at one edge
+# it would come and go.
+_EDGE = 60
 REMEDY = (
     "set the clock of HQ's machine (timedatectl set-ntp true); if it is right, an admin confirms "
     "it: cipherbox clock confirm"
@@ -61,7 +67,8 @@ class Mark(NamedTuple):
     log_at: int  # the time of the newest log entry; it never goes back
     boot: str  # of the machine; empty: unknown
     elapsed_s: float  # since that boot
-    back_ms: int = 0  # how much earlier the time may really have been
+    back_ms: int = 0  # how much earlier, or later, the time may really have been
+    ahead_ms: int = 0
 
     def encode(self) -> bytes:
         """Return the value of the setting."""
@@ -77,7 +84,8 @@ class Mark(NamedTuple):
                 int(found["log_at"]),
                 str(found["boot"]),
                 float(found["elapsed_s"]),
-                int(found.get("back_ms", 0)),  # an older program's has none
+                int(found.get("back_ms", 0)),  # an older program's has neither
+                int(found.get("ahead_ms", 0)),
             )
         except (ValueError, KeyError, TypeError):
             return None
@@ -92,12 +100,17 @@ class Recorded(NamedTuple):
 
 
 class _Base(NamedTuple):
-    """A trusted time, and how much later, or earlier, it may really have been."""
+    """A trusted time, and how much earlier, or later, it may really have been."""
 
     at: int
     elapsed_s: float
-    slack_ms: int
     back_ms: int = 0
+    ahead_ms: int = 0
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it may have been another time."""
+        return bool(self.back_ms or self.ahead_ms)
 
 
 class ClockStore(Protocol):
@@ -132,50 +145,59 @@ class ClockGuard:
     ) -> None:
         self._settings, self._wall_ms, self._elapsed_s = settings, wall_ms, elapsed_s
         self._boot = boot
-        self._base, self._settled_s = self._first(recorded), elapsed_s() + _SETTLES_S
+        self._base = self._first(recorded)
+        self.consult(recorded.database_at)
+        self._stepped_s = elapsed_s()
         self.doubt = Problem()  # why the clock is in doubt; empty if it is right
         self._trusts = False  # yet: HQ may have been in doubt when it ended
+        # the records do not have the bounds by which a doubt ended: what is logged from then on may
+        # be late by more than rule 8 says, so a mark is due soon
+        self.unrecorded = False
         self.now_ms()
 
     def _first(self, recorded: Recorded) -> _Base:
         mark, log_at, here = recorded.mark, recorded.log_at, self._elapsed_s()
         if mark is None:
             # a new HQ, or one of an older program: it wrote nothing while it was idle
-            return _Base(log_at or self._wall_ms(), here, _FOREVER_MS)
+            return _Base(log_at, here, 0, _FOREVER_MS) if log_at else _Base(self._wall_ms(), here)
         if mark.boot and mark.boot == self._boot and mark.elapsed_s <= here:
-            return _Base(mark.at + int((here - mark.elapsed_s) * 1000), here, 0, mark.back_ms)
-        settings = self._settings()
-        slack_ms = settings.stopped_days * _DAY_MS or _FOREVER_MS
-        at, back_ms, step_ms = mark.at, mark.back_ms, settings.step_s * 1000
+            return _moved(_Base(mark.at, mark.elapsed_s, mark.back_ms, mark.ahead_ms), here)
+        at = earliest = mark.at
         if log_at > mark.log_at:
-            at, back_ms = log_at, max(0, min(step_ms, log_at - mark.at)) + back_ms
-        if -step_ms - back_ms <= recorded.database_at - at <= slack_ms:
-            return _Base(recorded.database_at, here, 0)
-        return _Base(at, here, slack_ms, back_ms)
+            at = max(at, log_at)
+            if not mark.ahead_ms:
+                earliest = max(earliest, log_at - self._step_ms())
+        slack_ms = self._settings().stopped_days * _DAY_MS or _FOREVER_MS
+        return _Base(at, here, at - earliest + mark.back_ms, slack_ms)
+
+    def consult(self, database_at: int) -> None:
+        """Take what the database's server shows now, if it fits the bounds."""
+        base = _moved(self._base, self._elapsed_s())
+        off = database_at - base.at
+        fits = base.is_open and -self._step_ms() - base.back_ms <= off <= base.ahead_ms
+        self._database = _Base(database_at, base.elapsed_s) if fits else None
 
     def now_ms(self) -> int:
         """Return the time in ms since 1970: the clock's, or the expected one while the clock is in
         doubt. Each call checks the clock.
         """
         wall, here, base = self._wall_ms(), self._elapsed_s(), self._base
-        expected = self._expected(here)
-        step_ms = self._settings().step_s * 1000
-        if not self._trusts:
-            step_ms -= _EDGE_MS
-        # the slack of the first base ends when a clock is trusted
-        settles = base.slack_ms or here < self._settled_s
-        off, back_ms = wall - expected, base.back_ms if settles else 0
-        if -step_ms - back_ms <= off <= step_ms + base.slack_ms:
-            if base.slack_ms or off < -step_ms:
-                earliest = expected - back_ms
-                at = wall if wall >= earliest - self._near_ms() else earliest
-                self._base = _Base(at, here, 0, max(0, at - earliest))
+        expected = _at(base, here)
+        step_ms = self._step_ms()
+        step_ms += step_ms // _EDGE // (1 if self._trusts else 2)
+        right = -step_ms - base.back_ms <= wall - expected <= step_ms + base.ahead_ms
+        if (database := self._database) is not None:
+            expected = _at(database, here)
+            right = right and abs(wall - expected) <= step_ms
+        if right:
+            if base.is_open:
+                self._follow(wall, here)
             self._trusts = True
             if self.doubt:
-                self.doubt = Problem()
+                self.doubt, self.unrecorded = Problem(), base.is_open
                 log.warning("HQ's clock is right again: everything continues")
             return wall
-        self._trusts = False
+        self._trusts, self._stepped_s = False, here
         if not self.doubt:
             self.doubt = _doubt(wall, expected)
             log.critical(
@@ -184,8 +206,22 @@ class ClockGuard:
             )
         return expected
 
-    def _expected(self, here: float) -> int:
-        return self._base.at + int((here - self._base.elapsed_s) * 1000)
+    def _follow(self, wall: int, here: float) -> None:
+        """Expect what the clock shows, as far as the bounds allow it, and keep these bounds until
+        it has made no step for a while.
+        """
+        base = _moved(self._base, here)
+        at = min(max(wall, base.at - base.back_ms), base.at + base.ahead_ms)
+        off = at - base.at
+        if abs(off) > self._near_ms():
+            self._stepped_s = here
+        if here - self._stepped_s >= _SETTLES_S:
+            self._base, self._database = _Base(at, here), None
+        else:
+            self._base = _Base(at, here, base.back_ms + off, base.ahead_ms - off)
+
+    def _step_ms(self) -> int:
+        return self._settings().step_s * 1000
 
     def _near_ms(self) -> int:
         """How far off a clock is recorded."""
@@ -215,7 +251,7 @@ class ClockGuard:
 
     def confirm(self) -> None:
         """Trust what the clock shows now: an admin says that it is right."""
-        self._base = _Base(self._wall_ms(), self._elapsed_s(), 0)
+        self._base, self._database = _Base(self._wall_ms(), self._elapsed_s()), None
         self.now_ms()
 
     def mark(self, log_at: int) -> Mark | None:
@@ -223,13 +259,21 @@ class ClockGuard:
         now, here = self.now_ms(), self._elapsed_s()
         if self.doubt:
             return None
-        at = expected = self._expected(here)
-        off, settled, back_ms = now - expected, here >= self._settled_s, self._base.back_ms
-        if abs(off) <= self._near_ms() or (settled and -back_ms <= off < 0):
-            at = now
-        back_ms = 0 if settled else max(0, back_ms + at - expected)
-        self._base = _Base(at, here, 0, back_ms)
-        return Mark(at, log_at, self._boot, here, back_ms)
+        base = _moved(self._base, here)
+        if not base.is_open and abs(now - base.at) <= self._near_ms():
+            base = _Base(now, here)
+        self._base, self.unrecorded = base, False
+        return Mark(base.at, log_at, self._boot, here, base.back_ms, base.ahead_ms)
+
+
+def _at(base: _Base, here: float) -> int:
+    """Return the trusted time at another count."""
+    return base.at + int((here - base.elapsed_s) * 1000)
+
+
+def _moved(base: _Base, here: float) -> _Base:
+    """Return the same times and bounds at another count."""
+    return base._replace(at=_at(base, here), elapsed_s=here)
 
 
 def _doubt(wall: int, expected: int) -> Problem:

@@ -85,9 +85,10 @@ class HQ:
         self.live = LiveConfig(config)
         self.store = store
         real = clock_s is clock.elapsed_s  # one that a test made belongs to no machine
+        self._database_ms = store.database_ms if real else lambda: 0
         self.clock = ClockGuard(
             settings=lambda: self.live.now.clock,
-            recorded=recorded(store, store.database_ms() if real else 0),
+            recorded=recorded(store, self._database_ms()),
             wall_ms=clock_ms,
             elapsed_s=clock_s,
             boot=clock.boot_id() if real else "",
@@ -218,6 +219,16 @@ class HQ:
         """Record the time, unless the clock is in doubt, for the next start."""
         if (mark := self.clock.mark(self.audit.last_at)) is not None:
             await self.engine.in_store(self.store.put_setting, CLOCK, mark.encode())
+
+    async def watch_clock(self) -> None:
+        """While the clock is in doubt, look whether it is right again, and ask the database's
+        server for the time.
+        """
+        if self.clock.doubt:
+            self.clock.consult(await self.engine.in_store(self._database_ms))
+            self.clock.now_ms()
+        if self.clock.unrecorded:
+            await self.mark_clock()
 
     async def confirm_clock(self, client: str) -> int:
         """Trust this machine's clock, as ``client`` says ('': a user of this machine); return its

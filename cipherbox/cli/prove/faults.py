@@ -26,7 +26,7 @@ _STOPPED_S = (0.3, 4.0)  # the longest is above a client's timeouts, and below a
 _LINK_S = (0.2, 3.0)  # of a partition or a slow link
 _FULL_S = (0.5, 3.0)
 _DAY_S = 86_400.0
-# HQ doubts 399 days; it follows up to an hour, also within the first hour of a client's keys
+# HQ doubts 399 days, and follows up to an hour, also within the first hour of a client's keys
 _STEPS_S = (-399 * _DAY_S, 399 * _DAY_S, -3600.0, 3600.0, -3000.0)
 _STEPPED_S = (0.5, 4.0)
 _SLOW_S = (0.002, 0.05)  # for 2 KiB
