@@ -67,7 +67,7 @@ def generated() -> str:
             text=True,
             cwd=PACKAGE,
             check=True,
-            timeout=60,
+            timeout=300,
         ).stdout
     return text
 

@@ -148,6 +148,6 @@ def test_a_process_is_given_the_switch_by_its_environment(tmp_path: Path) -> Non
         capture_output=True,
         text=True,
         check=True,
-        timeout=60,
+        timeout=300,
     )
     assert abs(float(done.stdout) - 34_473_600) < 60

@@ -322,7 +322,7 @@ def test_no_command_loads_trio_for_it() -> None:
     """The module is read where something runs, never by a command that only shows something."""
     program = "import sys, cipherbox.cli.main; print('trio' in sys.modules)"
     done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=300
     )
     assert done.stdout.strip() == "False"
 

@@ -208,7 +208,7 @@ def test_examples_in_python_run(name: str, tmp_path: Path) -> None:
         subprocess.run(
             [sys.executable, str(program)],
             check=True,
-            timeout=60,
+            timeout=300,
             cwd=ROOT,
             env={"PYTHONPATH": str(ROOT)},
         )

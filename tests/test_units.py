@@ -61,7 +61,7 @@ def test_systemd_finds_nothing_to_say(name: str, tmp_path: Path) -> None:
         [ANALYZE, "verify", "--man=no", "--recursive-errors=no", str(asked)],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")
@@ -79,7 +79,7 @@ def test_the_sandbox_scores_well(name: str) -> None:
         "--no-pager",
         str(FOLDER / name),
     ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout[-300:]
     assert "Overall exposure level" in done.stdout
 

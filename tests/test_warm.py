@@ -70,7 +70,7 @@ def started(
         options = {"env": {**ENVIRONMENT, "A": "ä"}, "input": "given\n", **options}
         began = WARM.forks
         done = subprocess.run(
-            command, capture_output=True, text=True, timeout=60, check=False, **options
+            command, capture_output=True, text=True, timeout=300, check=False, **options
         )
         assert WARM.forks - began == int(forked)
         return [done.returncode, json.loads(done.stdout), done.stderr]
@@ -117,7 +117,7 @@ def test_a_terminal_is_its_own(probe: list[str], monkeypatch: pytest.MonkeyPatch
         except OSError:
             pass
         os.close(master)
-        seen.append((process.wait(60), data))
+        seen.append((process.wait(300), data))
     assert seen[0] == seen[1]
     assert seen[0][0] == 0
 
@@ -149,7 +149,7 @@ def test_it_takes_signals_as_a_child(
                 assert os.WIFSTOPPED(os.waitpid(process.pid, os.WUNTRACED)[1])
                 process.kill()
             try:
-                ends.append((process.wait(60), process.communicate()[1]))
+                ends.append((process.wait(300), process.communicate()[1]))
             finally:
                 process.kill()
     assert ends[0] == ends[1]
@@ -169,7 +169,7 @@ def test_it_takes_signals_as_a_child(
 def test_what_a_fork_could_not_give_is_started_for_real(options: dict[str, Any]) -> None:
     before = WARM.forks
     done = subprocess.run(
-        [*warm.PROGRAM, "version"], capture_output=True, check=False, timeout=60, **options
+        [*warm.PROGRAM, "version"], capture_output=True, check=False, timeout=300, **options
     )
     assert done.returncode == 0
     assert WARM.forks == before

@@ -355,7 +355,7 @@ async def refused_by_a_program(scene: Scene) -> None:
     scene.put("bad.csv", b"not a table\n")
     async with scene.agent() as agent, scene.hq.client("CA-RC") as center:
         await until(lambda: agent.sent == 2)
-        assert (await center.process(picky, tries=1, idle_s=0.3)).parked_count == 1
+        assert (await center.process(picky, tries=1, idle_s=2.0)).parked_count == 1
         await until(lambda: agent.refused == 1)
         assert scene.at("sent", "good.csv").exists()
         assert not scene.at("sent", "bad.csv").exists()
@@ -382,7 +382,7 @@ async def refused_by_a_program(scene: Scene) -> None:
         handlers = Handlers(center)
         assert handlers.retry() == 1
         handlers.close()
-        await center.process(picky, idle_s=0.3)
+        await center.process(picky, idle_s=2.0)
         await until(lambda: scene.said("bad.csv was taken after all") == 1)
     assert scene.at("sent", "bad.csv").exists()
     assert not scene.at("refused", "bad.csv").exists()
@@ -435,7 +435,7 @@ async def a_large_file_refused(scene: Scene) -> None:
     scene.put("scan.dcm", b"D" * 300_000)
     async with scene.agent() as agent, scene.hq.client("CA-RC") as center:
         await until(lambda: agent.sent == 1)
-        assert (await center.process(picky, tries=1, idle_s=0.3)).parked_count == 1
+        assert (await center.process(picky, tries=1, idle_s=2.0)).parked_count == 1
         await until(lambda: agent.refused == 1)
     assert scene.at("refused", "scan.dcm").stat().st_size == 300_000
     assert (

@@ -24,7 +24,7 @@ from tests.cases.table import ARRIVES, FAILS, File
 from tests.client.real_hq import RealHq, real_hq
 from tests.client.waiting import until
 
-LIMIT_S = 120.0
+LIMIT_S = 300.0
 LOOK_S = 0.05
 
 

@@ -174,7 +174,7 @@ def test_what_a_killed_demo_left_goes_with_the_next_run_or_with_doctor(
     with workplace("cipherbox-prove-") as running:
         for prefix in ("cipherbox-demo-", "cipherbox-bench-"):
             command = [sys.executable, "-c", FORKED + KILLED, prefix, str(tmp_path)]
-            assert subprocess.run(command, timeout=60, check=False).returncode == -9
+            assert subprocess.run(command, timeout=300, check=False).returncode == -9
             (left,) = abandoned()
             assert left.name.startswith(prefix)
             if prefix == "cipherbox-demo-":
@@ -219,7 +219,9 @@ def test_what_a_killed_run_started_ends_and_its_directory_goes(tmp_path: Path) -
     """Also what a signal had stopped, so that it cannot end itself."""
     command = [sys.executable, "-c", FORKED + BEREFT, "prove"]
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
-    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, timeout=60, check=False)
+    done = subprocess.run(
+        command, env=environment, stdout=subprocess.PIPE, timeout=300, check=False
+    )
     assert done.returncode == -9
     pids = [int(line) for line in done.stdout.split()]
     assert len(pids) == 2
@@ -285,7 +287,7 @@ def test_a_second_signal_leaves_nothing_behind(tmp_path: Path) -> None:
         for shown in ("begun", "stopping"):
             assert process.stdout.readline().strip() == shown
             process.terminate()
-        _, err = process.communicate("go on\n", timeout=60)
+        _, err = process.communicate("go on\n", timeout=300)
     assert "KeyboardInterrupt" in err
     assert [*tmp_path.iterdir()] == []
 

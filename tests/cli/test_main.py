@@ -179,14 +179,14 @@ def test_version_and_help_load_nothing_heavy() -> None:
     )
     for arguments in (["version"], ["--help"]):
         command = [sys.executable, "-c", program, *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
         assert done.stdout.splitlines()[-1] == "[]"
 
 
 def test_a_closed_pipe_is_no_traceback() -> None:
     command = f"{sys.executable} -m cipherbox manual architecture | head -1"
     done = subprocess.run(
-        ["sh", "-c", command], capture_output=True, text=True, check=True, timeout=60
+        ["sh", "-c", command], capture_output=True, text=True, check=True, timeout=300
     )
     assert done.stdout == "# Architecture\n"
     assert "Traceback" not in done.stderr

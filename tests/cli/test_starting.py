@@ -35,6 +35,6 @@ def test_a_command_imports_only_what_it_uses(modules: str, unused: set[str]) -> 
         capture_output=True,
         text=True,
         check=True,
-        timeout=60,
+        timeout=300,
     )
     assert set(done.stdout.split()) & unused == set()

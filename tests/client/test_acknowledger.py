@@ -95,7 +95,7 @@ async def test_what_is_due_is_acknowledged_before_a_receiver_ends(hq: Any) -> No
         # one that ends without being cancelled
         await sent.one()
         await sent.one()
-        assert await Receiver(center).run(idle_s=0.5) == 2
+        assert await Receiver(center).run(count=2) == 2
         assert await sent.states() == [ACKNOWLEDGED] * 5
 
 

@@ -123,7 +123,7 @@ async def test_close_from_another_thread_ends_who_waits(hq: Any) -> None:
 
         thread = threading.Thread(target=wait)
         thread.start()
-        assert waiting.wait(60)
+        assert waiting.wait(300)
         client.close()
         client.close()
         thread.join(60)

@@ -214,7 +214,7 @@ async def test_what_comes_again_is_not_written_again(hq: Any) -> None:
         refuse_acks = False
         second = Receiver(center)
         with trio.fail_after(60):
-            assert await second.run(idle_s=1) == 0
+            assert await second.run(idle_s=3.0) == 0
         assert second.duplicates == 2
         assert await center.fetch(envelopes=5) == []
     assert [line["content"] for line in hq.lines("CA-RC")] == ["one", "two"]

@@ -179,7 +179,7 @@ async def test_a_file_that_changes_stops_and_never_gets_a_name(
             await send_file(lab, file, ["big"], ["CA-RC"], "", on_progress=changing)
         assert Transfers(lab.outbox_sender.outbox).unfinished() == []
     async with hq.client("CA-RC") as center:
-        await Receiver(center).run(idle_s=0.2)
+        await Receiver(center).drain()
     assert not (hq.home("CA-RC") / INCOMING / "FL-LAB").exists()
     assert hq.lines("CA-RC") == []
 
@@ -256,7 +256,7 @@ async def test_a_file_of_a_directory_that_changes_stops_the_whole(hq: Any, tmp_p
         with pytest.raises(FileChanged, match=r"a\.csv changed"):
             await send_directory(lab, folder, ["CA-RC"], on_progress=changing)
     async with hq.client("CA-RC") as center:
-        await Receiver(center).run(idle_s=0.2)
+        await Receiver(center).drain()
     assert hq.lines("CA-RC") == []
 
 
@@ -308,7 +308,7 @@ async def test_a_manifest_that_does_not_fit_its_parts_is_refused_with_a_receipt(
             [Message(b"{}", manifest_message(manifest).content_type)], to="CA-RC", box="bulk"
         )
         with trio.fail_after(60):
-            await Receiver(center).run(idle_s=0.5)
+            await Receiver(center).drain()
             while not (
                 outcomes := lab.outbox_sender.outbox.outcomes(
                     (await lab.sent(confirmation.message_ids[0])).number

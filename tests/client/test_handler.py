@@ -51,7 +51,7 @@ async def test_once_for_each_message_with_its_result(hq: Any) -> None:
     async with hq.client("FL-LAB") as lab, hq.client("CA-RC") as center:
         confirmation = await lab.publish(["one", "two", "three"], to="CA-RC")
         with trio.fail_after(60):
-            assert (await center.process(keep, idle_s=0.3)).done == 3
+            assert (await center.process(keep, idle_s=2.0)).done == 3
             assert (await center.process(keep, idle_s=0.3)).done == 0
             assert await lab.wait_for([confirmation.envelope_id], "opened", 60)
     assert results(hq) == ["one", "two", "three"]
@@ -109,7 +109,7 @@ async def test_messages_are_recorded_while_a_handler_waits(hq: Any) -> None:
     async with hq.client("FL-LAB") as lab, hq.client("CA-RC") as center:
         confirmation = await lab.publish("one", to="CA-RC")
         with trio.fail_after(60):
-            assert (await center.process(slow, idle_s=0.5)).done == 2
+            assert (await center.process(slow, idle_s=2.0)).done == 2
             assert await lab.wait_for([confirmation.envelope_id], "opened", 60)
     assert runs == [(b"one", 1), (b"one", 1), (b"two", 1)]
     assert results(hq) == ["one", "two"]
@@ -128,7 +128,7 @@ async def test_a_failure_leaves_nothing_and_is_tried_again(hq: Any) -> None:
     async with hq.client("FL-LAB") as lab, hq.client("CA-RC") as center:
         await lab.publish(["hard", "easy"], to="CA-RC")
         with trio.fail_after(60):
-            await center.process(twice_wrong, idle_s=0.5)
+            await center.process(twice_wrong, idle_s=2.0)
     assert sorted(results(hq)) == ["easy", "hard"]
     assert sorted(attempts) == [1, 1, 2, 3]
 
@@ -142,7 +142,7 @@ async def test_what_fails_for_good_is_set_aside_told_and_can_be_retried(hq: Any)
     async with hq.client("FL-LAB") as lab, hq.client("CA-RC") as center:
         confirmation = await lab.publish(["bad", "good"], to="CA-RC")
         with trio.fail_after(60):
-            assert (await center.process(never, tries=2, idle_s=0.5)).parked_count == 1
+            assert (await center.process(never, tries=2, idle_s=2.0)).parked_count == 1
             with pytest.raises(RecipientRefuses, match="handler failed"):
                 await lab.wait_for([confirmation.envelope_id], "opened", 60)
             (data,) = (await lab.export_receipts(confirmation.message_ids[0])).values()
@@ -155,7 +155,7 @@ async def test_what_fails_for_good_is_set_aside_told_and_can_be_retried(hq: Any)
         assert handlers.retry() == 1
         handlers.close()
         with trio.fail_after(60):
-            await center.process(keep, idle_s=0.3)
+            await center.process(keep, idle_s=2.0)
     assert results(hq) == ["good", "bad"]
 
 
@@ -177,7 +177,7 @@ async def test_a_command_runs_once_for_each_message_and_each_file_of_any_size(
         sent.append(await send_file(lab, large, [large.name], ["CA-RC"], "application/gzip"))
         command = f"{shlex.quote(sys.executable)} {shlex.quote(str(script))}"
         with trio.fail_after(60):
-            assert (await center.process(handler_of(command), idle_s=1)).done == 3
+            assert (await center.process(handler_of(command), idle_s=2.0)).done == 3
             assert await lab.wait_for([one.envelope_id for one in sent], "opened", 60)
     ran = [json.loads(line) for line in (tmp_path / "ran").read_text().splitlines()]
     files = {one["FILENAME"]: one for one in ran if "FILE" in one}

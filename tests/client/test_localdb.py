@@ -24,7 +24,7 @@ db.close()
 
 def look(path: Path) -> str:
     done = subprocess.run(
-        [sys.executable, "-c", LOOK, str(path)], capture_output=True, check=True, timeout=60
+        [sys.executable, "-c", LOOK, str(path)], capture_output=True, check=True, timeout=300
     )
     return done.stdout.decode().strip()
 

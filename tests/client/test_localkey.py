@@ -241,7 +241,7 @@ def test_whenever_it_is_killed_the_file_is_the_old_or_the_new(
         for when in ("before", "after"):
             put_local_key(tmp_path, KEY, before or None)
             command = [sys.executable, "-c", FORKED + DYING, str(tmp_path), step, when, after]
-            assert subprocess.run(command, timeout=60, check=False).returncode == 9, step
+            assert subprocess.run(command, timeout=300, check=False).returncode == 9, step
             opened = [
                 p
                 for p in (before, after)

@@ -53,7 +53,7 @@ async def center(hq: RealHq, tmp_path: Path) -> Path:
         await lab.publish([manifest_message(manifest)], to="CA-RC", box="bulk")
     async with hq.client("CA-RC") as client:
         with trio.fail_after(60):
-            await Receiver(client).run(idle_s=0.5)
+            await Receiver(client).drain()
     return hq.home("CA-RC")
 
 

@@ -171,7 +171,7 @@ async def test_cut_lines_and_a_restart_in_the_middle(hq: Any) -> None:
             await trio.sleep(0.01)
         here.send.close()
 
-    with trio.fail_after(90):
+    with trio.fail_after(300):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(joined, hq, here, there)
             nursery.start_soon(feed)
@@ -180,17 +180,17 @@ async def test_cut_lines_and_a_restart_in_the_middle(hq: Any) -> None:
 
 async def test_an_end_that_vanishes_is_noticed(hq: Any) -> None:
     killed = trio.CancelScope()
-    async with end(hq, "CA-RC", "FL-LAB", Memory(end=False), idle_s=2.0) as here:
+    async with end(hq, "CA-RC", "FL-LAB", Memory(end=False), idle_s=5.0) as here:
 
         async def there() -> None:
-            async with end(hq, "FL-LAB", "CA-RC", Memory(end=False), idle_s=2.0) as pipe:
+            async with end(hq, "FL-LAB", "CA-RC", Memory(end=False), idle_s=5.0) as pipe:
                 pipe._peer_aborted = True  # as SIGKILL: no last word
                 with killed:
                     await pipe.call()
 
         async def kill() -> None:
             await here._opened.wait()
-            await trio.sleep(3.0)
+            await trio.sleep(6.0)
             assert here._failure is None, "an end without data says that it is there"
             killed.cancel()
 
@@ -198,7 +198,7 @@ async def test_an_end_that_vanishes_is_noticed(hq: Any) -> None:
             nursery.start_soon(there)
             nursery.start_soon(kill)
             with (
-                pytest.raises(PeerGone, match=r"nothing came from FL-LAB for 2 s"),
+                pytest.raises(PeerGone, match=r"nothing came from FL-LAB for 5 s"),
                 trio.fail_after(60),
             ):
                 await here.listen()

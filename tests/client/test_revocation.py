@@ -28,7 +28,7 @@ async def hq(hq: RealHq) -> RealHq:
 
 async def received(hq: Any, name: str) -> list[Any]:
     async with hq.client(name) as client:
-        await Receiver(client).run(idle_s=0.5)
+        await Receiver(client).drain()
     return [line["content"] for line in hq.lines(name)]
 
 

@@ -89,7 +89,7 @@ async def test_a_handler_gets_a_file_for_its_call_and_nothing_is_left(
     await send(hq, tmp_path)
     async with open_client(home) as center:
         with trio.fail_after(60):
-            assert (await center.process(handle, idle_s=0.5)).done == 3
+            assert (await center.process(handle, idle_s=2.0)).done == 3
     assert got == {"": SECRET, "small.txt": SECRET, "large.txt": SECRET * 200_000}
     assert readable(home.path) == []
 
@@ -183,7 +183,7 @@ async def test_a_directory_is_kept_and_saved_as_one(hq: Any, home: Home, tmp_pat
         await send_directory(lab, folder, ["CA-RC"])
     async with open_client(home) as center:
         with trio.fail_after(60):
-            assert (await center.process(handle, idle_s=0.5)).done == 1
+            assert (await center.process(handle, idle_s=2.0)).done == 1
     assert got == [{"a.txt": SECRET, "b.txt": SECRET * 2}]
     assert readable(home.path) == []
     with looking(home) as look:

@@ -22,7 +22,7 @@ from cipherbox.harness.stage import free_port
 from tests.client.real_hq import copy_hq, few_prekeys
 from tests.warm import CHEAP
 
-LIMIT_S = 180.0
+LIMIT_S = 300.0
 PROJECT = Path(__file__).resolve().parent.parent.parent
 _ANOTHERS = ("CIPHERBOX_", "CREDENTIALS_", "NOTIFY_", "LISTEN_", "WATCHDOG_")
 ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith(_ANOTHERS)}

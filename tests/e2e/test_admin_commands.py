@@ -136,7 +136,7 @@ def test_completion_of_commands_and_of_what_follows_them(tmp_path: Path) -> None
             "COMP_CWORD": str(at),
         }
         done = subprocess.run(
-            PROGRAM, env=environment, capture_output=True, text=True, check=False, timeout=60
+            PROGRAM, env=environment, capture_output=True, text=True, check=False, timeout=300
         )
         return [line.partition(",")[2] for line in done.stdout.splitlines()]
 
@@ -152,7 +152,7 @@ def full_disk(arguments: list[str], home: Path) -> "subprocess.CompletedProcess[
             stdout=out,
             stderr=subprocess.PIPE,
             env=ENVIRONMENT,
-            timeout=60,
+            timeout=300,
             check=False,
         )
 
@@ -174,7 +174,7 @@ def test_a_result_that_cannot_be_printed_has_its_own_code_and_the_work_is_done(
         ["sh", "-c", '"$@" >&-', "sh", *PROGRAM, "--home", str(lab), "version"],
         env=ENVIRONMENT,
         capture_output=True,
-        timeout=60,
+        timeout=300,
         check=False,
     )
     assert closed.returncode == 10, closed.stderr

@@ -65,7 +65,7 @@ def test_back_up_while_it_runs_lose_the_machine_restore(
         assert shell("audit", "restored", "--yes", home=admin).code == 0
         # it learns of the new history, and sends again
         assert shell("outbox", "send", home=lab).code == 0
-        got = shell("receive", "--idle", "3", home=center)
+        got = shell("fetch", home=center)
         assert got.code == 0, got.err
         assert shell("audit", "verify", home=admin).code == 0
     assert sorted(c for c in received(center) if isinstance(c, str)) == [

@@ -29,7 +29,7 @@ def test_the_scenario(request: pytest.FixtureRequest, tmp_path: Path, built: boo
         command = [sys.executable, "-I", str(pyz)]
         environment = {**ENVIRONMENT, CACHE_VARIABLE: str(pyz.parent / "cache")}
     command = [*command, "demo", "--json", "--directory", str(tmp_path / "demo")]
-    done = subprocess.run(command, capture_output=True, env=environment, timeout=150, check=False)
+    done = subprocess.run(command, capture_output=True, env=environment, timeout=300, check=False)
     assert done.returncode == 0, done.stderr.decode() + done.stdout.decode()
     report = json.loads(done.stdout)
     assert report["differences"] == []
@@ -143,7 +143,7 @@ def test_stopping_it_leaves_neither_processes_nor_its_directory(tmp_path: Path) 
         assert process.stdout is not None
         assert "serves" in process.stdout.readline()
         process.terminate()
-        assert process.wait(60) == 130
+        assert process.wait(300) == 130
     finally:
         process.kill()
         process.wait()
@@ -165,7 +165,7 @@ def test_a_hostile_hq_is_caught_in_three_scenes(tmp_path: Path) -> None:
     day, in its own words.
     """
     command = [*PROGRAM, "demo", "--hostile-hq", "--json", "--directory", str(tmp_path / "demo")]
-    done = subprocess.run(command, capture_output=True, env=ENVIRONMENT, timeout=240, check=False)
+    done = subprocess.run(command, capture_output=True, env=ENVIRONMENT, timeout=300, check=False)
     assert done.returncode == 0, done.stderr.decode() + done.stdout.decode()
     dropped, swapped, rolled_back = json.loads(done.stdout)
     assert [scene["missed"] for scene in (dropped, swapped, rolled_back)] == [[], [], []]

@@ -62,7 +62,7 @@ class Machine:
         command += ["--root", str(self.root)]
         environment = {**ENVIRONMENT, CACHE_VARIABLE: str(self.pyz.parent / "cache"), **environment}
         done = subprocess.run(
-            command, capture_output=True, text=True, env=environment, timeout=120, check=False
+            command, capture_output=True, text=True, env=environment, timeout=300, check=False
         )
         assert "Internal error" not in done.stderr, done.stderr
         return Shown(done.returncode, done.stdout, done.stderr)
@@ -345,7 +345,7 @@ def test_a_client_without_root(pyz: Path, tmp_path: Path) -> None:
         environment = {**ENVIRONMENT, "HOME": str(home)}
         command = [sys.executable, "-c", NOBODY + QUICK, str(pyz), *arguments]
         return subprocess.run(
-            command, capture_output=True, text=True, env=environment, timeout=120, check=False
+            command, capture_output=True, text=True, env=environment, timeout=300, check=False
         )
 
     refused = run("install")

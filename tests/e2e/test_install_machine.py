@@ -76,7 +76,7 @@ def run(base: Path, pyz: Path, mode: str, taken: int = 0) -> subprocess.Complete
     command = ["unshare", "--mount", "--propagation", "private", "sh", "-c", SCRIPT, "sh"]
     command += [str(base), str(pyz), str(PYTHON), str(PORT), mode, str(taken), str(MOVED)]
     return subprocess.run(
-        command, capture_output=True, text=True, env=ENVIRONMENT, timeout=200, check=False, cwd="/"
+        command, capture_output=True, text=True, env=ENVIRONMENT, timeout=300, check=False, cwd="/"
     )
 
 

@@ -69,7 +69,7 @@ async def test_confirmed_means_delivered_once(tmp_path: Path) -> None:
         received.add(*(json.loads(line)["message_id"] for line in lines))
 
     patience = {"timeout_s": 5.0, "pause_max_s": 0.3}
-    with trio.fail_after(120):
+    with trio.fail_after(300):
         async with AsyncExitStack() as stack:
             sender = await stack.enter_async_context(open_client(lab, keep_trying=True, **patience))
             reader = await stack.enter_async_context(

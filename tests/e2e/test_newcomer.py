@@ -244,7 +244,7 @@ def test_receive_stops_at_ctrl_c_and_writes_on(hq: Hq) -> None:
                 assert lines[-1]
                 lines.append(first_line(process))
             process.send_signal(signal.SIGINT)
-            out, err = process.communicate(timeout=30)
+            out, err = process.communicate(timeout=300)
         finally:
             process.kill()
     assert process.returncode == 0, err

@@ -276,7 +276,7 @@ def test_the_agent_asks_once(lab: Path, patient: Wait) -> None:
 
 def test_hqs_service_key_comes_from_systemd(hq: Hq, tmp_path: Path) -> None:
     hq.process.terminate()
-    hq.process.wait(60)
+    hq.process.wait(300)
     given = tmp_path / "credentials"
     given.mkdir()
     log_key = (hq.directory / "secrets" / "log.key").read_bytes()

@@ -74,7 +74,7 @@ def test_a_second_hq_takes_over_and_clients_follow(
             assert shell("audit", "verify", home=admin).code == 0
         finally:
             waiting.terminate()
-            waiting.wait(30)
+            waiting.wait(300)
             assert waiting.stdout is not None
             waiting.stdout.close()
     lines = (center / "data" / "received_messages.jsonl").read_text().splitlines()
@@ -125,7 +125,7 @@ def test_hq_waits_for_a_database_that_is_not_there_yet(tmp_path: Path, patient: 
             patient(lambda: shell("status", home=admin).code == 0)
         finally:
             hq.terminate()
-            assert hq.wait(60) == 0
+            assert hq.wait(300) == 0
             assert hq.stdout is not None
             hq.stdout.close()
     finally:

@@ -26,7 +26,7 @@ def run(
     environment = {**ENVIRONMENT, CACHE_VARIABLE: str(root)}
     command = [sys.executable, *options, str(pyz), *arguments]
     return subprocess.run(
-        command, capture_output=True, text=True, env=environment, timeout=60, check=False
+        command, capture_output=True, text=True, env=environment, timeout=300, check=False
     )
 
 
@@ -146,7 +146,7 @@ def test_many_first_starts_at_once(pyz: Path, tmp_path: Path) -> None:
     started = [
         subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) for _ in range(4)
     ]
-    assert [process.wait(60) for process in started] == [0, 0, 0, 0]
+    assert [process.wait(300) for process in started] == [0, 0, 0, 0]
     assert len(list((tmp_path / "root").iterdir())) == 1
 
 
@@ -161,7 +161,7 @@ def test_it_keeps_its_own_bytecode_and_none_of_others(pyz: Path, tmp_path: Path)
         capture_output=True,
         text=True,
         env={**ENVIRONMENT, CACHE_VARIABLE: str(root)},
-        timeout=60,
+        timeout=300,
         check=False,
     )
     assert done.stdout == "ran\n", done.stderr

@@ -34,7 +34,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(dist)]
     done = subprocess.run(
-        [*command, str(source)], capture_output=True, text=True, timeout=120, check=False
+        [*command, str(source)], capture_output=True, text=True, timeout=300, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
     (built,) = dist.glob("*.whl")
@@ -48,12 +48,12 @@ def command(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """
     environment = tmp_path_factory.mktemp("environment")
     subprocess.run(
-        [sys.executable, "-m", "venv", "--without-pip", str(environment)], check=True, timeout=60
+        [sys.executable, "-m", "venv", "--without-pip", str(environment)], check=True, timeout=300
     )
     python = environment / ("Scripts/python.exe" if WINDOWS else "bin/python")
     install = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet"]
     subprocess.run(
-        [*install, "--no-deps", "--no-index", "--no-compile", str(wheel)], check=True, timeout=120
+        [*install, "--no-deps", "--no-index", "--no-compile", str(wheel)], check=True, timeout=300
     )
     (packages,) = environment.glob("Lib/site-packages" if WINDOWS else "lib/*/site-packages")
     (packages / "libraries.pth").write_text(sysconfig.get_path("purelib") + "\n")
@@ -69,7 +69,7 @@ def run(command: Path, *arguments: str) -> str:
         capture_output=True,
         text=True,
         env=ENVIRONMENT,
-        timeout=120,
+        timeout=300,
         check=False,
     )
     assert done.returncode == 0, done.stderr

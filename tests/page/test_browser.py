@@ -210,7 +210,7 @@ async def test_a_large_file_hq_away_and_back(hq: RealHq, lab: Web, browse: Brows
     async with hq.client("CA-RC", keep_trying=True) as client, trio.open_nursery() as nursery:
         receiver = Receiver(client)
         nursery.start_soon(receiver.keep)
-        with trio.fail_after(120):
+        with trio.fail_after(300):
             while not receiver.files:
                 await trio.sleep(0.1)
         nursery.cancel_scope.cancel()

@@ -137,7 +137,7 @@ async def test_neither_name_nor_code_is_in_the_list_of_processes(
     program = [sys.executable, "-m", "cipherbox", "--home", str(home), "page"]
     surroundings = {**os.environ, "DISPLAY": ":0", "BROWSER": str(browser)}
     whole = seen.with_suffix(".whole")
-    with trio.fail_after(90):
+    with trio.fail_after(300):
         process = await trio.lowlevel.open_process(
             program, env=surroundings, stdout=subprocess.PIPE
         )

@@ -340,7 +340,7 @@ async def test_trouble_has_its_acts(hq: RealHq, lab: Web, tmp_path: Path) -> Non
 
         await lab.until("/people", shows("CA-RC"))
         await write(lab, ["CA-RC"], "bad one")
-        await center.process(never, tries=1, idle_s=0.5)
+        await center.process(never, tries=1, idle_s=2.0)
 
     def diagnose(home: Any) -> list[Finding]:
         text = Sentence("{size} free at {place}", size="3 MB", place="/{x}")

@@ -158,7 +158,7 @@ def test_a_crash_around_the_spool_leaves_orphans_that_are_swept(tmp_path: Path, 
     store = opened(tmp_path)
     store.commit(published(1, b"L" * LARGE), store.epoch)
     store.close()
-    done = subprocess.run([sys.executable, "-c", DYING, str(tmp_path), when], timeout=60)
+    done = subprocess.run([sys.executable, "-c", DYING, str(tmp_path), when], timeout=300)
     assert done.returncode == 9
     assert len(spool_names(tmp_path)) == (1 if when == "after" else 2)
     again = opened(tmp_path)
@@ -202,7 +202,7 @@ def test_what_was_committed_survives_sigkill(tmp_path: Path) -> None:
         lines = [child.stdout.readline() for _ in range(15)]
         child.send_signal(signal.SIGKILL)
         lines += child.stdout.readlines()  # from the same buffer
-        child.wait(60)
+        child.wait(300)
         child.stdout.close()
         said = int([line for line in lines if line.endswith("\n")][-1])
         again = opened(tmp_path)
