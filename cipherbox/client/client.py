@@ -59,7 +59,8 @@ from cipherbox.client.sessions.sessions import Sessions, settings_of
 from cipherbox.client.watch import watch
 from cipherbox.concurrency import background
 from cipherbox.envelope.bundle import KeyBundle
-from cipherbox.errors import CipherBoxError, StoreError
+from cipherbox.envelope.ids import id_time_ms
+from cipherbox.errors import CipherBoxError, ClockSkew, StoreError
 from cipherbox.sealing.identity import DecryptKey
 from cipherbox.wire import frames
 
@@ -95,6 +96,8 @@ class ClientObserver(ConnectionObserver):
             self._outbox_sender.proven(frame, items)
 
     def settled(self, item: PendingPublish) -> None:
+        if isinstance(item.error, ClockSkew):
+            self._hq_clock.refused(id_time_ms(item.envelope_id))
         if self._outbox_sender is not None:
             self._outbox_sender.settled(item)
         else:

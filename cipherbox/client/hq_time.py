@@ -7,7 +7,8 @@ Rules:
    with the later one (`stamp_ms`). So one wrong clock deletes nothing; a home that HQ has not shown
    a time deletes nothing at all.
 2. New envelope ids have HQ's time while this machine's clock differs from it by more than an hour
-   (`HqClock`): by this machine's own HQ would refuse them. It is said once, with the remedy.
+   (`HqClock`): by this machine's own HQ would refuse them. It is said once, with the remedy. If HQ
+   refuses one as too new, its clock was corrected after it had shown its time: that is forgotten.
 3. Security is never decided by HQ's time: the end of certificates, key bundles and revocation lists
    is compared with this machine's clock. A wrong one then refuses to send or connect, and it is
    retried until the clock is right.
@@ -24,6 +25,7 @@ from pathlib import Path
 from cipherbox import clock
 from cipherbox.client.log import heads
 from cipherbox.errors import EnvelopeError
+from cipherbox.limits import LIMITS
 
 STEP_MS = 3_600_000  # as HQ's own default, `[clock] step_s`
 _REMEDY = "Set the clock: timedatectl set-ntp true"
@@ -70,6 +72,14 @@ class HqClock:
         """Take the time that HQ shows on a new connection."""
         self._shown = server_ms, self._elapsed_s()
         self._tell()
+
+    def refused(self, at_ms: int) -> None:
+        """Take that HQ refused an id of this time as too new: its clock may have been corrected
+        since it was shown.
+        """
+        latest = at_ms - LIMITS.clock_ahead_ms  # that HQ's clock can show now
+        if self._shown is not None and latest < self._expected(*self._shown) - STEP_MS:
+            self._shown = None
 
     def _tell(self) -> None:
         warning = self.warning

@@ -4,8 +4,8 @@ plus its index.
     48 bits  ms since 1970        4 bits  version 7     12 bits  counter within the millisecond
      2 bits  variant 10          46 bits  random        16 bits  zero
 
-A generator is monotonic: when the clock is set back, it continues from the last millisecond it
-used.
+A generator is monotonic: when the clock is set back by up to an hour, it continues from the last
+millisecond it used.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from collections.abc import Callable
 from cipherbox.errors import InvalidRequest
 
 _COUNTER_START = 0x400  # random below this at the start of a millisecond; leaves 3,072 ids in it
+_BACK_MS = 3_600_000
 
 
 class EnvelopeIds:
@@ -33,10 +34,12 @@ class EnvelopeIds:
         self._counter = 0
 
     def next(self) -> bytes:
-        """Return a new id, 16 bytes, greater than all before."""
+        """Return a new id, 16 bytes, greater than all before, unless the clock was set back by more
+        than an hour: ids of a time that was far ahead would be refused for as long.
+        """
         noise = int.from_bytes(self._random(8), "big")
         now = self._clock_ms()
-        if now > self._ms:
+        if not 0 <= self._ms - now <= _BACK_MS:
             self._ms, self._counter = now, noise >> 54 & (_COUNTER_START - 1)
         elif self._counter < 0xFFF:
             self._counter += 1

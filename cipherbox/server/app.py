@@ -39,7 +39,7 @@ from cipherbox.store.sqlite.store import SqliteStore
 from cipherbox.store.waiting import WaitingSession
 
 log = get_logger(__name__)
-_CRL_CHECK_S = 3600.0
+_CRL_CHECK_S = 60.0  # a list made while the clock was ahead is replaced as soon
 CERTIFICATES_S = 30.0  # between looks for open connections whose certificates expired
 _WATCH_S = 60.0
 _MARK_S = 3600.0

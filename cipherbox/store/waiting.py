@@ -24,6 +24,14 @@ class WaitingSession:
         self._latest: Session | None = None
         self._since: float | None = None
         self.waited_s = 0.0  # from the first session to the latest
+        self._seen: tuple[object, float] = (None, 0.0)
+
+    def unchanged_s(self, seen: object) -> float:
+        """Return for how long attempts have seen the same."""
+        now = self._elapsed_s()
+        if self._seen[0] != seen:
+            self._seen = seen, now
+        return now - self._seen[1]
 
     def keep(self, session: Session) -> None:
         """Keep this session, and close the one before."""

@@ -142,6 +142,27 @@ async def test_a_client_far_ahead_still_sends_and_is_told(hq: Any) -> None:
     assert any("480.0 hours ahead of HQ's" in line for line in said)
 
 
+async def test_a_time_of_hq_that_was_corrected_is_not_used_any_more(hq: Any) -> None:
+    """HQ showed it on this connection.  Every later id was refused, until the program ended."""
+    async with hq.client("FL-LAB") as lab, hq.client("CA-RC") as center:
+        lab.hq_clock.shown(clock.now_ms() + 3 * DAY)
+        with pytest.raises(ClockSkew):
+            await lab.publish("by a time of HQ that was wrong", to="CA-RC")
+        await lab.publish("by the right one", to="CA-RC")
+        with trio.fail_after(60):
+            assert await Receiver(center).run(count=1) == 1
+
+
+def test_only_a_refusal_that_contradicts_it_ends_the_use_of_hqs_time(tmp_path: Path) -> None:
+    here = HqClock(tmp_path, lambda _: None, lambda: AT, lambda: 5.0)
+    here.shown(AT + 3 * DAY)
+    here.refused(AT + 5 * DAY)  # of an id by another clock: it is too new for this time, too
+    assert here.now_ms() == AT + 3 * DAY
+    here.refused(AT + 3 * DAY)
+    assert here.now_ms() == AT
+    assert not here.wrong_by_ms
+
+
 @pytest.mark.parametrize("error", [ClockSkew, TooOld])
 async def test_what_hq_refuses_for_its_time_waits_until_the_clock_is_right(
     hq: Any, error: type[Exception], monkeypatch: pytest.MonkeyPatch

@@ -55,6 +55,18 @@ def test_ids_rise_from_a_clock_that_was_never_set(now: int) -> None:
     assert is_envelope_id(first)
 
 
+def test_ids_of_a_clock_that_was_far_ahead_are_not_continued() -> None:
+    """HQ refused every later one, for as long as the clock had been ahead."""
+    day = 86_400_000
+    clock = iter([5 * day, 5 * day - 3_600_000, day, day])
+    ids = EnvelopeIds(lambda: next(clock))
+    first, close, right, later = (ids.next() for _ in range(4))
+    assert first < close
+    assert id_time_ms(close) == 5 * day
+    assert id_time_ms(right) == day
+    assert right < later
+
+
 def test_message_ids_lead_back_to_their_envelope() -> None:
     one = EnvelopeIds(now_ms).next()
     for index in (0, 1, 65_535):

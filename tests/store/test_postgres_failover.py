@@ -190,6 +190,37 @@ def test_a_killed_hq_is_followed_at_once(opening: Opener, postgresql: postgres.S
         first.commit(published(1), first.epoch)
 
 
+def test_a_lease_ends_though_the_databases_clock_was_set_back(
+    opening: Opener, postgresql: postgres.Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A standby waited until that clock had reached the last renewal, if the holder was cut off."""
+    target = postgres.target(postgresql, postgres.schema())
+    first, now = opening(target), 1000.0
+    assert isinstance(first, PostgresStore)
+    session = WaitingSession(lambda: now)
+
+    def renewed_ahead(by: str) -> None:
+        assert first._connection is not None
+        first._connection.run(f"UPDATE writer SET renewed_at = renewed_at + interval '{by}'")
+
+    renewed_ahead("1 hour")
+    for later_s in (0.0, lease.LEASE_S - 0.1, 0.05):
+        now += later_s
+        with pytest.raises(StoreLeased):
+            opening(target, waiting=session)
+    renewed_ahead("1 second")  # the holder lives
+    for later_s in (0.1, lease.LEASE_S):
+        now += later_s
+        with pytest.raises(StoreLeased):
+            opening(target, waiting=session)
+    now += 0.1
+    second = opening(target, waiting=session)
+    session.close()
+    second.commit(published(1), second.epoch)
+    with pytest.raises(Fenced):
+        first.commit(published(1), first.epoch)
+
+
 def test_a_stalled_hq_never_writes_again(
     opening: Opener, postgresql: postgres.Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:

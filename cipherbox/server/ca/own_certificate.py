@@ -30,7 +30,7 @@ from cipherbox.server.live_config import LiveConfig
 from cipherbox.store.port import Store
 
 log = get_logger(__name__)
-CHECK_S = 3600.0
+CHECK_S = 60.0  # a certificate made while the clock was ahead is replaced as soon
 RETRY_S = 60.0
 # puts a new certificate, or a reload, into effect; it cannot fail
 TakeOver = Callable[[ServerConfig, Credentials, ssl.SSLContext], None]

@@ -8,8 +8,9 @@ Rules:
    over and nothing is written.
 2. The lease is renewed by every commit, and every two seconds without one, by the database's clock.
    Another HQ takes over once it has not been renewed for `LEASE_S`, or immediately after it was
-   released or the holder's session has ended, as after a killed process.  It first terminates the
-   old holder's session, so that a stalled transaction cannot keep the row locked.
+   released or the holder's session has ended, as after a killed process.  That clock may be set
+   back: one that waits also counts itself since when it has seen the same renewal.  It first
+   terminates the old holder's session, so that a stalled transaction cannot keep the row locked.
 3. `commits` counts commits.  After a COMMIT without an answer the count tells whether it took
    effect; because of the row's lock the query waits until the old session has ended.
 4. An HQ that waits keeps the session of its latest attempt until the next one, under a name that
@@ -42,17 +43,18 @@ class Holder:
     name: str
     epoch: int
     alive: bool  # its session exists and it renewed in time
+    renewed: str  # when, by the database's clock
 
 
 def current(connection: PostgresConnection) -> Holder:
     """Return the current holder of the lease."""
-    holder, epoch, alive = connection.run(
-        "SELECT w.holder, w.epoch, w.renewed_at > clock_timestamp() - make_interval(secs => ?) "
-        "AND EXISTS (SELECT 1 FROM pg_stat_activity a WHERE a.pid = w.pid AND a.backend_start = "
-        "w.session_began) FROM writer w",
+    holder, epoch, renewed, alive = connection.run(
+        "SELECT w.holder, w.epoch, CAST(w.renewed_at AS text), w.renewed_at > clock_timestamp() - "
+        "make_interval(secs => ?) AND EXISTS (SELECT 1 FROM pg_stat_activity a WHERE a.pid = w.pid "
+        "AND a.backend_start = w.session_began) FROM writer w",
         (LEASE_S,),
     )[0]
-    return Holder(holder, epoch, bool(holder) and alive)
+    return Holder(holder, epoch, bool(holder) and alive, renewed)
 
 
 def stand_by(connection: PostgresConnection, name: str, waiting: WaitingSession | None) -> bool:
@@ -79,14 +81,24 @@ def standbys(connection: PostgresConnection) -> list[Standby]:
     return [Standby(name, address) for name, address in rows]
 
 
-def take(connection: PostgresConnection, name: str, least: int, *, force: bool) -> tuple[int, int]:
+def take(
+    connection: PostgresConnection,
+    name: str,
+    least: int,
+    *,
+    force: bool,
+    waiting: WaitingSession | None = None,
+) -> tuple[int, int]:
     """Take the lease; return the new epoch, above ``least``, and the number of commits.
 
-    Raise StoreUnavailable while another HQ has the lease, unless ``force``.
+    Raise StoreUnavailable while another HQ has the lease, unless ``force``.  ``waiting`` counts for
+    how long it has not been renewed.
     """
     old = connection.run("SELECT pid, session_began FROM writer")[0]
-    if not force and current(connection).alive:
-        raise StoreUnavailable(f"another HQ has the lease: {current(connection).name}")
+    found = current(connection)
+    silent_s = waiting.unchanged_s((found.epoch, found.renewed)) if waiting is not None else 0.0
+    if not force and found.alive and silent_s <= LEASE_S:
+        raise StoreUnavailable(f"another HQ has the lease: {found.name}")
     if old[1] is not None:
         connection.run(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid = ? AND "

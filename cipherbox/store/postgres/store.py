@@ -85,7 +85,9 @@ class PostgresStore(Registry):
                 _refuse_if_in_use(self._connection, target)
             schema.prepare(self._connection, target, create=create, upgrade=upgrade)
             try:
-                self.epoch, self._commits = lease.take(self._connection, self._name, 0, force=force)
+                self.epoch, self._commits = lease.take(
+                    self._connection, self._name, 0, force=force, waiting=waiting
+                )
             except StoreUnavailable as error:
                 if lease.stand_by(self._connection, self._name, waiting):
                     self._connection = None
