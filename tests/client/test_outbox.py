@@ -7,12 +7,14 @@ from __future__ import annotations
 import os
 import sqlite3
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import attrs
 import pytest
 import trio
 
+from cipherbox.client import local_database
 from cipherbox.client.local_database import open_database
 from cipherbox.client.outbox.outbox import DATABASE, FILES, OLDEST, STEPS, Outbox
 from cipherbox.client.outbox.rows import (
@@ -44,9 +46,10 @@ from tests.parties import now_ms
 
 
 def fresh(number: int, *, generation: int = 0, size: int = 100, **more: Any) -> OutboxEntry:
+    name = number.to_bytes(2, "big")
     values: dict[str, Any] = {
-        "raw": bytes([number]) * size,
-        "envelope_id": bytes([number]) * 14 + b"\0\0",
+        "raw": (name * size)[:size],
+        "envelope_id": name * 7 + b"\0\0",
         "generation": generation,
         "count": 1,
         "exchange": "",
@@ -55,7 +58,7 @@ def fresh(number: int, *, generation: int = 0, size: int = 100, **more: Any) -> 
         "flags": 0,
         "route_version": 0,
         "sealed_at": 1,
-        "envelope_hash": bytes([number, generation]) * 16,
+        "envelope_hash": (name + bytes([generation, 0])) * 8,
         "content_key": b"k" * 72,
     }
     return OutboxEntry(**{**values, **more})
@@ -147,9 +150,10 @@ def test_a_dropped_envelope_takes_everything_with_it_and_its_number_inherits_not
     other, first, second = fresh(1), fresh(2), fresh(2, generation=1)
     outbox.write([other, first])
     outbox.write([second], proven=[proven(other, second)])
-    sign(outbox, 1, signed(second, "CA-RC"), signed(second, "SF-RC"))
+    sign(outbox, 1, signed(second, "CA-RC"))
+    sign(outbox, 3, signed(second, "SF-RC"))
     tables = ("generations", "outcomes", "receipts", "proofs")
-    assert counts(outbox, *tables) == [1, 2, 1, 1]
+    assert counts(outbox, *tables) == [1, 2, 2, 1]
     outbox.drop([second.envelope_id])
     assert counts(outbox, *tables) == [0, 0, 0, 1]  # another envelope has the proof
     outbox.write([fresh(3)])
@@ -183,6 +187,69 @@ def test_a_receipt_that_is_signed_twice_can_still_be_exported(tmp_path: Path) ->
     # what its handler took after all replaces it, and nothing is left of the one before
     assert len(sign(outbox, 3, gave_up._replace(signed_at=7, messages=b""))) == 1
     assert counts(outbox, "receipts", "outcomes") == [1, 1]
+    outbox.close()
+
+
+@pytest.mark.parametrize("keep_until", ["opened", "delivered"])
+def test_a_receipt_for_many_says_the_same_as_one_for_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep_until: str
+) -> None:
+    """In one receipt, an envelope may occur more than once, with outcomes of any order."""
+    monkeypatch.setattr(local_database, "SYNCHRONOUS", "OFF")
+    random = Random(7)
+    to = [("CA-RC", "SF-RC"), ("CA-RC",), ("SF-RC",)]
+    sizes = [100_000 if n % 100 == 1 else 100 for n in range(602)]
+    batch = [fresh(n, size=sizes[n], recipients=to[n % 3]) for n in range(1, 602)]
+    later = [fresh(n, generation=1, recipients=to[n % 3]) for n in range(1, 602, 4)]
+    outcomes = [
+        signed(item, "CA-RC", outcome)._replace(
+            signed_at=random.randrange(9),
+            messages=random.choice((b"", bytes([4, 0]), bytes([0, 4]))),
+            leaf=leaf,
+            log_entry=random.randrange(3),
+        )
+        for leaf, (item, outcome) in enumerate(
+            (random.choice((*batch, *later, fresh(700))), random.choice((0, 0, 4)))
+            for _ in range(1500)
+        )
+    ]
+    results = []
+    for each in (False, True):
+        outbox = Outbox(tmp_path / str(each), keep_until)
+        outbox.write(batch, proven=[proven(*batch)])
+        outbox.write(later)
+        db, _ = outbox.database
+        news: list[Signed] = []
+        for digest, part in enumerate([[one] for one in outcomes] if each else [outcomes]):
+            news += outbox.sign(b"b", b"b" * 32, "CA-RC", b"g", digest.to_bytes(32, "big"), part)
+        kept = db.execute(
+            "SELECT envelope_id, owed, data IS NULL, content_key IS NULL, file IS NULL FROM envelopes "
+            "ORDER BY number"
+        ).fetchall()
+        columns = "number, recipient, generation, outcome, signed_at, leaf, messages"
+        said = db.execute(f"SELECT {columns} FROM outcomes ORDER BY number").fetchall()
+        unused = "SELECT count(*) FROM receipts WHERE receipt NOT IN (SELECT receipt FROM outcomes)"
+        assert db.execute(unused).fetchone() == (0,)
+        results.append((news, kept, said, len(list((tmp_path / str(each) / FILES).iterdir()))))
+        outbox.close()
+    assert results[0] == results[1]
+    assert any(one.proven_entry for one in results[0][0])
+
+
+def test_a_receipt_for_many_takes_few_statements_for_each(tmp_path: Path) -> None:
+    batch = [fresh(n) for n in range(1, 301)]
+    outbox = Outbox(tmp_path)
+    db, _ = outbox.database
+    statements: list[str] = []
+    outbox.write(batch)
+    db.set_trace_callback(statements.append)
+    confirmed = [Confirmed(item.envelope_id, 0, 7, ("box.CA-RC",)) for item in batch]
+    outbox.write(confirmed=confirmed, proven=[proven(*batch)])
+    assert len(statements) < len(batch) + 20
+    statements.clear()
+    assert len(sign(outbox, 1, *(signed(item, "CA-RC") for item in batch))) == len(batch)
+    assert len(statements) < 2 * len(batch) + 20
+    db.set_trace_callback(None)
     outbox.close()
 
 

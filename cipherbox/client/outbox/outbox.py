@@ -382,13 +382,16 @@ class Outbox(OutboxReceipts):
         """Record confirms, and the proofs of these and other envelopes.  Each UPDATE writes the
         whole row, the envelope included.
         """
-        self._db.executemany(
+        written = self._db.executemany(
             "UPDATE envelopes SET accepted_at = ?, queues = ?, code = 0, changed_at = ?, "
             "reason = CASE state WHEN 0 THEN reason ELSE '' END, state = 1, "
             "proof = coalesce(?, proof) "
             "WHERE envelope_id = ? AND generation = ? AND state <> 1",
             [confirm_values(c, now, proofs.get(c.envelope_id)) for c in confirmed],
-        )
+        ).rowcount
+        if written == len(confirmed):  # usually: then their proofs are written, too
+            done = {c.envelope_id for c in confirmed}
+            proofs = {name: proof for name, proof in proofs.items() if name not in done}
         self._db.executemany(
             "UPDATE envelopes SET proof = ?1 WHERE envelope_id = ?2 AND proof IS NOT ?1",
             [(proof, name) for name, proof in proofs.items()],

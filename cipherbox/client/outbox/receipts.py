@@ -5,15 +5,18 @@ go.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import orjson
 
 from cipherbox import clock
+from cipherbox.classes import define
 from cipherbox.client.local_database import transaction
 from cipherbox.client.outbox.queries import OutboxQueries
 from cipherbox.client.outbox.rows import COPIES, UNTIL_OPENED, Signed
 from cipherbox.envelope import transparency_log as log
 
+_IDS = 500  # envelope ids in one IN (…)
 BULK = ".bulk"  # routing key of a mailbox for files
 # Rows that nothing refers to.
 UNUSED = (
@@ -44,6 +47,39 @@ def another_entry(named: int, leaf: bytes, proof: tuple[int, bytes, bytes] | Non
         if any(leaves[at : at + len(leaf)] == leaf for at in range(0, len(leaves), len(leaf)))
         else 0
     )
+
+
+class _Before(NamedTuple):
+    """What a recipient had signed for an envelope, and with which receipt."""
+
+    outcome: int
+    generation: int
+    messages: bytes
+    signed_at: int
+    receipt: int
+
+
+@define
+class _SentEnvelope:
+    """An envelope that was sent to the signer of a receipt; ``before`` is the newest it signed."""
+
+    before: _Before | None
+    envelope_id: bytes
+    number: int
+    generation: int
+    envelope_hash: bytes
+    entry: int  # of HQ's log, as proven here; 0: not proven
+    routing_key: str
+    file: str | None
+    owed: int
+
+
+def _adds(one: Signed, before: _Before) -> bool:
+    """Return whether an outcome says more than what its recipient signed before."""
+    if before.outcome == one.outcome == 0 and before.messages and before.signed_at < one.signed_at:
+        return before.messages != one.messages  # its handler tried again what it had given up
+    # what was opened stays opened
+    return before.outcome != 0 and before.generation < one.generation
 
 
 class OutboxReceipts(OutboxQueries):
@@ -77,90 +113,100 @@ class OutboxReceipts(OutboxQueries):
                 "?, ?, ?, ?)",
                 row,
             ).lastrowid
+            known = self._sent_to(recipient, outcomes)
+            rows: list[tuple[object, ...]] = []
+            opened: list[_SentEnvelope] = []
             replaced = {receipt or 0}
             for one in outcomes:
-                known = self._take(one, receipt or 0, dropped, replaced)
-                if known is not None:
-                    news.append(known)
+                envelope = known.get(one.envelope_id)
+                if envelope is None or not self._is_of(envelope, one):
+                    continue
+                before = envelope.before
+                if before is not None:
+                    if not _adds(one, before):
+                        continue
+                    replaced.add(before.receipt)
+                envelope.before = _Before(
+                    one.outcome, one.generation, one.messages, one.signed_at, receipt or 0
+                )
+                rows.append((envelope.number, recipient, *envelope.before, one.leaf))
+                if one.outcome == 0 and (before is None or before.outcome != 0):
+                    opened.append(envelope)
+                news.append(self._compared(envelope, one))
+            db.executemany(
+                "INSERT OR REPLACE INTO outcomes (number, recipient, outcome, generation, "
+                "messages, signed_at, receipt, leaf) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                rows,
+            )
+            dropped += self._count_opened(opened)
             self._drop_unused_receipts(replaced)
         self._large.free(dropped)
         return news
 
-    def _take(
-        self, one: Signed, receipt: int, dropped: list[str], replaced: set[int]
-    ) -> Signed | None:
-        """Return what was new in it; add to ``replaced`` the receipt that said otherwise before."""
-        db = self._db
-        found = self._signed_envelope(one)
-        if found is None:
-            return None
-        number, routing_key, one = found
-        before = db.execute(
-            "SELECT outcome, generation, messages, signed_at, receipt FROM outcomes WHERE "
-            "number = ? AND recipient = ?",
-            (number, one.recipient),
-        ).fetchone()
-        values = (
-            number,
-            one.recipient,
-            one.generation,
-            one.outcome,
-            one.signed_at,
-            receipt,
-            one.leaf,
-            one.messages,
-        )
-        insert = "INSERT OR REPLACE INTO outcomes VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
-        if (
-            before is not None
-            and before[0] == one.outcome == 0
-            and before[2]
-            and before[3] < one.signed_at
-        ):
-            if before[2] == one.messages:
-                return None
-            db.execute(insert, values)  # its handler tried again what it had given up
-            replaced.add(before[4])
-            return one
-        if before is not None and (before[0] == 0 or before[1] >= one.generation):
-            return None  # what was opened stays opened
-        db.execute(insert, values)
-        if before is not None:
-            replaced.add(before[4])
-        if one.outcome == 0:
-            db.execute("UPDATE envelopes SET owed = owed - 1 WHERE number = ?", (number,))
-            if self._keep_until == UNTIL_OPENED:
-                dropped += self._forget_bytes(number, "owed <= 0")
-            if routing_key == BULK:
-                dropped += self._forget_file(one.envelope_id)
-        return one
-
-    def _signed_envelope(self, one: Signed) -> tuple[int, str, Signed] | None:
-        """Return (number, routing key) of an envelope that was sent to this recipient, and what is
-        signed, with the entry of HQ's log that was proven here; None if it was not sent.
+    def _sent_to(self, recipient: str, outcomes: Sequence[Signed]) -> dict[bytes, _SentEnvelope]:
+        """Return the envelopes that these outcomes name, by id, as far as they were sent to the
+        recipient.
         """
-        db = self._db
-        row = db.execute(
-            "SELECT e.number, e.recipients, e.generation, e.envelope_hash, coalesce(p.entry, 0), "
-            "e.routing_key FROM envelopes e LEFT JOIN proofs p ON p.proof = e.proof WHERE "
-            "e.envelope_id = ?",
-            (one.envelope_id,),
-        ).fetchone()
-        if row is None or one.recipient not in orjson.loads(row[1]):
-            return None
-        number, _, generation, digest, entry, routing_key = row
-        if generation != one.generation:
-            earlier = db.execute(
-                "SELECT envelope_hash FROM generations WHERE envelope_id = ? AND generation = ?",
-                (one.envelope_id, one.generation),
-            ).fetchone()
-            digest = earlier[0] if earlier else None
-        if digest != one.envelope_hash:
-            return None
-        if one.log_entry and entry not in (0, one.log_entry):
-            leaf = log.leaf(one.envelope_id, one.generation, one.envelope_hash)
-            one = one._replace(proven_entry=another_entry(one.log_entry, leaf, self.proof(number)))
-        return number, routing_key, one
+        found: dict[bytes, _SentEnvelope] = {}
+        is_sent: dict[str, bool] = {}  # the recipients of an envelope, as text
+        for at in range(0, len(outcomes), _IDS):
+            part = [one.envelope_id for one in outcomes[at : at + _IDS]]
+            marks = ",".join("?" * len(part))
+            query = (
+                "SELECT e.envelope_id, e.recipients, e.number, e.generation, e.envelope_hash, "
+                "coalesce(p.entry, 0), e.routing_key, e.file, e.owed, o.outcome, o.generation, "
+                "o.messages, o.signed_at, o.receipt FROM envelopes e LEFT JOIN proofs p ON "
+                "p.proof = e.proof LEFT JOIN outcomes o ON o.number = e.number AND o.recipient = "
+                f"? WHERE e.envelope_id IN ({marks})"
+            )
+            for row in self._db.execute(query, (recipient, *part)):
+                envelope_id, names = row[:2]
+                sent = is_sent.get(names)
+                if sent is None:
+                    sent = is_sent[names] = recipient in orjson.loads(names)
+                if sent:
+                    before = _Before(*row[9:]) if row[9] is not None else None
+                    found[envelope_id] = _SentEnvelope(before, envelope_id, *row[2:9])
+        return found
+
+    def _is_of(self, envelope: _SentEnvelope, one: Signed) -> bool:
+        """Return whether an outcome is signed for bytes that were sent: of this generation or an
+        earlier one.
+        """
+        if envelope.generation == one.generation:
+            return envelope.envelope_hash == one.envelope_hash
+        query = "SELECT envelope_hash FROM generations WHERE envelope_id = ? AND generation = ?"
+        earlier = self._db.execute(query, (one.envelope_id, one.generation)).fetchone()
+        return earlier is not None and earlier[0] == one.envelope_hash
+
+    def _compared(self, envelope: _SentEnvelope, one: Signed) -> Signed:
+        """Return an outcome with the entry of HQ's log that was proven here, if it is another."""
+        if not one.log_entry or envelope.entry in (0, one.log_entry):
+            return one
+        leaf = log.leaf(one.envelope_id, one.generation, one.envelope_hash)
+        entry = another_entry(one.log_entry, leaf, self.proof(envelope.number))
+        return one._replace(proven_entry=entry)
+
+    def _count_opened(self, opened: Sequence[_SentEnvelope]) -> list[str]:
+        """Count these as opened once more; delete key and bytes of those that every recipient has
+        opened, unless they went earlier.  Return the files to delete after the commit.
+        """
+        last = [one for one in opened if one.owed <= 1 and self._keep_until == UNTIL_OPENED]
+        gone = {one.number for one in last}
+        self._db.executemany(
+            "UPDATE envelopes SET owed = owed - 1, content_key = NULL, data = NULL, file = NULL "
+            "WHERE number = ?",
+            [(number,) for number in gone],
+        )
+        self._db.executemany(
+            "UPDATE envelopes SET owed = owed - 1 WHERE number = ?",
+            [(one.number,) for one in opened if one.number not in gone],
+        )
+        files = [one.file for one in last if one.file]
+        for one in opened:
+            if one.routing_key == BULK:
+                files += self._forget_file(one.envelope_id)
+        return files
 
     def _forget_file(self, manifest: bytes) -> list[str]:
         """Delete the hashes of a file's parts once all recipients have signed for its manifest;
