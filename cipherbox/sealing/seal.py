@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Protocol, TypeVar
 
 import attrs
@@ -25,7 +26,7 @@ from cipherbox.envelope.prefix import (
     decode_prefix,
     encode_prefix,
 )
-from cipherbox.envelope.stanza_types import POST_QUANTUM, StanzaType
+from cipherbox.envelope.stanza_types import POST_QUANTUM, StanzaType, key_id
 from cipherbox.envelope.suites import SIGNATURE_SIZES, BodyCipher
 from cipherbox.errors import (
     BundleError,
@@ -115,9 +116,15 @@ def _entries(
             for bundle, chain in zip(recipients, sending_chains, strict=True)
         )
     return tuple(
-        Recipient(key.key_id, key.algorithm, _usable(bundle, stanzas.size, key), bundle.client_id)
+        _usable(bundle, _entry, key, bundle.client_id)
         for bundle, key in zip(recipients, keys, strict=True)
     )
+
+
+@lru_cache(maxsize=1024)  # a busy sender names the same recipients in every envelope
+def _entry(stanza_type: int, public_key: bytes, client_id: str) -> Recipient:
+    size = stanzas.size(stanza_type, public_key)
+    return Recipient(key_id(stanza_type, public_key), stanza_type, size, client_id)
 
 
 def _check(prefix: bytes) -> None:

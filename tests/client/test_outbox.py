@@ -220,11 +220,12 @@ def test_a_receipt_for_many_says_the_same_as_one_for_each(
         outbox.write(later)
         db, _ = outbox.database
         news: list[Signed] = []
-        for digest, part in enumerate([[one] for one in outcomes] if each else [outcomes]):
+        parts = [[one] for one in outcomes] if each else [outcomes]
+        for digest, part in enumerate(parts):
             news += outbox.sign(b"b", b"b" * 32, "CA-RC", b"g", digest.to_bytes(32, "big"), part)
         kept = db.execute(
-            "SELECT envelope_id, owed, data IS NULL, content_key IS NULL, file IS NULL FROM envelopes "
-            "ORDER BY number"
+            "SELECT envelope_id, owed, data IS NULL, content_key IS NULL, file IS NULL FROM "
+            "envelopes ORDER BY number"
         ).fetchall()
         columns = "number, recipient, generation, outcome, signed_at, leaf, messages"
         said = db.execute(f"SELECT {columns} FROM outcomes ORDER BY number").fetchall()

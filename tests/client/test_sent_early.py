@@ -15,12 +15,14 @@ import pytest
 import trio
 
 from cipherbox.client.client import Client
+from cipherbox.client.connection.connection import Connection
 from cipherbox.client.outbox import outbox as module
-from cipherbox.client.outbox.rows import CONFIRMED
+from cipherbox.client.outbox.rows import CONFIRMED, PARKED
 from cipherbox.client.publishing.publish import Confirmation
 from cipherbox.client.receiving.receiver import Receiver
 from cipherbox.concurrency import OneThread
-from cipherbox.errors import RouteChanged, StoreError
+from cipherbox.errors import RouteChanged, StoreError, TooLarge
+from cipherbox.wire.codec import SendItem
 from tests.client.parties import Party
 from tests.client.scripted import ScriptedHq, client_on
 from tests.client.waiting import until
@@ -206,3 +208,36 @@ async def test_what_a_power_failure_would_send_twice_is_synced_first(
         assert disk.begun == 1
         assert await lab.outbox_sender.seal_again(sent.envelope_id)
         assert disk.begun == 1
+
+
+async def test_what_was_kept_together_is_sent_together(
+    hq: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each SEND alone costs as much as its encoding, for the sender and for HQ's reader."""
+    sent: list[int] = []
+    real = Connection.send_envelopes
+
+    def send(connection: Connection, items: list[SendItem]) -> None:
+        sent.append(len(items))
+        real(connection, items)
+
+    monkeypatch.setattr(Connection, "send_envelopes", send)
+    async with hq.client("FL-LAB") as lab, lab.publisher(to="CA-RC", batch=1) as publisher:
+        for number in range(20):
+            assert publisher.put(f"message {number}")
+        await publisher.flush()
+    assert sum(sent) == 20
+    assert len(sent) <= 2
+
+
+async def test_one_that_hq_would_not_take_holds_up_no_other(hq: Any) -> None:
+    """HQ's limit may have changed between sealing and sending, with a new connection."""
+    async with hq.client("FL-LAB") as lab, lab.publisher(to="CA-RC", batch=1) as publisher:
+        for text in ("a", "b" * 5000, "c"):
+            assert publisher.put(text)
+        lab.connection.window.envelope_bytes = 4000
+        await until(lambda: sorted(states(hq)) == [CONFIRMED, CONFIRMED, PARKED])
+        with pytest.raises(TooLarge):
+            await publisher.flush()
+        await publisher.flush()
+        assert publisher.confirmed == 2

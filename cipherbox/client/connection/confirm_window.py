@@ -200,15 +200,17 @@ class ConfirmWindow:
                 f"the envelope has {len(item.raw)} bytes; HQ takes {self.envelope_bytes}"
             )
 
-    def add(self, item: PendingPublish) -> None:
-        """Take an envelope, and send it immediately if there is a connection with room.
+    def add(self, *items: PendingPublish) -> None:
+        """Take envelopes, and send them immediately if there is a connection with room.
 
-        Raise TooLarge if HQ would not accept it.
+        Raise TooLarge, taking none, if HQ would not accept one of them.
         """
-        self.check(item)
-        self._order += 1
-        item.order = self._order
-        self.waiting.append(item)
+        for item in items:
+            self.check(item)
+        for item in items:
+            self._order += 1
+            item.order = self._order
+        self.waiting += items
         if self._connection is not None and not self._held:
             self._pump(self._connection)
 

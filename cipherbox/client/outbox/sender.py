@@ -68,7 +68,7 @@ from cipherbox.client.publishing.routes import is_mailbox
 from cipherbox.client.sessions.sending_chains import RatchetStep
 from cipherbox.client.sessions.sessions import Sessions
 from cipherbox.concurrency import Flag, Signal
-from cipherbox.envelope.layout import split
+from cipherbox.envelope.layout import Octets, split
 from cipherbox.envelope.prefix import VERSION, peek_version
 from cipherbox.errors import (
     CipherBoxError,
@@ -289,11 +289,11 @@ class OutboxSender(Resealing):
 
     def _send_unsynced(self, items: list[PendingPublish]) -> None:
         """Send what is committed and being synced, unless the sync was faster than this call."""
-        for item in items:
-            if self._behind is None and not item.kept and item.error is None:
-                self._unsynced.add(item)
-                self._new_bytes -= len(item.raw)  # the window counts them from here on
-                self._send(item)
+        if self._behind is None:
+            early = [item for item in items if not item.kept and item.error is None]
+            self._unsynced.update(early)
+            self._new_bytes -= sum(len(item.raw) for item in early)  # the window counts them now
+            self._send(*early)
 
     def _was_written(self, one: PendingPublish | _StepToKeep, moved: set[bytes]) -> None:
         """Send what was written.  ``moved``: the sessions, and the idempotency keys, that another
@@ -332,14 +332,18 @@ class OutboxSender(Resealing):
         one.error = error
         one.tell_owner()
 
-    def _send(self, item: PendingPublish) -> None:
+    def _send(self, *items: PendingPublish) -> None:
         try:
             if self._connection.failure is not None:
                 raise self._connection.failure.copy()
-            self._window.add(item)
+            self._window.add(*items)
         except CipherBoxError as error:
-            item.error, item.gone = error, True
-            self.settled(item)
+            for item in items:
+                if len(items) > 1:  # the error may concern only one of them
+                    self._send(item)
+                else:
+                    item.error, item.gone = error, True
+                    self.settled(item)
 
     # -- what was left behind ----------------------------------------------------------------------
 
@@ -351,9 +355,8 @@ class OutboxSender(Resealing):
             with suppress(CipherBoxError):  # the connection failed permanently: the outbox keeps it
                 await self._send_left_behind(before)
             behind, self._behind = self._behind, None
-            for item in behind or []:
-                self._send(item)
             if behind is not None:
+                self._send(*behind)
                 self._window.tell_room()
             with trio.move_on_after(LOOK_S):
                 await self._look.wait()
@@ -391,11 +394,7 @@ class OutboxSender(Resealing):
         if self._known.get(row.envelope_id, -1) < row.generation:
             self._known[row.envelope_id] = row.generation
             self._events.messages(SENDER, "Sending {} again", row.envelope_id, row.messages)
-            item = PendingPublish(
-                raw, row.envelope_id, row.messages, None, row.flags, row.route_version
-            )
-            item.generation, item.envelope_hash, item.kept = row.generation, row.envelope_hash, True
-            self._send(item)
+            self._send(_pending(row, raw))
 
     # -- outcomes ----------------------------------------------------------------------------------
 
@@ -451,6 +450,13 @@ class _StepToKeep:
     step: RatchetStep
     done: trio.Event = attrs.Factory(trio.Event)
     error: CipherBoxError | None = None
+
+
+def _pending(row: Row, raw: Octets) -> PendingPublish:
+    """Return an envelope of an earlier process, which is to be sent again."""
+    item = PendingPublish(raw, row.envelope_id, row.messages, None, row.flags, row.route_version)
+    item.generation, item.envelope_hash, item.kept = row.generation, row.envelope_hash, True
+    return item
 
 
 def _steps_of(one: PendingPublish | _StepToKeep) -> tuple[RatchetStep, ...]:
