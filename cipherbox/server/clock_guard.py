@@ -58,6 +58,10 @@ REMEDY = (
     "set the clock of HQ's machine (timedatectl set-ntp true); if it is right, an admin confirms "
     "it: cipherbox clock confirm"
 )
+_REMEDY_OF_TWO = (
+    "set the clocks of HQ's machine and of the database's server (timedatectl set-ntp true); if "
+    "HQ's is right, an admin can confirm it: cipherbox clock confirm"
+)
 
 
 class Mark(NamedTuple):
@@ -199,7 +203,7 @@ class ClockGuard:
             return wall
         self._trusts, self._stepped_s = False, here
         if not self.doubt:
-            self.doubt = _doubt(wall, expected)
+            self.doubt = _doubt(wall, expected, of_two=database is not None)
             log.critical(
                 "HQ's clock is in doubt: nothing new is accepted, issued or deleted",
                 extra={"error": self.doubt.what},
@@ -276,14 +280,15 @@ def _moved(base: _Base, here: float) -> _Base:
     return base._replace(at=_at(base, here), elapsed_s=here)
 
 
-def _doubt(wall: int, expected: int) -> Problem:
+def _doubt(wall: int, expected: int, *, of_two: bool) -> Problem:
+    """``of_two``: the database's server shows the expected time."""
     off = abs(wall - expected) / 3_600_000
     size = f"{off / 24:.1f} days" if off >= 48 else f"{off:.1f} hours"
     side = "ahead of" if wall > expected else "behind"
+    than = "the clock of the database's server" if of_two else "the time that HQ expects"
     return Problem(
-        f"HQ's clock shows {_text(wall)}, {size} {side} the time that HQ expects "
-        f"({_text(expected)})",
-        REMEDY,
+        f"HQ's clock shows {_text(wall)}, {size} {side} {than} ({_text(expected)})",
+        _REMEDY_OF_TWO if of_two else REMEDY,
     )
 
 

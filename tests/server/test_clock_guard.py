@@ -380,7 +380,8 @@ def test_a_database_whose_clock_was_wrong_at_a_takeover_is_asked_again() -> None
     """The right clock of the HQ that took over was doubted until an admin confirmed it."""
     here = Machine(AT + 30_000, 5)
     guard = here.guard(MARK, AT, "b2", AT + 2 * HOUR)
-    assert guard.doubt
+    assert "2.0 hours behind the clock of the database's server" in guard.doubt.what
+    assert "of HQ's machine and of the database's server" in guard.doubt.remedy
     here.pass_by(5000)
     guard.consult(AT + 2 * HOUR + 5000)
     assert guard.now_ms() == AT + 2 * HOUR + 5000
