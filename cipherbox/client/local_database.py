@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -22,6 +23,8 @@ from cipherbox.portable import O_BINARY, give_to, is_root, private_dir, unwritab
 SYNCHRONOUS = "FULL"
 _LOG_BYTES, _FRAME_BYTES = 32, 24  # headers of a write-ahead log and of each frame
 _BUSY_MS = 30_000  # how long a commit waits for another process of this home
+_LOOK_MS = 10
+_TICK = threading.Event()  # never set
 
 
 def open_database(path: Path, steps: Sequence[str], oldest: int = 1) -> sqlite3.Connection:
@@ -92,8 +95,8 @@ def lost_commits(db: sqlite3.Connection, path: Path, commits: list[int]) -> str:
     """
     if not commits:
         return ""
-    _, valid, _ = db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
-    lost = sum(number > valid for number in commits)
+    valid = _valid_frames(db)
+    lost = sum(number > valid for number in commits) if valid >= 0 else 0
     # another program of this home may have begun the log anew meanwhile
     if not lost or commits_in_log(path)[: len(commits)] != commits:
         return ""
@@ -101,6 +104,21 @@ def lost_commits(db: sqlite3.Connection, path: Path, commits: list[int]) -> str:
         f"{path.name} lost its last {lost} changes: the disk damaged them, or a power cut came "
         "while they were written"
     )
+
+
+def _valid_frames(db: sqlite3.Connection) -> int:
+    """Return the number of frames that SQLite takes of the log; -1 if it does not say.
+
+    It does not while another connection moves them to the database, for which no busy timeout
+    waits.
+    """
+    valid = -1
+    for _ in range(_BUSY_MS // _LOOK_MS):
+        _, valid, _ = db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+        if valid >= 0:
+            break
+        _TICK.wait(_LOOK_MS / 1000)
+    return valid
 
 
 def version_of(db: sqlite3.Connection) -> tuple[int, int]:

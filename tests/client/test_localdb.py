@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from cipherbox.client import local_database
 from cipherbox.client.local_database import commits_in_log, lost_commits, open_database
 from cipherbox.errors import Damaged
 from cipherbox.portable import WINDOWS
@@ -76,3 +77,44 @@ def test_a_log_that_another_program_began_anew_has_lost_nothing(tmp_path: Path) 
     db.execute("INSERT INTO numbers VALUES (6)")
     assert lost_commits(db, path, commits) == ""
     db.close()
+
+
+LOCKED = """
+import fcntl, sys
+with open(sys.argv[1], "r+b") as index:
+    fcntl.lockf(index, fcntl.LOCK_EX, 1, 121)  # as a checkpoint does: WAL_CKPT_LOCK of wal.c
+    print(flush=True)
+    sys.stdin.readline()
+"""
+
+
+@pytest.mark.skipif(WINDOWS, reason="locks of the index as on Unix")
+def test_nothing_is_lost_while_another_process_makes_a_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "x.sqlite3"
+    first = open_database(path, STEPS)
+    first.execute("INSERT INTO numbers VALUES (1)")
+    commits = commits_in_log(path)
+    second = open_database(path, STEPS)
+    with subprocess.Popen(
+        [sys.executable, "-I", "-c", LOCKED, f"{path}-shm"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        assert second.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone() == (1, -1, -1)
+        waits: list[float] = []
+
+        class Tick:
+            def wait(self, timeout: float) -> None:
+                waits.append(timeout)
+                if len(waits) == 2:
+                    other.communicate(b"\n", 30)
+
+        monkeypatch.setattr(local_database, "_TICK", Tick())
+        assert lost_commits(second, path, commits) == ""
+        assert len(waits) == 2
+    first.close()
+    second.close()

@@ -32,8 +32,8 @@ Map, written by `make generate`:
                       inbox's transaction, even if others move or change it.
     places            Places of received files on this machine: names that stay below their
                       directory, and files that never replace others.
-    schema            The inbox's database: its file name, and the migrations that create its
-                      tables, oldest first.
+    schema            The inbox's database: its file name, the migrations that create its tables,
+                      oldest first, and how it is opened.
     transfers         The inbox's rows of incoming files; `incoming_files` has the rules.
     unpacking         Unpack a directory that arrived as one file into a hidden directory, which
                       then gets its name.

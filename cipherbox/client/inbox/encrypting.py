@@ -24,8 +24,8 @@ from cipherbox.client.inbox.encrypted_lines import EncryptedLines, Shelf
 from cipherbox.client.inbox.handler_contents import lock_contents
 from cipherbox.client.inbox.hidden import KEPT, kept_name
 from cipherbox.client.inbox.places import open_new
-from cipherbox.client.inbox.schema import DATABASE, LINES, OLDEST, STEPS
-from cipherbox.client.local_database import open_database, transaction
+from cipherbox.client.inbox.schema import DATABASE, LINES, open_inbox
+from cipherbox.client.local_database import transaction
 from cipherbox.envelope.ids import id_time_ms, split_message_id
 from cipherbox.errors import CipherBoxError, StoreError
 from cipherbox.portable import lock_file, sync_directory
@@ -49,7 +49,7 @@ def lock_all(home: Home) -> Locked:
     """Encrypt everything and return the result. Raise StoreLocked while a receiver runs."""
     done = Locked()
     with lock_file(home.path / LOCK, f"the inbox in {home.path}"):
-        db = open_database(home.path / DATABASE, STEPS, OLDEST)
+        db = open_inbox(home.path)
         try:
             one = _Locking(home.path, db, home.secret_box.content_box, done)
             one.lines()

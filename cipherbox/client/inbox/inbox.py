@@ -31,9 +31,8 @@ from cipherbox.client.inbox.handler_contents import Contents
 from cipherbox.client.inbox.incoming_files import Arrived, IncomingFiles
 from cipherbox.client.inbox.lines import MessageLines, Received, lines_of
 from cipherbox.client.inbox.lines_file import At, LinesFile
-from cipherbox.client.inbox.schema import DATABASE, LINES, OLDEST, STEPS
+from cipherbox.client.inbox.schema import LINES, open_inbox
 from cipherbox.client.inbox.transfers import MOST, RECEIPT_HELD, Transfers
-from cipherbox.client.local_database import commits_in_log, lost_commits, open_database
 from cipherbox.client.receiving.faults import Fault, fault_of
 from cipherbox.client.sessions.receiving_chains import ReceivedSteps
 from cipherbox.envelope.ids import id_time_ms
@@ -106,17 +105,14 @@ class Inbox:
         self.file_counts: dict[tuple[str, bytes], int] = {}
         try:
             private_dir(home / "data")
-            commits = commits_in_log(home / DATABASE)
-            self._db = open_database(home / DATABASE, STEPS, OLDEST)
-            if lost := lost_commits(self._db, home / DATABASE, commits):
-                say(f"{lost}; HQ delivers again what was not acknowledged")
+            self._db = open_inbox(home, say)
             # sessions and contents have overflow pages
             self._db.execute("PRAGMA secure_delete = ON")
             state = dict(self._db.execute("SELECT name, value FROM state"))
             self._prepare(state["watermark"], say)
             if storage.plain:
                 at = At(state["length"], state["inode"], state["begun"])
-                self._file = LinesFile(home / LINES, at, say, storage.rotate, keep_tail=bool(lost))
+                self._file = LinesFile(home / LINES, at, say, storage.rotate)
                 self._record_at(self._file.at)
             box = storage.box
             self._stored_lines = EncryptedLines(self._db, box) if box is not None else None

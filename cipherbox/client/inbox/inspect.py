@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import sqlite3
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,8 +15,8 @@ from cipherbox.client.inbox.decrypted_files import write_out, write_out_director
 from cipherbox.client.inbox.encrypted_lines import Entry, Shelf
 from cipherbox.client.inbox.handler_contents import NOT_WHOLE, PARKED, WAITING
 from cipherbox.client.inbox.places import free_name, open_exclusive
-from cipherbox.client.inbox.schema import DATABASE, OLDEST, STEPS
-from cipherbox.client.local_database import open_database, translated, version_of
+from cipherbox.client.inbox.schema import DATABASE, open_inbox
+from cipherbox.client.local_database import translated, version_of
 from cipherbox.envelope.ids import message_id, split_message_id
 from cipherbox.envelope.outcomes import outcome_code
 from cipherbox.errors import FileError
@@ -60,7 +59,7 @@ class InboxInspection:
     def __init__(self, home: Home) -> None:
         self._home = home
         self._path = home.path / DATABASE
-        self._db: sqlite3.Connection = open_database(self._path, STEPS, OLDEST)
+        self._db = open_inbox(home.path)
         self.shelf = Shelf(self._db, self._path, home.secret_box.content_box)
 
     def close(self) -> None:

@@ -7,7 +7,9 @@ continues at its end. Data that others appended stays. So a line is only ever wr
 under this name, or to one that a person has moved.
 
 At a start, lines behind the recorded length are those of an interrupted step, and are cut off; but
-if the database lost commits, they may be the only copy, and are kept in another file.
+if the database lost commits, they may be the only copy. Then whoever opens it first copies them to
+another file (`keep_tail`): it may be a command that does not write lines, and when it closes the
+database, no sign of the loss is left.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cipherbox import clock
-from cipherbox.portable import O_BINARY, sync_directory, write_private
+from cipherbox.portable import O_BINARY, give_to, is_root, sync_directory, write_private
 
 _LARGE = 64 * 1024
 _DAY_MS = 24 * 3600 * 1000
@@ -34,58 +36,48 @@ class At(NamedTuple):
     inode: int
     begun: int
 
+    def is_of(self, stat: os.stat_result) -> bool:
+        """Return whether this was recorded of that file."""
+        return self.length != NOT_YET and self.inode in (0, _inode(stat))
+
 
 class LinesFile:
     """The lines' file. Methods block on the disk and raise OSError. ``rotate`` is (bytes, days), 0
     for never.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        at: At,
-        say: Say,
-        rotate: tuple[int, int] = (0, 0),
-        *,
-        keep_tail: bool = False,
-    ) -> None:
+    def __init__(self, path: Path, at: At, say: Say, rotate: tuple[int, int] = (0, 0)) -> None:
         self.path, self._say, self._rotate = path, say, rotate
         self._fd = _opened(path)
         self._added = 0
         self._left_over = False  # bytes of a failed step follow the recorded length
         self.at = at
-        self.cut = self._cut_back(keep_tail)
+        self.cut = self._cut_back()
 
-    def _cut_back(self, keep_tail: bool) -> int:
+    def _cut_back(self) -> int:
         """Truncate the file to its recorded length; return the number of bytes of an interrupted
-        step that were removed. With ``keep_tail`` they are moved to another file.
+        step that were removed; 0 if `keep_tail` has copied them.
 
         If it is a different or shorter file, or no inbox has opened it, writing continues at its
         end.
         """
         stat = os.fstat(self._fd)
         size, inode = stat.st_size, _inode(stat)
-        known = self.at.length != NOT_YET and self.at.inode in (0, inode)
-        if not known or size < self.at.length:
+        if not self.at.is_of(stat) or size < self.at.length:
             self.at = At(self._end(size), inode, clock.now_ms() if size == 0 else self.at.begun)
             return 0
         if size > self.at.length:
-            if keep_tail:
-                self._keep_tail()
+            kept = _kept(self.path, _whole_lines(self.path, self.at.length))
+            if kept is not None:
+                self._say(
+                    f"the lines that the inbox does not know any more are in data/{kept.name}"
+                )
             os.ftruncate(self._fd, self.at.length)
             os.fsync(self._fd)
+            if kept is not None:
+                size = self.at.length
         self.at = self.at._replace(inode=inode)
-        return 0 if keep_tail else size - self.at.length
-
-    def _keep_tail(self) -> None:
-        """Copy the whole lines that follow the recorded length to another file."""
-        with self.path.open("rb") as file:
-            file.seek(self.at.length)
-            whole, end, _ = file.read().rpartition(b"\n")
-        if whole:
-            name = f"{self.path.stem}-unrecorded-{clock.now():%Y%m%dT%H%M%SZ}{self.path.suffix}"
-            write_private(self.path.with_name(name), whole + end)
-            self._say(f"the lines that the inbox does not know any more are in data/{name}")
+        return size - self.at.length
 
     def look(self) -> bool:
         """Return whether the next line goes to another file or offset than recorded: then record
@@ -166,6 +158,42 @@ class LinesFile:
             if os.read(self._fd, 1) != b"\n":
                 size += os.write(self._fd, b"\n")
         return size
+
+
+def keep_tail(path: Path, at: At) -> None:
+    """Copy the whole lines behind the recorded length to another file, if none has them."""
+    try:
+        if not at.is_of(path.stat()):
+            return
+        whole = _whole_lines(path, at.length)
+    except FileNotFoundError:
+        return
+    if whole and _kept(path, whole) is None:
+        target = _named(path, f"unrecorded-{clock.now():%Y%m%dT%H%M%SZ}")
+        write_private(target, whole)
+        if is_root():  # keep it readable for the home's owner
+            stat = path.stat()
+            give_to(target, (stat.st_uid, stat.st_gid))
+
+
+def _kept(path: Path, whole: bytes) -> Path | None:
+    """Return the file to which `keep_tail` has copied these lines."""
+    for one in path.parent.glob(_named(path, "unrecorded-*").name) if whole else ():
+        with suppress(OSError):  # not readable for this user
+            if one.read_bytes() == whole:
+                return one
+    return None
+
+
+def _whole_lines(path: Path, at: int) -> bytes:
+    with path.open("rb") as file:
+        file.seek(at)
+        whole, end, _ = file.read().rpartition(b"\n")
+    return whole + end
+
+
+def _named(path: Path, addition: str) -> Path:
+    return path.with_name(f"{path.stem}-{addition}{path.suffix}")
 
 
 def rotate(path: Path) -> Path | None:

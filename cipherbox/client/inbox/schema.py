@@ -1,13 +1,25 @@
-"""The inbox's database: its file name, and the migrations that create its tables, oldest first.
+"""The inbox's database: its file name, the migrations that create its tables, oldest first, and how
+it is opened.
 
 Sessions store their receiving chains in it, so that an envelope and its ratchet step are one
 transaction; so the schema is below both. A released migration never changes.
 """
 
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+
 from cipherbox.client.inbox.encrypted_lines import STEP as KEPT
 from cipherbox.client.inbox.handler_contents import STEP as CONTENTS
+from cipherbox.client.inbox.lines_file import At, keep_tail
 from cipherbox.client.inbox.transfers import FIRST_STEP, SHARED
 from cipherbox.client.inbox.transfers import STEP as TRANSFERS
+from cipherbox.client.local_database import (
+    commits_in_log,
+    lost_commits,
+    open_database,
+    translated,
+)
 from cipherbox.client.receiving.attempts import STEP as LATER
 from cipherbox.client.sessions.receiving_chains import STEP as HEARING
 
@@ -72,3 +84,22 @@ ALTER TABLE refusals ADD COLUMN log_entry INTEGER NOT NULL DEFAULT 0;
     # Whether the sender waits for the receipt; a handler may finish long after the envelope came.
     "ALTER TABLE envelopes ADD COLUMN prompt INTEGER NOT NULL DEFAULT 0;\n",
 )
+
+
+def open_inbox(home: Path, say: Callable[[str], None] = lambda _: None) -> sqlite3.Connection:
+    """Open or create the database, as `open_database` does. If it lost commits, keep the lines that
+    they recorded: only the first to open it can know.
+    """
+    path = home / DATABASE
+    commits = commits_in_log(path)
+    db = open_database(path, STEPS, OLDEST)
+    try:
+        with translated(path):
+            if lost := lost_commits(db, path, commits):
+                state = dict(db.execute("SELECT name, value FROM state"))
+                keep_tail(home / LINES, At(state["length"], state["inode"], state["begun"]))
+                say(f"{lost}; HQ delivers again what was not acknowledged")
+    except BaseException:
+        db.close()
+        raise
+    return db

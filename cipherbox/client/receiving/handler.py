@@ -32,8 +32,8 @@ from cipherbox.classes import frozen
 from cipherbox.client.events import RECEIVER
 from cipherbox.client.inbox.decrypted_files import forget_opened, opened_file
 from cipherbox.client.inbox.handler_contents import DONE, NOT_WHOLE, PARKED, WAITING, opened
-from cipherbox.client.inbox.schema import DATABASE, OLDEST, STEPS
-from cipherbox.client.local_database import open_database, transaction, translated
+from cipherbox.client.inbox.schema import DATABASE, open_inbox
+from cipherbox.client.local_database import transaction, translated
 from cipherbox.client.receiving.attempts import Failure, HandlerBackoff, is_later
 from cipherbox.client.receiving.receiver import Receiver
 from cipherbox.concurrency import background
@@ -91,7 +91,7 @@ class Handlers:
     def __init__(self, client: Reporter, *, tries: int = TRIES, ordered: bool = False) -> None:
         self._client = client
         self._path = client.home.path / DATABASE
-        self._db = open_database(self._path, STEPS, OLDEST)
+        self._db = open_inbox(client.home.path)
         self._tries, self._ordered = tries, ordered
         self._backoff = HandlerBackoff(lambda text: client.events.emit(RECEIVER, text))
         self._read: tuple[int, Messages] | None = None  # the last envelope read

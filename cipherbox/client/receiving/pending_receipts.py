@@ -28,8 +28,8 @@ import trio
 from cipherbox import clock
 from cipherbox.client.connection.confirm_window import set_by_outcome
 from cipherbox.client.connection.reconnecting import TimeLimit
-from cipherbox.client.inbox.schema import DATABASE, OLDEST, STEPS
-from cipherbox.client.local_database import open_database, transaction, translated
+from cipherbox.client.inbox.schema import DATABASE, open_inbox
+from cipherbox.client.local_database import transaction, translated
 from cipherbox.client.options import PublishOptions
 from cipherbox.client.outbox.resealing import waits
 from cipherbox.client.receiving.opening import NEVER
@@ -72,7 +72,7 @@ class PendingReceipts:
     def __init__(self, client: ReceiptSender) -> None:
         self._client = client
         self._path = client.home.path / DATABASE
-        self._db = open_database(self._path, STEPS, OLDEST)
+        self._db = open_inbox(client.home.path)
         self._news = Flag()
         self._prompt = Flag()  # somebody waits for a receipt that is pending
         self._flushing = 0  # calls of `flush`

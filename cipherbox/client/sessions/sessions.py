@@ -108,7 +108,7 @@ class Sessions:
         """The receiving halves."""
         if self._receiving is None:
             with ExitStack() as undo:
-                self._db = open_database(self._path, inbox.STEPS, inbox.OLDEST)
+                self._db = inbox.open_inbox(self._home)
                 undo.callback(self._db.close)
                 self._outbox = open_database(self._outbox_path, outbox.STEPS, outbox.OLDEST)
                 undo.callback(self._outbox.close)

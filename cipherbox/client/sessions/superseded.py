@@ -4,13 +4,11 @@ keys.
 
 from __future__ import annotations
 
-import sqlite3
 from contextlib import closing
 from pathlib import Path
 
+from cipherbox.client.inbox.schema import DATABASE, open_inbox
 from cipherbox.client.local_database import translated
-
-DATABASE = "inbox.sqlite3"
 
 
 def retire_sessions(home: Path, peer: str = "") -> None:
@@ -22,7 +20,6 @@ def retire_sessions(home: Path, peer: str = "") -> None:
     path = home / DATABASE
     if not path.exists():
         return
-    with translated(path), closing(sqlite3.connect(path, timeout=30)) as db:
+    with translated(path), closing(open_inbox(home)) as db:
         if db.execute("SELECT 1 FROM sqlite_master WHERE name = 'sessions'").fetchone():
             db.execute("UPDATE sessions SET retired = 1 WHERE ? IN ('', peer)", (peer,))
-            db.commit()
