@@ -152,7 +152,7 @@ def _remove(path: Path) -> None:
     """Remove all but the lock."""
     _end_processes(path)
     for place in path.glob("*"):
-        if place.is_mount():
+        if os.path.ismount(place):  # Windows has no `Path.is_mount` before 3.12
             detach(place)
         if place.is_dir() and not place.is_symlink():
             shutil.rmtree(place, ignore_errors=True)

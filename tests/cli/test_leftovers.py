@@ -187,6 +187,20 @@ def test_what_a_killed_demo_left_goes_with_the_next_run_or_with_doctor(
     assert {*tmp_path.iterdir()} == {kept}
 
 
+def test_a_run_ends_where_paths_cannot_tell_what_is_mounted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python 3.11 on Windows."""
+
+    def is_mount(path: Path) -> bool:
+        raise NotImplementedError
+
+    monkeypatch.setattr(Path, "is_mount", is_mount)
+    with workplace("cipherbox-demo-", tmp_path) as place:
+        (place / "homes").mkdir()
+    assert [*tmp_path.iterdir()] == []
+
+
 BEREFT = """
 import os, signal, sys
 from pathlib import Path

@@ -220,10 +220,13 @@ def test_a_disk_that_was_full_is_not_full_after_a_power_cut(tmp_path: Path) -> N
         disk.remove()
 
 
-def test_a_long_trial_sends_no_more_than_disks_hold() -> None:
+@pytest.mark.parametrize("again", [False, True])
+def test_a_long_trial_sends_no_more_than_disks_hold(again: bool) -> None:
+    """``again``: a sender that was killed has its advance behind it."""
     now_s = 100.0
-    allowance = worker.Allowance(1000.0, lambda: now_s)
-    allowance.spend(worker.AT_ONCE)
+    allowance = worker.Allowance(1000.0, again=again, elapsed_s=lambda: now_s)
+    if not again:
+        allowance.spend(worker.AT_ONCE)
     assert not allowance.is_spent
     allowance.spend(5000)
     assert allowance.is_spent

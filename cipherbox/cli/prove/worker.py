@@ -39,12 +39,15 @@ AT_ONCE = 1 << 23  # bytes that a sender may be ahead of its allowance
 
 class Allowance:
     """How much content a sender may send in ``elapsed_s``, so that a night fills no disk: above it,
-    it sends little and less often.
+    it sends little and less often.  ``again``: it was killed before, and gets nothing in advance,
+    for a night has thousands of kills.
     """
 
-    def __init__(self, bytes_per_s: float, elapsed_s: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, bytes_per_s: float, *, again: bool, elapsed_s: Callable[[], float] = time.monotonic
+    ) -> None:
         self._bytes_per_s, self._elapsed_s, self._began_s = bytes_per_s, elapsed_s, elapsed_s()
-        self._sent = 0
+        self._sent = AT_ONCE if again else 0
 
     def spend(self, size: int) -> None:
         self._sent += size
@@ -92,8 +95,9 @@ async def work(home: Path) -> int:
         home, keep_trying=True, tries=3, timeout_s=task["timeout_s"], pause_max_s=1.0
     ) as client:
         chance = random.Random(task["seed"])  # noqa: S311
-        allowance = Allowance(task["bytes_per_s"])
-        sender = _Sender(client, Path(task["notes"]), task["recipients"], chance, allowance)
+        notes = Path(task["notes"])
+        allowance = Allowance(task["bytes_per_s"], again=(notes / LOG).exists())
+        sender = _Sender(client, notes, task["recipients"], chance, allowance)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(sender.tell)
             async with trio.open_nursery() as publishing:
