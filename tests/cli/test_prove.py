@@ -267,6 +267,33 @@ async def test_a_standstill_says_who_waits_for_what(
     assert "has 0 messages" in receiver
 
 
+async def test_a_standstill_has_hqs_last_warnings(tmp_path: Path) -> None:
+    """A run stood still, and why was known only after its directory was gone."""
+    cast = Cast(tmp_path, senders=0, receivers=0, seed=1)
+    seen = Watch(cast, time.monotonic(), patience_s=0.0)
+    rows = [
+        {"level": "WARNING", "message": "early"},
+        {"level": "ERROR", "message": "moved for a test"},
+        {"level": "CRITICAL", "message": "in doubt", "error": "an hour ahead"},
+        {"level": "ERROR", "message": "moved for a test"},
+        {"level": "WARNING", "message": "late"},
+        {"level": "INFO", "message": "nothing"},
+    ]
+    cast.stage.output("HQ").write_text("".join(f"{json.dumps(row)}\n" for row in rows) + "text\n{")
+    cast.processes["HQ"] = await trio.lowlevel.open_process(
+        [sys.executable, "-c", "import threading; threading.Event().wait(600)"]
+    )
+    try:
+        seen.judge()
+        await trio.sleep(0.001)
+        with pytest.raises(Standstill) as caught:
+            seen.judge()
+    finally:
+        await cast.end()
+    _, hq = caught.value.args
+    assert hq.endswith("; its last warnings: in doubt (an hour ahead); moved for a test; late")
+
+
 async def test_what_an_outbox_takes_is_no_progress(tmp_path: Path) -> None:
     cast = Cast(tmp_path, senders=1, receivers=1, seed=1)
     seen = Watch(cast, time.monotonic(), patience_s=0.0)

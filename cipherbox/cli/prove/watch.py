@@ -10,6 +10,7 @@ standstill, and a failure.
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ LOOK_S = 0.2
 _SAMPLES_S = 1.0
 _MOST_SAMPLES = 600  # of each process; then every second one is dropped
 CALM_S = 300.0  # for the first messages, whatever the machine
+_WARNINGS = 3  # of HQ, in the report of a standstill
 _FEWEST_S, _TIMES = 45.0, 20.0  # patience: this long, and this many times the calm round trip
 
 
@@ -126,7 +128,7 @@ class Watch:
         if portable.is_stopped(process.pid):
             return f"{who} is stopped by a signal and waits to be continued"
         if name in self._cast.hqs:
-            return f"{who} runs, and waits for requests"
+            return f"{who} runs, and waits for requests{self._warned(name)}"
         if name in self._cast.receivers:
             return f"{who} waits for deliveries; it has {_count(self._lines(name))} messages"
         state = self._state(name)
@@ -138,6 +140,18 @@ class Watch:
             f"{who}, {state['doing']}, waits for {state['waiting']} confirms of HQ and for "
             f"receipts of {state['unsigned']} envelopes{connected}"
         )
+
+    def _warned(self, name: str) -> str:
+        """Return the last warnings in HQ's output."""
+        found: dict[str, None] = {}
+        for line in reversed(_bytes(self._cast.stage.output(name)).splitlines()):
+            with suppress(ValueError, TypeError, KeyError):
+                row = orjson.loads(line)
+                if row["level"] != "INFO":
+                    found[f"{row['message']} ({row.get('error', '')})".replace(" ()", "")] = None
+            if len(found) == _WARNINGS:
+                break
+        return f"; its last warnings: {'; '.join(reversed(found))}" if found else ""
 
     def _confirms(self, name: str) -> int:
         """Return the number of confirms in a sender's log, reading only what is new in it."""
