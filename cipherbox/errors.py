@@ -129,6 +129,11 @@ def summary(kind: type[CipherBoxError]) -> str:
     return " ".join((kind.__doc__ or kind.name).partition("\n\n")[0].split())
 
 
+def kind_of(error: CipherBoxError) -> type[CipherBoxError]:
+    """Return what an error is to a person: of kinds that other modules derive, the base here."""
+    return next(kind for kind in type(error).__mro__ if kind.__module__ == __name__)
+
+
 class ProtocolError(CipherBoxError, code=0x0100, closes=True):
     """The peer violated the protocol."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -89,12 +90,13 @@ def _sent(found: list[dict[str, Any]]) -> tuple[str, Sentence]:
 
 def _act(event: dict[str, Any]) -> tuple[str, str]:
     words = ACTS.get(event["act"])
-    if words is None:  # of a newer HQ
-        detail = {
-            k: v for k, v in event.items() if k not in ("what", "by", "act") and v not in ("", None)
-        }
-        return event["by"], f"{event['act']} {', '.join(f'{k} {v}' for k, v in detail.items())}"
-    return event["by"], words(event) if callable(words) else Sentence(words, **event)
+    if words is not None:
+        with suppress(LookupError, TypeError, ValueError):  # other details than ours
+            return event["by"], words(event) if callable(words) else Sentence(words, **event)
+    detail = {  # of a newer HQ, or one that does as it likes
+        k: v for k, v in event.items() if k not in ("what", "by", "act") and v not in ("", None)
+    }
+    return event["by"], f"{event['act']} {', '.join(f'{k} {v}' for k, v in detail.items())}"
 
 
 def _restored(event: dict[str, Any]) -> tuple[str, Sentence]:

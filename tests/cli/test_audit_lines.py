@@ -81,6 +81,20 @@ def test_an_act_of_a_newer_hq_is_shown_as_it_is() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("name", "detail"),
+    [
+        ("SettleDead", {"queue": "q", "ranges": [[1, 2]], "drop": True, "which": "all"}),
+        ("SettleDead", {"queue": "q", "ranges": [1]}),
+        ("Purge", {}),
+        ("DeclareExchange", {"name": "x", "type": 99}),
+    ],
+)
+def test_other_details_than_ours_are_shown_as_they_are(name: str, detail: dict[str, Any]) -> None:
+    ((who, what),) = lines(acts(name, detail))
+    assert (who, what.split(" ")[0]) == ("admin", name)
+
+
 def test_a_detail_does_not_take_the_place_of_what_an_event_is() -> None:
     """The limit's ``what`` wrote over the event's."""
     (event,) = events(acts("LimitClient", {"target": "FL-LAB", "what": "bytes", "most": 1}))

@@ -25,6 +25,8 @@ from cipherbox.cli.top import RATES
 from cipherbox.config import proxies
 from cipherbox.envelope.outcomes import Outcome, outcome_words
 from cipherbox.errors import CipherBoxError, Forbidden, InvalidRequest, summary
+from cipherbox.net import tls
+from cipherbox.pki.profile import OutOfDate
 from cipherbox.readable import Sentence
 from cipherbox.server.operations import alerts
 
@@ -180,3 +182,11 @@ def test_every_alert_of_hq_has_a_kind_in_other_languages() -> None:
     }
     made = {f"certificate-{name}" for name in alerts.SOON_DAYS} | {"revoked-hq", "revoked-ca"}
     assert set(ALERT_KINDS) == found | made
+
+
+def test_an_error_that_another_module_derives_is_its_base_to_a_person() -> None:
+    for error in (tls.NotAcceptedNow("x"), tls.Cut("x"), OutOfDate("x")):
+        (found,) = findings.findings_of("network", error)
+        assert found.kind in kinds(), error
+        for language in OTHERS:
+            assert explain(error, language).english == "x"

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from cipherbox.errors import CipherBoxError, summary
+from cipherbox.errors import CipherBoxError, kind_of, summary
 from cipherbox.readable import Sentence, filled
 
 TEXTS = Path(__file__).parent / "texts"
@@ -76,10 +76,8 @@ def explain(error: CipherBoxError, language: str) -> Explained:
     table = _table(language) if language != ENGLISH else {}
     if what in table and (not remedy or remedy in table):
         return Explained(str(table[what]), str(table.get(remedy, "")))
-    for kind in type(error).__mro__:
-        if issubclass(kind, CipherBoxError) and summary(kind) in table:
-            return Explained(str(table[summary(kind)]), "", str(error))
-    return Explained(what, remedy)
+    kind = summary(kind_of(error))
+    return Explained(str(table[kind]), "", str(error)) if kind in table else Explained(what, remedy)
 
 
 @functools.cache

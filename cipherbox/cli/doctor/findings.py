@@ -12,7 +12,7 @@ from typing import NamedTuple, TypeVar
 
 from cipherbox import clock
 from cipherbox.cli.exits import advice
-from cipherbox.errors import CipherBoxError, ConfigError, Problem, summary
+from cipherbox.errors import CipherBoxError, ConfigError, Problem, kind_of, summary
 from cipherbox.readable import Sentence
 
 GOOD, WARN, BAD = "good", "warning", "wrong"
@@ -47,7 +47,8 @@ def finding(about: str, problem: Problem, todo: str = "", kind: str = "") -> Fin
 
 def findings_of(about: str, error: CipherBoxError, todo: str = "") -> list[Finding]:
     """Return each problem that an error names as a finding."""
-    return [finding(about, problem, todo, summary(type(error))) for problem in error.problems]
+    kind = summary(kind_of(error))
+    return [finding(about, problem, todo, kind) for problem in error.problems]
 
 
 Check = Callable[[], Iterable[Finding]]
