@@ -25,6 +25,7 @@ from cipherbox.apps.chat.conversation import (
     reachable_clients,
 )
 from cipherbox.apps.chat.lines import ChatLines, ReceivedLine
+from cipherbox.client.receiving import inbox_lock
 from cipherbox.client.receiving.contacts import Contacts
 from cipherbox.client.receiving.contacts_upload import ContactsUploader
 from cipherbox.client.receiving.receiver import Receiver
@@ -279,7 +280,10 @@ def test_a_file_that_is_cut_back_moved_or_full_of_other_things(
 
 
 @soak.more
-async def test_a_receiver_that_starts_waits_for_the_moment_of_a_recording(hq: Any) -> None:
+async def test_a_receiver_that_starts_waits_for_the_moment_of_a_recording(
+    hq: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inbox_lock, "PATIENCE_S", 60.0)  # on a machine that does much else
     async with talking(hq, "CA-RC", "FL-LAB"), talking(hq, "FL-LAB", "CA-RC") as here:
         async with trio.open_nursery() as nursery:
 

@@ -21,12 +21,14 @@ from cipherbox.client.receiving import classify, refusals
 from cipherbox.client.receiving.classify import Classifier
 from cipherbox.client.receiving.loop import BATCH_BYTES, BULK_ENVELOPES, ReceiveLoop
 from cipherbox.client.receiving.progress import Progress
+from cipherbox.client.receiving.receiver import Receiver
 from cipherbox.client.receiving.recorder import Recorder
 from cipherbox.client.receiving.refusals import Refusals
 from cipherbox.envelope.ids import EnvelopeIds
 from cipherbox.errors import Busy, MalformedEnvelope, NotFound, StoreError
 from cipherbox.sealing.body import text_message
-from tests.client.parties import now_ms
+from tests.client.parties import Party, now_ms
+from tests.client.scripted import ScriptedHq, client_on
 from tests.client.test_many_files import envelope as with_files
 
 IDS = EnvelopeIds(now_ms)
@@ -429,3 +431,32 @@ async def test_two_large_batches_are_never_in_memory_side_by_side(
     assert larger < small < second  # a small one is opened meanwhile
     assert set(source.asked) == {(BULK_ENVELOPES, BATCH_BYTES)}
     Records.inbox.close()
+
+
+async def test_another_receiver_has_its_turn_while_messages_come_without_end(
+    scripted: ScriptedHq,
+    center: Party,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    autojump_clock: MockClock,
+) -> None:
+    """A conversation takes one batch after the other, each under the lock of the home."""
+    async with client_on(scripted, center, tmp_path, monkeypatch) as client:
+        conversation, other = Receiver(client), Receiver(client)
+
+        async def take(deliveries: object) -> None:
+            with conversation.locked():
+                await trio.sleep(0.3)
+
+        async def batch(*_: object) -> list[Any]:
+            return [object()]
+
+        conversation.take = take  # type: ignore[method-assign]
+        consumer: Any = SimpleNamespace(batch=batch)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(conversation.take_from, consumer, 1)
+            for _ in range(5):
+                await trio.sleep(1.0)
+                async with other.locked_soon():
+                    pass
+            nursery.cancel_scope.cancel()

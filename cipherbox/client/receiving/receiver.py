@@ -26,7 +26,7 @@ from cipherbox.client.inbox.inbox import InboxStorage
 from cipherbox.client.receiving.acknowledger import EVERY_S, to_repeat
 from cipherbox.client.receiving.consumer import Consumer
 from cipherbox.client.receiving.delivery import Delivery
-from cipherbox.client.receiving.inbox_lock import InboxLock
+from cipherbox.client.receiving.inbox_lock import LOOK_S, InboxLock
 from cipherbox.client.receiving.loop import BATCH_BYTES, ReceiveLoop
 from cipherbox.client.receiving.pending_receipts import PendingReceipts
 from cipherbox.client.receiving.progress import Progress
@@ -212,6 +212,7 @@ class Receiver:
                 nursery.start_soon(receipts.run)
                 while True:
                     done, others = await sort(await consumer.batch(most, BATCH_BYTES))
+                    held = bool(others)
                     while done or others:
                         try:
                             if others:
@@ -228,6 +229,8 @@ class Receiver:
                             done, others = to_repeat(done, error), to_repeat(others, error)
                             if done or others:
                                 await trio.sleep(EVERY_S)
+                    if held:  # another receiver may wait for the lock: it looks every LOOK_S
+                        await trio.sleep(2 * LOOK_S)
         finally:
             receipts.close()
 
