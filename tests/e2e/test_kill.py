@@ -45,7 +45,9 @@ class Ids:
             await self._grew.wait()
 
 
-async def keep_sending(client: Client, confirmed: Ids, stop: trio.Event, name: int) -> None:
+async def keep_sending(
+    client: Client, confirmed: Ids, stop: trio.Event, ended: Ids, name: int
+) -> None:
     number = 0
     while not stop.is_set():
         number += 1
@@ -54,6 +56,7 @@ async def keep_sending(client: Client, confirmed: Ids, stop: trio.Event, name: i
         except CipherBoxError:
             continue  # no word from HQ: it may have it or not
         confirmed.add(*map(str, confirmation.message_ids))
+    ended.add(str(name))
 
 
 @soak.more
@@ -63,7 +66,7 @@ async def test_confirmed_means_delivered_once(tmp_path: Path) -> None:
         hq = Hq(directory, admin, process)
         lab = await trio.to_thread.run_sync(hq.join, "FL-LAB")
         center = await trio.to_thread.run_sync(hq.join, "CA-RC")
-    confirmed, received, stop = Ids(), Ids(), trio.Event()
+    confirmed, received, ended, stop = Ids(), Ids(), Ids(), trio.Event()
 
     def note(lines: list[bytes]) -> None:
         received.add(*(json.loads(line)["message_id"] for line in lines))
@@ -77,7 +80,7 @@ async def test_confirmed_means_delivered_once(tmp_path: Path) -> None:
             )
             nursery = await stack.enter_async_context(trio.open_nursery())
             for name in range(SENDERS):
-                nursery.start_soon(keep_sending, sender, confirmed, stop, name)
+                nursery.start_soon(keep_sending, sender, confirmed, stop, ended, name)
             for kill in range(KILLS + 1):
                 with serving(directory) as process:
                     if kill == 0:
@@ -89,6 +92,7 @@ async def test_confirmed_means_delivered_once(tmp_path: Path) -> None:
                         process.kill()  # in the middle of it
                         continue
                     stop.set()
+                    await ended.reach(SENDERS)  # none is confirmed any more
                     await received.hold(confirmed.ids)
                     nursery.cancel_scope.cancel()
     lines = (center / "data" / "received_messages.jsonl").read_text("utf-8").splitlines()

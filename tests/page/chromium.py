@@ -16,7 +16,7 @@ from cipherbox.apps.page.door import read_address, write_opener
 from tests.page.web import Web
 
 BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-PATIENCE_S = 60
+PATIENCE_S = 180
 
 
 def why_not() -> str:
