@@ -169,7 +169,7 @@ class ClockGuard:
         at = earliest = mark.at
         if log_at > mark.log_at:
             at = max(at, log_at)
-            if not mark.ahead_ms:
+            if not mark.back_ms and not mark.ahead_ms:
                 earliest = max(earliest, log_at - self._step_ms())
         slack_ms = self._settings().stopped_days * _DAY_MS or _FOREVER_MS
         return _Base(at, here, at - earliest + mark.back_ms, slack_ms)
