@@ -16,6 +16,7 @@ from cipherbox.client.publishing.files import send_file
 from cipherbox.client.receiving import contacts_upload as module
 from cipherbox.client.receiving.contacts import FILE, Contacts
 from cipherbox.client.receiving.contacts_upload import ContactsUploader
+from cipherbox.client.receiving.opening import Opener
 from cipherbox.client.receiving.receiver import Receiver
 from cipherbox.config.toml_file import ContactSettings
 from cipherbox.contact_lists import ContactLists
@@ -33,27 +34,31 @@ def test_blocking_the_last_who_was_allowed_lets_nobody_in(tmp_path: Path) -> Non
     contacts = Contacts(tmp_path)
     contacts.allow(["FL-LAB"])
     contacts.block(["fl-lab"])
-    assert not contacts.accepts("FL-LAB")
-    assert not contacts.accepts("BAD-LAB")
+    assert not contacts.lists().accepts("FL-LAB")
+    assert not contacts.lists().accepts("BAD-LAB")
     contacts.allow_everybody()
-    assert contacts.accepts("BAD-LAB")
-    assert not contacts.accepts("FL-LAB")
+    assert contacts.lists().accepts("BAD-LAB")
+    assert not contacts.lists().accepts("FL-LAB")
 
 
 def test_everybody_until_somebody_is_blocked_or_some_are_allowed(tmp_path: Path) -> None:
     contacts, others = Contacts(tmp_path), Contacts(tmp_path)
-    assert contacts.accepts("FL-LAB")
+    assert contacts.lists().accepts("FL-LAB")
     contacts.block(["fl-lab"])
-    assert [others.accepts(n) for n in ("FL-LAB", "MA-LAB")] == [False, True]
+    assert [others.lists().accepts(n) for n in ("FL-LAB", "MA-LAB")] == [False, True]
     contacts.allow(["MA-LAB"])
-    assert [others.accepts(n) for n in ("FL-LAB", "MA-LAB", "PA-LAB")] == [False, True, False]
+    assert [others.lists().accepts(n) for n in ("FL-LAB", "MA-LAB", "PA-LAB")] == [
+        False,
+        True,
+        False,
+    ]
     contacts.allow(["FL-LAB"])  # is blocked no longer
-    assert others.accepts("FL-LAB")
+    assert others.lists().accepts("FL-LAB")
     contacts.block(["FL-LAB"])
     contacts.allow_everybody()
-    assert [others.accepts(n) for n in ("FL-LAB", "PA-LAB")] == [False, True]
+    assert [others.lists().accepts(n) for n in ("FL-LAB", "PA-LAB")] == [False, True]
     contacts.unblock(["FL-LAB"])
-    assert others.accepts("FL-LAB")
+    assert others.lists().accepts("FL-LAB")
     with pytest.raises(InvalidRequest):
         contacts.block(["../x"])
 
@@ -62,7 +67,31 @@ def test_everybody_until_somebody_is_blocked_or_some_are_allowed(tmp_path: Path)
 def test_a_damaged_list_is_said_and_opens_no_door(tmp_path: Path, text: str) -> None:
     (tmp_path / FILE).write_text(text)
     with pytest.raises(ConfigError, match=FILE):
-        Contacts(tmp_path).accepts("FL-LAB")
+        Contacts(tmp_path).lists().accepts("FL-LAB")
+
+
+async def test_the_lists_are_read_once_for_what_is_opened_together(
+    hq: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads = 0
+    real = Opener.contact_lists
+
+    def read(opener: Opener) -> ContactLists:
+        nonlocal reads
+        reads += 1
+        return real(opener)
+
+    monkeypatch.setattr(Opener, "contact_lists", read)
+    async with hq.client("FL-LAB") as lab, lab.publisher(to="CA-RC", batch=1) as publisher:
+        for number in range(30):
+            assert publisher.put(f"message {number}")
+        await publisher.flush()
+    async with hq.client("CA-RC") as center:
+        with trio.fail_after(60):
+            assert await Receiver(center).run(count=1) == 1  # looks up the sender's keys
+            reads = 0
+            assert await Receiver(center).run(count=29) == 29
+    assert 1 <= reads < 29
 
 
 async def test_blocked_while_it_receives_is_refused_with_a_receipt_and_kept_at_hq(hq: Any) -> None:

@@ -231,9 +231,9 @@ class Publisher:
         full = self._full(batch)
         if not self._outbox_sender.full and (full or self._open < LIMITS.open_batches):
             self._flush()
+            self._refresh_when_old()
         else:
             self._gathering = not full and batch.messages is None
-        self._refresh_when_old()
 
     def _flush(self) -> None:
         batch, self._batch = self._batch, Batch()
@@ -289,6 +289,7 @@ class Publisher:
             self._fail(item.error, batch)
         self.room_came()
 
+    @unchecked
     def room_came(self) -> None:
         """Send what the window now has room for, and wake those who wait."""
         self._advance()

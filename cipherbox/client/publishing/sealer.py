@@ -6,8 +6,8 @@ they may.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import attrs
 
@@ -47,6 +47,8 @@ from cipherbox.sealing.local_secret_box import LocalSecretBox
 from cipherbox.sealing.open import open_plain, parse_envelope
 from cipherbox.sealing.seal import Sealed, choose_keys, seal
 from cipherbox.wire import frames
+
+_NO_CHAINS: AbstractContextManager[None] = nullcontext()
 
 
 @frozen
@@ -274,16 +276,13 @@ class Sealer:
             commitment=sealed.commitment,
         )
 
-    @contextmanager
     def _sending_chains(
         self, route: ResolvedRoute, reserve: bool
-    ) -> Iterator[list[SendingChain] | None]:
+    ) -> AbstractContextManager[list[SendingChain] | None]:
         if not route.in_sessions or self._prekeys is None:
-            yield None
-            return
+            return _NO_CHAINS
         names = [bundle.client_id for bundle in route.bundles]
-        with self._prekeys.sessions.sending_chains(names, reserve=reserve) as found:
-            yield found
+        return self._prekeys.sessions.sending_chains(names, reserve=reserve)
 
     async def seal_again(
         self,

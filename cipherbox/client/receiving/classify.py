@@ -18,6 +18,7 @@ from cipherbox.client.receiving.faults import Fault, fault_of, refusal
 from cipherbox.client.receiving.opening import Opener
 from cipherbox.client.receiving.progress import Key, Progress
 from cipherbox.client.receiving.refuser import Refuser
+from cipherbox.contact_lists import ContactLists
 from cipherbox.envelope.outcomes import Outcome
 from cipherbox.errors import AnotherPlaintext, EnvelopeError
 
@@ -56,6 +57,7 @@ class Classifier:
     async def _classify(self, deliveries: list[Delivery]) -> Classified:
         found = Classified([], [], [])
         seen: dict[Key, bytes] = {}  # commitments to the plaintexts
+        lists = self._opener.contact_lists()
         count, began = 0, time.perf_counter()
         for number, delivery in enumerate(deliveries):
             spent = time.perf_counter() - began
@@ -68,7 +70,7 @@ class Classifier:
                     error = EnvelopeError("its id is older than this inbox's records reach")
                     self._refuser.add(delivery, error, Outcome.TOO_OLD)
                 else:
-                    found.new.append(await self._open(delivery))
+                    found.new.append(await self._open(delivery, lists))
                     count += message_count(found.new[-1])
                     seen[(delivery.sender_id, delivery.envelope_id)] = delivery.commitment
                     found.done.append(delivery)
@@ -97,12 +99,12 @@ class Classifier:
         )
         return True
 
-    async def _open(self, delivery: Delivery) -> Received:
+    async def _open(self, delivery: Delivery, lists: ContactLists) -> Received:
         prefix = delivery.parsed.layout.prefix
         if not delivery.quiet:
             text = f"Received {{}} from {prefix.sender}"
             self._events.messages(RECEIVER, text, prefix.envelope_id, prefix.message_count)
-        await self._opener.open(delivery, later=True)
+        await self._opener.open(delivery, later=True, lists=lists)
         delivery.drop_raw()
         return Received(
             prefix.sender,

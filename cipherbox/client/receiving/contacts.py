@@ -1,8 +1,9 @@
 """Contact lists: the senders this client accepts mail from. By default all that HQ's CA certified.
 
-``contacts.json`` holds two lists of client ids.  Running programs of this home reread the file, so
-a change applies to the next envelope.  A refused envelope becomes a dead letter at HQ, which can be
-redriven, and its sender gets a signed receipt.
+``contacts.json`` holds two lists of client ids.  Running programs of this home reread the file for
+each step of opening (at most a quarter of a second), so a change applies to the next one.  A
+refused envelope becomes a dead letter at HQ, which can be redriven, and its sender gets a signed
+receipt.
 
 The lists are also uploaded to HQ (`contacts_upload`).
 """
@@ -45,10 +46,6 @@ class Contacts:
         if stamp != self._stamp:
             self._lists, self._stamp = self._read(), stamp
         return self._lists
-
-    def accepts(self, client_id: str) -> bool:
-        """Return whether mail of this client is accepted."""
-        return self.lists().accepts(client_id)
 
     def allow(self, client_ids: Iterable[str]) -> ContactLists:
         """Allow these clients and, from now on, only allowed ones; unblock them."""

@@ -23,6 +23,7 @@ from cipherbox.client.receiving.faults import Fault, fault_of, refusal
 from cipherbox.client.receiving.lookups import Lookups
 from cipherbox.client.receiving.refusals import Nack, Refusals
 from cipherbox.client.sessions.sessions import Sessions, in_sessions
+from cipherbox.contact_lists import ContactLists
 from cipherbox.envelope.bundle import KeyBundle
 from cipherbox.envelope.outcomes import Outcome, outcome_code
 from cipherbox.errors import (
@@ -101,18 +102,24 @@ class Opener:
         # loads keys that another process of this home has made
         self._refresh = refresh
 
-    async def open(self, delivery: Delivery, *, later: bool = False) -> None:
+    def contact_lists(self) -> ContactLists:
+        """Return whose mail is accepted now; raise ConfigError if the lists cannot be read."""
+        return self._contacts.lists()
+
+    async def open(
+        self, delivery: Delivery, *, later: bool = False, lists: ContactLists | None = None
+    ) -> None:
         """Fill the delivery's messages, or raise the EnvelopeError.
 
         ``later``: the caller records them, and with them what this changed in sessions
-        (`Sessions.take_received`).
+        (`Sessions.take_received`).  ``lists``: whose mail is accepted; None: read them again.
         """
         if delivery.opened:
             return
         if self._identity is None:
             raise keyless()
         prefix = delivery.parsed.layout.prefix
-        if not self._accepts(delivery):
+        if not self._accepts(delivery, lists):
             raise NotAccepted(
                 f"no mail is taken from {prefix.sender}", remedy="see: cipherbox contacts list"
             )
@@ -161,9 +168,11 @@ class Opener:
             prefix.sender, prefix.bundle_hash, delivery.accepted_at, delivery.log_entry
         )
 
-    def _accepts(self, delivery: Delivery) -> bool:
+    def _accepts(self, delivery: Delivery, lists: ContactLists | None = None) -> bool:
         """Return whether it is accepted; receipts always are: they answer what this client sent."""
-        return delivery.queue.endswith(".sys") or self._contacts.accepts(delivery.sender_id)
+        if delivery.queue.endswith(".sys"):
+            return True
+        return (self.contact_lists() if lists is None else lists).accepts(delivery.sender_id)
 
     def expect(self, deliveries: Sequence[Delivery]) -> None:
         """Request HQ's proofs for the deliveries that are opened next, in this order."""
