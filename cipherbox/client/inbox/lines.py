@@ -14,6 +14,7 @@ import codecs
 import io
 import time
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import chain, pairwise, repeat
 from typing import Any, NamedTuple
 
@@ -210,6 +211,7 @@ def _stem(envelope_id: bytes) -> str:
     return f"{raw[:8]}-{raw[8:12]}-{raw[12:16]}-{raw[16:20]}-{raw[20:28]}"
 
 
+@lru_cache(maxsize=64)
 def is_text(content_type: str) -> bool:
     """Return whether content of this type is included in the line."""
     kind = content_type.partition(";")[0].strip().lower()
@@ -220,4 +222,9 @@ def timestamp(ms: int) -> str:
     """Return a time as ISO 8601 in UTC with milliseconds: 2025-10-08T07:03:00.123Z."""
     if ms >= _YEAR_10000:
         return f"{ms} ms"  # a sender's clock is untrusted
-    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(ms // 1000))}.{ms % 1000:03d}Z"
+    return f"{_second(ms // 1000)}.{ms % 1000:03d}Z"
+
+
+@lru_cache(maxsize=64)
+def _second(seconds: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
