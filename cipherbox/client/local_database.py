@@ -22,6 +22,8 @@ from cipherbox.portable import O_BINARY, give_to, is_root, private_dir, unwritab
 
 SYNCHRONOUS = "FULL"
 _LOG_BYTES, _FRAME_BYTES = 32, 24  # headers of a write-ahead log and of each frame
+_NO_TEXT = "Could not decode to UTF-8"  # sqlite3's own error, without a code; it quotes the text
+_RESTORE = "move it away, or restore it from a backup"
 _BUSY_MS = 30_000  # how long a commit waits for another process of this home
 _LOOK_MS = 10
 _TICK = threading.Event()  # never set
@@ -155,14 +157,12 @@ def translated(path: Path) -> Iterator[None]:
     except sqlite3.DatabaseError as error:
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
         if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
-            raise Damaged(
-                f"{path} is damaged ({error})", remedy="move it away, or restore it from a backup"
-            ) from None
+            raise Damaged(f"{path} is damaged ({error})", remedy=_RESTORE) from None
+        if str(error).startswith(_NO_TEXT):
+            raise Damaged(f"{path} is damaged (a text is not UTF-8)", remedy=_RESTORE) from None
         raise StoreError(f"{path}: {error}") from None
     except UnicodeDecodeError:  # SQLite quotes the damaged part, and sqlite3 cannot read that
-        raise Damaged(
-            f"{path} is damaged", remedy="move it away, or restore it from a backup"
-        ) from None
+        raise Damaged(f"{path} is damaged", remedy=_RESTORE) from None
     except OSError as error:
         raise StoreError(f"{error.filename or path}: {error.strerror or error}") from error
 

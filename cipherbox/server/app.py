@@ -34,7 +34,6 @@ from cipherbox.server.operations.check import LOCK, require_places
 from cipherbox.server.operations.monitor import Monitor
 from cipherbox.server.operations.open_store import check_whole, open_store
 from cipherbox.store.port import Standby, Store
-from cipherbox.store.registry import decoding
 from cipherbox.store.sqlite.store import SqliteStore
 from cipherbox.store.waiting import WaitingSession
 
@@ -98,8 +97,7 @@ async def serve(
                 )
             try:
                 check_whole(store)
-                with decoding("what HQ reads at its start"):
-                    monitor.hq = HQ(config, store)
+                monitor.hq = HQ(config, store)
                 if session.waited_s >= STOOD_BY_S:
                     monitor.hq.standbys.expect()
                 await run(monitor.hq, task_status=task_status)

@@ -64,6 +64,7 @@ from cipherbox.server.transparency_log import (
 )
 from cipherbox.store.port import INCARNATION, Store
 from cipherbox.store.reserve import PLENTY_BYTES
+from cipherbox.store.rows import LOADED, decoding
 
 T = TypeVar("T")
 log = get_logger(__name__)
@@ -111,7 +112,7 @@ class Engine:
         self.outage = ""  # why the store is not available
         self.turned_at = time.monotonic()  # when the loop last began a batch
         self.bodies = BodyCache(limits.body_cache_bytes, self._threads.read_bodies, self._lost)
-        self.broker = Broker(store.load(limits.head_entries), limits)
+        self.broker = _broker(store.load(limits.head_entries), limits)
         self.incarnation = _incarnation(store, audit)
         if audit is not None:
             audit.load(read_stored(store), self.incarnation)
@@ -399,7 +400,7 @@ class Engine:
             for peer in self._peers.values():  # connected meanwhile, with the old incarnation
                 peer.end(away)
             self._peers.clear()
-        self.broker = Broker(snapshot, self._limits)
+        self.broker = _broker(snapshot, self._limits)
         for number, peer in self._peers.items():  # those that connected meanwhile
             self.broker.connect(number, peer.client)
         self.outage = ""
@@ -421,6 +422,11 @@ class Engine:
                 "The store is not available", extra={"error": str(error)}
             ),
         )
+
+
+def _broker(snapshot: m.Snapshot, limits: Limits) -> Broker:
+    with decoding(LOADED):
+        return Broker(snapshot, limits)
 
 
 def _incarnation(store: Store, audit: TransparencyLog | None) -> bytes:

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from cipherbox.broker.model import LogRow, OldLogRow
 from cipherbox.errors import Damaged
+from cipherbox.store.rows import number_of
 
 T = TypeVar("T")
 Run = Callable[[str, Sequence[Any]], list[Any]]
@@ -106,7 +107,7 @@ class LogTable(ABC):
 def first_kept(run: Run) -> int:
     """Return the oldest entry that still has its record and body."""
     rows = run("SELECT value FROM settings WHERE name = ?", (FIRST,))
-    return int(bytes(rows[0][0])) if rows else 1
+    return number_of(FIRST, bytes(rows[0][0]) if rows else None, 1)
 
 
 def drop_old(run: Run, cutoff: int, most: int) -> int:

@@ -215,6 +215,9 @@ class Store(Protocol):
 
     def get_setting(self, name: str) -> bytes | None: ...
 
+    # a setting that is a decimal number; 0 without one
+    def get_number(self, name: str) -> int: ...
+
     def put_setting(self, name: str, value: bytes) -> None: ...
 
     # what the clock of the database's server shows, ms since 1970; 0: it has none of its own

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from base64 import b64decode, b64encode
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from cipherbox.errors import Conflict, Damaged
+from cipherbox.errors import Conflict
 from cipherbox.store.log_table import LogTable
 from cipherbox.store.port import BundleRow, CertificateRow, Enrolment
+from cipherbox.store.rows import decoding, number_of
 
 T = TypeVar("T")
 _LENGTH = 4
@@ -24,15 +24,6 @@ _MOST = (1 << 63) - 1
 
 def _text(raw: bytes) -> str:
     return b64encode(raw).decode("ascii")
-
-
-@contextmanager
-def decoding(what: str) -> Iterator[None]:
-    """Raise Damaged, naming ``what`` is stored, if it cannot be decoded."""
-    try:
-        yield
-    except ValueError:
-        raise Damaged(f"{what} is damaged in the database", remedy="restore a backup") from None
 
 
 def _bundle(row: tuple[Any, ...]) -> BundleRow:
@@ -204,6 +195,9 @@ class Registry(LogTable):
     def get_setting(self, name: str) -> bytes | None:
         rows = self._rows("SELECT value FROM settings WHERE name = ?", (name,))
         return bytes(rows[0][0]) if rows else None
+
+    def get_number(self, name: str) -> int:
+        return number_of(name, self.get_setting(name))
 
     def put_setting(self, name: str, value: bytes) -> None:
         self._put("settings", ("name", "value"), (name, value))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 from uuid import UUID
 
 from cipherbox.broker.model import EntryState, KnownEnvelope
+from cipherbox.errors import Damaged
 
+LOADED, TRACED = "what HQ reads at its start", "the record of an envelope"
 MOST = (1 << 63) - 1  # clients may name seqs that exceed a database's integers
 _DEAD_KEYS = (
     "queue",
@@ -30,6 +33,21 @@ _DEAD_KEYS = (
     "settled_at",
 )
 Row = Sequence[Any]
+
+
+@contextmanager
+def decoding(what: str) -> Iterator[None]:
+    """Raise Damaged, naming ``what`` is stored, if it cannot be decoded or refers to nothing."""
+    try:
+        yield
+    except (ValueError, LookupError):
+        raise Damaged(f"{what} is damaged in the database", remedy="restore a backup") from None
+
+
+def number_of(setting: str, value: bytes | None, without: int = 0) -> int:
+    """Return a setting that is a decimal number; ``without`` a value: this one."""
+    with decoding(f"the setting {setting}"):
+        return int(value) if value is not None else without
 
 
 def as_known(

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from cipherbox.client import local_database
-from cipherbox.client.local_database import commits_in_log, lost_commits, open_database
+from cipherbox.client.local_database import commits_in_log, lost_commits, open_database, translated
 from cipherbox.errors import Damaged
 from cipherbox.portable import WINDOWS
 
@@ -63,6 +63,15 @@ def test_a_damaged_schema_that_is_no_text_is_named(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes().replace(b"numbers (n", b"numbers \xa0n"))
     with pytest.raises(Damaged, match=r"x\.sqlite3 is damaged"):
         open_database(path, STEPS)
+
+
+def test_a_damaged_text_is_named_and_not_quoted(tmp_path: Path) -> None:
+    path = tmp_path / "x.sqlite3"
+    db = open_database(path, STEPS)
+    with pytest.raises(Damaged, match=r"a text is not UTF-8") as raised, translated(path):
+        db.execute("SELECT CAST(x'7365637265e4' AS TEXT)").fetchall()
+    assert "secre" not in str(raised.value)
+    db.close()
 
 
 def test_a_log_that_another_program_began_anew_has_lost_nothing(tmp_path: Path) -> None:

@@ -17,8 +17,11 @@ from pathlib import Path
 import pytest
 import trio
 
+from cipherbox import clock, pki
 from cipherbox.errors import CipherBoxError, Damaged
+from cipherbox.pki.revocation_lists import read_crl
 from cipherbox.server.app import serve
+from cipherbox.server.directory.trust import CRL_SETTING
 from cipherbox.store.files import Files
 from cipherbox.wire import frames
 from cipherbox.wire.connection import Deliveries
@@ -179,11 +182,42 @@ async def test_a_power_cut_loses_nothing_that_was_confirmed(tmp_path: Path) -> N
             assert set(await take(here, people, len(expected))) == expected
 
 
-async def test_a_start_names_damaged_rows(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "UPDATE queues SET readers = '[\"CA-RC]'",
+        "UPDATE settings SET value = x'b1' WHERE name = 'bindings_version'",
+        "UPDATE bindings SET exchange = 'defcult_exchange'",
+        "UPDATE bindings SET queue = 'defcult_queue'",
+    ],
+)
+async def test_a_start_names_damaged_rows(tmp_path: Path, damage: str) -> None:
     config = prepare(tmp_path / "hq")
     async with running(tmp_path / "hq") as here:
         await fill(here)
     with closing(sqlite3.connect(config.directory / "cipherbox.sqlite3")) as db, db:
-        db.execute("UPDATE queues SET readers = '[\"CA-RC]'")
+        db.execute(damage)
     with pytest.raises(Damaged, match="what HQ reads at its start is damaged"):
         await serve(config)
+
+
+@pytest.mark.parametrize("at", [0, -1])  # no list any more; another signature
+async def test_a_damaged_revocation_list_is_made_again(tmp_path: Path, at: int) -> None:
+    """Clients refuse it: none of them would hear of a revocation until the next list."""
+    async with running(tmp_path / "hq") as here:
+        await fill(here)
+        serial = pki.serial(here.people["FL-LAB"].chain[0])
+        await here.hq.enrolments.revoke("FL-LAB", "stolen")
+        trust, store = here.hq.trust, here.hq.store
+        damaged = bytearray(trust.crl())
+        damaged[at] ^= 1
+        store.put_setting(CRL_SETTING, bytes(damaged))
+        number = trust.crl_number()
+    async with running(tmp_path / "hq") as here:
+        trust, store = here.hq.trust, here.hq.store
+        made = read_crl(trust.crl(), trust.issuing, clock.now())
+        assert (made.number, [*made.revoked]) == (number + 1, [serial])
+        trust.authority = None  # it is elsewhere: HQ cannot make one
+        store.put_setting(CRL_SETTING, b"\0")
+        with pytest.raises(Damaged, match="import the CA's next list"):
+            trust.crl()

@@ -14,6 +14,7 @@ from cipherbox.broker.model import LogRow, RequiredFacts
 from cipherbox.contact_lists import ContactLists
 from cipherbox.envelope import merkle_tree as tree
 from cipherbox.errors import Conflict, Damaged, Fenced, StoreError
+from cipherbox.store.log_table import FIRST
 from cipherbox.store.port import BundleRow, CertificateRow, Enrolment
 from tests.store.suite import AT, Driver, Opener, bodies_of, incoming, published
 
@@ -319,5 +320,18 @@ class Records:
         store.put_setting("crl", b"\x00\x01")
         assert store.get_setting("crl") == b"\x00\x01"
         assert store.get_setting("none") is None
+        store.put_setting("number", b"7")
+        assert (store.get_number("number"), store.get_number("none")) == (7, 0)
         # only a server has a clock of its own
         assert store.database_ms() == 0 or abs(store.database_ms() / 1000 - time.time()) < 600
+
+    def test_damaged_numbers_are_named(self, opener: Opener) -> None:
+        store = opener()
+        for name, read in (
+            ("crl_number", lambda: store.get_number("crl_number")),
+            (FIRST, lambda: store.log(0, 10, 100)),
+            ("bindings_version", lambda: store.load(1)),
+        ):
+            store.put_setting(name, b"1\xb2")
+            with pytest.raises(Damaged, match="is damaged in the database"):
+                read()

@@ -9,6 +9,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -121,7 +122,6 @@ DYING = """
 import os, sys
 from pathlib import Path
 from cipherbox.store.files import Files
-from cipherbox.store.port import BundleRow
 from tests.store.faults import opened
 from tests.store.suite import acknowledged, bodies_of, published
 
@@ -329,3 +329,17 @@ def test_a_damaged_key_bundle_is_named(tmp_path: Path) -> None:
         with pytest.raises(Damaged, match="a key bundle of FL-LAB is damaged"):
             read("FL-LAB")
         assert read("CA-RC")
+
+
+def test_a_damaged_epoch_and_a_text_that_is_none_are_damage(tmp_path: Path) -> None:
+    """Not a database that is away for a while: HQ would wait for it for ever."""
+    store = opened(tmp_path)
+    store.db.execute("UPDATE settings SET value = x'b2' WHERE name = 'epoch'")
+    store.close()
+    with pytest.raises(Damaged, match="the setting epoch is damaged"):
+        opened(tmp_path)
+    with closing(sqlite3.connect(tmp_path / DATABASE)) as db, db:
+        db.execute("UPDATE settings SET value = x'37' WHERE name = 'epoch'")
+        db.execute("INSERT INTO exchanges VALUES (CAST(x'61e4' AS TEXT), 0)")
+    with pytest.raises(Damaged, match="a text is not UTF-8"):
+        opened(tmp_path).load(1)

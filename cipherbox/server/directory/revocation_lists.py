@@ -144,7 +144,7 @@ class RevocationLists:
         self.trouble = self.chain_revoked = ""
         cas = map(pki.fingerprint, (*trust.material.chain, trust.root))
         # the highest number ever read, by CA
-        self._numbers = {ca: int(store.get_setting(_setting(ca)) or b"0") for ca in cas}
+        self._numbers = {ca: store.get_number(_setting(ca)) for ca in cas}
         self.changed = Flag()  # other lists are in effect
         self.adopt(self.read(live.now, trust.material))
 

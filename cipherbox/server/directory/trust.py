@@ -14,12 +14,21 @@ from cryptography import x509
 
 from cipherbox import pki
 from cipherbox.config.settings import ServerConfig
-from cipherbox.errors import BundleNotCertified, CredentialsError, Forbidden, Replaced, Revoked
-from cipherbox.pki.revocation_lists import make_crl
+from cipherbox.errors import (
+    BundleNotCertified,
+    CredentialsError,
+    Damaged,
+    Forbidden,
+    Replaced,
+    Revoked,
+)
+from cipherbox.ops.logs import get_logger
+from cipherbox.pki.revocation_lists import is_signed, make_crl
 from cipherbox.server.ca.credentials import Credentials, read_material
 from cipherbox.server.clock_guard import ClockGuard
 from cipherbox.store.port import CertificateRow, Store
 
+log = get_logger(__name__)
 CRL_SETTING, CRL_NUMBER_SETTING = "crl", "crl_number"
 _CRL_RENEW = timedelta(days=pki.CRL_DAYS / 2)
 _SOON_MS = 30 * 24 * 3600 * 1000
@@ -32,6 +41,7 @@ class Trust:
         self.clock = clock
         self.adopt(read_material(config))
         self.crl_ends: datetime | None = None
+        self._undamaged = b""  # the list whose signature was verified last
         self._store = store
         self._rows: dict[str, CertificateRow] = {}
         self._of: dict[str, dict[str, CertificateRow]] = {}  # client -> its certificates
@@ -206,11 +216,35 @@ class Trust:
         here.
         """
         stored = self._store.get_setting(CRL_SETTING)
-        if stored and self.crl_ends is None:
-            self.crl_ends = x509.load_der_x509_crl(stored).next_update_utc
-        if stored is not None and (self.authority is None or not self._old(stored)):
+        made = self._read_crl(stored)
+        if stored is not None and made is not None and not self._old(made):
             return stored
         return self.new_crl()
+
+    def _read_crl(self, stored: bytes | None) -> x509.CertificateRevocationList | None:
+        """Return the stored list; None if there is none, or a damaged one, which HQ makes again.
+
+        Raise Damaged if the CA is elsewhere: only it can make another.
+        """
+        if not stored:
+            return None
+        try:
+            made = x509.load_der_x509_crl(stored)
+            self.crl_ends = made.next_update_utc  # the parser reads it only now
+            # an organization may have replaced its CA, whose first list comes later
+            if self.authority is None or stored == self._undamaged:
+                return made
+            if is_signed(stored, self.issuing):
+                self._undamaged = stored
+                return made
+        except ValueError:
+            if self.authority is None:
+                raise Damaged(
+                    "the revocation list is damaged in the database",
+                    remedy="import the CA's next list (cipherbox ca import), or restore a backup",
+                ) from None
+        log.error("The revocation list is damaged in the database; HQ makes another one")
+        return None
 
     def new_crl(self) -> bytes:
         """Sign a new list with the next number and store it; with an offline CA return the stored
@@ -225,28 +259,29 @@ class Trust:
 
     def complete_crl(self) -> bool:
         """Make a new list if the stored one lacks a revoked certificate; return whether it did."""
-        stored = self._store.get_setting(CRL_SETTING)
-        if self.authority is None or stored is None:
+        made = self._read_crl(self._store.get_setting(CRL_SETTING))
+        if self.authority is None or made is None:
             return False  # `crl` makes the first list
-        listed = {one.serial_number for one in x509.load_der_x509_crl(stored)}
+        listed = {one.serial_number for one in made}
         lacking = any(int(row.serial, 16) not in listed for row in self.revoked_rows())
         if lacking:
             self.new_crl()
         return lacking
 
     def crl_number(self) -> int:
-        return int(self._store.get_setting(CRL_NUMBER_SETTING) or b"0")
+        return self._store.get_number(CRL_NUMBER_SETTING)
 
     def put_crl(self, crl: bytes, number: int) -> None:
         self._store.put_setting(CRL_NUMBER_SETTING, str(number).encode())
         self._store.put_setting(CRL_SETTING, crl)
         self.crl_ends = x509.load_der_x509_crl(crl).next_update_utc
 
-    def _old(self, crl: bytes) -> bool:
-        """Return whether a list is due for renewal, or begins later: made while the clock was
+    def _old(self, made: x509.CertificateRevocationList) -> bool:
+        """Return whether HQ's list is due for renewal, or begins later: made while the clock was
         ahead.
         """
-        made = x509.load_der_x509_crl(crl)
+        if self.authority is None:
+            return False
         end = made.next_update_utc
         return end is None or not made.last_update_utc <= self.clock.now() <= end - _CRL_RENEW
 

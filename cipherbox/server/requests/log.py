@@ -16,7 +16,7 @@ from cipherbox.server.log_statements import LENGTH, REVOKED, note
 from cipherbox.server.requests.services import Handler, Requester, Services
 from cipherbox.server.transparency_log import TransparencyLog
 from cipherbox.store.port import Store
-from cipherbox.store.registry import decoding
+from cipherbox.store.rows import decoding
 from cipherbox.wire import frames as f
 
 MOST = 256  # sizes, envelopes or serials of one request

@@ -42,6 +42,7 @@ SETTINGS = (
 )
 
 Connection = sqlite3.Connection
+_NO_TEXT = "Could not decode to UTF-8"  # sqlite3's own error, without a code; it quotes the text
 
 
 @functools.cache
@@ -61,6 +62,8 @@ def _translate(error: sqlite3.Error) -> StoreError | DiskFull | StoreUnavailable
         return DiskFull(f"the disk of the database is full: {error}")
     if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
         return Damaged(f"the database is damaged: {error}", remedy="restore a backup")
+    if str(error).startswith(_NO_TEXT):
+        return Damaged("the database is damaged: a text is not UTF-8", remedy="restore a backup")
     return StoreUnavailable(f"the database is not available: {error}")
 
 

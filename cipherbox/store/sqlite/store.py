@@ -25,6 +25,7 @@ from cipherbox.store.files import Files
 from cipherbox.store.port import Acceptance, Body, Standby, TraceReport
 from cipherbox.store.registry import Registry
 from cipherbox.store.reserve import PLENTY_BYTES, Reserve
+from cipherbox.store.rows import LOADED, TRACED, decoding, number_of
 from cipherbox.store.spool import Spool
 from cipherbox.store.sqlite import commit, copying, database, queries, retention
 from cipherbox.store.sqlite.commit import QueueNumbers
@@ -76,7 +77,8 @@ class SqliteStore(Registry):
         with database.translated():
             database.roll_back(self.db)
             self._numbers = QueueNumbers(self.db)
-            return queries.load(self.db, head)
+            with decoding(LOADED):
+                return queries.load(self.db, head)
 
     def facts(self, wanted: RequiredFacts, page: int) -> Facts:
         with database.translated():
@@ -87,7 +89,7 @@ class SqliteStore(Registry):
             return queries.read_bodies(self._bodies_db, self._spool, numbers)
 
     def trace(self, sender: str, envelope_id: bytes) -> TraceReport | None:
-        with database.translated():
+        with database.translated(), decoding(TRACED):
             return queries.trace(self.db, sender, envelope_id)
 
     def acceptance(self, sender: str, envelope_id: bytes) -> Acceptance | None:
@@ -209,7 +211,7 @@ class SqliteStore(Registry):
 
     def _stored_epoch(self) -> int:
         row = self.db.execute("SELECT value FROM settings WHERE name = 'epoch'").fetchone()
-        return int(row[0]) if row else 0
+        return number_of("epoch", row[0] if row else None)
 
     def _check_epoch(self) -> None:
         if self.epoch and self._stored_epoch() != self.epoch:
