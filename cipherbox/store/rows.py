@@ -8,9 +8,10 @@ from typing import Any
 from uuid import UUID
 
 from cipherbox.broker.model import EntryState, KnownEnvelope
-from cipherbox.errors import Damaged
+from cipherbox.errors import Damaged, InvalidRequest
 
 LOADED, TRACED = "what HQ reads at its start", "the record of an envelope"
+_MOST_QUEUES = (1 << 31) - 1
 MOST = (1 << 63) - 1  # clients may name seqs that exceed a database's integers
 _DEAD_KEYS = (
     "queue",
@@ -86,6 +87,18 @@ def as_known(
     )
 
 
+def _cursor(after: str) -> tuple[int, int]:
+    """Return the queue's number and the seq that a page's cursor names."""
+    number, _, seq = after.partition("/")
+    try:
+        found = int(number or 0), int(seq or 0)
+    except ValueError:
+        found = -1, -1
+    if not (0 <= found[0] <= _MOST_QUEUES and 0 <= found[1] <= MOST):
+        raise InvalidRequest("invalid cursor: must be empty, or what came with the page before")
+    return found
+
+
 def dead_page(
     run: Callable[[str, Sequence[object]], Sequence[Row]],
     select: str,
@@ -100,9 +113,8 @@ def dead_page(
 
     ``is_open`` is the condition that a dead letter is open: neither redriven nor discarded.
     """
-    number, _, seq = after.partition("/")
     where = "WHERE (x.queue_no, x.seq) > (CAST(? AS integer), CAST(? AS bigint))"
-    values: list[object] = [int(number or 0), int(seq or 0)]
+    values: list[object] = [*_cursor(after)]
     if queue:
         where += " AND q.name = ? AND q.dropped = 0"
         values.append(queue)

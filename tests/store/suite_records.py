@@ -13,7 +13,7 @@ from cipherbox.broker import model as m
 from cipherbox.broker.model import LogRow, RequiredFacts
 from cipherbox.contact_lists import ContactLists
 from cipherbox.envelope import merkle_tree as tree
-from cipherbox.errors import Conflict, Damaged, Fenced, StoreError
+from cipherbox.errors import Conflict, Damaged, Fenced, InvalidRequest, StoreError
 from cipherbox.store.log_table import FIRST
 from cipherbox.store.port import BundleRow, CertificateRow, Enrolment
 from tests.store.suite import AT, Driver, Opener, bodies_of, incoming, published
@@ -89,6 +89,9 @@ class Records:
         more, end = store.dead_letters("box.B", after, 2, False)
         assert ([r["seq"] for r in more], end) == ([3], "")
         assert store.dead_letters("box.A", "", 10, False) == ([], "")
+        for cursor in ("x", "1/x", "-1/0", f"{1 << 31}/0", f"0/{1 << 63}"):
+            with pytest.raises(InvalidRequest, match="invalid cursor"):
+                store.dead_letters("box.B", cursor, 10, False)
         assert set(store.facts(RequiredFacts(dead=[("box.B", 2, 5)]), 10).dead["box.B"]) == {2, 3}
         driver.run(
             m.RedriveOrDiscard(0, "", 9, "box.B", [(1, 1)], False),
