@@ -27,7 +27,7 @@ from cipherbox.store.port import Body, TraceReport, TraceRow
 from cipherbox.store.postgres import retention
 from cipherbox.store.postgres.commit import OPEN_DEAD, QueueNumbers
 from cipherbox.store.postgres.driver import PostgresConnection
-from cipherbox.store.rows import MOST, as_known, dead_page
+from cipherbox.store.rows import LOADED, MOST, TRACED, as_known, dead_page, decoding
 from cipherbox.store.spool import Place
 
 _ENTRY = (
@@ -79,6 +79,7 @@ def _entries(rows: Iterable[Sequence[Any]]) -> list[Entry]:
     return [Entry._make((*row[:6], row[6].bytes, *row[7:])) for row in rows]
 
 
+@decoding(LOADED)
 def load(connection: PostgresConnection, head: int) -> Snapshot:
     """Load a snapshot: stored counters, and only the head of each queue."""
     snapshot = Snapshot()
@@ -244,6 +245,7 @@ def read_bodies(
     return [found.get(number) for number in numbers]
 
 
+@decoding(TRACED)
 def trace(connection: PostgresConnection, sender: str, envelope_id: bytes) -> TraceReport | None:
     """Return where an envelope is, queue by queue."""
     known = connection.run(

@@ -36,7 +36,6 @@ from cipherbox.store.postgres.driver import PostgresConnection
 from cipherbox.store.postgres.pool import ReaderPool
 from cipherbox.store.postgres.target import Target
 from cipherbox.store.registry import Registry, upsert
-from cipherbox.store.rows import LOADED, TRACED, decoding
 from cipherbox.store.spool import NAME, Place, Spool
 from cipherbox.store.waiting import WaitingSession
 
@@ -193,8 +192,7 @@ class PostgresStore(Registry):
             # a commit, so that what is loaded is as durable as what is confirmed
             lease.renew(connection, self.epoch)
             self._numbers = None
-            with decoding(LOADED):
-                snapshot = queries.load(connection, head)
+            snapshot = queries.load(connection, head)
             self._lost_commits = False
             return snapshot
 
@@ -218,8 +216,7 @@ class PostgresStore(Registry):
         return self._spool.read(place, size) if good else None  # type: ignore[union-attr]
 
     def trace(self, sender: str, envelope_id: bytes) -> TraceReport | None:
-        with decoding(TRACED):
-            return self._read(lambda connection: queries.trace(connection, sender, envelope_id))
+        return self._read(lambda connection: queries.trace(connection, sender, envelope_id))
 
     def dead_letters(
         self, queue: str, after: str, most: int, include_closed: bool

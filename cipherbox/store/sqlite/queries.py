@@ -20,7 +20,7 @@ from cipherbox.broker.model import (
 )
 from cipherbox.contact_lists import ContactLists
 from cipherbox.store.port import Body, TraceReport, TraceRow
-from cipherbox.store.rows import MOST, Row, as_known, dead_page
+from cipherbox.store.rows import LOADED, MOST, TRACED, Row, as_known, dead_page, decoding
 from cipherbox.store.spool import NAME, Place, Spool
 from cipherbox.store.sqlite import retention
 from cipherbox.store.sqlite.commit import OPEN_DEAD, QueueNumbers
@@ -62,6 +62,7 @@ BY_ID = (
 )
 
 
+@decoding(LOADED)
 def load(db: Connection, head: int) -> Snapshot:
     """Load a snapshot: stored counters, and only the head of each queue."""
     snapshot = Snapshot()
@@ -195,6 +196,7 @@ def _spooled(spool: Spool, name: bytes, at: object, size: object) -> bytes | Non
     return spool.read(Place(text, at), size)
 
 
+@decoding(TRACED)
 def trace(db: Connection, sender: str, envelope_id: bytes) -> TraceReport | None:
     """Return where an envelope is, queue by queue."""
     row = db.execute(

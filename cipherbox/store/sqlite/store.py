@@ -25,7 +25,7 @@ from cipherbox.store.files import Files
 from cipherbox.store.port import Acceptance, Body, Standby, TraceReport
 from cipherbox.store.registry import Registry
 from cipherbox.store.reserve import PLENTY_BYTES, Reserve
-from cipherbox.store.rows import LOADED, TRACED, decoding, number_of
+from cipherbox.store.rows import number_of
 from cipherbox.store.spool import Spool
 from cipherbox.store.sqlite import commit, copying, database, queries, retention
 from cipherbox.store.sqlite.commit import QueueNumbers
@@ -77,8 +77,7 @@ class SqliteStore(Registry):
         with database.translated():
             database.roll_back(self.db)
             self._numbers = QueueNumbers(self.db)
-            with decoding(LOADED):
-                return queries.load(self.db, head)
+            return queries.load(self.db, head)
 
     def facts(self, wanted: RequiredFacts, page: int) -> Facts:
         with database.translated():
@@ -89,7 +88,7 @@ class SqliteStore(Registry):
             return queries.read_bodies(self._bodies_db, self._spool, numbers)
 
     def trace(self, sender: str, envelope_id: bytes) -> TraceReport | None:
-        with database.translated(), decoding(TRACED):
+        with database.translated():
             return queries.trace(self.db, sender, envelope_id)
 
     def acceptance(self, sender: str, envelope_id: bytes) -> Acceptance | None:
