@@ -82,7 +82,7 @@ def _sent(found: list[dict[str, Any]]) -> tuple[str, Sentence]:
     first, more = found[0], len(found) - 1
     text = Sentence("sent {message_id}", message_id=first["message_id"])
     if more:
-        text = Sentence("{sent} and {count} more envelopes", sent=text, count=more)
+        text = Sentence("{sent} and {count} more envelope(s)", sent=text, count=more)
     if first["what"] == log.KIND_NAMES[log.AGAIN]:
         text = Sentence("{sent} again, which HQ had already", sent=text)
     return first["sender"], text
@@ -238,6 +238,6 @@ ACTS: dict[str, str | Callable[[dict[str, Any]], str]] = {
     "EnrolHere": "made a token for {target} as {role}, on HQ's own machine",
     "Enrol": _token,
     "ReplaceClient": "let another home be {target} from now on",
-    "KickClient": "closed {count} connections of {target}: {reason}",
+    "KickClient": "closed {count} connection(s) of {target}: {reason}",
     "KeysAnew": "let {target} begin with new keys, bundle {sequence}, SHA-256 {bundle}",
 }

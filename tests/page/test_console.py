@@ -124,7 +124,7 @@ async def test_a_client_is_enrolled_approved_disconnected_and_revoked(
         assert (await admin.post("/console/kick", {**fields, "connection": "x"})).status == 400
     page = await admin.get("/console/log")
     assert "made a token for NY-RC as client" in page.words
-    assert "closed 1 connections of NY-RC: an admin closed this connection" in page.words
+    assert "closed 1 connection(s) of NY-RC: an admin closed this connection" in page.words
     page = await admin.get("/console/clients")
     assert "Revoke every certificate of NY-RC" in page.words  # it asks once
     assert (
