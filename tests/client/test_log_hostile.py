@@ -49,12 +49,12 @@ async def test_an_hq_that_refuses_to_prove_its_heads_is_not_used(
     """A fork showed in a receipt.  HQ knows by the question that it is caught, and gives no
     answer.
     """
-    monkeypatch.setattr(verifier, "PROOF_TIMEOUT_S", 0.5)
-    monkeypatch.setattr(verifier, "RETRY_S", 0.1)
     async with hq.client("FL-LAB", **QUICK) as lab:
         await publish(lab)
         await lab.log.check(lab.connection)
         with monkeypatch.context() as patch:
+            patch.setattr(verifier, "PROOF_TIMEOUT_S", 0.5)
+            patch.setattr(verifier, "RETRY_S", 0.1)
             patch.setattr(logrequests, "_consistency", silent)
             lab.log.observe(forked(lab, 3), "CA-RC")
             await until(lambda: lab.connection.current is None)
