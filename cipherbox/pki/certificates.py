@@ -18,6 +18,7 @@ from collections.abc import Sequence
 
 import attrs
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
@@ -294,6 +295,10 @@ def load_pem(data: bytes, where: str) -> list[x509.Certificate]:
         found = x509.load_pem_x509_certificates(data)
         for one in found:
             one.public_key(), one.subject, one.issuer  # the parser reads them only now
+    except UnsupportedAlgorithm:
+        raise CredentialsError(
+            f"{where} holds a certificate with a key of a kind unknown here"
+        ) from None
     except Exception:
         raise CredentialsError(f"{where} holds no certificate, or a damaged one") from None
     return found

@@ -13,12 +13,13 @@ import pytest
 
 from cipherbox import pki
 from cipherbox.client.home import load_home
-from cipherbox.errors import CipherBoxError
-from cipherbox.server.ca.credentials import read_material
+from cipherbox.errors import CipherBoxError, ConfigError
+from cipherbox.server.ca.credentials import certificates_in, read_material
 from tests import soak
-from tests.server.hq import prepare_another
+from tests.server.hq import prepare, prepare_another
 
 STEP = 1 if soak.ON else 16
+P384, UNKNOWN_CURVE = (bytes.fromhex(f"06052b810400{number}") for number in ("22", "7f"))  # OIDs
 
 
 def flipped(der: bytes) -> Iterator[bytes]:
@@ -58,6 +59,15 @@ def count(path: Path, use: Callable[[], object]) -> None:
         except CipherBoxError:
             refused += 1
     assert refused
+
+
+def test_a_key_of_another_kind_is_not_called_damaged(tmp_path: Path) -> None:
+    """As an organization's CA may have it."""
+    path = prepare(tmp_path / "hq").tls.root
+    der = pki.der(certificates_in(path)[0])
+    path.write_bytes(as_pem(der.replace(P384, UNKNOWN_CURVE)))
+    with pytest.raises(ConfigError, match=r"root\.crt holds a certificate with a key of a kind"):
+        certificates_in(path)
 
 
 def test_what_a_peer_shows(tmp_path: Path) -> None:

@@ -45,10 +45,10 @@ def certificates_in(path: Path) -> list[x509.Certificate]:
         raise ConfigError(unreadable(path, error)) from None
     try:
         found = pki.load_pem(data, str(path))
-    except CipherBoxError:
-        found = []
+    except CipherBoxError as error:
+        raise ConfigError(error.what) from None
     if not found or data.count(b"-----BEGIN") != len(found):
-        raise ConfigError(f"{path} has no certificate, or a damaged one")
+        raise ConfigError(f"{path} holds no certificate, or a damaged one")
     return found
 
 
