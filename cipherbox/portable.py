@@ -68,7 +68,9 @@ def sync_directory(path: Path) -> None:
 
 
 def sync_data(fd: int) -> None:
-    """Sync what was written over an open file's bytes; its size is the same."""
+    """Sync an open file's bytes, and its size if it has grown, but not its times: where it was
+    written over, that spares the file system's journal a commit.
+    """
     getattr(os, "fdatasync", os.fsync)(fd)  # macOS and Windows have only the latter
 
 

@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from cipherbox.errors import Damaged, SchemaTooNew, SchemaTooOld, StoreError
-from cipherbox.portable import O_BINARY, give_to, is_root, private_dir, unwritable
+from cipherbox.portable import O_BINARY, give_to, is_root, private_dir, sync_data, unwritable
 
 SYNCHRONOUS = "FULL"
 _LOG_BYTES, _FRAME_BYTES = 32, 24  # headers of a write-ahead log and of each frame
@@ -180,7 +180,7 @@ def sync(path: Path) -> None:
         except FileNotFoundError:
             return  # a file system without write-ahead logs: each commit is synced
         try:
-            os.fsync(fd)
+            sync_data(fd)
         finally:
             os.close(fd)
 

@@ -137,6 +137,13 @@ def root_at(size: int, read: Nodes) -> bytes:
     return _fold(read(_cover(0, size))) if size else EMPTY_ROOT
 
 
+def root_before(path: Sequence[bytes]) -> bytes:
+    """Return the root of a tree without its last leaf, whose path this is: its siblings are all
+    that was there before.
+    """
+    return _fold(path[::-1]) if path else EMPTY_ROOT
+
+
 def inclusion_proof(index: int, size: int, read: Nodes) -> tuple[bytes, ...]:
     """Return the path of leaf ``index`` (from 0) in the tree of ``size`` leaves, nearest first."""
     if not 0 <= index < size:
@@ -191,7 +198,7 @@ def is_consistent(
 
 def split_hashes(raw: bytes) -> tuple[bytes, ...]:
     """Split concatenated hashes."""
-    return tuple(raw[at : at + HASH_BYTES] for at in range(0, len(raw), HASH_BYTES))
+    return tuple([raw[at : at + HASH_BYTES] for at in range(0, len(raw), HASH_BYTES)])
 
 
 # -- inside ----------------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ from cipherbox.envelope.merkle_tree import (
     leaf_hash,
     merkle_path,
     merkle_root,
+    root_before,
     root_from_path,
 )
 from cipherbox.errors import MalformedEnvelope, SignatureInvalid, UnknownVersion
@@ -96,10 +97,14 @@ class Accepted(NamedTuple):
 
 
 class Proven(NamedTuple):
-    """The result of a valid proof: an entry's record, and the head it is under."""
+    """The result of a valid proof: an entry's record, the head it is under and the note of that
+    head, and the root of the log before this entry, if it is the head's last; else empty.
+    """
 
     record: Record
     head: Checkpoint
+    note: bytes
+    root_before: bytes
 
 
 def accepted_head(sender: str, at: int) -> bytes:
@@ -334,7 +339,8 @@ def _verified(
     outer = root_from_path(leaf_hash(parsed.record), record.index - 1, head.size, parsed.path)
     if not (hmac.compare_digest(inner, record.root) and hmac.compare_digest(outer, head.root)):
         raise SignatureInvalid("HQ's proof is for something else")
-    return Proven(record, head)
+    before = root_before(parsed.path) if record.index == head.size else b""
+    return Proven(record, head, parsed.checkpoint, before)
 
 
 def _place(index: int, path: Sequence[bytes]) -> bytes:
@@ -373,7 +379,7 @@ def _read_hashes(raw: bytes, at: int, count: int) -> tuple[tuple[bytes, ...], in
     end = at + HASH_BYTES * count
     if end > len(raw):
         raise MalformedEnvelope("HQ's proof is incomplete")
-    return tuple(raw[i : i + HASH_BYTES] for i in range(at, end, HASH_BYTES)), end
+    return tuple([raw[i : i + HASH_BYTES] for i in range(at, end, HASH_BYTES)]), end
 
 
 def leaf_hashes_of(payload: bytes) -> tuple[bytes, list[bytes], list[bytes]]:

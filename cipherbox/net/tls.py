@@ -7,7 +7,9 @@ large envelopes.  Rules:
 2. The call that makes `ssl` produce output flushes it.
 3. A connection closed without close_notify reads as the end of the stream: frames have lengths, so
    truncation is noticed.
-4. Each wake-up costs 60 us, and a large frame arrives in dozens of pieces: while `expect` says that
+4. `send_now` sends a small frame without a turn of the event loop, which costs as much as the
+   frame.  What the network does not take, the next `send_all` sends first.
+5. Each wake-up costs 60 us, and a large frame arrives in dozens of pieces: while `expect` says that
    more must come, a receive waits for a large part of it (SO_RCVLOWAT, which Linux gives up at the
    end of the stream and when its buffer is full), but only briefly: a slow peer's progress shows.
 
@@ -281,6 +283,8 @@ class TlsStream(trio.abc.Stream):
         self._sending = self._receiving = self._closed = False
         self._chunk = _RECORD  # size of the next read: grows while reads fill it
         self._expected = 0
+        self._unsent = b""  # encrypted by `send_now`, and not yet sent
+        self._broken: ssl.SSLError | None = None  # why `send_now` could not encrypt
         self._socket: trio.socket.SocketType | None = None  # that can wait for many bytes
         if sys.platform == "linux" and isinstance(below, trio.SocketStream):
             self._socket = below.socket
@@ -330,13 +334,18 @@ class TlsStream(trio.abc.Stream):
         else:
             self._flush_lock.acquire_nowait()
         try:
-            data = self._outgoing.read()
+            data = self._encrypted()
             if data:
                 await self._below.send_all(data)
         except (trio.BrokenResourceError, OSError) as error:
             raise stream_error(error, self.peer) from error
         finally:
             self._flush_lock.release()
+
+    def _encrypted(self) -> bytes:
+        """Take what is encrypted and not yet sent."""
+        unsent, self._unsent = self._unsent, b""
+        return unsent + self._outgoing.read() if unsent else self._outgoing.read()
 
     async def _feed(self) -> bool:
         """Read what has arrived; return False at the end of the stream."""
@@ -376,11 +385,38 @@ class TlsStream(trio.abc.Stream):
         """Announce that at least this many bytes will come: what the current frame lacks."""
         self._expected = size
 
+    def send_now(self, data: bytes) -> bool:
+        """Encrypt a small ``data`` and send what the network takes without waiting; return False if
+        `send_all`, even of nothing, has to send the rest or to raise why it cannot.
+        """
+        if self._sending:
+            raise trio.BusyResourceError("another task is sending")
+        if self._closed:
+            return False
+        try:
+            self._tls.write(data)
+        except ssl.SSLError as error:
+            self._broken = error
+            return False
+        if self._socket is None or self._flush_lock.locked():
+            return False
+        found = self._encrypted()
+        try:
+            sent = os.write(self._socket.fileno(), found)
+        except OSError:  # it would block, or it is cut: `send_all` finds out
+            sent = 0
+        self._unsent = found[sent:]
+        return not self._unsent
+
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """Encrypt and send all of ``data``."""
         with self._alone("_sending", "another task is sending"):
             try:
+                if self._broken is not None:
+                    raise self._broken
                 view = memoryview(data)
+                if not view and (self._unsent or self._outgoing.pending):
+                    await self._flush()
                 while view:  # in pieces, so that a large envelope is not in memory twice
                     size = CHUNK if len(view) > CHUNK + CHUNK // 8 else len(view)
                     self._tls.write(view[:size])

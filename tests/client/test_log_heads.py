@@ -19,6 +19,7 @@ from cipherbox.client.log.restores import attest_restored
 from cipherbox.client.log.witness import Witness, load_key, verifier_key
 from cipherbox.envelope import evidence
 from cipherbox.envelope import merkle_tree as tree
+from cipherbox.envelope import transparency_log as format
 from cipherbox.envelope.checkpoint import Checkpoint, Note, decode_note, origin_of, sign_checkpoint
 from cipherbox.errors import (
     ConfigError,
@@ -31,6 +32,7 @@ from cipherbox.errors import (
 from cipherbox.server import hq as server
 from cipherbox.server.log_mark import FILE as MARK_FILE
 from cipherbox.server.operations.backup import back_up, restore
+from cipherbox.server.requests import log as requests
 from cipherbox.server.transparency_log import Proofs, TransparencyLog
 from cipherbox.store.sqlite.store import open_store
 from cipherbox.wire import frames
@@ -227,6 +229,53 @@ def hq_audit(client: Any) -> TransparencyLog:
     return next(
         one.audit for one in engines if one.audit is not None and one.audit.public == client.log.key
     )
+
+
+async def test_a_head_that_came_with_its_entry_needs_no_proof_that_it_continues_the_one_before(
+    hq: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    real = requests._consistency
+
+    def counted(store: Any, sizes: list[int], most: int) -> list[bytes]:
+        asked.append(len(sizes))
+        return real(store, sizes, most)
+
+    monkeypatch.setattr(requests, "_consistency", counted)
+    async with hq.client("FL-LAB") as lab:
+        async with lab.publisher(to="CA-RC", batch=1) as publisher:
+            for _ in range(20):
+                await publisher.send("x")
+                await publisher.flush()
+        await until(lambda: lab.log.all_proven)
+        assert lab.log.newest.checkpoint.size >= 20
+    assert max(asked) <= 3  # the newest known, the last one met, and HQ's newest
+
+
+async def test_a_head_of_another_log_stays_to_be_proven(hq: Any) -> None:
+    async with hq.client("FL-LAB", **QUICK) as lab:
+        await until(lambda: lab.log.all_proven)
+        audit, edge = hq_audit(lab), tree.RightEdge()
+
+        def head(root: bytes) -> bytes:
+            known = Checkpoint(audit.origin, edge.size, root, lab.log.newest.checkpoint.at + 1)
+            return sign_checkpoint(known, audit.signing_key)
+
+        for number in range(99):
+            edge.append(tree.leaf_hash(bytes([number])))
+        fork, same = lab.log.observe(head(bytes(32))), lab.log.observe(head(edge.root()))
+        leaf = format.leaf(bytes(16), 0, bytes(32))
+        payload = format.accepted_payload(format.accepted_head("FL-LAB", 7), [leaf])
+        root = format.root_of(format.Group(format.ACCEPTED, payload))
+        record = format.Record(100, 7, root, 1).encode()
+        path = edge.path()
+        edge.append(tree.leaf_hash(record))
+        proof = format.make_proof(record, [root], 0, path, head(edge.root()))
+        lab.log.confirm(frames.Confirm(7, 100, proof, [], []), [leaf], again=False)
+        left = {one.checkpoint[1:3] for one in lab.log._unproven.values()}
+        assert left == {fork[1:3], (100, edge.root())}
+        assert same[1:3] not in left
+        lab.log._unproven.clear()  # they are this test's, and HQ knows none of them
 
 
 async def test_heads_that_hq_does_not_prove_take_bounded_memory(

@@ -93,6 +93,11 @@ def test_a_proof_holds_for_exactly_its_envelopes(others: int) -> None:
     proof = proof_of(groups, others // 2, before=others)
     found = log.verify_proof(proof, "FL-LAB", own, PUBLIC, 1001)
     assert (found.record.index, found.head.size) == (others + 1, others + 1)
+    before = tree.RightEdge()
+    for number in range(others):
+        before.append(tree.leaf_hash(b"%d" % number))
+    assert found.root_before == before.root()
+    assert found.note == log.proof_checkpoint(proof)
     assert log.proof_record(proof) == found.record
     for wrong in (
         own[:-1],

@@ -167,6 +167,13 @@ def test_the_path_of_the_next_leaf_needs_no_read() -> None:
         assert path == tree.inclusion_proof(number, number + 1, kept.read)
 
 
+def test_the_path_of_the_last_leaf_is_the_tree_before_it() -> None:
+    edge = tree.RightEdge()
+    for number in range(40):
+        assert tree.root_before(edge.path()) == edge.root()
+        edge.append(tree.leaf_hash(bytes([number])))
+
+
 def test_proofs_and_reads_are_logarithmic() -> None:
     kept = Kept([n.to_bytes(2, "big") for n in range(5000)])
     for old, new in ((1, 5000), (2500, 5000), (4095, 4999), (4999, 5000)):

@@ -56,6 +56,28 @@ class Peer:
         self.events += self.wire.events()
 
 
+class PromptPeer(Peer):
+    """Takes small frames without a turn of the loop, while it has room for them."""
+
+    def __init__(self, room: int = 1 << 20) -> None:
+        super().__init__()
+        self.room = room
+        self.now = 0  # frames that came so
+        self._left = b""
+
+    def send_now(self, data: bytes) -> bool:
+        taken, self._left = data[: self.room], data[self.room :]
+        self.room -= len(taken)
+        self.wire.receive_data(taken)
+        self.events += self.wire.events()
+        self.now += not self._left
+        return not self._left
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        left, self._left = self._left, b""
+        await super().send_all(left + bytes(data))
+
+
 @attrs.define(eq=False)
 class Line:
     """An `SendQueue` with everything around it."""
@@ -159,6 +181,50 @@ async def test_what_one_commit_gives_to_a_peer_leaves_in_one_write() -> None:
         nursery.cancel_scope.cancel()
     assert [type(event) for event in line.peer.events] == [frames.Ok, frames.Ok, Deliveries]
     assert len(writes) == 1
+
+
+async def test_what_is_small_and_alone_is_sent_at_once() -> None:
+    line = Line(peer=PromptPeer(), cache_bytes=100_000)
+    line.bodies.put(1, 1, b"x" * 100, on_its_way=True)
+    line.store(entry(2), entry(3))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(line.out.run, nursery)
+        await trio.testing.wait_all_tasks_blocked()
+        line.out.put(codec.encode(frames.Ok(1, 0)))
+        line.out.push(1, "q", [entry(1)._replace(size=150)])
+        assert [type(event) for event in line.peer.events] == [frames.Ok, Deliveries]
+        assert line.unused == [(1, 0, 50)]  # the body has 100 bytes, and its credit was of 150
+        assert line.out.empty
+        line.out.push(1, "q", [entry(2)])  # is read from the store
+        line.out.put(codec.encode(frames.Ok(2, 0)))  # not before it
+        assert len(line.peer.events) == 2
+        await trio.testing.wait_all_tasks_blocked()
+        line.out.put(codec.encode(frames.Ok(3, 0)))
+        line.out.finish(codec.encode(frames.GoingAway(5, "bye")))
+        line.out.put(codec.encode(frames.Ok(4, 0)))
+    kinds = [frames.Ok, Deliveries, Deliveries, frames.Ok, frames.Ok, frames.GoingAway, frames.Ok]
+    assert [type(event) for event in line.peer.events] == kinds
+    assert isinstance(line.peer, PromptPeer)
+    assert line.peer.now == 3
+
+
+async def test_what_the_network_does_not_take_at_once_the_task_sends_in_order(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    peer = PromptPeer(room=5)
+    line = Line(peer=peer)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(line.out.run, nursery)
+        await trio.testing.wait_all_tasks_blocked()
+        for number in range(4):
+            line.out.put(codec.encode(frames.Ok(number, 0)))
+        await trio.testing.wait_all_tasks_blocked()
+        assert peer.events == [frames.Ok(number, 0) for number in range(4)]
+        peer.room, peer.stuck = 0, True
+        line.out.put(codec.encode(frames.Ok(9, 0)))
+        await trio.sleep(2 * SMALL.heartbeat_s + 1)
+        assert line.out.stuck()  # the rest of a frame is waited for, like any other
+        nursery.cancel_scope.cancel()
 
 
 async def test_bodies_are_read_when_their_turn_has_come_and_not_before() -> None:

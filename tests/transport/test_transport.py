@@ -327,3 +327,51 @@ async def test_two_tasks_cannot_receive_at_once() -> None:
         await b.send_all(b"done")
     await a.aclose()
     await b.aclose()
+
+
+async def test_a_small_frame_is_sent_without_a_turn_of_the_loop() -> None:
+    a, b = await tls_pair()
+    with trio.testing.assert_no_checkpoints():
+        sent = a.send_now(b"hello")
+    assert sent is (sys.platform == "linux")
+    if not sent:
+        await a.send_all(b"")
+    assert await b.receive_some() == b"hello"
+    await a.aclose()
+    assert a.send_now(b"late") is False
+    with pytest.raises(trio.ClosedResourceError):
+        await a.send_all(b"")
+    await b.aclose()
+
+
+async def test_what_the_network_does_not_take_now_is_sent_first_by_the_next_send() -> None:
+    a, b = await tls_pair()
+    pieces = [bytes([number]) * 50_000 for number in range(200)]
+    received = bytearray()
+
+    async def read() -> None:
+        while len(received) < sum(map(len, pieces)) + 3:
+            received.extend(await b.receive_some())
+
+    left = 0
+    async with trio.open_nursery() as nursery:
+        for piece in pieces:  # nobody reads: the buffers of the two sockets fill up
+            left += not a.send_now(piece)
+        nursery.start_soon(read)
+        await a.send_all(b"end")
+    assert left
+    assert received == b"".join(pieces) + b"end"
+    await a.aclose()
+    await b.aclose()
+
+
+async def test_only_one_task_sends() -> None:
+    a, b = await tls_pair()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(a.send_all, bytes(20_000_000))
+        await trio.testing.wait_all_tasks_blocked()
+        with pytest.raises(trio.BusyResourceError):
+            a.send_now(b"between")
+        nursery.cancel_scope.cancel()
+    await trio.aclose_forcefully(a)
+    await trio.aclose_forcefully(b)

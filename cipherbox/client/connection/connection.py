@@ -4,6 +4,9 @@ Three tasks share it.  The reader receives frames and dispatches them; the write
 queued, joined; the beat sends heartbeats and notices when HQ's are missing.  Whatever ends the
 connection ends it once, with one error that says why, and every pending request gets that error.
 
+A small frame that comes alone is sent at once, without the writer: a turn of the event loop costs
+as much as the frame.  What the network does not take then, the writer sends.
+
 Rules.  Correlation ids rise by one over all requests of a connection, SENDs among them.  When
 writing fails, the reader gets a moment to find out why: HQ's last word (an ERROR, a TLS alert about
 the certificate) is in what it sent before.  Nothing here waits for a consumer: credit bounds what
@@ -43,6 +46,8 @@ from cipherbox.wire.connection import Deliveries, WireConnection
 LAST_WORD_S = 1.0
 CLOSE_S = 2.0
 JOIN_BYTES = 256 * 1024  # sent per call
+NOW_BYTES = 16 * 1024  # sent at once at most: one TLS record
+_ALONE_S = 0.001  # since the last frame; what follows sooner is joined
 Done = Callable[[Any, "CipherBoxError | None"], None]
 
 
@@ -80,8 +85,11 @@ class Connection:
         self._stream = stream
         self._handler = handler
         self._wire = WireConnection("client")
+        # TLS has it; WebSocket does not, since its messages are another task's
+        self._send_now: Callable[[bytes], bool] | None = getattr(stream, "send_now", None)
         self._out: list[Octets] = []
         self._more = Flag()
+        self._idle = False  # the writer waits for something to send
         self._pending: dict[int, Done] = {}
         self._correlation = 0
         self._welcomed = trio.Event()
@@ -154,6 +162,14 @@ class Connection:
         self._scope.cancel()
 
     def _put(self, data: Octets) -> None:
+        """Send it if it is small and comes alone, or queue it for the writer."""
+        if self._idle and not self._out and self._send_now is not None and len(data) <= NOW_BYTES:
+            now = trio.current_time()
+            if now - self.spoke_at > _ALONE_S:
+                self.spoke_at = now
+                if self._send_now(bytes(data)):
+                    return
+                data = b""  # the writer sends the rest
         self._out.append(data)
         self._more.set()
 
@@ -207,17 +223,21 @@ class Connection:
     async def _write(self) -> None:
         self._put_hello()
         while True:
+            self._idle = True
             await self._more.wait()
+            self._idle = False
             self._more.clear()
             while self._out:
                 pieces, self._out = Pieces(self._out), []
                 total = pieces.size
-                while pieces.size:  # slices show the progress of a large frame
+                while True:  # slices show the progress of a large frame
                     first = pieces.size == total
                     await self._stream.send_all(pieces.take(JOIN_BYTES))
                     self.spoke_at = trio.current_time()
                     if not first:
                         self.moved_at = self.spoke_at
+                    if not pieces.size:
+                        break
 
     async def _beat(self) -> None:
         await self._welcomed.wait()

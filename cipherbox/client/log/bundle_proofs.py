@@ -45,7 +45,7 @@ class BundleProofs:
         if len(self._proofs) >= _MAX_PROOFS:
             self._proofs.pop(next(iter(self._proofs)))
         self._proofs[bundle.hash] = proof
-        return Head(proven.head, log.proof_checkpoint(proof))
+        return Head(proven.head, proven.note)
 
     def proof(self, bundle: KeyBundle) -> bytes:
         """Return HQ's proof for a recently delivered bundle, or nothing."""

@@ -9,7 +9,9 @@ Rules.
 3. Every observed head (in a WELCOME, a proof, a receipt, a cosignature) must be consistent with the
    newest one that any program of this home has verified; HQ is asked for the proofs, for many heads
    in one request, and at most a few times a second. The newest verified head is durable, and
-   travels in this client's receipts.
+   travels in this client's receipts. A head over one more entry than an observed one needs no proof
+   from HQ if it came with that entry: the entry's path is the log before it. Then only the later
+   head is left to be proven.
 4. Inconsistent heads are a contradiction. It stops every program of this home until a person has
    decided, and leaves one file of evidence. Only one thing explains it: an admin's signed statement
    in the log that HQ was restored from a backup (`client.log.restores`).
@@ -182,7 +184,10 @@ class LogProofVerifier:
                 f"HQ confirmed {len(leaves)} envelopes and did not prove that its signed log "
                 f"names them ({error}); they stay in the outbox. Tell the admin"
             ) from None
-        self._observe(Head(proven.head, log.proof_checkpoint(frame.proof)))
+        head = proven.head
+        self._observe(Head(head, proven.note))
+        if proven.root_before:
+            self._unproven.pop((head.origin, head.size - 1, proven.root_before), None)
 
     def bundles(self, bundles: Sequence[bytes], proofs: Sequence[bytes]) -> None:
         """Raise BundleUnlogged unless HQ proves that its log names each of these bundles."""

@@ -85,7 +85,7 @@ from cipherbox.wire.frames import Confirm
 # Sealed and not yet on their way to the disk: a publisher then lets the other tasks run, so that
 # sealing, writing and sending overlap.  256 envelopes are 70 ms of sealing; fewer cost more syncs.
 AHEAD, AHEAD_BYTES = 256, 16 * 1024 * 1024
-OUTCOME_PAUSE_S = 0.2  # outcomes wait so long for envelopes to be written with
+OUTCOME_PAUSE_S = 0.2  # outcomes wait once or twice so long for envelopes to be written with
 ABANDONED_MS = 30_000  # a row unchanged for so long belongs to no process that sends
 LOOK_S = 5.0  # between looks for such rows
 WRITE_RETRY_S = 1.0  # before outcomes that could not be written are written again
@@ -126,6 +126,7 @@ class OutboxSender(Resealing):
         self._unsynced: set[PendingPublish] = set()  # sent, and being synced
         self._one_at_a_time = trio.Lock()  # is sealed again
         self._work, self._look = Flag(), Flag()
+        self._came = Flag()  # an outcome, which waits for envelopes to be written with
         self.written = Signal()  # envelopes or outcomes were written to the outbox
         # nothing that HQ may have lost in a restore still counts as confirmed
         self.compared = trio.Event()
@@ -188,7 +189,7 @@ class OutboxSender(Resealing):
         """Park an envelope that HQ refused and nobody here can mend, with the reason."""
         refused = Refused(envelope.envelope_id, envelope.generation, error.code, str(error))
         self._outcomes.refused.append(refused)
-        self._work.set()
+        self._came.set()
 
     async def keep_step(self, step: RatchetStep) -> None:
         """Keep a ratchet step that belongs to no envelope of the outbox.
@@ -232,19 +233,30 @@ class OutboxSender(Resealing):
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._drain)
+                nursery.start_soon(self._hurry_outcomes)
                 self._nursery, self._token = nursery, trio.lowlevel.current_trio_token()
                 while True:
                     await self._work.wait()
-                    with trio.move_on_after(OUTCOME_PAUSE_S):
-                        while not self._new and not self._steps:
-                            self._work.clear()
-                            await self._work.wait()
                     await self._write()
         finally:
             with trio.move_on_after(CLOSE_S, shield=True):
                 await self._write()
             with trio.CancelScope(shield=True):  # as long as a call of the outbox may take
                 await self.close()
+
+    async def _hurry_outcomes(self) -> None:
+        """Let outcomes be written that no envelope came to be written with.
+
+        In a task of its own, so that a busy sender's outcomes wake no task, and its envelopes need
+        no timeout.
+        """
+        while True:
+            await self._came.wait()
+            self._came.clear()
+            waiting = self._outcomes
+            await trio.sleep(OUTCOME_PAUSE_S)
+            if waiting is self._outcomes:  # nothing was written meanwhile
+                self._work.set()
 
     async def _write(self) -> None:
         self._work.clear()
@@ -275,6 +287,7 @@ class OutboxSender(Resealing):
             )
         except CipherBoxError as error:
             self._outcomes = outcomes.before(self._outcomes)
+            self._came.set()
             for one in batch:
                 self._not_kept(one, _failure(error, sent=one in self._unsynced))
             if not new:
@@ -383,7 +396,7 @@ class OutboxSender(Resealing):
             else:
                 reason = "its bytes are gone from the outbox"
                 self._outcomes.refused.append(Refused(row.envelope_id, row.generation, 0, reason))
-            self._work.set()
+            self._came.set()
             return
         await self._connection.ready()
         # sealed by an older version, or with keys that this client has replaced since
@@ -404,7 +417,7 @@ class OutboxSender(Resealing):
         if names:
             leaves = b"".join(item.leaf() for item in items)
             self._outcomes.proven.append(Proven(frame.log_position, frame.proof, leaves, names))
-            self._work.set()
+            self._came.set()
 
     def settled(self, item: PendingPublish) -> None:
         """Record the outcome of an envelope of the outbox; pass every outcome on to its owner."""
@@ -430,7 +443,7 @@ class OutboxSender(Resealing):
             return
         elif error is not None and (refused := _refused(item, error)) is not None:
             self._outcomes.refused.append(refused)
-        self._work.set()
+        self._came.set()
         if item.on_outcome is not None:
             item.tell_owner()
         else:

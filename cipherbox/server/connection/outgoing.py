@@ -8,6 +8,9 @@ accepts a large frame too slowly (`slow`); no other peer waits for it.  The sess
 twice a second: a timeout around each send would cost a fortieth of HQ's time where messages come
 alone.
 
+A small frame that nothing is queued before is sent at once, without the task: a turn of the event
+loop costs as much as the frame.  What the network does not take then, the task sends.
+
 A queued delivery has used its consumer's credit, by the size that the envelope had then.  Before
 its turn comes, the envelope may be acknowledged over another connection or by an ACK repeated on
 this one, and its bytes are gone; a new generation may replace it by one of another size; or its
@@ -39,6 +42,8 @@ _SLICE_BYTES = 64 * 1024  # sent per call: small enough to see whether a large f
 # a peer that accepts a slice within this time gets larger ones: each call costs HQ 60 us
 _FAST_S = 0.05
 _FRAME_BYTES = 64  # of a frame's other fields
+# Sent at once at most: one TLS record.  What the network does not take of it counts in no account.
+_NOW_BYTES = 16 * 1024
 
 
 class Sink(Protocol):
@@ -119,6 +124,9 @@ class SendQueue:
         self.spoke_at = trio.current_time()
         self.frame_bytes = limits.frame_bytes  # the most the peer accepts, from HELLO
         self._sink = sink
+        # TLS has it; WebSocket does not, since its messages are another task's
+        self._send_now: Callable[[bytes], bool] | None = getattr(sink, "send_now", None)
+        self._idle = False  # `run` waits for something to send
         self._bodies = bodies
         self.account = account  # memory held for this client
         self._limits = limits
@@ -140,16 +148,41 @@ class SendQueue:
         return not self._queue
 
     def put(self, data: bytes) -> None:
-        """Queue encoded frames."""
+        """Send encoded frames, or queue them."""
+        if len(data) <= _NOW_BYTES and self._may_send_now():
+            self._sent_now(data)
+            return
         self._queue.append(data)
         self.size += len(data)
         self._ready.set()
 
     def push(self, tag: int, queue: str, entries: list[Entry]) -> None:
-        """Queue entries for a consumer."""
-        if not self._last:
-            self._queue.append(QueuedDelivery(tag, queue, entries))
+        """Send entries to a consumer, or queue them."""
+        if self._last:
+            return
+        size = sum([entry[2] + codec.DELIVERED_BYTES for entry in entries])
+        if size <= min(_NOW_BYTES, self._most()) and self._may_send_now():
+            items = self._bodies.held(entries)
+            if items is not None:
+                self._return_unused(tag, entries, items)
+                self._sent_now(b"".join(codec.encode_deliver(tag, items)))
+                return
+        self._queue.append(QueuedDelivery(tag, queue, entries))
+        self._ready.set()
+
+    def _may_send_now(self) -> bool:
+        """Return whether nothing is queued or being sent."""
+        return self._idle and not self._queue and not self._last and self._send_now is not None
+
+    def _sent_now(self, data: bytes) -> None:
+        assert self._send_now is not None
+        if self._send_now(data):
+            self._counts.frames_sent += 1
+        else:
+            self._queue.append(b"")  # `run` sends the rest
             self._ready.set()
+        self._counts.sent_bytes += len(data)
+        self.spoke_at = trio.current_time()
 
     def fetched(self, answer: FetchedEntries) -> None:
         """Queue the answer to a FETCH."""
@@ -171,7 +204,9 @@ class SendQueue:
                 await self._some(nursery)
             if self._last:
                 return
+            self._idle = True
             await self._ready.wait()
+            self._idle = False
 
     async def _some(self, nursery: trio.Nursery) -> None:
         """Send what can be joined.  The queue may change at every await."""
@@ -201,15 +236,21 @@ class SendQueue:
                 self._drop_ahead()
                 self._read_ahead(nursery)
                 if isinstance(head, QueuedDelivery):
-                    envelopes = len(entries) - len(items)
-                    left = used - sum([len(item[4]) for item in items])
-                    if envelopes or left:
-                        self._unused(head.tag, envelopes, left)
+                    self._return_unused(head.tag, entries, items)
                 frame = self._frame(head, items)
             going.append(frame)
             size += sum(map(len, frame))
-        if size:
+        if going:
             await self._send(going)
+
+    def _return_unused(
+        self, tag: int, entries: list[Entry], items: list[codec.DeliveredItem]
+    ) -> None:
+        """Return the credit of what is not sent."""
+        envelopes = len(entries) - len(items)
+        left = sum([entry[2] for entry in entries]) - sum([len(item[4]) for item in items])
+        if envelopes or left:
+            self._unused(tag, envelopes, left)
 
     async def _read(self, queue: str, entries: list[Entry]) -> list[codec.DeliveredItem]:
         ahead, self._ahead = self._ahead, None
@@ -307,7 +348,7 @@ class SendQueue:
         self.account.add(total)
         memory.began(going)
         try:
-            while data.size:
+            while True:
                 before = going.waited
                 going.wait()
                 await self._sink.send_all(data.take(self._slice))
@@ -315,6 +356,8 @@ class SendQueue:
                 going.moved = total - data.size
                 fast = going.waited - before < _FAST_S
                 self._slice = min(2 * self._slice, _JOIN_BYTES) if fast else _SLICE_BYTES
+                if not data.size:
+                    break
         finally:
             self._sending = None
             memory.ended(going)

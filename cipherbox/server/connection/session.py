@@ -365,8 +365,8 @@ class Session:
         if self._returning:
             answers = [a for a in answers if a.correlation]
         self._in_flight.answered(answers)
-        for data in encode.encode(answers, proof):
-            self._put(data)
+        if answers:
+            self._put(b"".join(encode.encode(answers, proof)))
         if log.isEnabledFor(logging.DEBUG):
             _log_refusals(self.client, self.connection, answers)
 
