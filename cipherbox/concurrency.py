@@ -33,7 +33,9 @@ from __future__ import annotations
 
 import queue
 import random
+import socket
 import threading
+import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
@@ -295,12 +297,13 @@ class Flag:
 class _Call(Generic[T]):
     """A call on its way through the thread, and what became of it."""
 
-    __slots__ = ("error", "task", "token", "value", "work")
+    __slots__ = ("done", "error", "first", "task", "token", "value", "work")
 
-    def __init__(self, work: Callable[[], T]) -> None:
-        self.work = work
+    def __init__(self, work: Callable[[], T], *, first: bool) -> None:
+        self.work, self.first = work, first
         self.task = trio.lowlevel.current_task()
         self.token = trio.lowlevel.current_trio_token()
+        self.done = False
         self.value: T | None = None
         self.error: BaseException | None = None
 
@@ -311,31 +314,54 @@ class OneThread:
     `trio.to_thread` prepares each call for a context, a limiter, a thread name and calls back into
     trio; without that the way there and back costs a third less, which counts where a message
     takes four of them.  The thread ends when it was idle for a while.
+
+    A caller that no other one waits before is woken through a socket of this object: trio's own
+    way from a thread to a task takes it one more turn of the event loop.
     """
 
-    __slots__ = ("_calls", "_lock", "_running")
+    __slots__ = ("__weakref__", "_bell", "_calls", "_lock", "_ring", "_running", "_waits")
 
     def __init__(self) -> None:
         self._calls: queue.SimpleQueue[_Call[Any]] = queue.SimpleQueue()
         self._lock = threading.Lock()  # held while the thread decides to end
         self._running = False
+        self._waits = False  # a caller, for the bell
+        self._bell, self._ring = socket.socketpair()
+        self._bell.setblocking(False)
+        weakref.finalize(self, _close, self._bell, self._ring)
 
     async def run(self, call: Callable[[Unpack[Ts]], T], *args: *Ts) -> T:
         """Return what ``call`` returns.  Cancelling the caller does not abandon a call."""
         await trio.lowlevel.checkpoint_if_cancelled()
-        one = _Call(partial(call, *args))
+        one = _Call(partial(call, *args), first=not self._waits)
         with self._lock:
             self._calls.put(one)
             if not self._running:
                 self._running = True
                 threading.Thread(target=self._work, name="one-thread", daemon=True).start()
-        await trio.lowlevel.wait_task_rescheduled(lambda _: trio.lowlevel.Abort.FAILED)
+        if one.first:
+            await self._until_done(one)
+        else:
+            await trio.lowlevel.wait_task_rescheduled(lambda _: trio.lowlevel.Abort.FAILED)
         if one.error is not None:
             try:
                 raise one.error
             finally:
                 del one  # its error refers to this frame
         return cast(T, one.value)
+
+    async def _until_done(self, one: _Call[Any]) -> None:
+        self._waits = True
+        try:
+            while not one.done:
+                try:
+                    await trio.lowlevel.wait_readable(self._bell)
+                except trio.Cancelled:  # the next checkpoint raises it again
+                    with trio.CancelScope(shield=True):
+                        await trio.lowlevel.wait_readable(self._bell)
+                self._bell.recv(1)
+        finally:
+            self._waits = False
 
     def _work(self) -> None:
         while True:
@@ -351,8 +377,17 @@ class OneThread:
                 one.value = one.work()
             except BaseException as error:
                 one.error = error
-            one.token.run_sync_soon(trio.lowlevel.reschedule, one.task)
+            one.done = True
+            if one.first:
+                self._ring.send(b"\0")
+            else:
+                one.token.run_sync_soon(trio.lowlevel.reschedule, one.task)
             del one  # what a call held must not live until the next one
+
+
+def _close(*sockets: socket.socket) -> None:
+    for one in sockets:
+        one.close()
 
 
 # -- errors that leave a nursery -------------------------------------------------------------------

@@ -353,10 +353,10 @@ class TlsStream(trio.abc.Stream):
             await self._flush()
         part = min(self._expected - _RECORD, _PART)  # up to a record may have been fed already
         try:
-            if part >= _RECORD and self._socket is not None:
-                await self._until_arrived(self._socket, part)
-                self._chunk = CHUNK
-            data = await self._below.receive_some(self._chunk)
+            if self._socket is None:
+                data: bytes | bytearray = await self._below.receive_some(self._chunk)
+            else:
+                data = await self._read(self._socket, part)
         except (trio.BrokenResourceError, OSError) as error:
             raise stream_error(error, self.peer) from error
         self._check_open()
@@ -370,6 +370,21 @@ class TlsStream(trio.abc.Stream):
         else:
             self._incoming.write_eof()
         return bool(size)
+
+    async def _read(self, socket: trio.socket.SocketType, part: int) -> bytes:
+        """Read what has arrived, after waiting for it: mostly nothing has, and to try first, as
+        trio does, costs a call and an exception.
+        """
+        if part >= _RECORD:
+            self._chunk = CHUNK
+            await self._until_arrived(socket, part)
+        else:
+            await trio.lowlevel.wait_readable(socket)
+        while True:
+            try:
+                return os.read(socket.fileno(), self._chunk)
+            except BlockingIOError:
+                await trio.lowlevel.wait_readable(socket)
 
     async def _until_arrived(self, socket: trio.socket.SocketType, size: int) -> None:
         """Wait until this many bytes have arrived, the stream ended, or some time has passed."""

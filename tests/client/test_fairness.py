@@ -368,7 +368,7 @@ class Source:
 
     async def __aexit__(self, *_: object) -> None: ...
 
-    async def batch(self, most: int, size: int) -> list[Any]:
+    async def take_batch(self, most: int, size: int) -> list[Any]:
         self.asked.append((most, size))
         if not self.sizes:
             await trio.sleep_forever()

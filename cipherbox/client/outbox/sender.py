@@ -6,8 +6,9 @@ confirmed; they are sent immediately.  From there on all are alike: the confirm 
 credit and sends them again over the next connection, and ``on_outcome`` is called once.
 
 One task writes.  What was sealed while it wrote is the next batch, so a busy publisher pays one
-sync for many envelopes.  Outcomes are written with the next batch, or after a short pause: a crash
-in between sends the same bytes again, which HQ confirms again.
+sync for many envelopes.  Outcomes are written after a short pause, many together and with a batch,
+since one alone changes three pages of the database.  A crash before that sends the same bytes
+again, which HQ confirms again.
 
 A batch is sent between its commit and its sync, and no caller is told that it is kept, confirmed or
 refused before the sync.  What a crash leaves:
@@ -85,7 +86,7 @@ from cipherbox.wire.frames import Confirm
 # Sealed and not yet on their way to the disk: a publisher then lets the other tasks run, so that
 # sealing, writing and sending overlap.  256 envelopes are 70 ms of sealing; fewer cost more syncs.
 AHEAD, AHEAD_BYTES = 256, 16 * 1024 * 1024
-OUTCOME_PAUSE_S = 0.2  # outcomes wait once or twice so long for envelopes to be written with
+OUTCOME_PAUSE_S = 0.1  # outcomes wait so long for others, and then for a batch of envelopes
 ABANDONED_MS = 30_000  # a row unchanged for so long belongs to no process that sends
 LOOK_S = 5.0  # between looks for such rows
 WRITE_RETRY_S = 1.0  # before outcomes that could not be written are written again
@@ -122,11 +123,12 @@ class OutboxSender(Resealing):
         self._behind: list[PendingPublish] | None = [] if left else None
         self._known: dict[bytes, int] = {}  # envelope id -> generation, of what this process sends
         self._outcomes = Outcomes()
+        self._outcomes_due = False  # to be written with the next batch
         self._steps: list[_StepToKeep] = []
         self._unsynced: set[PendingPublish] = set()  # sent, and being synced
         self._one_at_a_time = trio.Lock()  # is sealed again
         self._work, self._look = Flag(), Flag()
-        self._came = Flag()  # an outcome, which waits for envelopes to be written with
+        self._came = Flag()  # an outcome
         self.written = Signal()  # envelopes or outcomes were written to the outbox
         # nothing that HQ may have lost in a restore still counts as confirmed
         self.compared = trio.Event()
@@ -215,6 +217,7 @@ class OutboxSender(Resealing):
         if incarnation:
             while self._unsynced:
                 await self.written.wait()
+            self._outcomes_due = True
             await self._write()  # what the earlier store confirmed is recorded before it is doubted
             count = await self.store(self.outbox.resend_if_restored, incarnation)
             if count:
@@ -233,29 +236,27 @@ class OutboxSender(Resealing):
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._drain)
-                nursery.start_soon(self._hurry_outcomes)
+                nursery.start_soon(self._gather_outcomes)
                 self._nursery, self._token = nursery, trio.lowlevel.current_trio_token()
                 while True:
                     await self._work.wait()
                     await self._write()
         finally:
+            self._outcomes_due = True
             with trio.move_on_after(CLOSE_S, shield=True):
                 await self._write()
             with trio.CancelScope(shield=True):  # as long as a call of the outbox may take
                 await self.close()
 
-    async def _hurry_outcomes(self) -> None:
-        """Let outcomes be written that no envelope came to be written with.
-
-        In a task of its own, so that a busy sender's outcomes wake no task, and its envelopes need
-        no timeout.
-        """
+    async def _gather_outcomes(self) -> None:
+        """Let outcomes be written with the next batch after a pause, alone after a second one."""
         while True:
             await self._came.wait()
             self._came.clear()
-            waiting = self._outcomes
             await trio.sleep(OUTCOME_PAUSE_S)
-            if waiting is self._outcomes:  # nothing was written meanwhile
+            self._outcomes_due = True
+            await trio.sleep(OUTCOME_PAUSE_S)
+            if self._outcomes_due:
                 self._work.set()
 
     async def _write(self) -> None:
@@ -263,7 +264,9 @@ class OutboxSender(Resealing):
         ahead = _is_ahead(len(self._new), self._new_bytes)
         new, self._new = self._new, []
         steps, self._steps = self._steps, []
-        outcomes, self._outcomes = self._outcomes, Outcomes()
+        outcomes = Outcomes()
+        if self._outcomes_due:
+            outcomes, self._outcomes, self._outcomes_due = self._outcomes, outcomes, False
         if not (new or steps or outcomes):
             return
         if ahead:
@@ -287,12 +290,12 @@ class OutboxSender(Resealing):
             )
         except CipherBoxError as error:
             self._outcomes = outcomes.before(self._outcomes)
-            self._came.set()
+            if outcomes:
+                self._came.set()
             for one in batch:
                 self._not_kept(one, _failure(error, sent=one in self._unsynced))
             if not new:
                 await trio.sleep(WRITE_RETRY_S)
-                self._work.set()
             return
         finally:
             self._new_bytes -= sum(len(item.raw) for item in new if item not in self._unsynced)

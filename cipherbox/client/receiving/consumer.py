@@ -141,7 +141,12 @@ class Consumer:
         self, most: int = LIMITS.credit_envelopes, size: int = LIMITS.credit_bytes
     ) -> list[Delivery]:
         """Return 1 to ``most`` unopened deliveries of up to ``size`` bytes; wait for the first."""
-        await trio.lowlevel.checkpoint()
+        return await self.take_batch(most, size)
+
+    async def take_batch(self, most: int, size: int) -> list[Delivery]:
+        """Do what `batch` does, for our own calls, whose arguments need no check."""
+        if self._waiting or self._returned:
+            await trio.lowlevel.checkpoint()
         while not self._waiting and not self._returned:
             if self._failure is not None:
                 raise self._failure.copy()

@@ -150,10 +150,10 @@ class ReceiveLoop:
     async def _next(self, consumer: Consumer) -> list[Delivery]:
         left = self._progress.left()
         if left is not None:
-            return await consumer.batch(max(1, left), BATCH_BYTES)
+            return await consumer.take_batch(max(1, left), BATCH_BYTES)
         # a part of a file may be far larger than its envelope
         bulk = consumer.queue.endswith(".bulk")
-        return await consumer.batch(BULK_ENVELOPES if bulk else self._most, BATCH_BYTES)
+        return await consumer.take_batch(BULK_ENVELOPES if bulk else self._most, BATCH_BYTES)
 
     def _took_time(self, opened: int, *, for_all: bool) -> None:
         """Adjust the size of the next step to the time that this one took."""
@@ -169,7 +169,11 @@ class ReceiveLoop:
         deliveries = await self._ready(consumer, taken)
         if not deliveries:
             return
-        async with self._open_lock:
+        if self._open_lock.locked():
+            await self._open_lock.acquire()
+        else:
+            self._open_lock.acquire_nowait()  # `acquire` takes a turn of the event loop
+        try:
             if progress.writing_bytes + sum(one.size for one in deliveries) > 2 * BATCH_BYTES:
                 await progress.written()  # two large ones are never in memory side by side
             new, done, rest = await self._classifier.open_new(deliveries)
@@ -179,6 +183,8 @@ class ReceiveLoop:
             progress.begin_writing(new, sum(one.size for one in done))
             progress.recording += 1
             nursery.start_soon(self._record, new, done, self._session_steps())
+        finally:
+            self._open_lock.release()
 
     async def _ready(self, consumer: Consumer, deliveries: list[Delivery]) -> list[Delivery]:
         """Return those that can be opened now; the others return to the consumer when their
