@@ -233,8 +233,7 @@ class Engine:
                 )
             else:
                 self._distribute(effects, batch)
-                self._event_log.committed(effects, batch.commands)
-                self._event_log.delivered(effects)
+                await self._log(effects, batch)
 
     async def _gather(self) -> None:
         """Wait for commands."""
@@ -326,6 +325,22 @@ class Engine:
         for connection, error in effects.closed.items():
             if connection in self._peers:
                 self._peers[connection].end(error)
+
+    async def _log(self, effects: Effects, batch: Batch) -> None:
+        """Log a batch after its confirms and deliveries have left: a line costs 0.35 ms.  It is
+        logged even if the engine is cancelled meanwhile.
+        """
+        try:
+            numbers = {*effects.answers, *(run.connection for run in effects.deliveries)}
+            peers = [self._peers[one] for one in numbers if one in self._peers]
+            if any(peer.lags for peer in peers) and self._event_log.has_lines(effects):
+                # The writers of the connections run in the next round of trio's loop, in any order
+                # with this task; after a second one all of them have sent what they could.
+                await trio.lowlevel.checkpoint()
+                await trio.lowlevel.checkpoint()
+        finally:
+            self._event_log.committed(effects, batch.commands)
+            self._event_log.delivered(effects)
 
     def _cache_bodies(self, effects: Effects, log_entry: int) -> None:
         changes = effects.changes

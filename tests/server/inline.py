@@ -53,6 +53,7 @@ class Noted:
     handed: list[tuple[int, str, list[m.Entry]]] = attrs.Factory(list)
     ended: list[CipherBoxError] = attrs.Factory(list)
     news: trio.Event = attrs.Factory(trio.Event)
+    lags: bool = True
 
     def answer(self, answers: Sequence[m.Answer], proof: object = None) -> None:
         self.answers += answers

@@ -167,25 +167,22 @@ class Inbox:
             kinds = [(one, recording_of(one)) for one in batch]
             made = [(one, lines_of(one)) for one, kind in kinds if kind is Recording.LINES]
             taken = self._arriving.take([one for one, kind in kinds if kind is Recording.FILE])
-            beside = self._arriving.hidden.write_messages(
-                [(one, lines.files) for one, lines in made]
-            )
+            in_files = [(one, lines.files) for one, lines in made if lines.files]
+            beside = self._arriving.hidden.write_messages(in_files) if in_files else []
 
             def work(_: sqlite3.Connection) -> None:
                 self._insert(batch)
                 self._arriving.record(taken)
                 self._keep(made)
-                for (one, _lines), files in zip(made, beside, strict=True):
-                    if files:
-                        self._transfers.add(
-                            files, self._transfers.number(one.sender, one.envelope_id)
-                        )
+                for (one, _indexes), files in zip(in_files, beside, strict=True):
+                    number = self._transfers.number(one.sender, one.envelope_id)
+                    self._transfers.add(files, number)
                 if steps is not None and self._sessions is not None:
                     self._sessions.receiving.write(self._db, steps)
 
             lines = [one.data for _, one in made if one.data]
             self.file_counts = {
-                (o.sender, o.envelope_id): len(found.files) for o, found in made if found.files
+                (one.sender, one.envelope_id): len(indexes) for one, indexes in in_files
             }
             self._step(work, lines)
             for received in batch:

@@ -404,17 +404,16 @@ class Outbox(OutboxReceipts):
         """Store a proof; return its number for each of its envelopes."""
         # A pipe deletes an envelope as soon as its peer has the bytes, which may be before HQ's
         # confirm is recorded.
-        if not any(
-            self._db.execute("SELECT 1 FROM envelopes WHERE envelope_id = ?", (name,)).fetchone()
-            for name in one.envelope_ids
-        ):
-            return {}
-        proof = self._db.execute(
-            "INSERT INTO proofs (entry, bytes, leaves) VALUES (?, ?, ?)",
-            (one.entry, one.proof, one.leaves),
-        ).lastrowid
-        assert proof is not None
-        return dict.fromkeys(one.envelope_ids, proof)
+        for name in one.envelope_ids:
+            inserted = self._db.execute(
+                "INSERT INTO proofs (entry, bytes, leaves) SELECT ?, ?, ? "
+                "WHERE EXISTS (SELECT 1 FROM envelopes WHERE envelope_id = ?)",
+                (one.entry, one.proof, one.leaves, name),
+            )
+            if inserted.rowcount:
+                assert inserted.lastrowid is not None
+                return dict.fromkeys(one.envelope_ids, inserted.lastrowid)
+        return {}
 
     def _forget_bytes_of(self, envelope_id: bytes) -> list[str]:
         row = self._db.execute(

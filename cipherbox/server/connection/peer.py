@@ -23,6 +23,11 @@ class Peer(Protocol):
 
     client: str
 
+    @property
+    def lags(self) -> bool:
+        """Whether something waits to be sent."""
+        ...
+
     def answer(self, answers: Sequence[Answer], proof: Proof | None) -> None: ...
 
     def deliver(self, tag: int, queue: str, entries: list[Entry]) -> None: ...

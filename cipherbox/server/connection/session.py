@@ -361,6 +361,10 @@ class Session:
 
     # -- out: the engine's Peer --------------------------------------------------------------------
 
+    @property
+    def lags(self) -> bool:
+        return not self._out.empty
+
     def answer(self, answers: Sequence[Answer], proof: Proof | None = None) -> None:
         if self._returning:
             answers = [a for a in answers if a.correlation]

@@ -35,6 +35,13 @@ class EventLog:
         self._names: dict[tuple[str, int], tuple[bytes, int]] = {}
         self._counts: dict[tuple[str, bytes], int] = {}  # (sender, envelope id) -> messages
 
+    def has_lines(self, effects: Effects) -> bool:
+        """Return whether `committed` writes a line about this batch."""
+        changes = effects.changes
+        return bool(changes.dead or changes.closed_dead_letters) or (
+            log.isEnabledFor(logging.INFO) and bool(changes.envelopes or changes.acked)
+        )
+
     def committed(self, effects: Effects, batch: Sequence[AnyCommand] = ()) -> None:
         """Log a committed batch."""
         changes = effects.changes
