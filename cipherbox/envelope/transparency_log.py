@@ -97,14 +97,15 @@ class Accepted(NamedTuple):
 
 
 class Proven(NamedTuple):
-    """The result of a valid proof: an entry's record, the head it is under and the note of that
-    head, and the root of the log before this entry, if it is the head's last; else empty.
+    """The result of a valid proof: an entry's record, and the head it is under, with its note.
+
+    ``before``: origin, size and root of the log without this entry, if it is the head's last.
     """
 
     record: Record
     head: Checkpoint
     note: bytes
-    root_before: bytes
+    before: tuple[str, int, bytes] | None
 
 
 def accepted_head(sender: str, at: int) -> bytes:
@@ -339,7 +340,9 @@ def _verified(
     outer = root_from_path(leaf_hash(parsed.record), record.index - 1, head.size, parsed.path)
     if not (hmac.compare_digest(inner, record.root) and hmac.compare_digest(outer, head.root)):
         raise SignatureInvalid("HQ's proof is for something else")
-    before = root_before(parsed.path) if record.index == head.size else b""
+    before = None
+    if record.index == head.size:
+        before = head.origin, head.size - 1, root_before(parsed.path)
     return Proven(record, head, parsed.checkpoint, before)
 
 

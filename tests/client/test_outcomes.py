@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import trio
 
-from cipherbox.client.outbox import sender as module
+from cipherbox.client.outbox import outcomes as module
 from cipherbox.client.outbox.outbox import Outbox
 from tests.client.waiting import until
 
@@ -31,7 +31,7 @@ def writes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
 async def test_outcomes_are_written_together_and_the_last_ones_at_the_end(
     hq: Any, writes: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "OUTCOME_PAUSE_S", 3600)
+    monkeypatch.setattr(module, "PAUSE_S", 3600)
     async with hq.client("FL-LAB") as lab, lab.publisher(to="CA-RC", batch=1) as publisher:
         for _ in range(3):
             await publisher.send("x")
@@ -42,10 +42,10 @@ async def test_outcomes_are_written_together_and_the_last_ones_at_the_end(
 async def test_an_outcome_that_no_envelope_follows_is_written_once_after_a_moment(
     hq: Any, writes: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "OUTCOME_PAUSE_S", 0.01)
+    monkeypatch.setattr(module, "PAUSE_S", 0.01)
     async with hq.client("FL-LAB") as lab:
         await lab.publish("x", to="CA-RC")
         with trio.fail_after(20):
             await until(lambda: len(writes) == 2)
-        await trio.sleep(0.1)
+        await trio.sleep(0.1)  # ten pauses
         assert writes == [(1, 0), (0, 1)]

@@ -96,7 +96,7 @@ def test_a_proof_holds_for_exactly_its_envelopes(others: int) -> None:
     before = tree.RightEdge()
     for number in range(others):
         before.append(tree.leaf_hash(b"%d" % number))
-    assert found.root_before == before.root()
+    assert found.before == (ORIGIN, others, before.root())
     assert found.note == log.proof_checkpoint(proof)
     assert log.proof_record(proof) == found.record
     for wrong in (

@@ -184,10 +184,8 @@ class LogProofVerifier:
                 f"HQ confirmed {len(leaves)} envelopes and did not prove that its signed log "
                 f"names them ({error}); they stay in the outbox. Tell the admin"
             ) from None
-        head = proven.head
-        self._observe(Head(head, proven.note))
-        if proven.root_before:
-            self._unproven.pop((head.origin, head.size - 1, proven.root_before), None)
+        self._observe(Head(proven.head, proven.note))
+        self._unproven.pop(proven.before, None)
 
     def bundles(self, bundles: Sequence[bytes], proofs: Sequence[bytes]) -> None:
         """Raise BundleUnlogged unless HQ proves that its log names each of these bundles."""

@@ -13,6 +13,8 @@ Map, written by `make generate`:
                     key, and the files it was made of.
     outbox          The outbox: every envelope this home sealed, on disk before the first try on the
                     network.
+    outcomes        What became of envelopes, until the outbox has it: many outcomes are written
+                    together.
     queries         Queries of the outbox; `outbox` has the rules and writes.
     receipts        What recipients signed for, in the outbox: receipts are kept, bytes that nobody
                     owes a word on go.

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import attrs
 import orjson
 
-from cipherbox.classes import define, frozen
+from cipherbox.classes import frozen
 from cipherbox.client.outbox.origins import Origins
 from cipherbox.client.sessions.sending_chains import RatchetStep
 from cipherbox.envelope.layout import Octets
@@ -74,26 +74,6 @@ class Refused(NamedTuple):
     code: int
     reason: str
     state: int = PARKED
-
-
-@define
-class Outcomes:
-    """What is known of envelopes and not written yet."""
-
-    confirmed: list[Confirmed] = attrs.field(factory=list)
-    refused: list[Refused] = attrs.field(factory=list)
-    proven: list[Proven] = attrs.field(factory=list)
-
-    def __bool__(self) -> bool:
-        return bool(self.confirmed or self.refused or self.proven)
-
-    def before(self, later: Outcomes) -> Outcomes:
-        """Return these, and later ones."""
-        return Outcomes(
-            self.confirmed + later.confirmed,
-            self.refused + later.refused,
-            self.proven + later.proven,
-        )
 
 
 class Signed(NamedTuple):

@@ -54,13 +54,13 @@ from cipherbox.client.connection.confirm_window import PendingPublish, kept_erro
 from cipherbox.client.connection.reconnecting import Patience, ReconnectingConnection
 from cipherbox.client.events import SENDER, Events
 from cipherbox.client.outbox.outbox import Outbox
+from cipherbox.client.outbox.outcomes import PendingOutcomes
 from cipherbox.client.outbox.resealing import PAGE, Reseal, Resealing, Revoked, waits
 from cipherbox.client.outbox.rows import (
     PARKED,
     WAITING,
     Confirmed,
     OutboxEntry,
-    Outcomes,
     Proven,
     Refused,
     Row,
@@ -86,7 +86,6 @@ from cipherbox.wire.frames import Confirm
 # Sealed and not yet on their way to the disk: a publisher then lets the other tasks run, so that
 # sealing, writing and sending overlap.  256 envelopes are 70 ms of sealing; fewer cost more syncs.
 AHEAD, AHEAD_BYTES = 256, 16 * 1024 * 1024
-OUTCOME_PAUSE_S = 0.1  # outcomes wait so long for others, and then for a batch of envelopes
 ABANDONED_MS = 30_000  # a row unchanged for so long belongs to no process that sends
 LOOK_S = 5.0  # between looks for such rows
 WRITE_RETRY_S = 1.0  # before outcomes that could not be written are written again
@@ -122,13 +121,11 @@ class OutboxSender(Resealing):
         left = outbox.waiting(0, self.opened_ms, 1)
         self._behind: list[PendingPublish] | None = [] if left else None
         self._known: dict[bytes, int] = {}  # envelope id -> generation, of what this process sends
-        self._outcomes = Outcomes()
-        self._outcomes_due = False  # to be written with the next batch
         self._steps: list[_StepToKeep] = []
         self._unsynced: set[PendingPublish] = set()  # sent, and being synced
         self._one_at_a_time = trio.Lock()  # is sealed again
         self._work, self._look = Flag(), Flag()
-        self._came = Flag()  # an outcome
+        self._outcomes = PendingOutcomes(self._work.set)
         self.written = Signal()  # envelopes or outcomes were written to the outbox
         # nothing that HQ may have lost in a restore still counts as confirmed
         self.compared = trio.Event()
@@ -190,8 +187,7 @@ class OutboxSender(Resealing):
     def park(self, envelope: PendingPublish | Row, error: CipherBoxError) -> None:
         """Park an envelope that HQ refused and nobody here can mend, with the reason."""
         refused = Refused(envelope.envelope_id, envelope.generation, error.code, str(error))
-        self._outcomes.refused.append(refused)
-        self._came.set()
+        self._outcomes.refused(refused)
 
     async def keep_step(self, step: RatchetStep) -> None:
         """Keep a ratchet step that belongs to no envelope of the outbox.
@@ -217,7 +213,7 @@ class OutboxSender(Resealing):
         if incarnation:
             while self._unsynced:
                 await self.written.wait()
-            self._outcomes_due = True
+            self._outcomes.due = True
             await self._write()  # what the earlier store confirmed is recorded before it is doubted
             count = await self.store(self.outbox.resend_if_restored, incarnation)
             if count:
@@ -236,37 +232,24 @@ class OutboxSender(Resealing):
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._drain)
-                nursery.start_soon(self._gather_outcomes)
+                nursery.start_soon(self._outcomes.run)
                 self._nursery, self._token = nursery, trio.lowlevel.current_trio_token()
                 while True:
                     await self._work.wait()
                     await self._write()
         finally:
-            self._outcomes_due = True
+            self._outcomes.due = True
             with trio.move_on_after(CLOSE_S, shield=True):
                 await self._write()
             with trio.CancelScope(shield=True):  # as long as a call of the outbox may take
                 await self.close()
-
-    async def _gather_outcomes(self) -> None:
-        """Let outcomes be written with the next batch after a pause, alone after a second one."""
-        while True:
-            await self._came.wait()
-            self._came.clear()
-            await trio.sleep(OUTCOME_PAUSE_S)
-            self._outcomes_due = True
-            await trio.sleep(OUTCOME_PAUSE_S)
-            if self._outcomes_due:
-                self._work.set()
 
     async def _write(self) -> None:
         self._work.clear()
         ahead = _is_ahead(len(self._new), self._new_bytes)
         new, self._new = self._new, []
         steps, self._steps = self._steps, []
-        outcomes = Outcomes()
-        if self._outcomes_due:
-            outcomes, self._outcomes, self._outcomes_due = self._outcomes, outcomes, False
+        outcomes = self._outcomes.take()
         if not (new or steps or outcomes):
             return
         if ahead:
@@ -289,9 +272,7 @@ class OutboxSender(Resealing):
                 on_visible=early,
             )
         except CipherBoxError as error:
-            self._outcomes = outcomes.before(self._outcomes)
-            if outcomes:
-                self._came.set()
+            self._outcomes.put_back(outcomes)
             for one in batch:
                 self._not_kept(one, _failure(error, sent=one in self._unsynced))
             if not new:
@@ -395,11 +376,10 @@ class OutboxSender(Resealing):
         if raw is None:
             found = await self.store(self.outbox.find, row.envelope_id)
             if found is not None and not found.owed:  # all have opened it; the confirm was lost
-                self._outcomes.confirmed.append(Confirmed(row.envelope_id, row.generation, 0, ()))
+                self._outcomes.confirmed(Confirmed(row.envelope_id, row.generation, 0, ()))
             else:
                 reason = "its bytes are gone from the outbox"
-                self._outcomes.refused.append(Refused(row.envelope_id, row.generation, 0, reason))
-            self._came.set()
+                self._outcomes.refused(Refused(row.envelope_id, row.generation, 0, reason))
             return
         await self._connection.ready()
         # sealed by an older version, or with keys that this client has replaced since
@@ -419,8 +399,7 @@ class OutboxSender(Resealing):
         names = tuple(i.envelope_id for i in items if i.kept or i in self._unsynced)
         if names:
             leaves = b"".join(item.leaf() for item in items)
-            self._outcomes.proven.append(Proven(frame.log_position, frame.proof, leaves, names))
-            self._came.set()
+            self._outcomes.proven(Proven(frame.log_position, frame.proof, leaves, names))
 
     def settled(self, item: PendingPublish) -> None:
         """Record the outcome of an envelope of the outbox; pass every outcome on to its owner."""
@@ -432,7 +411,7 @@ class OutboxSender(Resealing):
         self._known.pop(item.envelope_id, None)
         error = item.error
         if item.result is not None:
-            self._outcomes.confirmed.append(
+            self._outcomes.confirmed(
                 Confirmed(
                     item.envelope_id, item.generation, item.result.accepted_at, item.result.queues
                 )
@@ -445,8 +424,7 @@ class OutboxSender(Resealing):
             self._nursery.start_soon(self.seal_for_others, item, error)
             return
         elif error is not None and (refused := _refused(item, error)) is not None:
-            self._outcomes.refused.append(refused)
-        self._came.set()
+            self._outcomes.refused(refused)
         if item.on_outcome is not None:
             item.tell_owner()
         else:

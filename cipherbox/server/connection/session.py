@@ -366,11 +366,10 @@ class Session:
         return not self._out.empty
 
     def answer(self, answers: Sequence[Answer], proof: Proof | None = None) -> None:
-        if self._returning:
-            answers = [a for a in answers if a.correlation]
+        if self._returning and not (answers := [a for a in answers if a.correlation]):
+            return
         self._in_flight.answered(answers)
-        if answers:
-            self._put(b"".join(encode.encode(answers, proof)))
+        self._put(b"".join(encode.encode(answers, proof)))
         if log.isEnabledFor(logging.DEBUG):
             _log_refusals(self.client, self.connection, answers)
 
@@ -406,7 +405,7 @@ class Session:
 
     def tick(self, now: float) -> None:
         """Check deadlines and send heartbeats; called twice a second."""
-        limits, beat = self._limits, self._beat_s
+        limits, beat, least = self._limits, self._beat_s, self._limits.slowest_bytes_per_s
         if self._ended is not None:
             return
         if self.role == "anonymous" and now - self._began >= limits.anonymous_s:
@@ -418,15 +417,11 @@ class Session:
         elif self._waiting and now - self._heard_at > 2 * beat:
             self.end(IdleTimeout())
         elif self._coming.slow(beat):
-            self._cut(
-                f"this frame arrives too slowly, below {limits.slowest_bytes_per_s} bytes a second"
-            )
+            self._cut(f"this frame arrives too slowly, below {least} bytes a second")
         elif self._out.stuck():
             self.end(TimedOut("this client does not read what HQ sends"))
         elif self._out.slow():
-            self._cut(
-                f"this client reads too slowly: below {limits.slowest_bytes_per_s} bytes per second"
-            )
+            self._cut(f"this client reads too slowly: below {least} bytes per second")
         elif (
             self.role != "anonymous" and self._engine.store_silent(now) is not self._outage_notified
         ):
