@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -29,13 +29,20 @@ _LOOK_MS = 10
 _TICK = threading.Event()  # never set
 
 
-def open_database(path: Path, steps: Sequence[str], oldest: int = 1) -> sqlite3.Connection:
+def open_database(
+    path: Path,
+    steps: Sequence[str],
+    oldest: int = 1,
+    on_lost: Callable[[str], None] | None = None,
+) -> sqlite3.Connection:
     """Open or create the database; ``steps[n]`` is the SQL that upgrades version n to n + 1.
+    ``on_lost`` is called with a text if SQLite dropped commits.
 
     Raise SchemaTooNew if a newer program wrote it, SchemaTooOld if it is below ``oldest``, Damaged
     if it is not a database, StoreError for other errors.
     """
     try:
+        commits = commits_in_log(path) if on_lost is not None else []
         private_dir(path.parent)
         if why := unwritable(path.parent) or (path.exists() and unwritable(path)):
             raise StoreError(why)
@@ -57,6 +64,8 @@ def open_database(path: Path, steps: Sequence[str], oldest: int = 1) -> sqlite3.
             db.execute(f"PRAGMA synchronous = {SYNCHRONOUS}")
             # overwrite deleted content with zeros where that costs no extra writes
             db.execute("PRAGMA secure_delete = FAST")
+            if on_lost is not None and (lost := lost_commits(db, path, commits)):
+                on_lost(lost)  # before an upgrade, which writes over what it is known by
             db.execute("BEGIN IMMEDIATE")
             try:
                 _upgrade(db, path, steps, oldest)
@@ -97,6 +106,8 @@ def lost_commits(db: sqlite3.Connection, path: Path, commits: list[int]) -> str:
     """
     if not commits:
         return ""
+    db.execute("BEGIN IMMEDIATE")  # another program may be about to end the newest one
+    db.execute("COMMIT")
     valid = _valid_frames(db)
     lost = sum(number > valid for number in commits) if valid >= 0 else 0
     # another program of this home may have begun the log anew meanwhile

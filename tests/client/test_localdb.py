@@ -88,6 +88,31 @@ def test_a_log_that_another_program_began_anew_has_lost_nothing(tmp_path: Path) 
     db.close()
 
 
+@pytest.mark.parametrize("at", [0, 2])
+@pytest.mark.parametrize("steps", [STEPS, (*STEPS, "CREATE TABLE more (n INTEGER);\n")])
+def test_a_loss_is_noticed_though_the_schema_is_written_again(
+    tmp_path: Path, steps: tuple[str, ...], at: int
+) -> None:
+    """``at``: the first commit that the disk damaged. Before 0, nothing was in the database yet."""
+    path = tmp_path / "x.sqlite3"
+    log = path.with_name(f"{path.name}-wal")
+    db = open_database(path, STEPS)
+    for number in range(3):
+        db.execute("INSERT INTO numbers VALUES (?)", (number,))
+    commits = commits_in_log(path)
+    database, content = path.read_bytes(), bytearray(log.read_bytes())
+    db.close()
+    content[32 + (commits[at] - 1) * (24 + 4096) + 1000] ^= 8
+    path.write_bytes(database)  # as a kill leaves it
+    log.write_bytes(content)
+    said: list[str] = []
+    open_database(path, steps, 1, said.append).close()
+    (text,) = said
+    assert f"lost its last {len(commits) - at} changes" in text
+    open_database(path, steps, 1, said.append).close()
+    assert len(said) == 1
+
+
 LOCKED = """
 import fcntl, sys
 with open(sys.argv[1], "r+b") as index:

@@ -14,12 +14,7 @@ from cipherbox.client.inbox.handler_contents import STEP as CONTENTS
 from cipherbox.client.inbox.lines_file import At, keep_tail
 from cipherbox.client.inbox.transfers import FIRST_STEP, SHARED
 from cipherbox.client.inbox.transfers import STEP as TRANSFERS
-from cipherbox.client.local_database import (
-    commits_in_log,
-    lost_commits,
-    open_database,
-    translated,
-)
+from cipherbox.client.local_database import open_database, translated
 from cipherbox.client.receiving.attempts import STEP as LATER
 from cipherbox.client.sessions.receiving_chains import STEP as HEARING
 
@@ -90,12 +85,11 @@ def open_inbox(home: Path, say: Callable[[str], None] = lambda _: None) -> sqlit
     """Open or create the database, as `open_database` does. If it lost commits, keep the lines that
     they recorded: only the first to open it can know.
     """
-    path = home / DATABASE
-    commits = commits_in_log(path)
-    db = open_database(path, STEPS, OLDEST)
+    path, losses = home / DATABASE, list[str]()
+    db = open_database(path, STEPS, OLDEST, losses.append)
     try:
         with translated(path):
-            if lost := lost_commits(db, path, commits):
+            for lost in losses:
                 state = dict(db.execute("SELECT name, value FROM state"))
                 keep_tail(home / LINES, At(state["length"], state["inode"], state["begun"]))
                 say(f"{lost}; HQ delivers again what was not acknowledged")

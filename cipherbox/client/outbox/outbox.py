@@ -26,14 +26,7 @@ from pathlib import Path
 
 from cipherbox import clock
 from cipherbox.client.hq_time import deletion_ms
-from cipherbox.client.local_database import (
-    commits_in_log,
-    lost_commits,
-    open_database,
-    sync,
-    transaction,
-    translated,
-)
+from cipherbox.client.local_database import open_database, sync, transaction, translated
 from cipherbox.client.outbox import origins
 from cipherbox.client.outbox.envelope_files import EnvelopeFiles
 from cipherbox.client.outbox.receipts import STEP as RECEIPTS_STEP
@@ -132,12 +125,14 @@ class Outbox(OutboxReceipts):
         self._files = home / FILES
         self._large = EnvelopeFiles(self._files)
         self._keep_until = keep_until
-        commits = commits_in_log(self._path)
-        self._db = open_database(self._path, STEPS, OLDEST)
+        self._db = open_database(
+            self._path,
+            STEPS,
+            OLDEST,
+            lambda lost: say(f"{lost}; messages or receipts of that time may be missing"),
+        )
         try:
             with translated(self._path):
-                if lost := lost_commits(self._db, self._path, commits):
-                    say(f"{lost}; messages or receipts of that time may be missing")
                 private_dir(self._files)
                 self._sweep()
         except BaseException:

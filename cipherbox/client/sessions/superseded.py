@@ -15,7 +15,7 @@ def retire_sessions(home: Path, peer: str = "") -> None:
     """Retire the sessions with ``peer``, or all of them.  What still comes in them opens; the next
     message begins anew.
 
-    For commands alone: no part of this process may have the database open (see `localdb`).
+    For commands alone: no part of this process may have the database open (see `local_database`).
     """
     path = home / DATABASE
     if not path.exists():
