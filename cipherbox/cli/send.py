@@ -109,7 +109,7 @@ class Sent(NamedTuple):
 @click.option(
     "--file",
     "files",
-    type=click.Path(path_type=Path, exists=True),
+    type=click.Path(path_type=Path, exists=True, readable=False),  # our error says more
     multiple=True,
     help="File of any size, or directory, to send; repeatable.",
 )

@@ -106,7 +106,7 @@ def _database(config: ServerConfig) -> Iterator[Problem]:
         yield from _tried(lambda: reach(config))
     elif not config.database.path.exists():
         yield Problem(f"{config.database.path}: no database", "create one with: cipherbox init")
-    else:
+    elif not unwritable(config.database.path.parent):  # or that is the cause of SQLite's error
         yield from _tried(lambda: inspect_store(config.database.path, pages=False))
 
 
