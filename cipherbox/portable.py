@@ -298,9 +298,7 @@ def lock_file(path: Path, what: str) -> Iterator[None]:
     """
     fd = os.open(path, os.O_RDWR | os.O_CREAT | O_BINARY, 0o600)
     try:
-        if is_root():  # keep it writable for the directory's owner
-            there = path.parent.stat()
-            give_to(path, (there.st_uid, there.st_gid))
+        give_to_owner_of_folder(path)
         if not _try_lock(fd):
             holder = os.pread(fd, 32, 0).decode("ascii", "replace").strip() if not WINDOWS else ""
             who = f" (process {holder})" if holder.isdigit() else ""
@@ -662,6 +660,13 @@ def give_to(path: Path, ids: tuple[int, int]) -> None:
     """Make a user and its group the owner of a file."""
     if not WINDOWS:
         os.chown(path, *ids, follow_symlinks=False)
+
+
+def give_to_owner_of_folder(path: Path) -> None:
+    """Keep a file that root has made writable for the owner of its directory."""
+    if is_root():
+        there = path.parent.stat()
+        give_to(path, (there.st_uid, there.st_gid))
 
 
 def escape_text(text: str, most: int = 500) -> str:

@@ -18,7 +18,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from cipherbox.errors import Damaged, SchemaTooNew, SchemaTooOld, StoreError
-from cipherbox.portable import O_BINARY, give_to, is_root, private_dir, sync_data, unwritable
+from cipherbox.portable import (
+    O_BINARY,
+    give_to_owner_of_folder,
+    private_dir,
+    sync_data,
+    unwritable,
+)
 
 SYNCHRONOUS = "FULL"
 _LOG_BYTES, _FRAME_BYTES = 32, 24  # headers of a write-ahead log and of each frame
@@ -48,9 +54,7 @@ def open_database(
             raise StoreError(why)
         with suppress(FileExistsError):
             os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | O_BINARY, 0o600))
-            if is_root():  # keep the file writable for the home's owner
-                there = path.parent.stat()
-                give_to(path, (there.st_uid, there.st_gid))
+            give_to_owner_of_folder(path)
         os.chmod(path, 0o600)
         db = sqlite3.connect(
             path, isolation_level=None, check_same_thread=False, timeout=_BUSY_MS / 1000

@@ -38,8 +38,11 @@ class LogMark:
         """Remember a committed entry; an error of the disk leaves the mark as it was."""
         data = row.index.to_bytes(_NUMBER, "big") + row.nodes[:_HASH]
         with suppress(OSError):
+            made = not self._path.exists()
             fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | portable.O_BINARY, 0o600)
             try:
+                if made:
+                    portable.give_to_owner_of_folder(self._path)
                 portable.write_all(fd, data + zlib.crc32(data).to_bytes(_CHECK, "big"))
             finally:
                 os.close(fd)

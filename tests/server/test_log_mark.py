@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from cipherbox.broker.model import LogRow
 from cipherbox.client.local_database import commits_in_log
-from cipherbox.server.log_mark import FILE
+from cipherbox.portable import give_to, is_root
+from cipherbox.server.log_mark import FILE, LogMark
 from cipherbox.wire import frames
 from tests.server.hq import Running, running
 
@@ -126,3 +128,13 @@ async def test_another_entry_in_its_place_is_a_loss(tmp_path: Path) -> None:
     (earlier / FILE).write_bytes(mark)
     async with running(earlier) as here:
         assert here.hq.engine.incarnation != incarnation
+
+
+@pytest.mark.skipif(not is_root(), reason="only root can make a file for another user")
+def test_a_mark_that_root_made_stays_writable_for_hqs_user(tmp_path: Path) -> None:
+    """As `clock confirm --hq` may be run: HQ would never write it again, and notice no loss."""
+    ids = 4321, 4322
+    give_to(tmp_path, ids)
+    LogMark(tmp_path / FILE).write(LogRow(1, 2, b"", b"", bytes(32), bytes(16)))
+    found = (tmp_path / FILE).stat()
+    assert (found.st_uid, found.st_gid, found.st_mode & 0o777) == (*ids, 0o600)
