@@ -28,7 +28,9 @@ _RECENT_S = 24 * 3600
 def unpack(version: str, place: Path) -> dict[str, Any]:
     """Unpacks the data into ``place``; what is expected of it."""
     with tarfile.open(Path(__file__).parent / f"{version}.tar.xz") as archive:
-        archive.extractall(place, filter="tar")  # modes stay: what holds a secret is 0600
+        if hasattr(tarfile, "tar_filter"):  # Python 3.11.2 of Debian 12 has none
+            archive.extraction_filter = tarfile.tar_filter
+        archive.extractall(place)  # modes stay: what holds a secret is 0600
     for path in (place / version).iterdir():
         path.rename(place / path.name)
     expected: dict[str, Any] = json.loads((place / "expected.json").read_text())
