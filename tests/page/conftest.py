@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import trio
 from selenium.common.exceptions import WebDriverException
+from urllib3.exceptions import HTTPError
 
 from tests.client.real_hq import RealHq, real_hq
 from tests.page.chromium import chromium, sized
@@ -32,7 +33,7 @@ class Browser:
         if self._driver is not None:
             try:
                 return self._tidied(self._driver)
-            except WebDriverException:
+            except (WebDriverException, HTTPError):  # the latter of a driver that does not answer
                 self.close()
         self._driver = self._open.enter_context(chromium())
         return self._tidied(self._driver)
