@@ -12,7 +12,7 @@ from base64 import b64decode, b64encode
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from cipherbox.errors import Conflict
+from cipherbox.errors import Conflict, Damaged
 from cipherbox.store.log_table import LogTable
 from cipherbox.store.port import BundleRow, CertificateRow, Enrolment
 from cipherbox.store.rows import decoding, number_of
@@ -20,6 +20,7 @@ from cipherbox.store.rows import decoding, number_of
 T = TypeVar("T")
 _LENGTH = 4
 _MOST = (1 << 63) - 1
+_YEAR_10000_MS = 253_402_300_800_000
 
 
 def _text(raw: bytes) -> str:
@@ -31,6 +32,16 @@ def _bundle(row: tuple[Any, ...]) -> BundleRow:
     with decoding(f"a key bundle of {client}"):
         parts = b64decode(ciphertext), b64decode(nonce), b64decode(tag)
     return BundleRow(client, sequence, digest, *parts, added_at, ends_at)
+
+
+def _certificate(row: tuple[Any, ...]) -> CertificateRow:
+    found = CertificateRow(*row)
+    times = found.issued_at, found.expires_at, found.revoked_at
+    if not all(0 <= at < _YEAR_10000_MS for at in times):  # as a calendar has them
+        raise Damaged(
+            f"a certificate of {found.client} is damaged in the database", remedy="restore a backup"
+        )
+    return found
 
 
 def _pack(chain: Sequence[bytes]) -> bytes:
@@ -184,7 +195,7 @@ class Registry(LogTable):
         query, order = "SELECT * FROM certificates", " ORDER BY client, issued_at"
         values = () if client is None else (client,)
         rows = self._rows(f"{query}{' WHERE client = ?' if values else ''}{order}", values)
-        return [CertificateRow(*row) for row in rows]
+        return [_certificate(row) for row in rows]
 
     def revoke_certificates(self, client: str, at: int) -> list[CertificateRow]:
         """Revoke those certificates of a client that are not revoked yet; return all of them."""

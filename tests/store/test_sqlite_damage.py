@@ -18,12 +18,12 @@ from cipherbox import spares
 from cipherbox.errors import Damaged, StoreUnavailable
 from cipherbox.store import spool as spooling
 from cipherbox.store.files import Files
-from cipherbox.store.port import BundleRow
+from cipherbox.store.port import BundleRow, CertificateRow
 from cipherbox.store.spool import Place, Spool, SpoolSnapshot
 from cipherbox.store.sqlite import database, queries
 from cipherbox.store.sqlite.store import DATABASE
 from tests.store.faults import FailingEnd, Faulty, opened, spool_names
-from tests.store.suite import acknowledged, bodies_of, published
+from tests.store.suite import AT, acknowledged, bodies_of, published
 
 LARGE = 100_000
 
@@ -343,3 +343,16 @@ def test_a_damaged_epoch_and_a_text_that_is_none_are_damage(tmp_path: Path) -> N
         db.execute("INSERT INTO exchanges VALUES (CAST(x'61e4' AS TEXT), 0)")
     with pytest.raises(Damaged, match="a text is not UTF-8"):
         opened(tmp_path).load(1)
+
+
+@pytest.mark.parametrize("time", ["issued_at", "expires_at", "revoked_at"])
+# SQLite keeps such a time in 48 bits, and the highest of them is its sign
+@pytest.mark.parametrize("flipped", [AT - (1 << 47), AT + (1 << 62)])
+def test_a_certificate_of_no_time_is_named(tmp_path: Path, time: str, flipped: int) -> None:
+    """The next revocation list would end HQ, and so would every start after it."""
+    store = opened(tmp_path)
+    store.put_certificate(CertificateRow("1", "FL-LAB", AT, AT, AT, b""))
+    assert store.certificates()
+    store.db.execute(f"UPDATE certificates SET {time} = ?", (flipped,))
+    with pytest.raises(Damaged, match="a certificate of FL-LAB is damaged"):
+        store.certificates()
