@@ -69,7 +69,7 @@ def test_a_second_hq_takes_over_and_clients_follow(
             first.send_signal(signal.SIGCONT)
             patient(lambda: first.poll() is not None)
             assert first.returncode == 6  # the store is another HQ's now
-            assert took_s < 10
+            assert took_s < 60  # a lease lasts six
             assert shell("receive", "--count", "2", "--idle", "30", home=center).code == 0
             assert shell("audit", "verify", home=admin).code == 0
         finally:
