@@ -96,17 +96,30 @@ class SimStream(trio.abc.Stream):
     def __init__(self, coming: Pipe, going: Pipe, world: World, peer: Any) -> None:
         self._in, self._out, self._world, self._peer = coming, going, world, peer
         self.swallowing = False
+        self._unsent = b""  # of what was to be sent at once
 
     def peer_certificate(self) -> Any:
         return self._peer
 
+    def send_now(self, data: bytes) -> bool:
+        """Take some of it, as `TlsStream.send_now`, or all of it."""
+        taken = len(data) if self._world.chance.random() < 0.7 else self._part(data)
+        if not self.swallowing:
+            if self._unsent or self._out.sent_all or self._out.unread:
+                taken = 0
+            self._out.data += data[:taken]
+            self._out.waiting.unpark_all()
+        self._unsent += data[taken:]
+        return not self._unsent
+
+    def _part(self, data: bytes) -> int:
+        return int(self._world.chance.random() * len(data))
+
     async def send_all(self, data: Any) -> None:
         chance = self._world.chance
-        raw = bytes(data)
+        raw, self._unsent = self._unsent + bytes(data), b""
         # Fractions, since the length of a signature differs from run to run.
-        cuts = sorted(
-            int(chance.random() * len(raw)) for _ in range(chance.choice((0, 0, 0, 1, 2)))
-        )
+        cuts = sorted(self._part(raw) for _ in range(chance.choice((0, 0, 0, 1, 2))))
         for start, end in zip([0, *cuts], [*cuts, len(raw)], strict=True):
             if chance.random() < 0.2:
                 await trio.sleep(chance.choice((0.001, 0.05, 0.5)))

@@ -101,6 +101,7 @@ class Inbox:
         self._watermark = 0
         self._highest: dict[str, bytes] = {}
         self._file: LinesFile | None = None
+        self._recorded: At | None = None  # as it is in the database; None: unknown
         # messages of the last batch that are files
         self.file_counts: dict[tuple[str, bytes], int] = {}
         try:
@@ -270,8 +271,12 @@ class Inbox:
             file.committed()
 
     def _record_at(self, at: At) -> None:
-        values = [(at.length, "length"), (at.inode, "inode"), (at.begun, "begun")]
-        self._db.executemany("UPDATE state SET value = ? WHERE name = ?", values)
+        before = self._recorded or (None, None, None)
+        changed = [
+            (new, name) for name, new, old in zip(At._fields, at, before, strict=True) if new != old
+        ]
+        self._db.executemany("UPDATE state SET value = ? WHERE name = ?", changed)
+        self._recorded = at
 
     def forget(self, before_ms: int) -> int:
         """Delete rows of ids from before that time, raise the watermark to it, and return their
@@ -356,6 +361,7 @@ class Inbox:
         until the inbox is reopened, which consults the database.
         """
         self._unknown_state = ending
+        self._recorded = None
         with suppress(sqlite3.Error):
             self._db.execute("ROLLBACK")
         if not ending and self._file is not None:
