@@ -16,7 +16,8 @@ A crash is a *survivor* set: what a node's directory contains if it stops at thi
 
 The set is taken at the instant of the crash, which may be any call of the disk in the middle of a
 step; what the dying life still does, to the end of that step and closing its files, is undone by
-`restore`, and nobody hears of it, since it sends nothing before its next checkpoint.
+`restore`, and nobody hears of it: it sends nothing before its next checkpoint, since a stream takes
+nothing at once from a node that crashed.
 """
 
 from __future__ import annotations

@@ -102,7 +102,12 @@ class SimStream(trio.abc.Stream):
         return self._peer
 
     def send_now(self, data: bytes) -> bool:
-        """Take some of it, as `TlsStream.send_now`, or all of it."""
+        """Take some of it, as `TlsStream.send_now`, or all of it; nothing of a node that crashed in
+        the middle of this step.
+        """
+        scope = self._world.scopes.get(_node.get())
+        if scope is not None and scope.cancel_called:
+            return True
         taken = len(data) if self._world.chance.random() < 0.7 else self._part(data)
         if not self.swallowing:
             if self._unsent or self._out.sent_all or self._out.unread:
