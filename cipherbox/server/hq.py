@@ -217,8 +217,13 @@ class HQ:
 
     async def mark_clock(self) -> None:
         """Record the time, unless the clock is in doubt, for the next start."""
-        if (mark := self.clock.mark(self.audit.last_at)) is not None:
+        if (mark := self.clock.mark(self.audit.last_at)) is None:
+            return
+        try:
             await self.engine.in_store(self.store.put_setting, CLOCK, mark.encode())
+        except CipherBoxError:
+            self.clock.unrecorded = True  # `watch_clock` tries again
+            raise
 
     async def watch_clock(self) -> None:
         """While the clock is in doubt, look whether it is right again, and ask the database's

@@ -1,6 +1,7 @@
 """The session of an HQ that waits as a standby: its latest attempt's, open until the next has one.
 
-A database lists its sessions, so whoever writes it sees who waits (`postgres.lease`, rule 4).
+A database lists its sessions, so whoever writes it sees who waits (`postgres.lease`, rule 4).  It
+also counts for how long its attempts have seen the same renewal of the lease (rule 2).
 """
 
 from __future__ import annotations

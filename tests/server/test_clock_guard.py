@@ -30,8 +30,10 @@ from cipherbox.server.hq import HQ
 from cipherbox.server.operations.alerts import alerts
 from cipherbox.server.operations.backup import back_up, restore
 from cipherbox.server.operations.offline import confirm_clock
+from cipherbox.store.port import CLOCK
 from cipherbox.store.sqlite.store import SqliteStore, open_store
 from cipherbox.wire import frames
+from tests.client.waiting import until
 from tests.server.clocks import confirmed_clock, shifted_clock
 from tests.server.hq import BIG, Raw, Running, configured, running
 from tests.server.inline import Noted
@@ -511,6 +513,25 @@ async def test_hq_asks_a_database_again_whose_clock_was_wrong(
         with trio.fail_after(30):
             while r.hq.clock.doubt:
                 await trio.sleep(0.01)
+
+
+async def test_a_mark_that_could_not_be_stored_is_stored_soon(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not an hour later: a reboot before would doubt a right clock."""
+    monkeypatch.setattr(app, "RENEW_S", 0.02)
+    async with running(tmp_path / "hq") as r:
+        await until(lambda: r.hq.store.get_setting(CLOCK) is not None)  # the start's
+        before = r.hq.store.get_setting(CLOCK)
+
+        def fails(*_: object) -> None:
+            raise StoreUnavailable("for a test")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(r.hq.store, "put_setting", fails)
+            with pytest.raises(StoreUnavailable):
+                await r.hq.mark_clock()
+        await until(lambda: r.hq.store.get_setting(CLOCK) != before)
 
 
 async def test_what_expires_does_not_expire_by_a_step(tmp_path: Path) -> None:
