@@ -328,7 +328,8 @@ class OneThread:
         self._waits = False  # a caller, for the bell
         self._bell, self._ring = socket.socketpair()
         self._bell.setblocking(False)
-        weakref.finalize(self, _close, self._bell, self._ring)
+        # not at the program's end, when the thread may still ring
+        weakref.finalize(self, _close, self._bell, self._ring).atexit = False
 
     async def run(self, call: Callable[[Unpack[Ts]], T], *args: *Ts) -> T:
         """Return what ``call`` returns.  Cancelling the caller does not abandon a call."""
