@@ -32,7 +32,7 @@ _NO_TEXT = "Could not decode to UTF-8"  # sqlite3's own error, without a code; i
 _RESTORE = "move it away, or restore it from a backup"
 _BUSY_MS = 30_000  # how long a commit waits for another process of this home
 _LOOK_MS = 10
-_TICK = threading.Event()  # never set
+TICK = threading.Event()  # never set
 
 
 def open_database(
@@ -134,7 +134,7 @@ def _valid_frames(db: sqlite3.Connection) -> int:
         _, valid, _ = db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
         if valid >= 0:
             break
-        _TICK.wait(_LOOK_MS / 1000)
+        TICK.wait(_LOOK_MS / 1000)
     return valid
 
 

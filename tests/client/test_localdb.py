@@ -147,7 +147,7 @@ def test_nothing_is_lost_while_another_process_makes_a_checkpoint(
                 if len(waits) == 2:
                     other.communicate(b"\n", 30)
 
-        monkeypatch.setattr(local_database, "_TICK", Tick())
+        monkeypatch.setattr(local_database, "TICK", Tick())
         assert lost_commits(second, path, commits) == ""
         assert len(waits) == 2
     first.close()
