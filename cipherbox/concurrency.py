@@ -352,17 +352,24 @@ class OneThread:
         return cast(T, one.value)
 
     async def _until_done(self, one: _Call[Any]) -> None:
+        """Wait for the bell, which rings once for each call that is the first."""
         self._waits = True
+        interrupt: KeyboardInterrupt | None = None
+        rung = False
         try:
-            while not one.done:
+            while not (rung and one.done):
                 try:
                     await trio.lowlevel.wait_readable(self._bell)
-                except trio.Cancelled:  # the next checkpoint raises it again
+                except (trio.Cancelled, KeyboardInterrupt) as error:
+                    if isinstance(error, KeyboardInterrupt):
+                        interrupt = error  # no checkpoint raises it again
                     with trio.CancelScope(shield=True):
                         await trio.lowlevel.wait_readable(self._bell)
-                self._bell.recv(1)
+                rung = bool(self._bell.recv(1))
         finally:
             self._waits = False
+        if interrupt is not None:
+            raise interrupt
 
     def _work(self) -> None:
         while True:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 import threading
@@ -358,6 +359,10 @@ async def test_calls_run_in_one_thread_in_order_and_return_or_raise() -> None:
     with pytest.raises(SystemExit):
         await thread.run(sys.exit)
     assert await thread.run(threading.get_ident) == ident
+    for number in range(300):
+        assert await thread.run(int, number) == number
+    with pytest.raises(BlockingIOError):
+        thread._bell.recv(1)  # each ring was heard
 
 
 async def test_cancelling_abandons_no_call_and_begins_none() -> None:
@@ -379,6 +384,23 @@ async def test_cancelling_abandons_no_call_and_begins_none() -> None:
         scope.cancel()
         await thread.run(done.append, "cancelled")
     assert done == ["call"]
+
+
+async def test_an_interrupt_abandons_no_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    thread, done = OneThread(), []
+    real = trio.lowlevel.wait_readable
+    interrupts = [KeyboardInterrupt()]
+
+    async def interrupted(sock: socket.socket) -> None:
+        if interrupts:
+            raise interrupts.pop()
+        await real(sock)
+
+    monkeypatch.setattr(trio.lowlevel, "wait_readable", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        await thread.run(done.append, "call")
+    assert done == ["call"]
+    assert await thread.run(lambda: 5) == 5
 
 
 async def test_an_idle_thread_ends_and_the_next_call_starts_another(

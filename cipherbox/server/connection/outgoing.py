@@ -163,7 +163,7 @@ class SendQueue:
         size = sum([entry[2] + codec.DELIVERED_BYTES for entry in entries])
         if size <= min(_NOW_BYTES, self._most()) and self._may_send_now():
             items = self._bodies.held(entries)
-            if items is not None:
+            if items:
                 self._return_unused(tag, entries, items)
                 self._sent_now(b"".join(codec.encode_deliver(tag, items)))
                 return
