@@ -368,6 +368,7 @@ def test_quiet_is_read() -> None:
 
 async def test_what_a_client_has_to_look_at(hq: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     home = load_home(hq.home("FL-LAB"))
+    (home.path / "ca.crt").touch()  # it joins now: this home is a copy of an older one
     home.config = attrs.evolve(
         home.config, alerts=AlertSettings(command="true", quiet="CA-RC 1h", stuck_minutes=1)
     )
@@ -396,13 +397,16 @@ async def test_a_message_that_waits_and_one_that_was_refused(
 ) -> None:
     from cipherbox.client import watch
     from cipherbox.client.client import open_client
-    from cipherbox.client.outbox.rows import PARKED
+    from cipherbox.client.outbox.rows import CONFIRMED, PARKED
     from cipherbox.client.outbox.rows import Refused as RefusedRow
+    from tests.client.waiting import until
 
     home = load_home(hq.home("FL-LAB"))
     home.config = attrs.evolve(home.config, alerts=AlertSettings(command="true", stuck_minutes=1))
     async with open_client(home, renew=False, tries=1, keep_trying=True) as lab:
         await lab.publish("first", to="CA-RC")
+        outbox = lab.outbox().outbox
+        await until(lambda: bool(outbox.rows([CONFIRMED])))  # what HQ said is written together
         await hq.stop()
         lab.connection.timeout_s = 2.0
         waits = await lab.publish("later", to="CA-RC", wait=False)
