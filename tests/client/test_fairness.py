@@ -24,6 +24,7 @@ from cipherbox.client.receiving.progress import Progress
 from cipherbox.client.receiving.receiver import Receiver
 from cipherbox.client.receiving.recorder import Recorder
 from cipherbox.client.receiving.refusals import Refusals
+from cipherbox.contact_lists import ContactLists
 from cipherbox.envelope.ids import EnvelopeIds
 from cipherbox.errors import Busy, MalformedEnvelope, NotFound, StoreError
 from cipherbox.sealing.body import text_message
@@ -213,10 +214,13 @@ class Opener:
 
     def expect(self, deliveries: Sequence[Any]) -> None: ...
 
+    def contact_lists(self) -> ContactLists:
+        return ContactLists()
+
     def _work(self) -> None:
         threading.Event().wait(self._takes_s)  # holds the thread, as opening does
 
-    async def open(self, one: Any, *, later: bool) -> None:
+    async def open(self, one: Any, *, later: bool, lists: ContactLists) -> None:
         self._work()
         error = self._trouble.get(one.sender_id)
         if error is not None:
@@ -394,7 +398,7 @@ async def test_two_large_batches_are_never_in_memory_side_by_side(
         def ready(self, one: Any) -> bool:
             return True
 
-        async def open(self, one: Any, *, later: bool) -> None:
+        async def open(self, one: Any, *, later: bool, lists: ContactLists) -> None:
             order.append(f"open {one.size}")
 
     class Records:

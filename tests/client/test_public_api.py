@@ -40,7 +40,10 @@ MADE_INSIDE = (
 )
 
 # what the client calls itself
-INSIDE = ("Delivery.fill", "Consumer.in_order", "Consumer.requeue", "Consumer.settled")
+INSIDE = (
+    "Delivery.fill",
+    *("Consumer.in_order", "Consumer.requeue", "Consumer.settled", "Consumer.take_batch"),
+)
 
 
 def public() -> Iterator[tuple[str, Callable[..., Any]]]:
