@@ -43,9 +43,9 @@ def is_whole(home: Path) -> set[int]:
     for row in outbox.rows([WAITING]):
         raw = outbox.bytes_of(row)
         assert raw is not None
-        assert set(raw) == {row.envelope_id[0]}
+        assert set(raw) == set(row.envelope_id[:2])
         assert len(raw) == row.size
-        found.add(row.envelope_id[0])
+        found.add(row.envelope_id[1])
     outbox.close()
     return found
 
