@@ -154,7 +154,7 @@ PRIVATE = {
     # the two ends of a pipe
     *("_opened", "_failure", "_peer_aborted"),
     # constants and functions of one module, and the simulation's chance
-    *("_ENTRY", "_note"),
+    *("_ENTRY", "_note", "_bell"),
     *("_replace_client", "_set_watermark", "_holds", "_pieces", "_left", "_random"),
     # one choice among connections
     *("_current", "_ready"),
