@@ -40,6 +40,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", "soak: there is more of it in `make soak`; see tests/soak.py"
     )
+    config.addinivalue_line("markers", "early: it takes longest, so nothing else waits for its end")
     config.addinivalue_line("markers", "joined: `hq` of end-to-end tests has two clients already")
     soak.ON = config.getoption("--soak")
     use_memory()
@@ -63,6 +64,7 @@ def use_memory() -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     soak.choose(config, items)
+    items.sort(key=lambda item: item.get_closest_marker("early") is None)
 
 
 def pytest_collection_finish() -> None:

@@ -266,7 +266,7 @@ async def test_both_call(hq: Any) -> None:
 
                 async def one(pipe: Pipe = pipe) -> None:
                     with pytest.raises(PeerGone, match="one of the two ends needs --listen"):
-                        await pipe.call(60.0)
+                        await pipe.call(6.0)  # in which both calls have arrived
 
                 nursery.start_soon(one)
 

@@ -6,9 +6,12 @@ import json
 import os
 from pathlib import Path
 
+import pytest
+
 from .conftest import make_hq, serving, shell
 
 
+@pytest.mark.early
 def test_messages_and_files_wait_and_go_out(tmp_path: Path) -> None:
     directory, admin = make_hq(tmp_path)
     lab, center = tmp_path / "FL-LAB", tmp_path / "CA-RC"

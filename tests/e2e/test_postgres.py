@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from cipherbox.cli.prove.database import another_hq
 from cipherbox.harness.stage import free_port
 from tests import postgres, soak
@@ -34,6 +36,7 @@ def made(tmp_path: Path, server: postgres.Server, *addresses: str) -> tuple[Path
     return directory, admin
 
 
+@pytest.mark.early
 def test_a_second_hq_takes_over_and_clients_follow(
     tmp_path: Path, postgresql: postgres.Server, patient: Patient
 ) -> None:

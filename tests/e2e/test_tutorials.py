@@ -182,6 +182,7 @@ def readers(
         forwarder.close()
 
 
+@pytest.mark.early
 def test_three_people_play_the_tutorials(readers: dict[str, Reader]) -> None:
     hq, lab, center = readers["hq"], readers["lab"], readers["center"]
     hq.play(until="When they have joined")
@@ -204,6 +205,7 @@ def test_three_people_play_the_tutorials(readers: dict[str, Reader]) -> None:
 @pytest.mark.parametrize(
     "readers", [{"lab": "folders", "center": "exec"}], indirect=True, ids=["folders-and-exec"]
 )
+@pytest.mark.early
 def test_a_lab_of_folders_and_a_center_of_one_program(readers: dict[str, Reader]) -> None:
     hq, lab, center = readers["hq"], readers["lab"], readers["center"]
     hq.play(until="When they have joined")

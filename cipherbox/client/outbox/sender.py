@@ -281,8 +281,9 @@ class OutboxSender(Resealing):
         finally:
             self._new_bytes -= sum(len(item.raw) for item in new if item not in self._unsynced)
             self.written.notify()
-        for one in batch:
-            self._was_written(one, moved)
+        written = [self._was_written(one, moved) for one in batch]
+        if going := [one for one in written if one is not None]:
+            self._send(*going)
 
     def _send_unsynced(self, items: list[PendingPublish]) -> None:
         """Send what is committed and being synced, unless the sync was faster than this call."""
@@ -292,20 +293,22 @@ class OutboxSender(Resealing):
             self._new_bytes -= sum(len(item.raw) for item in early)  # the window counts them now
             self._send(*early)
 
-    def _was_written(self, one: PendingPublish | _StepToKeep, moved: set[bytes]) -> None:
-        """Send what was written.  ``moved``: the sessions, and the idempotency keys, that another
-        process used meanwhile.
+    def _was_written(
+        self, one: PendingPublish | _StepToKeep, moved: set[bytes]
+    ) -> PendingPublish | None:
+        """Return what is to be sent now.  ``moved``: the sessions, and the idempotency keys, that
+        another process used meanwhile.
         """
         if any(step.session_id in moved for step in _steps_of(one)):
             self._not_kept(one, SessionMoved())
-            return
+            return None
         if isinstance(one, PendingPublish) and one.envelope_id in moved:
             self._not_kept(one, KeyReused())
-            return
+            return None
         self._sessions.committed(_steps_of(one))
         if isinstance(one, _StepToKeep):
             one.done.set()
-            return
+            return None
         one.kept = True
         if one in self._unsynced:
             self._unsynced.discard(one)
@@ -314,7 +317,8 @@ class OutboxSender(Resealing):
         elif self._behind is not None:
             self._behind.append(one)
         else:
-            self._send(one)
+            return one
+        return None
 
     def _not_kept(self, one: PendingPublish | _StepToKeep, error: CipherBoxError) -> None:
         """Report that it was not kept, and is not sent."""
