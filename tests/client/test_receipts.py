@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import pytest
@@ -212,3 +213,28 @@ async def test_send_asks_for_its_receipt_when_it_waits_until_the_message_was_ope
         outbox = lab.outbox_sender.outbox
         raws = [outbox.bytes_of(row) for row in outbox.rows(range(4))]
         assert [split(raw).prefix.prompt_receipt for raw in raws] == [False, True]
+
+
+async def test_receipts_wait_for_keys_that_are_damaged_here(hq: Any) -> None:
+    said: list[Any] = []
+    async with hq.client("FL-LAB") as lab:
+        await lab.publish("one", to="CA-RC")
+        async with hq.client("CA-RC") as center:
+            assert await Receiver(center).run(count=1) == 1  # pins the lab's keys
+            pin = center.directory.pins.get("FL-LAB").bundle
+            path = center.home.path / "certs" / "FL-LAB.bundle"
+        await lab.receipts.settle()
+        whole = path.read_bytes()
+        at = whole.index(pin.encrypt_keys[0].public)
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        sent = await lab.publish("two", to="CA-RC")
+        async with hq.client("CA-RC", on_event=said.append) as center:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(partial(Receiver(center).run, count=1))
+                with trio.fail_after(60):
+                    await until(lambda: any("Receipts for FL-LAB wait" in one for one in said))
+        path.write_bytes(whole)
+        async with hq.client("CA-RC") as center:
+            await Receiver(center).drain()
+        with trio.fail_after(60):
+            assert await lab.wait_for([sent.envelope_id], "opened", 60)

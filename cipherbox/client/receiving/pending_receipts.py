@@ -28,6 +28,7 @@ import trio
 from cipherbox import clock
 from cipherbox.client.connection.confirm_window import set_by_outcome
 from cipherbox.client.connection.reconnecting import TimeLimit
+from cipherbox.client.events import RECEIVER
 from cipherbox.client.inbox.schema import DATABASE, open_inbox
 from cipherbox.client.local_database import transaction, translated
 from cipherbox.client.options import PublishOptions
@@ -39,7 +40,7 @@ from cipherbox.concurrency import Backoff, Flag, KeyedBackoff
 from cipherbox.envelope.group import TYPE, USE, Unsigned
 from cipherbox.envelope.outcomes import Outcome
 from cipherbox.envelope.receipt import NO_COMMITMENT, Leaf
-from cipherbox.errors import BundleDiscontinuous, CipherBoxError, EnvelopeError, TimedOut
+from cipherbox.errors import BundleError, CipherBoxError, EnvelopeError, TimedOut
 from cipherbox.sealing.body import Message, pack
 
 if TYPE_CHECKING:
@@ -79,6 +80,7 @@ class PendingReceipts:
         self._idle = Flag()
         # of senders whose receipts cannot be sent now
         self._backoff: KeyedBackoff[str] = KeyedBackoff(lambda: Backoff(PAUSE_S, RETRY_MAX_S))
+        self._told: set[str] = set()  # senders whose keys were reported as not usable
         self.signed = 0  # envelopes signed for
 
     def close(self) -> None:
@@ -246,11 +248,13 @@ class PendingReceipts:
                 await self._send(sender, unsigned.group(signatures, sender))
                 sent[sender] = 1
                 self._backoff.succeeded(sender)
+                self._told.discard(sender)
             except CipherBoxError as error:
-                # a discontinuous bundle: sent when a person has compared the keys
-                if waits(error) or isinstance(error, BundleDiscontinuous):
+                # keys that are not trusted may be compared, renewed, or restored if damaged here
+                if waits(error) or isinstance(error, BundleError):
                     self._backoff.failed(sender)
-                else:  # the sender is gone, or its keys are not trusted: nobody could read it
+                    self._tell(sender, error)
+                else:  # the sender is gone: nobody could read it
                     sent[sender] = _GIVEN_UP
                     self._backoff.succeeded(sender)
 
@@ -259,6 +263,12 @@ class PendingReceipts:
                 nursery.start_soon(one, sender)
         if sent:
             self._mark(pending, sent, at)
+
+    def _tell(self, sender: str, error: CipherBoxError) -> None:
+        """Report once why receipts for a sender wait for a person."""
+        if isinstance(error, BundleError) and sender not in self._told:
+            self._told.add(sender)
+            self._client.events.emit(RECEIVER, f"Receipts for {sender} wait: {error}")
 
     async def _send(self, sender: str, group: bytes) -> None:
         client = self._client
