@@ -53,12 +53,9 @@ class LogMark:
         if found is None:
             return False
         index, leaf = found
-        last = store.last_log()
-        if last is None or last.index < index:
-            return True
         try:
             return store.log_nodes([(0, index - 1)]) != [leaf]
-        except Damaged:
+        except Damaged:  # it is not there
             return True
 
     def _read(self) -> tuple[int, bytes] | None:

@@ -7,14 +7,18 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import nacl.signing
 import pytest
 
-from cipherbox.broker.model import LogRow
+from cipherbox.broker.model import Changes, Effects, LogRow
 from cipherbox.client.local_database import commits_in_log
 from cipherbox.portable import give_to, is_root
 from cipherbox.server.log_mark import FILE, LogMark
+from cipherbox.server.transparency_log import TransparencyLog
 from cipherbox.wire import frames
+from tests import postgres
 from tests.server.hq import Running, running
+from tests.server.test_postgres import at
 
 DATABASE = "cipherbox.sqlite3"
 SENT = 6
@@ -138,3 +142,28 @@ def test_a_mark_that_root_made_stays_writable_for_hqs_user(tmp_path: Path) -> No
     LogMark(tmp_path / FILE).write(LogRow(1, 2, b"", b"", bytes(32), bytes(16)))
     found = (tmp_path / FILE).stat()
     assert (found.st_uid, found.st_gid, found.st_mode & 0o777) == (*ids, 0o600)
+
+
+def test_an_entry_that_was_not_committed_leaves_no_mark(tmp_path: Path) -> None:
+    """Or a failed commit would be taken for a lost one."""
+    log = TransparencyLog(nacl.signing.SigningKey.generate(), LogMark(tmp_path / FILE))
+    log.entry(Effects(Changes(noted=1)), 1)
+    assert not (tmp_path / FILE).exists()
+    log.committed()
+    assert (tmp_path / FILE).exists()
+
+
+async def test_a_postgresql_that_lost_commits_is_noticed(
+    tmp_path: Path, postgresql: postgres.Server
+) -> None:
+    """As after the promotion of a standby that lagged behind, while HQ was down."""
+    schema = postgres.schema()
+    opener = at(postgresql, schema)
+    async with running(tmp_path / "hq", opener=opener) as here:
+        incarnation = here.hq.engine.incarnation
+        await publish(here, 2)
+    async with running(tmp_path / "hq", opener=opener) as here:
+        assert here.hq.engine.incarnation == incarnation
+    postgresql.sql(f"DELETE FROM {schema}.log WHERE entry = (SELECT max(entry) FROM {schema}.log)")
+    async with running(tmp_path / "hq", opener=opener) as here:
+        assert here.hq.engine.incarnation != incarnation

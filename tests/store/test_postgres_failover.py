@@ -191,7 +191,7 @@ def test_a_killed_hq_is_followed_at_once(opening: Opener, postgresql: postgres.S
 
 
 def test_a_lease_ends_though_the_databases_clock_was_set_back(
-    opening: Opener, postgresql: postgres.Server, monkeypatch: pytest.MonkeyPatch
+    opening: Opener, postgresql: postgres.Server
 ) -> None:
     """A standby waited until that clock had reached the last renewal, if the holder was cut off."""
     target = postgres.target(postgresql, postgres.schema())
