@@ -32,7 +32,7 @@ class SlowDisk:
     """Syncs of the outbox, each of which waits for `go` and fails if there is an `error`."""
 
     def __init__(self, real: Any) -> None:
-        self.begun = 0
+        self.begun = self.sent = 0  # syncs; envelopes given to the connection
         self.error: OSError | None = None
         self.go = threading.Event()
         self._real = real
@@ -50,8 +50,14 @@ in_a_thread = OneThread.run  # as it is before a test's HQ replaces it
 
 @pytest.fixture
 def disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[SlowDisk]:
-    slow = SlowDisk(module.sync)
+    slow, send = SlowDisk(module.sync), Connection.send_envelopes
+
+    def counted(connection: Connection, items: list[SendItem]) -> None:
+        slow.sent += len(items)
+        send(connection, items)
+
     monkeypatch.setattr(module, "sync", slow.sync)
+    monkeypatch.setattr(Connection, "send_envelopes", counted)
     yield slow
     slow.go.set()
 
@@ -111,7 +117,7 @@ async def test_killed_before_the_sync_the_next_process_sends_it_under_the_same_i
     async with hq.client("CA-RC") as center:
         async with hq.client("FL-LAB") as lab, trio.open_nursery() as nursery:
             publishing = Publishing(nursery, lab)
-            await until(lambda: bool(disk.begun) and lab.connection.window.idle)
+            await until(lambda: bool(disk.begun and disk.sent) and lab.connection.window.idle)
             nursery.cancel_scope.cancel()
             # nothing that this process does after the commit is recorded
             with closing(sqlite3.connect(hq.home("FL-LAB") / module.DATABASE)) as db:
@@ -135,7 +141,7 @@ async def test_a_row_that_a_power_failure_took_leaves_a_receipt_that_is_ignored(
     async with hq.client("CA-RC") as center:
         async with hq.client("FL-LAB") as lab, trio.open_nursery() as nursery:
             Publishing(nursery, lab)
-            await until(lambda: bool(disk.begun) and lab.connection.window.idle)
+            await until(lambda: bool(disk.begun and disk.sent) and lab.connection.window.idle)
             nursery.cancel_scope.cancel()
             disk.go.set()
         with closing(sqlite3.connect(hq.home("FL-LAB") / module.DATABASE)) as db:
@@ -159,7 +165,7 @@ async def test_a_sync_that_fails_is_reported_and_the_next_publish_works(
     async with hq.client("FL-LAB") as lab, trio.open_nursery() as nursery:
         disk.error = OSError("input/output error")
         publishing = Publishing(nursery, lab)
-        await until(lambda: bool(disk.begun) and lab.connection.window.idle)
+        await until(lambda: bool(disk.begun and disk.sent) and lab.connection.window.idle)
         disk.go.set()
         await until(lambda: publishing.ended)
         assert isinstance(publishing.error, StoreError)
